@@ -1,0 +1,17 @@
+"""What the shim raises. Standard library only: these are imported while arming."""
+
+
+class BalanceError(RuntimeError):
+    """An explicit wish of the user that cannot be honoured; the message says what, where and what to do."""
+
+
+class SettingError(BalanceError):
+    """A `BALANCE_*` variable, or an argument with the same meaning, whose value cannot be used."""
+
+
+class DeviceMapError(BalanceError):
+    """A device map that cannot be read, or that does not fit the model or the machine."""
+
+
+class SimulationError(BalanceError):
+    """Simulated devices that cannot be set up in this process."""

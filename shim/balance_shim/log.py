@@ -1,0 +1,57 @@
+"""The shim's own voice: single lines on standard error, from the first process only.
+
+`logging` is not used at arming because importing it costs more than everything else arming does, and because at
+interpreter start nobody has configured it yet.
+"""
+
+import os
+import sys
+
+LEVELS = ("debug", "info", "warning", "error")
+_threshold = LEVELS.index("info")
+_said: set[str] = set()
+
+
+def set_level(level: str) -> None:
+    """Show messages of `level` (one of `LEVELS`) and above."""
+    global _threshold
+    _threshold = LEVELS.index(level)
+
+
+def is_first_process() -> bool:
+    """Whether this is the one process of a distributed run that speaks (rank 0), or there is just one."""
+    return os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")) in ("", "0")
+
+
+def debug(message: str) -> None:
+    _say("debug", message)
+
+
+def info(message: str) -> None:
+    _say("info", message)
+
+
+def warning(message: str) -> None:
+    _say("warning", message)
+
+
+def error(message: str) -> None:
+    _say("error", message)
+
+
+def once(level: str, message: str) -> None:
+    """Say `message` the first time only: for what a script may reach many times, such as loading a model."""
+    if message not in _said:
+        _said.add(message)
+        _say(level, message)
+
+
+def _say(level: str, message: str) -> None:
+    if LEVELS.index(level) < _threshold or not is_first_process() or sys.stderr is None:
+        return
+    mark = "" if level == "info" else f"{level}: "
+    try:
+        sys.stderr.write(f"balance_shim: {mark}{message}\n")
+        sys.stderr.flush()
+    except (OSError, ValueError):  # a closed or broken standard error is no reason to stop a training
+        pass
