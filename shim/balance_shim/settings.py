@@ -1,0 +1,241 @@
+"""`BALANCE_*` variables -> `Settings`: read once, while arming, and never changed afterwards.
+
+Standard library only, and of that only what an interpreter has mostly loaded anyway: arming must cost next to nothing.
+"""
+
+import os
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from .log import LEVELS
+from .simulation.spec import SimulationSpec, parse_spec
+from .units import SIZE_FORMS, parse_size
+
+MODES = ("balanced", "map", "auto", "zero3", "off")
+INTERCEPTABLE = ("auto", "balanced", "balanced_low_0", "sequential", "none")
+TUNINGS = ("full", "lora", "frozen")
+
+# The optimizers of `transformers.TrainingArguments(optim=...)`, by how their state grows with what they train.
+# `memory/estimate.py` holds the sizes; the names stand here because they are validated without importing torch.
+OPTIMIZERS = (
+    "adamw", "adamw_torch", "adamw_torch_fused", "adamw_8bit", "adamw_bnb_8bit", "paged_adamw", "paged_adamw_32bit",
+    "paged_adamw_8bit", "adafactor", "adagrad", "rmsprop", "sgd", "lion", "lion_32bit", "lion_8bit", "paged_lion",
+    "paged_lion_32bit", "paged_lion_8bit",
+)  # fmt: skip
+
+# Promised by the interface for later versions. Said, not passed over: a user who sets one believes it acts.
+PLANNED = (
+    "BALANCE_PRECISION", "BALANCE_GRADIENT_CHECKPOINTING", "BALANCE_LOSS", "BALANCE_MICRO_BATCH", "BALANCE_REBALANCE",
+    "BALANCE_ZERO_CONFIG", "BALANCE_OFFLOAD", "BALANCE_NPROC", "BALANCE_NCCL_TIMEOUT", "BALANCE_MONITOR",
+)  # fmt: skip
+PLANNED_MODES = ("zero3",)
+
+
+class Reserve(NamedTuple):
+    """Head-room kept free on each device: a fixed number of bytes plus a fraction of the device's capacity."""
+
+    fixed: int = 0
+    fraction: float = 0.0
+
+    def of(self, capacity: int) -> int:
+        """Return the bytes to keep free on a device of `capacity` bytes."""
+        return min(capacity, self.fixed + int(self.fraction * capacity))
+
+
+class Settings(NamedTuple):
+    """What the user asked for. Sizes in bytes; `None` where the user left it to the shim."""
+
+    mode: str = "balanced"
+    intercept: frozenset[str] = frozenset({"auto", "balanced"})
+    device_map: str | None = None
+    max_memory: int | dict[int, int] | None = None
+    reserve: Reserve = Reserve(fraction=0.08)
+    batch_size: int | None = None
+    seq_len: int | None = None
+    tuning: str | None = None
+    optimizer: str | None = None
+    report: str = "text"
+    simulate: SimulationSpec | None = None
+    strict: bool = False
+    log_level: str = "info"
+
+
+class Variable(NamedTuple):
+    """One `BALANCE_*` variable: how it is read, and what `balance-shim env` and the README say of it."""
+
+    name: str
+    field: str
+    parse: Callable[[str], Any]
+    allowed: str
+    default: str
+    meaning: str
+
+
+class Problem(NamedTuple):
+    """A value that cannot be used. `message` is the whole line; `fatal` when an explicit wish would be ignored."""
+
+    variable: str
+    message: str
+    fatal: bool
+
+
+def _one_of(allowed: tuple[str, ...]) -> Callable[[str], str]:
+    def parse(text: str) -> str:
+        if text.lower() not in allowed:
+            raise ValueError
+        return text.lower()
+
+    return parse
+
+
+def _flag(text: str) -> bool:
+    return {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}[
+        text.lower()
+    ]
+
+
+def _count(text: str) -> int:
+    number = int(text)
+    if not 1 <= number < 2**31:
+        raise ValueError
+    return number
+
+
+def _intercept(text: str) -> frozenset[str]:
+    values = frozenset(part.strip().lower() for part in text.split(","))
+    if not values <= set(INTERCEPTABLE):
+        raise ValueError
+    return values
+
+
+def _device_index(text: str) -> int:
+    """Read "1", "cuda:1" or "npu:1"."""
+    index = int(text.strip().rpartition(":")[2])
+    if index < 0:
+        raise ValueError
+    return index
+
+
+def _max_memory(text: str) -> int | dict[int, int]:
+    if text.startswith("{"):
+        import json
+
+        pairs = json.loads(text).items()
+    elif "=" in text:
+        pairs = [part.split("=") for part in text.split(",")]
+    else:
+        return parse_size(text)
+    # accelerate's max_memory carries "cpu" and "disk" too; a plan never spills there, so they say nothing here.
+    caps = [(_device_index(key), parse_size(str(size))) for key, size in pairs if key.strip() not in ("cpu", "disk")]
+    if not caps or len(dict(caps)) != len(caps):
+        raise ValueError
+    return dict(caps)
+
+
+def _reserve(text: str) -> Reserve:
+    if text.endswith("%"):
+        percent = float(text[:-1])
+        if not 0 <= percent < 100:
+            raise ValueError
+        return Reserve(fraction=percent / 100)
+    return Reserve(fixed=0 if text == "0" else parse_size(text))
+
+
+def _report(text: str) -> str:
+    if text.lower() in ("text", "off"):
+        return text.lower()
+    folder = os.path.abspath(os.path.expanduser(text))
+    if os.path.exists(folder) and not (os.path.isdir(folder) and os.access(folder, os.W_OK)):
+        raise ValueError
+    return folder
+
+
+VARIABLES = (
+    Variable("BALANCE_MODE", "mode", _one_of(MODES), "one of " + ", ".join(MODES), "balanced",
+             "which remedy: even out training memory, the user's own map, or choose (zero3 is not in this version)"),
+    Variable("BALANCE_INTERCEPT", "intercept", _intercept, "a comma list of " + ", ".join(INTERCEPTABLE),
+             "auto,balanced", "which device_map values are replaced; explicit maps are left alone"),
+    Variable("BALANCE_DEVICE_MAP", "device_map", str, "the path of a JSON file, or JSON", "",
+             "the user's map, layer name -> device; alone it implies mode map"),
+    Variable("BALANCE_MAX_MEMORY", "max_memory", _max_memory, f"{SIZE_FORMS}, 0=20GiB,1=45GiB, or JSON", "what is free",
+             "the most that each device may be given"),
+    Variable("BALANCE_RESERVE", "reserve", _reserve, f"{SIZE_FORMS}, or a percentage below 100%", "8%",
+             "head-room kept free on each device"),
+    Variable("BALANCE_BATCH_SIZE", "batch_size", _count, "a whole number from 1", "the Trainer's, else 1",
+             "micro-batch assumed until the Trainer is known"),
+    Variable("BALANCE_SEQ_LEN", "seq_len", _count, "a whole number from 1", "the Trainer's, else 2048",
+             "tokens a row assumed until the Trainer is known"),
+    Variable("BALANCE_TUNING", "tuning", _one_of(TUNINGS), "one of " + ", ".join(TUNINGS), "full",
+             "what trains: everything, adapters, or everything but vision and audio towers"),
+    Variable("BALANCE_OPTIMIZER", "optimizer", _one_of(OPTIMIZERS), "one of " + ", ".join(OPTIMIZERS),
+             "the Trainer's, else adamw_torch", "optimizer assumed until the Trainer is known"),
+    Variable("BALANCE_REPORT", "report", _report, "text, off, or a folder that can be written", "text",
+             "where the plan and the map go: standard error, nowhere, or files in a folder too"),
+    Variable("BALANCE_SIMULATE", "simulate", parse_spec, "devices such as 4x24GiB or 2x80GiB+2x24GiB", "",
+             "run on simulated devices"),
+    Variable("BALANCE_STRICT", "strict", _flag, "1 or 0", "0",
+             "an internal failure stops the program instead of falling back"),
+    Variable("BALANCE_LOG_LEVEL", "log_level", _one_of(LEVELS), "one of " + ", ".join(LEVELS), "info",
+             "how much the shim says"),
+)  # fmt: skip
+
+
+def read(environ: Mapping[str, str], default_mode: str = "balanced") -> tuple[Settings, tuple[Problem, ...]]:
+    """Return the settings that `environ` asks for, and each value in it that cannot be used.
+
+    A bad value leaves its field at the default, except that a bad `BALANCE_MODE` leaves the shim off. A problem is
+    fatal when going on would pass over an explicit wish, and each one is when `BALANCE_STRICT` is set.
+    """
+    fields: dict[str, Any] = {"mode": default_mode}
+    faults: list[tuple[str, str, bool]] = []
+    if environ.get("BALANCE_DEVICE_MAP", "").strip():
+        fields["mode"] = "map"
+    for variable in VARIABLES:
+        text = environ.get(variable.name, "").strip()
+        if not text:  # set but empty is how shells and YAML files write "not set"
+            continue
+        try:
+            fields[variable.field] = variable.parse(text)
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError):
+            fatal = variable.name == "BALANCE_SIMULATE"
+            if variable.name == "BALANCE_MODE":
+                fields["mode"], now = "off", "the shim stays off"
+            elif fatal:
+                now = "nothing is simulated and the program stops before it touches a device"
+            else:
+                now = f"using the default ({variable.default})"
+            shown = text if len(text) <= 60 else f"{text[:57]}..."
+            faults.append((variable.name, f"{variable.name}={shown!r} is not {variable.allowed}; {now}", fatal))
+
+    mode = fields["mode"]
+    if mode in PLANNED_MODES:
+        text = f"BALANCE_MODE={mode} is not in this version; use balanced, map or auto"
+        faults.append(("BALANCE_MODE", text, True))
+    elif mode == "map" and not fields.get("device_map"):
+        text = "BALANCE_MODE=map needs BALANCE_DEVICE_MAP, the path of a JSON file or JSON; no model will be loaded"
+        faults.append(("BALANCE_DEVICE_MAP", text, True))
+    elif mode == "balanced" and fields.get("device_map"):
+        text = "BALANCE_DEVICE_MAP is set but BALANCE_MODE=balanced; the map is not used (BALANCE_MODE=map uses it)"
+        faults.append(("BALANCE_DEVICE_MAP", text, False))
+
+    faults += [(name, message, False) for name, message in _unknown(environ)]
+    strict = bool(fields.get("strict", False))
+    return Settings(**fields), tuple(Problem(name, message, fatal or strict) for name, message, fatal in faults)
+
+
+def _unknown(environ: Mapping[str, str]) -> list[tuple[str, str]]:
+    """Return a (variable, line) for each name that looks like one of ours and is not: other programs balance, too."""
+    known = [variable.name for variable in VARIABLES]
+    lines = []
+    for name in sorted(environ):
+        if not name.startswith("BALANCE_") or name in known or not environ[name].strip():
+            continue
+        if name in PLANNED:
+            lines.append((name, f"{name}={environ[name]!r} is not in this version; it is ignored"))
+        else:
+            from difflib import get_close_matches
+
+            near = get_close_matches(name, [*known, *PLANNED], n=1, cutoff=0.75)
+            if near:
+                lines.append((name, f"{name} is not a variable; did you mean {near[0]}? It is ignored"))
+    return lines
