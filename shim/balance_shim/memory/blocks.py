@@ -1,0 +1,130 @@
+"""Any model as an ordered chain of blocks, each of which stays whole on one device.
+
+A block is what a device map names: a module that must not be split, a leaf module, or a tensor that hangs directly on
+a module whose children are placed apart. Every parameter and buffer belongs to exactly one block.
+"""
+
+from collections.abc import Callable, Collection, Iterable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Block:
+    """One entry of a device map.
+
+    Attributes:
+        name: the module's (or the tensor's) full name, the key in the map; "" is the whole model.
+        kind: the module's class name, or "tensor".
+        role: "embedding", "layer", "head", "tower" (an encoder beside the language model) or "other".
+        tensors: the full names of the parameters and buffers in it.
+    """
+
+    name: str
+    kind: str
+    role: str
+    tensors: tuple[str, ...]
+
+
+def chain(model: "nn.Module", no_split: Collection[str] | None = None) -> tuple[Block, ...]:
+    """Return the blocks of `model` in the order in which the forward pass meets them.
+
+    Registration order is execution order in transformers' models, with one exception: small modules without
+    parameters (`rotary_emb`) are registered last and run first. They follow their first neighbour.
+
+    Args:
+        model: may be on the meta device.
+        no_split: class names of modules that must stay whole; by default what the model itself declares, else the
+            members of its module lists.
+    """
+    unsplittable = frozenset(no_split if no_split is not None else getattr(model, "_no_split_modules", None) or ())
+    layers = _layers(model, unsplittable)
+    role = _role_of(model, layers)
+    blocks = [Block(name, kind, role(name), tensors) for name, kind, tensors in _split(model, "", layers) if tensors]
+    return tuple(blocks)
+
+
+def _layers(model: "nn.Module", unsplittable: frozenset[str]) -> frozenset[str]:
+    """Return the names of the modules that are layers: declared unsplittable, or else members of a module list."""
+    from torch import nn
+
+    declared = {name for name, module in model.named_modules() if type(module).__name__ in unsplittable}
+    if declared:
+        return frozenset(declared)
+    lists = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.ModuleList)]
+    members = {f"{name}.{child}" for name, module in lists for child, _ in module.named_children()}
+    return frozenset(members)
+
+
+def _split(module: "nn.Module", name: str, layers: frozenset[str]) -> Iterator[tuple[str, str, tuple[str, ...]]]:
+    """Yield (name, class name, tensors) for each block at and below `module`."""
+    inside = f"{name}." if name else ""
+    holds_layers = any(layer.startswith(inside) and layer != name for layer in layers)
+    children = list(module.named_children())
+    # A module that holds no layers gains nothing from being split, and may use its direct tensors anywhere.
+    if name in layers or not children or (name and not holds_layers):
+        yield name, type(module).__name__, tuple(f"{inside}{key}" for key in _tensor_names(module))
+        return
+    for key, _ in _direct_tensors(module):
+        yield f"{inside}{key}", "tensor", (f"{inside}{key}",)
+    for child_name, child in children:
+        yield from _split(child, f"{inside}{child_name}", layers)
+
+
+def _tensor_names(module: "nn.Module") -> Iterator[str]:
+    for prefix, child in module.named_modules(remove_duplicate=False):
+        for key, _ in _direct_tensors(child):
+            yield f"{prefix}.{key}" if prefix else key
+
+
+def _direct_tensors(module: "nn.Module") -> Iterator[tuple[str, "Tensor"]]:
+    """Yield a module's own parameters and buffers, non-persistent ones too: a device map must cover those as well."""
+    own: Iterable[tuple[str, Any]] = [*module._parameters.items(), *module._buffers.items()]
+    yield from ((key, tensor) for key, tensor in own if tensor is not None)
+
+
+def _role_of(model: "nn.Module", layers: frozenset[str]) -> Callable[[str], str]:
+    """Return a function from a block's name to its role."""
+    embedding = _name_of(model, "get_input_embeddings")
+    head = _name_of(model, "get_output_embeddings")
+    # The language model is what holds the input embedding. Layers outside of it belong to a tower, whose root is
+    # where their path leaves the language model's.
+    text = embedding.rpartition(".")[0]
+    towers = {_fork(layer, text) for layer in layers if not within(layer, text)}
+
+    def role(name: str) -> str:
+        if embedding and within(name, embedding):
+            return "embedding"
+        if head and within(name, head):
+            return "head"
+        if any(within(name, tower) for tower in towers):
+            return "tower"
+        return "layer" if name in layers else "other"
+
+    return role
+
+
+def within(name: str, outer: str) -> bool:
+    """Whether `name` is `outer` or below it; everything is within "", the whole model."""
+    return not outer or name == outer or name.startswith(f"{outer}.")
+
+
+def _fork(name: str, other: str) -> str:
+    """Return the part of `name` up to and including the first component in which it differs from `other`."""
+    mine, theirs = name.split("."), other.split(".")
+    shared = 0
+    while shared < min(len(mine), len(theirs)) and mine[shared] == theirs[shared]:
+        shared += 1
+    return ".".join(mine[: shared + 1])
+
+
+def _name_of(model: "nn.Module", getter: str) -> str:
+    """Return the name of the module that `model.<getter>()` gives; "" when there is none."""
+    try:
+        wanted = getattr(model, getter)()
+    except (AttributeError, NotImplementedError):
+        return ""
+    return next((name for name, module in model.named_modules() if module is wanted), "")

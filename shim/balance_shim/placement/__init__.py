@@ -1,0 +1,1 @@
+"""Which block goes to which device: the solver, the plan, and device maps as files."""
