@@ -1,0 +1,111 @@
+"""Run a user's script in a process of its own, the way a user would, and read what it left behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+REPOSITORY = HERE.parents[1]
+SCRIPTS = HERE / "scripts"
+
+OFFLINE = {
+    "HF_HUB_OFFLINE": "1",
+    "HF_DATASETS_OFFLINE": "1",
+    "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "OMP_NUM_THREADS": "2",
+    # Addition in a fixed order, so that the same seed gives the same losses in two processes.
+    "MKL_CBWR": "COMPATIBLE",
+    "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
+    "PYTHONUNBUFFERED": "1",
+}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a finished process left: its exit code, its two streams, and the losses it wrote, one a logged step."""
+
+    exit_code: int
+    stdout: str
+    stderr: str
+    losses: list[float]
+
+    def expect_success(self) -> Outcome:
+        """Return itself, or raise AssertionError with the end of the process's output."""
+        assert self.exit_code == 0, f"exit code {self.exit_code}\n{self.tail()}"
+        return self
+
+    def tail(self, characters: int = 6000) -> str:
+        return f"--- stdout\n{self.stdout[-characters:]}\n--- stderr\n{self.stderr[-characters:]}"
+
+
+def run_script(
+    script: str | Path,
+    arguments: Sequence[str],
+    folder: Path,
+    environment: Mapping[str, str] | None = None,
+    launcher: Sequence[str] = (),
+    timeout: float = 600,
+) -> Outcome:
+    """Run a script of `scripts/` (by name) or of anywhere (by path), output and losses going to `folder`.
+
+    `launcher` stands between Python and the script: `("-m", "balance_shim", "run")`.
+    """
+    path = SCRIPTS / script if isinstance(script, str) else script
+    losses = folder / "losses.jsonl"
+    outputs = ["--output", str(folder / "output"), "--losses", str(losses)]
+    command = [sys.executable, *launcher, str(path), *arguments, *outputs]
+    outcome = run_command(command, environment, timeout)
+    return Outcome(outcome.exit_code, outcome.stdout, outcome.stderr, read_losses(losses))
+
+
+def run_command(command: Sequence[str], environment: Mapping[str, str] | None = None, timeout: float = 600) -> Outcome:
+    """Run `command` with `environment` over a clean, offline one; no `losses` are read.
+
+    Raises:
+        TimeoutError: it took longer than `timeout` seconds; it and its children have been ended.
+    """
+    process = subprocess.Popen(
+        command,
+        env=child_environment(environment),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        errors="replace",
+        start_new_session=True,  # ms-swift starts a child of its own, which a time-out must reach too
+    )
+    try:
+        stdout, stderr = process.communicate(timeout=timeout)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        stdout, stderr = process.communicate()
+        raise TimeoutError(f"{' '.join(command)} took over {timeout} s\n{stderr[-4000:]}") from None
+    return Outcome(process.returncode, stdout, stderr, [])
+
+
+def child_environment(environment: Mapping[str, str] | None = None) -> dict[str, str]:
+    """This process's variables without its `BALANCE_*` ones and PYTHONPATH, plus `OFFLINE`, plus `environment`."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("BALANCE_")}
+    kept.pop("PYTHONPATH", None)
+    return {**kept, **OFFLINE, **(environment or {})}
+
+
+def on_python_path(*more: str | Path) -> str:
+    """A PYTHONPATH with the two folders that arm the shim at interpreter start, then `more`."""
+    return os.pathsep.join(map(str, (REPOSITORY / "shim", REPOSITORY / "sitecustomize_example", *more)))
+
+
+def read_losses(path: Path) -> list[float]:
+    """The value of `loss` of each logged step in a JSON-lines file; empty if the file was never written."""
+    if not path.exists():
+        return []
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    return [float(row["loss"]) for row in rows if "loss" in row]

@@ -1,0 +1,53 @@
+"""Supervised fine-tuning with TRL: the trainer loads the model itself and chooses where it goes."""
+
+import argparse
+import json
+
+from datasets import load_dataset
+from trl import SFTConfig, SFTTrainer
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--model", required=True)
+    parser.add_argument("--data", required=True)
+    parser.add_argument("--output", required=True)
+    parser.add_argument("--losses")
+    parser.add_argument("--steps", type=int, default=4)
+    parser.add_argument("--batch-size", type=int, default=2)
+    parser.add_argument("--accumulation", type=int, default=1)
+    parser.add_argument("--sequence-length", type=int, default=128)
+    parser.add_argument("--learning-rate", type=float, default=2e-4)
+    parser.add_argument("--seed", type=int, default=42)
+    parser.add_argument("--bf16", action="store_true")
+    parser.add_argument("--save", action="store_true", help="save a checkpoint after the last step")
+    options = parser.parse_args()
+
+    trainer = SFTTrainer(
+        options.model,
+        args=SFTConfig(
+            output_dir=options.output,
+            max_steps=options.steps,
+            per_device_train_batch_size=options.batch_size,
+            gradient_accumulation_steps=options.accumulation,
+            max_length=options.sequence_length,
+            learning_rate=options.learning_rate,
+            bf16=options.bf16,
+            logging_steps=1,
+            save_strategy="steps" if options.save else "no",
+            save_steps=options.steps,
+            report_to=[],
+            seed=options.seed,
+        ),
+        train_dataset=load_dataset("json", data_files=options.data, split="train"),
+    )
+    trainer.train()
+
+    if options.losses:
+        with open(options.losses, "w") as file:
+            for entry in trainer.state.log_history:
+                file.write(json.dumps(entry) + "\n")
+
+
+if __name__ == "__main__":
+    main()
