@@ -20,13 +20,20 @@ class Block:
         name: the module's (or the tensor's) full name, the key in the map; "" is the whole model.
         kind: the module's class name, or "tensor".
         role: "embedding", "layer", "head", "tower" (an encoder beside the language model) or "other".
-        tensors: the full names of the parameters and buffers in it.
+        parameters: the full names of the parameters in it.
+        buffers: the full names of the buffers in it, those that checkpoints leave out included.
     """
 
     name: str
     kind: str
     role: str
-    tensors: tuple[str, ...]
+    parameters: tuple[str, ...]
+    buffers: tuple[str, ...]
+
+    @property
+    def tensors(self) -> tuple[str, ...]:
+        """The full names of all that must have a device."""
+        return self.parameters + self.buffers
 
 
 def chain(model: "nn.Module", no_split: Collection[str] | None = None) -> tuple[Block, ...]:
@@ -40,23 +47,32 @@ def chain(model: "nn.Module", no_split: Collection[str] | None = None) -> tuple[
         no_split: class names of modules that must stay whole; by default what the model itself declares, else the
             members of its module lists.
     """
-    unsplittable = frozenset(no_split if no_split is not None else getattr(model, "_no_split_modules", None) or ())
-    layers = _layers(model, unsplittable)
+    layers = layers_of(model, no_split)
     role = _role_of(model, layers)
-    blocks = [Block(name, kind, role(name), tensors) for name, kind, tensors in _split(model, "", layers) if tensors]
-    return tuple(blocks)
+    parameters = frozenset(name for name, _ in model.named_parameters(remove_duplicate=False))
+    return tuple(
+        Block(
+            name,
+            kind,
+            role(name),
+            tuple(key for key in tensors if key in parameters),
+            tuple(key for key in tensors if key not in parameters),
+        )
+        for name, kind, tensors in _split(model, "", layers)
+        if tensors
+    )
 
 
-def _layers(model: "nn.Module", unsplittable: frozenset[str]) -> frozenset[str]:
-    """Return the names of the modules that are layers: declared unsplittable, or else members of a module list."""
+def layers_of(model: "nn.Module", no_split: Collection[str] | None = None) -> frozenset[str]:
+    """Return the names of the modules that must stay whole; see `chain` for `no_split`."""
     from torch import nn
 
-    declared = {name for name, module in model.named_modules() if type(module).__name__ in unsplittable}
+    classes = frozenset(no_split if no_split is not None else getattr(model, "_no_split_modules", None) or ())
+    declared = frozenset(name for name, module in model.named_modules() if type(module).__name__ in classes)
     if declared:
-        return frozenset(declared)
+        return declared
     lists = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.ModuleList)]
-    members = {f"{name}.{child}" for name, module in lists for child, _ in module.named_children()}
-    return frozenset(members)
+    return frozenset(f"{name}.{child}" for name, module in lists for child, _ in module.named_children())
 
 
 def _split(module: "nn.Module", name: str, layers: frozenset[str]) -> Iterator[tuple[str, str, tuple[str, ...]]]:

@@ -5,6 +5,9 @@ from collections.abc import Iterable, Sequence
 from .estimate import BlockCost
 
 
+NOTHING = BlockCost()
+
+
 class Composition:
     """The peak of a device whose blocks are added in the order of the forward pass, kept up to date at each one.
 
@@ -15,41 +18,68 @@ class Composition:
 
     __slots__ = ("_accumulating", "_activations", "_gradients", "_held", "_worst")
 
-    def __init__(self, accumulation: int = 1, base: BlockCost | None = None) -> None:
-        """Start a device that holds `base` (bytes), if given, before any block of the chain."""
+    def __init__(self, accumulation: int = 1) -> None:
         self._accumulating = accumulation > 1
         self._held = self._gradients = self._activations = self._worst = 0
-        if base is not None:
-            self.add(base)
 
-    def add(self, cost: BlockCost) -> int:
-        """Add a block behind the others and return the new peak in bytes."""
+    def add(self, cost: BlockCost) -> None:
+        """Add a block behind the others."""
         self._held += cost.weights + cost.optimizer
-        self._activations += cost.activations
         self._gradients += cost.gradients
-        if self._accumulating:
-            self._worst = max(self._worst, self._activations + cost.temporary)
-            return self._held + self._gradients + self._worst
-        # Every earlier moment of the backward pass now has this block's gradient too, as backward comes here first.
-        self._worst = cost.gradients + max(self._worst, self._activations + cost.temporary)
-        return self._held + self._worst
+        self._worst = self._worst_with(cost)
+        self._activations += cost.activations
+
+    def peak(self, last: BlockCost = NOTHING) -> int:
+        """Return the peak in bytes, if `last` came behind the blocks so far."""
+        gradients = self._gradients + last.gradients if self._accumulating else 0
+        return self._held + last.weights + last.optimizer + gradients + self._worst_with(last)
+
+    def _worst_with(self, cost: BlockCost) -> int:
+        # Backward comes to this block first, so every moment of the earlier ones has its gradient, too.
+        arriving = 0 if self._accumulating else cost.gradients
+        return arriving + max(self._worst, self._activations + cost.activations + cost.temporary)
 
 
-def peak(costs: Iterable[BlockCost], accumulation: int = 1, base: BlockCost | None = None) -> int:
+def peak(costs: Iterable[BlockCost], accumulation: int = 1) -> int:
     """Return the most bytes that a device holds at once in a training step with these blocks, in forward order."""
-    composition = Composition(accumulation, base)
-    last = composition.add(BlockCost())
+    composition = Composition(accumulation)
     for cost in costs:
-        last = composition.add(cost)
-    return last
+        composition.add(cost)
+    return composition.peak()
+
+
+def peak_terms(costs: Sequence[BlockCost], accumulation: int = 1) -> dict[str, int]:
+    """Return what the peak of `peak(costs, accumulation)` is made of, in bytes by term, at the moment when it occurs."""
+    moments = [(0, sum(cost.gradients for cost in costs), 0)]
+    activations, behind = 0, sum(cost.gradients for cost in costs)
+    for cost in costs:
+        activations += cost.activations
+        moments.append((activations, moments[0][1] if accumulation > 1 else behind, cost.temporary))
+        behind -= cost.gradients
+    activations, gradients, temporary = max(moments, key=sum)
+    return {
+        "weights": sum(cost.weights for cost in costs),
+        "gradients": gradients,
+        "optimizer": sum(cost.optimizer for cost in costs),
+        "activations": activations,
+        "temporary": temporary,
+    }
 
 
 def segment_peaks(
-    costs: Sequence[BlockCost], accumulation: int = 1, base: BlockCost | None = None
+    costs: Sequence[BlockCost], accumulation: int = 1, first: BlockCost = NOTHING, last: BlockCost = NOTHING
 ) -> list[list[int]]:
-    """Return rows so that `rows[i][j - i]` is the peak of a device with blocks i to j-1; j - i = 0 is `base` alone."""
+    """Return rows so that `rows[i][j - i]` is the peak, in bytes, of a device with `first`, blocks i to j-1 and `last`.
+
+    `first` and `last` are what sits on that device whichever run of the chain it gets, ahead of it and behind it.
+    """
     rows = []
     for start in range(len(costs) + 1):
-        composition = Composition(accumulation, base)
-        rows.append([composition.add(BlockCost()), *(composition.add(cost) for cost in costs[start:])])
+        composition = Composition(accumulation)
+        composition.add(first)
+        row = [composition.peak(last)]
+        for cost in costs[start:]:
+            composition.add(cost)
+            row.append(composition.peak(last))
+        rows.append(row)
     return rows

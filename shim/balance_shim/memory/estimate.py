@@ -88,15 +88,20 @@ def estimate(
     seen: set[int] = set()
     costs = []
     for block in blocks:
-        tensors = {name: parameters[name] for name in block.tensors if name in parameters}
+        tensors = {name: parameters[name] for name in block.parameters}
         own = {name: tensor for name, tensor in tensors.items() if id(tensor) not in seen}
         seen.update(id(tensor) for tensor in own.values())
         weights = sum(size_of(name, tensor) for name, tensor in own.items())
-        weights += sum(buffers[name].numel() * buffers[name].element_size() for name in block.tensors if name in buffers)
+        weights += sum(buffers[name].numel() * buffers[name].element_size() for name in block.buffers)
         gradients, optimizer = _training_bytes(block, own, workload)
         activations, temporary = _activation_bytes(model, block, tensors, workload)
         costs.append(BlockCost(int(weights), int(gradients), int(optimizer), int(activations), int(temporary)))
     return tuple(costs)
+
+
+def returned_bytes(blocks: tuple[Block, ...], costs: tuple[BlockCost, ...]) -> int:
+    """Return the bytes of the outputs that accelerate copies to the first device when the head is on another one."""
+    return sum(cost.activations for block, cost in zip(blocks, costs, strict=True) if block.role == "head")
 
 
 def _training_bytes(block: Block, parameters: dict[str, "Tensor"], workload: Workload) -> tuple[float, float]:

@@ -12,6 +12,9 @@ Loads = Sequence[Sequence[float]]
 """`loads[i][j - i]`: what a device carries with blocks i to j-1. Rows do not fall from left to right."""
 
 
+_ROUNDING = 1 + 1e-9  # load / capacity * capacity may come out below the load
+
+
 def partition(loads: Sequence[Loads], capacities: Sequence[float]) -> list[int]:
     """Return the cuts of an optimal partition: device d takes blocks cuts[d] to cuts[d + 1] - 1.
 
@@ -29,7 +32,7 @@ def partition(loads: Sequence[Loads], capacities: Sequence[float]) -> list[int]:
     best = _probe(loads, capacities, high)
     assert best is not None, "one device that takes everything is within its own fill fraction"
     high = worst_fill(loads, capacities, best)
-    while high - low > 1e-12 * high:
+    while high - low > 1e-10 * high:
         middle = (low + high) / 2
         cuts = _probe(loads, capacities, middle)
         if cuts is None:
@@ -37,7 +40,7 @@ def partition(loads: Sequence[Loads], capacities: Sequence[float]) -> list[int]:
         else:
             # What was reached is never above what was asked, and is one of finitely many values: bisection ends.
             high = min(worst_fill(loads, capacities, cuts), middle)
-    return _most_even(loads, capacities, high * (1 + 1e-9), blocks)
+    return _most_even(loads, capacities, high * _ROUNDING, blocks)
 
 
 def worst_fill(loads: Sequence[Loads], capacities: Sequence[float], cuts: Sequence[int]) -> float:
@@ -52,7 +55,7 @@ def _probe(loads: Sequence[Loads], capacities: Sequence[float], fill: float) -> 
     """Return cuts in which no device exceeds `fill`, giving each the longest run it can take; None if there are none."""
     cuts = [0]
     for table, capacity in zip(loads, capacities, strict=True):
-        run = bisect_right(table[cuts[-1]], fill * capacity) - 1
+        run = bisect_right(table[cuts[-1]], fill * capacity * _ROUNDING) - 1
         if run < 0:  # what sits on this device anyway is too much
             return None
         cuts.append(cuts[-1] + run)

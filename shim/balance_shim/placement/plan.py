@@ -1,0 +1,163 @@
+"""A plan: a device map, and what each device is predicted to hold under it."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ..devices import Device
+from ..memory.blocks import Block
+from ..memory.compose import peak_terms
+from ..memory.estimate import BlockCost
+from ..memory.workload import Workload
+
+DeviceMap = dict[str, int | str]
+OFFLOADED = ("cpu", "disk")
+
+
+@dataclass(frozen=True)
+class DevicePlan:
+    """One device under a plan. Sizes in bytes; `terms` are those of the moment of the peak and add up to it."""
+
+    index: int
+    name: str
+    capacity: int
+    predicted_peak: int
+    terms: dict[str, int]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A device map with its prediction.
+
+    Attributes:
+        mode: which remedy made it: "balanced" or "map".
+        model_class: class name of the model.
+        parameters: number of parameters, tied ones once.
+        workload: what the prediction holds for.
+        devices: every device that could be used, in index order.
+        device_map: full module name -> device index, "cpu" or "disk".
+        lower_bound: bytes that the fullest device must hold at least, under any map.
+        notes: what a reader of the plan should know, a line each.
+    """
+
+    mode: str
+    model_class: str
+    parameters: int
+    workload: Workload
+    devices: tuple[DevicePlan, ...]
+    device_map: DeviceMap
+    lower_bound: int
+    notes: tuple[str, ...] = ()
+
+    @property
+    def worst(self) -> DevicePlan:
+        """The device with the highest predicted peak relative to its capacity."""
+        return max(self.devices, key=lambda device: device.predicted_peak / device.capacity)
+
+    @property
+    def shortfall(self) -> int:
+        """Bytes by which the worst device is over its capacity; 0 when the plan fits."""
+        return max(0, self.worst.predicted_peak - self.worst.capacity)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the plan as `balance-shim plan --json` and `BALANCE_REPORT` write it."""
+        return {
+            "mode": self.mode,
+            "model": {"class": self.model_class, "parameters": self.parameters},
+            "workload": self.workload.to_json(),
+            "devices": [
+                {
+                    "name": device.name,
+                    "capacity": device.capacity,
+                    "predicted_peak": device.predicted_peak,
+                    "terms": device.terms,
+                }
+                for device in self.devices
+            ],
+            "device_map": self.device_map,
+            "lower_bound": self.lower_bound,
+            "notes": list(self.notes),
+        }
+
+
+@dataclass(frozen=True)
+class CostedModel:
+    """A model reduced to what placing it needs: blocks in forward order, and the bytes of each under a workload.
+
+    `ties` are the groups of parameters that must share a device; `returned` is what the first device holds for a
+    moment when the head is elsewhere.
+    """
+
+    model_class: str
+    parameters: int
+    blocks: tuple[Block, ...]
+    costs: tuple[BlockCost, ...]
+    ties: tuple[frozenset[str], ...]
+    workload: Workload
+    returned: int = 0
+
+
+def device_of(name: str, device_map: Mapping[str, int | str]) -> int | str | None:
+    """Return the device of a module or tensor: that of the longest key at or above it; None if no key covers it."""
+    while True:
+        if name in device_map:
+            return device_map[name]
+        if not name:
+            return None
+        name = name.rpartition(".")[0]
+
+
+def evaluate(
+    mode: str, costed: CostedModel, device_map: DeviceMap, devices: Sequence[Device], notes: Sequence[str] = ()
+) -> Plan:
+    """Return the plan for `device_map`: the predicted peak of each device, whoever made the map."""
+    on_device: dict[int | str, list[BlockCost]] = {device.index: [] for device in devices}
+    for block, cost in zip(costed.blocks, costed.costs, strict=True):
+        # A map may go deeper than our blocks; a block then counts where its first tensor is.
+        on_device.setdefault(_place(block, device_map), []).append(cost)
+    used = [device.index for device in devices if on_device[device.index]]
+    heads = {_place(block, device_map) for block in costed.blocks if block.role == "head"}
+    if used and heads and heads != {used[0]}:
+        on_device[used[0]].append(BlockCost(temporary=costed.returned))
+    device_plans = []
+    for device in devices:
+        terms = peak_terms(on_device[device.index], costed.workload.accumulation)
+        terms["overhead"] = device.overhead
+        device_plans.append(DevicePlan(device.index, device.name, device.capacity, sum(terms.values()), terms))
+    return Plan(
+        mode=mode,
+        model_class=costed.model_class,
+        parameters=costed.parameters,
+        workload=costed.workload,
+        devices=tuple(device_plans),
+        device_map=dict(device_map),
+        lower_bound=lower_bound(costed, devices),
+        notes=tuple(notes),
+    )
+
+
+def lower_bound(costed: CostedModel, devices: Sequence[Device]) -> int:
+    """Return the bytes that the fullest device must hold at least, on the largest device where they differ.
+
+    Under any map the devices together hold all weights and optimizer state, and at some time of the step, each on
+    its own, all of their gradients or all of their activations; and some device holds the largest block.
+    """
+    held = sum(cost.weights + cost.optimizer for cost in costed.costs)
+    gradients = sum(cost.gradients for cost in costed.costs)
+    activations = sum(cost.activations for cost in costed.costs)
+    moving = gradients + activations if costed.workload.accumulation > 1 else max(gradients, activations)
+    largest_device = max(device.capacity for device in devices)
+    even = (held + moving) / sum(device.capacity for device in devices) * largest_device
+    largest_block = max(sum(peak_terms([cost], costed.workload.accumulation).values()) for cost in costed.costs)
+    return int(max(even, largest_block))
+
+
+def collapse(device_map: DeviceMap) -> DeviceMap:
+    """Return {"": device} for a map of one device: accelerate takes any map of several entries for several devices."""
+    places = set(device_map.values())
+    return {"": places.pop()} if len(places) == 1 else device_map
+
+
+def _place(block: Block, device_map: Mapping[str, int | str]) -> int | str:
+    place = device_of(block.tensors[0], device_map)
+    return "cpu" if place is None else place
