@@ -1,0 +1,21 @@
+"""Even out the training memory of several devices, whoever wrote the script.
+
+Importing this package arms the shim, unless `BALANCE_MODE=off`. Three kinds of importers differ, and `activation`
+tells them apart by what the interpreter is doing, so that none of them has to announce itself:
+
+* A script: mode `balanced` unless the environment says otherwise, and a `SettingError` is raised here.
+* An interpreter that is starting, from a `sitecustomize`: nothing may be raised there, so that waits until a model is
+  loaded; and `BALANCE_SIMULATE` alone does not imply a mode.
+* Our own command, `balance-shim` or `python -m balance_shim`: never armed, because it only starts other programs or
+  prints. It imports this file before any code of its own runs, so it is known by its command line.
+
+Standard library only, and little of that: torch, transformers and even `typing` are not imported here.
+"""
+
+from balance_shim.activation import arm_on_import, install, status, uninstall
+from balance_shim.errors import BalanceError
+
+__version__ = "0.1.0"
+__all__ = ["BalanceError", "__version__", "install", "status", "uninstall"]
+
+arm_on_import()

@@ -1,0 +1,251 @@
+"""Arming and disarming: reads the settings once, and waits for the libraries whose classes are patched.
+
+Nothing here imports a library or a seam. Each seam is imported and applied when the module it patches has been.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from _thread import allocate_lock
+
+from balance_shim import log, state
+from balance_shim.errors import SettingError, SimulationError
+from balance_shim.seams import KNOWN_TO_WORK, SEAMS, hooks
+from balance_shim.state import Arming
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from types import ModuleType
+
+    from balance_shim.overview import Status
+    from balance_shim.seams.registry import Patch
+    from balance_shim.settings import Settings
+
+# Held to decide who arms, never while hooks run: a hook imports, and another thread's import may be waiting for us.
+_lock = allocate_lock()
+_simulated = False
+
+
+def install(**settings: object) -> None:
+    """Arm the shim, as `import balance_shim` does. Armed already and given no settings, it does nothing.
+
+    Args:
+        settings: override the environment, named like the variables without their prefix: `mode="map"`,
+            `device_map={"model.layers.0": 0}`, `max_memory="20GiB"`.
+
+    Raises:
+        SettingError: a value that cannot be used where going on would pass over an explicit wish.
+        TypeError: there is no setting of that name.
+    """
+    if settings or not state.enabled():
+        _arm(Arming(_environment_with(settings), "balanced"), may_raise=True)
+
+
+def uninstall() -> None:
+    """Disarm: every patched class and `sys.meta_path` are as they were. Simulated devices stay: torch keeps them."""
+    with _lock:
+        if not state.enabled():
+            return
+        state.end()
+    for leaf in SEAMS:
+        hooks.unwatch(leaf, _apply_seam)
+    _restore_patches()
+
+
+def status() -> Status:
+    """Return whether the shim is armed, in which mode, what it has patched, and what is wrong with the settings."""
+    from balance_shim.overview import current_status
+
+    return current_status()
+
+
+def arm_on_import() -> None:
+    """Arm for whoever imports the package; see there for the three kinds."""
+    if _is_own_command():
+        return
+    if _interpreter_is_starting():
+        alone = "BALANCE_SIMULATE" in os.environ
+        _arm(Arming(os.environ, "off" if alone else "balanced"), may_raise=False)
+    else:
+        _arm(Arming(os.environ, "balanced"), may_raise=not _is_worker())
+
+
+def _arm(arming: Arming, may_raise: bool) -> None:
+    fatal = [problem.message for problem in arming.problems if problem.fatal]
+    if not arming.is_plain:
+        log.set_level(arming.settings.log_level)
+    if fatal and not may_raise:
+        arming.pending = SettingError("\n".join(fatal))
+    _say_problems(arming, may_raise)
+    if fatal and may_raise:
+        raise SettingError("\n".join(fatal))
+
+    if arming.mode == "off" and arming.pending is None:
+        uninstall()
+    else:
+        with _lock:
+            state.begin(arming)
+        for leaf in SEAMS:
+            hooks.watch(leaf, _apply_seam)
+        if not state.enabled():  # another thread disarmed while the hooks were being set
+            for leaf in SEAMS:
+                hooks.unwatch(leaf, _apply_seam)
+    if not arming.is_plain and (arming.settings.simulate is not None or _is_simulation_refused(arming)):
+        _simulate_with(arming)
+
+
+def _apply_seam(module: ModuleType) -> None:
+    """Patch `module`, a leaf module that has just been imported."""
+    if state.enabled():
+        from balance_shim.seams.guard import attempt
+
+        attempt(f"patching {module.__name__}", _patch, module, instead="it runs without balance_shim")
+        if not state.enabled():  # uninstalled by another thread meanwhile
+            _restore_patches()
+
+
+def _patch(module: ModuleType) -> None:
+    from importlib import import_module
+
+    from balance_shim.seams import guard, registry
+
+    name = module.__name__
+    before = registry.patches()
+    try:
+        import_module(SEAMS[name]).apply(module)
+    except Exception as failure:
+        # All of a seam or nothing: half of it would be a third behaviour that nobody has tested.
+        registry.restore(_patches_of(name, before))
+        if not isinstance(failure, guard.SeamMoved) or state.settings().strict:
+            raise
+        library = name.partition(".")[0]
+        log.once(
+            "warning",
+            f"{library} {failure.version} has no {failure.what}, which balance_shim patches"
+            f" (known to work: {library} {KNOWN_TO_WORK[library]}); it runs without balance_shim",
+        )
+    else:
+        for patch in _patches_of(name, before):
+            log.debug(f"patched {patch.target}")
+
+
+def _patches_of(module: str, before: tuple[Patch, ...]) -> tuple[Patch, ...]:
+    """Return the patches of what `module` defines that were not there `before`."""
+    from balance_shim.seams import registry
+
+    return tuple(patch for patch in registry.patches() if patch not in before and patch.module == module)
+
+
+def _restore_patches() -> None:
+    registry = sys.modules.get("balance_shim.seams.registry")
+    if registry is not None:  # otherwise no seam was ever applied
+        registry.restore()
+
+
+def _simulate_with(arming: Arming) -> None:
+    def simulate(torch: ModuleType) -> None:
+        global _simulated
+        if arming.settings.simulate is None:
+            raise arming.pending or SimulationError("BALANCE_SIMULATE cannot be used")
+        if _simulated:
+            return
+        _simulated = True
+        try:
+            _set_up_simulation(arming.settings)
+        except SimulationError:
+            raise
+        except Exception as failure:
+            reason = f"{type(failure).__name__}: {failure}"
+            raise SimulationError(f"BALANCE_SIMULATE: simulated devices cannot be set up ({reason})") from failure
+        if arming.mode == "off":
+            log.info("BALANCE_SIMULATE is set and BALANCE_MODE is not: devices are simulated, nothing is balanced")
+
+    hooks.watch("torch", simulate)
+
+
+def _set_up_simulation(settings: Settings) -> None:
+    from balance_shim import simulation
+
+    simulation.install(settings.simulate)
+    simulation.report_at_exit()
+    if settings.report not in ("text", "off"):
+        import atexit
+
+        from balance_shim.simulation_record import write_usage
+
+        atexit.register(write_usage, settings.report)
+
+
+def _is_simulation_refused(arming: Arming) -> bool:
+    return any(problem.fatal and problem.variable == "BALANCE_SIMULATE" for problem in arming.problems)
+
+
+def _say_problems(arming: Arming, may_raise: bool) -> None:
+    """Say each problem in one line: now, or once torch is there where an interpreter may never train."""
+    if not arming.problems or _is_worker():
+        return
+
+    def say(module: ModuleType | None) -> None:
+        for problem in arming.problems:
+            log.once("error" if problem.fatal else "warning", problem.message)
+
+    from importlib.machinery import PathFinder
+
+    if may_raise or PathFinder.find_spec("torch") is not None:
+        say(None)
+    else:
+        hooks.watch("torch", say)
+
+
+def _environment_with(settings: dict[str, object]) -> dict[str, str]:
+    environ = dict(os.environ)
+    if settings:
+        from balance_shim.settings import VARIABLES
+
+        known = [variable.name for variable in VARIABLES]
+        for name, value in settings.items():
+            variable = f"BALANCE_{name.upper()}"
+            if variable not in known:
+                raise TypeError(f"install() has no setting {name!r}; there are {', '.join(known)}")
+            environ[variable] = _as_text(value)
+    return environ
+
+
+def _as_text(value: object) -> str:
+    """Write `value` as it would stand in the environment, so that there is one reader and one set of rules."""
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return "1" if value else "0"
+    if isinstance(value, dict):
+        import json
+
+        return json.dumps(value)
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return ",".join(map(str, value))
+    return str(value)
+
+
+def _interpreter_is_starting() -> bool:
+    """Whether `site`, which runs every sitecustomize, is still at work."""
+    return bool(getattr(getattr(sys.modules.get("site"), "__spec__", None), "_initializing", False))
+
+
+def _is_worker() -> bool:
+    """Whether this is a process that `multiprocessing` started: its parent has said everything already."""
+    process = sys.modules.get("multiprocessing.process")
+    return process is not None and process.parent_process() is not None
+
+
+def _is_own_command() -> bool:
+    """Whether this process is `balance-shim` or `python -m balance_shim`.
+
+    While `-m` looks for its module, `sys.argv[0]` is "-m" and the module's name stands only in `sys.orig_argv`, in
+    front of the arguments that both share: as a word of its own, or as in `-mbalance_shim`.
+    """
+    program = sys.argv[0] if getattr(sys, "argv", None) else ""
+    if program != "-m":
+        return os.path.basename(program) == "balance-shim"
+    word = sys.orig_argv[-len(sys.argv)]
+    return (word.partition("m")[2] if word.startswith("-") else word).partition(".")[0] == "balance_shim"

@@ -1,0 +1,101 @@
+"""What arming decided: written by `activation`, read by the seams and all that runs behind them.
+
+A module of its own because the seams must not import `activation`, which imports them.
+"""
+
+from __future__ import annotations
+
+import os
+
+from balance_shim.errors import SettingError
+
+TYPE_CHECKING = False  # `typing` costs more than everything else arming imports; type checkers know this name
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from balance_shim.settings import Problem, Settings
+
+# With nothing but one of these set there is nothing to validate, so reading the settings, which costs more than the
+# rest of arming, waits until a model library is there. The others need more variables, or are not in this version.
+_PLAIN_MODES = ("balanced", "auto", "off")
+
+
+class Arming:
+    """One decision to arm: the environment as it was at that moment, and what it asks for."""
+
+    def __init__(self, environ: Mapping[str, str], default_mode: str):
+        self.environ = {name: text for name, text in environ.items() if name.startswith("BALANCE_") and text.strip()}
+        self.default_mode = default_mode
+        self.pending: SettingError | None = None  # what could not be raised at interpreter start
+        self._read: tuple[Settings, tuple[Problem, ...]] | None = None
+
+    @property
+    def mode(self) -> str:
+        """The mode asked for, without reading the settings where it can be told without."""
+        plain = self.environ.get("BALANCE_MODE", self.default_mode).strip().lower()
+        return plain if self.is_plain else self.settings.mode
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether at most a mode is asked for, one that cannot be wrong."""
+        if not self.environ:
+            return True
+        return list(self.environ) == ["BALANCE_MODE"] and self.environ["BALANCE_MODE"].strip().lower() in _PLAIN_MODES
+
+    @property
+    def settings(self) -> Settings:
+        return self._settings_and_problems()[0]
+
+    @property
+    def problems(self) -> tuple[Problem, ...]:
+        return () if self.is_plain else self._settings_and_problems()[1]
+
+    def _settings_and_problems(self) -> tuple[Settings, tuple[Problem, ...]]:
+        if self._read is None:
+            from balance_shim.settings import read
+
+            self._read = read(self.environ, self.default_mode)
+        return self._read
+
+
+_arming: Arming | None = None
+_enabled = False
+
+
+def begin(arming: Arming) -> None:
+    """Make `arming` the current one and let patches act."""
+    global _arming, _enabled
+    _arming, _enabled = arming, True
+
+
+def end() -> None:
+    """Let no patch act any more. The settings stay readable, for calls that are under way."""
+    global _enabled
+    _enabled = False
+
+
+def enabled() -> bool:
+    """The kill switch: whether patches may act now. Asked on each call of a patched function."""
+    return _enabled
+
+
+def arming() -> Arming | None:
+    """Return the current or, after `end`, the last arming."""
+    return _arming
+
+
+def settings() -> Settings:
+    """Return the settings in force; those of the environment where nothing was armed."""
+    return (_arming or Arming(os.environ, "off")).settings
+
+
+def raise_pending() -> None:
+    """Raise what was wrong with the settings and could not be raised while the interpreter started.
+
+    Wrappers call this before they act, outside of `guard.attempt`: at the first model rather than never.
+
+    Raises:
+        SettingError: an explicit wish in a `BALANCE_*` variable cannot be honoured.
+    """
+    if _arming is not None and _arming.pending is not None:
+        raise SettingError(str(_arming.pending))
