@@ -5,11 +5,15 @@ Standard library only, and of that only what an interpreter has mostly loaded an
 
 import os
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+from .errors import DeviceMapError
 from .log import LEVELS
 from .simulation.spec import SimulationSpec, parse_spec
 from .units import SIZE_FORMS, parse_size
+
+if TYPE_CHECKING:
+    from .placement.map_file import UserMap
 
 MODES = ("balanced", "map", "auto", "zero3", "off")
 INTERCEPTABLE = ("auto", "balanced", "balanced_low_0", "sequential", "none")
@@ -47,7 +51,7 @@ class Settings(NamedTuple):
 
     mode: str = "balanced"
     intercept: frozenset[str] = frozenset({"auto", "balanced"})
-    device_map: str | None = None
+    device_map: "UserMap | None" = None
     max_memory: int | dict[int, int] | None = None
     reserve: Reserve = Reserve(fraction=0.08)
     batch_size: int | None = None
@@ -150,12 +154,18 @@ def _report(text: str) -> str:
     return folder
 
 
+def _device_map(text: str) -> "UserMap":
+    from .placement import map_file  # needs json: only those who bring a map pay for it
+
+    return map_file.read(text)
+
+
 VARIABLES = (
     Variable("BALANCE_MODE", "mode", _one_of(MODES), "one of " + ", ".join(MODES), "balanced",
              "which remedy: even out training memory, the user's own map, or choose (zero3 is not in this version)"),
     Variable("BALANCE_INTERCEPT", "intercept", _intercept, "a comma list of " + ", ".join(INTERCEPTABLE),
              "auto,balanced", "which device_map values are replaced; explicit maps are left alone"),
-    Variable("BALANCE_DEVICE_MAP", "device_map", str, "the path of a JSON file, or JSON", "",
+    Variable("BALANCE_DEVICE_MAP", "device_map", _device_map, "the path of a JSON file, or JSON", "",
              "the user's map, layer name -> device; alone it implies mode map"),
     Variable("BALANCE_MAX_MEMORY", "max_memory", _max_memory, f"{SIZE_FORMS}, 0=20GiB,1=45GiB, or JSON", "what is free",
              "the most that each device may be given"),
@@ -189,13 +199,15 @@ def read(environ: Mapping[str, str], default_mode: str = "balanced") -> tuple[Se
     fields: dict[str, Any] = {"mode": default_mode}
     faults: list[tuple[str, str, bool]] = []
     if environ.get("BALANCE_DEVICE_MAP", "").strip():
-        fields["mode"] = "map"
+        fields["mode"] = "map"  # unless BALANCE_MODE, which is read next, says otherwise
     for variable in VARIABLES:
         text = environ.get(variable.name, "").strip()
         if not text:  # set but empty is how shells and YAML files write "not set"
             continue
         try:
             fields[variable.field] = variable.parse(text)
+        except DeviceMapError as error:
+            faults.append((variable.name, f"{error}; no model will be loaded with this map", fields["mode"] in ("map", "auto")))
         except (ValueError, KeyError, TypeError, AttributeError, OverflowError):
             fatal = variable.name == "BALANCE_SIMULATE"
             if variable.name == "BALANCE_MODE":
@@ -211,7 +223,7 @@ def read(environ: Mapping[str, str], default_mode: str = "balanced") -> tuple[Se
     if mode in PLANNED_MODES:
         text = f"BALANCE_MODE={mode} is not in this version; use balanced, map or auto"
         faults.append(("BALANCE_MODE", text, True))
-    elif mode == "map" and not fields.get("device_map"):
+    elif mode == "map" and not environ.get("BALANCE_DEVICE_MAP", "").strip():
         text = "BALANCE_MODE=map needs BALANCE_DEVICE_MAP, the path of a JSON file or JSON; no model will be loaded"
         faults.append(("BALANCE_DEVICE_MAP", text, True))
     elif mode == "balanced" and fields.get("device_map"):

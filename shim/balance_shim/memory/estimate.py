@@ -73,6 +73,7 @@ def estimate(
     blocks: tuple[Block, ...],
     workload: Workload,
     parameter_bytes: Callable[[str, "Tensor"], float] | None = None,
+    trains: Callable[[str, "Tensor"], bool] | None = None,
 ) -> tuple[BlockCost, ...]:
     """Return the cost of each block, in the order of `blocks`. A tied parameter is counted where it comes first.
 
@@ -81,6 +82,8 @@ def estimate(
         workload: what to train with.
         parameter_bytes: the bytes of a whole parameter as it will be loaded; by default as it is now. Quantizers
             know better (see `seams/weight_sizes.py`).
+        trains: which parameters get gradients; by default what `workload.tuning` supposes. Where it is given, adapters
+            are parameters of the model already and none are supposed.
     """
     size_of = parameter_bytes or (lambda name, tensor: tensor.numel() * tensor.element_size())
     parameters = dict(model.named_parameters(remove_duplicate=False))
@@ -93,8 +96,11 @@ def estimate(
         seen.update(id(tensor) for tensor in own.values())
         weights = sum(size_of(name, tensor) for name, tensor in own.items())
         weights += sum(buffers[name].numel() * buffers[name].element_size() for name in block.buffers)
-        gradients, optimizer = _training_bytes(block, own, workload)
-        activations, temporary = _activation_bytes(model, block, tensors, workload)
+        if trains is None:
+            gradients, optimizer = _supposed_training_bytes(block, own, workload)
+        else:
+            gradients, optimizer = _training_bytes([own[name] for name in own if trains(name, own[name])], workload)
+        activations, temporary = _activation_bytes(block, tensors, workload)
         costs.append(BlockCost(int(weights), int(gradients), int(optimizer), int(activations), int(temporary)))
     return tuple(costs)
 
@@ -104,24 +110,28 @@ def returned_bytes(blocks: tuple[Block, ...], costs: tuple[BlockCost, ...]) -> i
     return sum(cost.activations for block, cost in zip(blocks, costs, strict=True) if block.role == "head")
 
 
-def _training_bytes(block: Block, parameters: dict[str, "Tensor"], workload: Workload) -> tuple[float, float]:
-    """Return (gradients, optimizer state) of one block."""
-    tensors, width = _STATE.get(workload.optimizer, _ADAMW)
+def _supposed_training_bytes(
+    block: Block, parameters: dict[str, "Tensor"], workload: Workload
+) -> tuple[float, float]:
+    """Return (gradients, optimizer state) of one block for what `workload.tuning` supposes to train."""
     if workload.tuning == "lora":
+        tensors, width = _STATE.get(workload.optimizer, _ADAMW)
         sides = [sum(tensor.shape) for tensor in parameters.values() if tensor.dim() == 2]
         values = LORA_RANK * sum(sides) if block.role == "layer" else 0
         return values * FLOAT32, values * tensors * (width or FLOAT32)
     if workload.tuning == "frozen" and block.role == "tower":
         return 0, 0
-    trained = [tensor for tensor in parameters.values() if tensor.is_floating_point()]
+    return _training_bytes([tensor for tensor in parameters.values() if tensor.is_floating_point()], workload)
+
+
+def _training_bytes(trained: list["Tensor"], workload: Workload) -> tuple[float, float]:
+    """Return (gradients, optimizer state) of the parameters that train."""
+    tensors, width = _STATE.get(workload.optimizer, _ADAMW)
     gradients = sum(tensor.numel() * tensor.element_size() for tensor in trained)
-    state = sum(tensor.numel() * tensors * (width or tensor.element_size()) for tensor in trained)
-    return gradients, state
+    return gradients, sum(tensor.numel() * tensors * (width or tensor.element_size()) for tensor in trained)
 
 
-def _activation_bytes(
-    model: "nn.Module", block: Block, parameters: dict[str, "Tensor"], workload: Workload
-) -> tuple[float, float]:
+def _activation_bytes(block: Block, parameters: dict[str, "Tensor"], workload: Workload) -> tuple[float, float]:
     """Return (kept for backward, temporary) of one block."""
     matrices = [tensor for tensor in parameters.values() if tensor.dim() == 2]
     if not matrices:

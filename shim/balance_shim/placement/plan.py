@@ -9,20 +9,33 @@ from ..memory.blocks import Block
 from ..memory.compose import peak_terms
 from ..memory.estimate import BlockCost
 from ..memory.workload import Workload
-
-DeviceMap = dict[str, int | str]
-OFFLOADED = ("cpu", "disk")
+from .map_file import DeviceMap
 
 
 @dataclass(frozen=True)
 class DevicePlan:
     """One device under a plan. Sizes in bytes; `terms` are those of the moment of the peak and add up to it."""
 
-    index: int
-    name: str
-    capacity: int
-    predicted_peak: int
+    device: Device
     terms: dict[str, int]
+
+    @property
+    def name(self) -> str:
+        return self.device.name
+
+    @property
+    def capacity(self) -> int:
+        """The bytes that the plan may fill."""
+        return self.device.capacity
+
+    @property
+    def predicted_peak(self) -> int:
+        return sum(self.terms.values())
+
+    @property
+    def filled(self) -> float:
+        """The peak as a fraction of the capacity; above 1 when it does not fit."""
+        return self.predicted_peak / self.capacity
 
 
 @dataclass(frozen=True)
@@ -52,7 +65,7 @@ class Plan:
     @property
     def worst(self) -> DevicePlan:
         """The device with the highest predicted peak relative to its capacity."""
-        return max(self.devices, key=lambda device: device.predicted_peak / device.capacity)
+        return max(self.devices, key=lambda device: device.filled)
 
     @property
     def shortfall(self) -> int:
@@ -123,7 +136,7 @@ def evaluate(
     for device in devices:
         terms = peak_terms(on_device[device.index], costed.workload.accumulation)
         terms["overhead"] = device.overhead
-        device_plans.append(DevicePlan(device.index, device.name, device.capacity, sum(terms.values()), terms))
+        device_plans.append(DevicePlan(device, terms))
     return Plan(
         mode=mode,
         model_class=costed.model_class,

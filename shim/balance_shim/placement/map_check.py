@@ -1,0 +1,165 @@
+"""A user's device map against the real model, before any weight is read."""
+
+from collections.abc import Collection, Iterable
+from difflib import get_close_matches
+from typing import TYPE_CHECKING
+
+from ..errors import DeviceMapError
+from ..memory.blocks import Block, chain, layers_of, within
+from ..memory.ties import tied_groups
+from .map_file import OFFLOADED, DeviceMap, UserMap
+from .plan import device_of
+
+if TYPE_CHECKING:
+    from torch import nn
+
+# A forgotten module is placed with its neighbour if it is no larger than this, or than a thousandth of the model:
+# norms and rotary embeddings are, projectors and heads of real models are not.
+SMALL_BYTES = 1 << 20
+
+
+def fit(
+    user_map: UserMap, model: "nn.Module", devices: int, no_split: Collection[str] | None = None
+) -> tuple[DeviceMap, tuple[str, ...]]:
+    """Return the map completed for `model`, and a line on each thing that was added.
+
+    Args:
+        user_map: as `map_file.read` gives it.
+        model: the model it is for; may be on the meta device.
+        devices: how many accelerators there are.
+        no_split: class names of modules that must stay whole; by default what the model declares.
+
+    Raises:
+        DeviceMapError: names that the model does not have, devices that do not exist, parameters or buffers that no
+            key covers, a layer or tied weights on two devices.
+    """
+    device_map, source = user_map
+    blocks = chain(model, no_split)
+    _check_devices(device_map, source, devices)
+    _check_names(device_map, source, model)
+    completed, notes = _complete(device_map, source, model, blocks)
+    _check_layers(completed, source, blocks, layers_of(model, no_split))
+    _check_ties(completed, source, model)
+    offloaded = sorted(name for name, device in completed.items() if device in OFFLOADED)
+    if offloaded:
+        notes.append(f"{_listed(offloaded)} stay on {completed[offloaded[0]]}: such weights cannot be trained")
+    return completed, tuple(f"{source}: {note}" for note in notes)
+
+
+def _check_devices(device_map: DeviceMap, source: str, devices: int) -> None:
+    for name, device in device_map.items():
+        if isinstance(device, int) and device >= devices:
+            there = f"there are {devices} devices (0 to {devices - 1})" if devices else "there is no accelerator here"
+            raise DeviceMapError(f"{source}: {name!r} is mapped to device {device}, but {there}")
+
+
+def _check_names(device_map: DeviceMap, source: str, model: "nn.Module") -> None:
+    modules = [name for name, _ in model.named_modules(remove_duplicate=False)]
+    tensors = [name for name, _ in model.named_parameters(remove_duplicate=False)]
+    tensors += [name for name, _ in model.named_buffers(remove_duplicate=False)]
+    known = {*modules, *tensors}
+    unknown = [name for name in device_map if name not in known]
+    if unknown:
+        shown = [f"{name!r}{_suggestion(name, modules, tensors)}" for name in unknown[:3]]
+        more = f" and {len(unknown) - 3} more" if len(unknown) > 3 else ""
+        count = "a name" if len(unknown) == 1 else f"{len(unknown)} names"
+        raise DeviceMapError(f"{source}: {count} not in {type(model).__name__}: {', '.join(shown)}{more}")
+
+
+def _suggestion(name: str, modules: list[str], tensors: list[str]) -> str:
+    """Return " (did you mean ...?)", preferring names that differ by a prefix: that is how versions rename models."""
+    tails = [real for real in modules if real.endswith(f".{name}") or (real and name.endswith(f".{real}"))]
+    deep = [real for real in modules if name.rpartition(".")[2] == real.rpartition(".")[2]] or modules
+    near = sorted(tails, key=len)[-1:] or get_close_matches(name, deep, 1, 0.5) or get_close_matches(name, tensors, 1)
+    return f" (did you mean {near[0]!r}?)" if near else ""
+
+
+def _complete(
+    device_map: DeviceMap, source: str, model: "nn.Module", blocks: tuple[Block, ...]
+) -> tuple[DeviceMap, list[str]]:
+    """Return the map with what it forgot added where that is safe, and a note on each addition."""
+    completed, notes, lost = dict(device_map), [], []
+    sizes = {name: tensor.numel() * tensor.element_size() for name, tensor in _tensors(model)}
+    limit = max(SMALL_BYTES, sum(sizes.values()) // 1000)
+    ties = tied_groups(model)
+    for position, block in enumerate(blocks):
+        missing = [name for name in block.tensors if device_of(name, device_map) is None]
+        if not missing:
+            continue
+        whole = len(missing) == len(block.tensors)
+        if whole:
+            near, why = _tied_place(block, ties, device_map), "which it is tied to"
+            small = block.role in ("other", "tower") and sum(sizes[name] for name in block.tensors) <= limit
+            if near is None and (small or not block.parameters):
+                near, why = _neighbour(position, blocks, device_map), "its neighbour"
+        else:
+            covered = {name: device_of(name, device_map) for name in block.tensors}
+            places = {device for device in covered.values() if device is not None}
+            near, why = (next(name for name in covered if covered[name] is not None), "the rest of its block")
+            near = near if len(places) == 1 else None
+        if near is None:
+            lost.append(block.name if whole else missing[0])
+            continue
+        device = device_of(near, device_map)
+        assert device is not None, "neighbours are chosen among what the map covers"
+        for name in [block.name] if whole else missing:
+            completed[name] = device
+            notes.append(f"{name} was not in the map and goes to {device}, to {why}")
+    if lost:
+        them = "them" if len(lost) > 1 else "it"
+        raise DeviceMapError(f"{source}: no device for {_listed(lost)} of {type(model).__name__}; add {them} to the map")
+    return completed, notes
+
+
+def _tied_place(block: Block, ties: Iterable[frozenset[str]], device_map: DeviceMap) -> str | None:
+    """Return a covered name that one of the block's parameters is tied to."""
+    for group in ties:
+        if not group.isdisjoint(block.parameters):
+            return next((name for name in sorted(group) if device_of(name, device_map) is not None), None)
+    return None
+
+
+def _neighbour(position: int, blocks: tuple[Block, ...], device_map: DeviceMap) -> str | None:
+    """Return the covered block nearest in the chain: before a module with parameters, first for one without."""
+    block = blocks[position]
+    covered = [other for other in blocks if all(device_of(name, device_map) is not None for name in other.tensors)]
+    if not block.parameters:
+        parent = block.name.rpartition(".")[0]
+        family = [other for other in covered if within(other.name, parent)]
+        return (family or covered)[0].tensors[0] if covered else None
+    before = [other for other in blocks[:position] if other in covered and other.parameters]
+    after = [other for other in blocks[position:] if other in covered]
+    nearest = before[-1:] or after[:1]
+    return nearest[0].tensors[0] if nearest else None
+
+
+def _check_layers(device_map: DeviceMap, source: str, blocks: tuple[Block, ...], layers: frozenset[str]) -> None:
+    for block in blocks:
+        places = {device_of(name, device_map): name for name in reversed(block.tensors)}
+        if len(places) > 1 and (block.name in layers or all(_parent(name) == block.name for name in block.tensors)):
+            parts = ", ".join(f"{name} on {device}" for device, name in places.items())
+            raise DeviceMapError(
+                f"{source}: {block.name} ({block.kind}) must stay on one device, but the map splits it: {parts}; "
+                f'give "{block.name}" one device'
+            )
+
+
+def _check_ties(device_map: DeviceMap, source: str, model: "nn.Module") -> None:
+    for group in tied_groups(model):
+        places = {device_of(name, device_map): name for name in sorted(group)}
+        if len(places) > 1:
+            parts = " and ".join(f"{name} on {device}" for device, name in places.items())
+            raise DeviceMapError(f"{source}: tied weights are one tensor and need one device, but the map has {parts}")
+
+
+def _tensors(model: "nn.Module") -> Iterable[tuple[str, "nn.Parameter"]]:
+    yield from model.named_parameters(remove_duplicate=False)
+    yield from model.named_buffers(remove_duplicate=False)  # type: ignore[misc]
+
+
+def _parent(name: str) -> str:
+    return name.rpartition(".")[0]
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -1,0 +1,123 @@
+"""From a model and the settings to a plan: the stages of placing, one after the other."""
+
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from .. import log
+from ..devices import Device, table
+from ..memory.blocks import chain
+from ..memory.estimate import estimate, returned_bytes
+from ..memory.ties import tied_groups
+from ..memory.workload import Workload
+from ..units import format_size
+from . import map_check
+from .balance import DoesNotFit, balance
+from .map_file import UserMap
+from .plan import CostedModel, Plan, evaluate
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is to be placed.
+
+    Attributes:
+        model: on the meta device, quantizer-prepared.
+        workload: what to plan for.
+        devices: those that may be used.
+        no_split: class names of modules that must stay whole; None: what the model declares.
+        parameter_bytes: (name, parameter) -> bytes as it will be loaded; None: as it stands.
+    """
+
+    model: "nn.Module"
+    workload: Workload
+    devices: tuple[Device, ...]
+    no_split: Collection[str] | None = None
+    parameter_bytes: "Callable[[str, Tensor], float] | None" = None
+
+
+def cost(
+    model: "nn.Module",
+    workload: Workload,
+    no_split: Collection[str] | None = None,
+    parameter_bytes: "Callable[[str, Tensor], float] | None" = None,
+    trains: "Callable[[str, Tensor], bool] | None" = None,
+) -> CostedModel:
+    """Return `model` reduced to blocks and their costs under `workload`; see `estimate` for the functions."""
+    blocks = chain(model, no_split)
+    costs = estimate(model, blocks, workload, parameter_bytes, trains)
+    return CostedModel(
+        model_class=type(model).__name__,
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        blocks=blocks,
+        costs=costs,
+        ties=tied_groups(model),
+        workload=workload,
+        returned=returned_bytes(blocks, costs),
+    )
+
+
+def balanced(request: Request) -> Plan | None:
+    """Return the plan of mode `balanced`; None, with a line that says why, when not even the weights fit."""
+    costed = cost(request.model, request.workload, request.no_split, request.parameter_bytes)
+    try:
+        device_map = balance(costed, request.devices)
+    except DoesNotFit as gap:
+        log.warning(
+            f"{costed.model_class} does not fit {table(request.devices)}: its weights alone are "
+            f"{format_size(gap.needed)}, {format_size(gap.needed - gap.available)} too many. The library's own map "
+            "applies, which keeps the rest in host memory or on disk, where it cannot be trained. What would help: "
+            "more devices, loading in 4 or 8 bits, or a half-precision dtype"
+            if gap.needed > gap.available
+            else f"{costed.model_class} has blocks that fit none of {table(request.devices)} together; the library's "
+            "own map applies"
+        )
+        return None
+    return evaluate("balanced", costed, device_map, request.devices)
+
+
+def from_user(request: Request, user_map: UserMap, devices: int) -> Plan:
+    """Return the plan of mode `map`: the user's map, completed where that is safe, with what it will hold.
+
+    Raises:
+        DeviceMapError: the map does not fit the model or the machine.
+    """
+    device_map, notes = map_check.fit(user_map, request.model, devices, request.no_split)
+    costed = cost(request.model, request.workload, request.no_split, request.parameter_bytes)
+    return evaluate("map", costed, device_map, request.devices, notes)
+
+
+def what_would_fit(plan: Plan, request: Request) -> list[str]:
+    """Return the changes of the workload under which everything fits, the mildest first, each as a phrase.
+
+    Args:
+        plan: a balanced plan that does not fit.
+        request: what it was made for.
+    """
+    found = []
+    for phrase, changes in _remedies(plan.workload):
+        costed = cost(request.model, replace(plan.workload, **changes), request.no_split, request.parameter_bytes)
+        candidate = evaluate("balanced", costed, balance(costed, request.devices), request.devices)
+        if not candidate.shortfall:
+            found.append(f"{phrase} (worst device {format_size(candidate.worst.predicted_peak)})")
+    return found
+
+
+def _remedies(workload: Workload) -> list[tuple[str, dict[str, Any]]]:
+    remedies: list[tuple[str, dict[str, Any]]] = []
+    if not workload.gradient_checkpointing:
+        remedies.append(("gradient checkpointing", {"gradient_checkpointing": True}))
+    if workload.batch_size > 1:
+        remedies.append(("a micro-batch of 1", {"batch_size": 1}))
+    if workload.tuning == "full":
+        remedies.append(("an 8-bit optimizer", {"optimizer": "adamw_8bit"}))
+        remedies.append(("LoRA", {"tuning": "lora"}))
+        remedies.append(("LoRA with gradient checkpointing", {"tuning": "lora", "gradient_checkpointing": True}))
+    if workload.seq_len >= 512:
+        remedies.append((f"rows of {workload.seq_len // 2} tokens", {"seq_len": workload.seq_len // 2}))
+    return remedies
+
+

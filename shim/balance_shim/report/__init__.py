@@ -1,0 +1,1 @@
+"""What people see: tables for standard error, files for a folder."""

@@ -1,0 +1,102 @@
+"""A plan for people (on standard error) and for programs (JSON in the folder of `BALANCE_REPORT`)."""
+
+import json
+import os
+
+from .. import log
+from ..memory.estimate import TERMS
+from ..placement import map_file
+from ..placement.map_file import DeviceMap
+from ..placement.plan import Plan
+from ..units import format_size, gib
+from .table import table
+
+
+def show(plan: Plan, report: str) -> None:
+    """Say what was planned, as `BALANCE_REPORT` asks: "text", "off", or a folder for files beside the text."""
+    if report == "off" or not log.is_first_process():
+        return
+    headline = (
+        f"{plan.mode} map for {plan.model_class} ({plan.parameters / 1e9:.2f} B parameters), predicted for "
+        f"{plan.workload.describe()} (GiB):"
+    )
+    log.info(f"{headline}\n{plan_table(plan)}")
+    if report != "text":
+        _write(plan, report)
+
+
+def plan_table(plan: Plan) -> str:
+    """Return a row a device: what is on it, and its predicted peak by term, in GiB."""
+    rows = []
+    for device in plan.devices:
+        terms = [gib(device.terms[term]) for term in TERMS]
+        rows.append(
+            [device.name, summary(plan.device_map, device.device.index), *terms]
+            + [gib(device.predicted_peak), gib(device.capacity), f"{device.filled:.0%}"]
+        )
+    return table(["device", "holds", *TERMS, "peak", "of", "filled"], rows, left=2)
+
+
+def beside(assumed: Plan, actual: Plan) -> str:
+    """Return the workload that turned out beside the one that was planned for, and a row a device with both peaks."""
+    differing = assumed.workload.differences(actual.workload)
+    if not differing:
+        return f"the Trainer's workload is as planned for; worst device {format_size(actual.worst.predicted_peak)}"
+    changes = ", ".join(f"{name} {before} -> {after}" for name, (before, after) in differing.items())
+    rows = [
+        [before.name, gib(before.predicted_peak), gib(after.predicted_peak), gib(after.capacity), f"{after.filled:.0%}"]
+        for before, after in zip(assumed.devices, actual.devices, strict=True)
+    ]
+    peaks = table(["device", "as planned", "as trained", "of", "filled"], rows)
+    return f"the Trainer's workload differs from what was planned for ({changes}); predicted peaks (GiB):\n{peaks}"
+
+
+def summary(device_map: DeviceMap, device: int | str) -> str:
+    """Return what a device holds in short: runs of numbered layers as "layers.0-7", other names by their last part."""
+    parts: list[str] = []
+    run: tuple[str, int, int] | None = None
+    for name in [name for name, place in device_map.items() if place == device]:
+        stem, _, last = name.rpartition(".")
+        if last.isdigit():
+            if run is not None and run[0] == stem and run[2] == int(last) - 1:
+                run = (stem, run[1], int(last))
+                parts[-1] = _run(run)
+            else:
+                run = (stem, int(last), int(last))
+                parts.append(_run(run))
+        else:
+            run = None
+            parts.append(last or "the whole model")
+    shown = parts if len(parts) <= 4 else [*parts[:3], f"{len(parts) - 3} more"]
+    return ", ".join(shown) or "nothing"
+
+
+def _run(run: tuple[str, int, int]) -> str:
+    stem, first, last = run
+    numbers = f"{first}" if first == last else f"{first}-{last}"
+    return f"{stem.rpartition('.')[2]}.{numbers}"
+
+
+def _write(plan: Plan, folder: str) -> None:
+    """Write plan and map into `folder`; a second model of the same run gets a number."""
+    try:
+        os.makedirs(folder, exist_ok=True)
+        number = sum(name.startswith("device_map") and name.endswith(".json") for name in os.listdir(folder))
+        suffix = f"-{number + 1}" if number else ""
+        with open(os.path.join(folder, f"plan{suffix}.json"), "w", encoding="utf-8") as file:
+            json.dump(plan.to_json(), file, indent=2)
+        map_file.write(plan.device_map, os.path.join(folder, f"device_map{suffix}.json"))
+    except OSError as error:
+        log.warning(f"BALANCE_REPORT={folder}: cannot be written ({error.strerror}); the plan is not kept")
+
+
+def shortfall_line(plan: Plan, remedies: list[str]) -> str:
+    """Return the line on a plan that does not fit: by how much, and what would."""
+    worst = plan.worst
+    would = "; ".join(remedies) if remedies else "none of the usual changes alone; more or larger devices"
+    return (
+        f"predicted not to fit: {worst.name} needs {format_size(worst.predicted_peak)} of "
+        f"{format_size(worst.capacity)}, {format_size(plan.shortfall)} too many. What would fit: {would}"
+    )
+
+

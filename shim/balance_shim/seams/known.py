@@ -1,0 +1,36 @@
+"""What one seam learns and another needs: the last TrainingArguments, and the plan of each model that was placed."""
+
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary, ref
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from ..placement.plan import Plan
+
+# Both weakly: the shim must not keep a model, or arguments that hold a process group, alive.
+_arguments: "ref[Any] | None" = None
+_plans: "WeakKeyDictionary[nn.Module, Plan]" = WeakKeyDictionary()
+
+
+def remember_arguments(arguments: Any) -> None:
+    """Keep the `TrainingArguments` that were made last: they are most likely those of the model to come."""
+    global _arguments
+    _arguments = ref(arguments)
+
+
+def arguments() -> Any | None:
+    """Return the `TrainingArguments` made last, if they are still in use."""
+    return None if _arguments is None else _arguments()
+
+
+def remember_plan(model: "nn.Module", plan: "Plan") -> None:
+    _plans[model] = plan
+
+
+def placed(model: "nn.Module") -> "tuple[nn.Module, Plan] | None":
+    """Return the model that was placed by a plan, and the plan: `model` itself or one inside of it (PEFT wraps)."""
+    for module in model.modules():
+        if module in _plans:
+            return module, _plans[module]
+    return None

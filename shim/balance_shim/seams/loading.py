@@ -1,0 +1,220 @@
+"""Seam 1, `transformers.modeling_utils`: where a string such as "auto" becomes a device map.
+
+From 4.50 on that is `_get_device_map`, a function of its own; up to 4.49 it stands inside `from_pretrained`, which
+calls `infer_auto_device_map` by a name imported into this module. Either way the model is on the meta device and the
+quantizer has prepared it. `from_pretrained` itself is patched for what has to happen earlier.
+"""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from threading import local
+from typing import Any
+
+from .. import devices, log, state
+from ..memory.workload import assume
+from ..placement import planner
+from ..placement.plan import DeviceMap, Plan, collapse
+from ..report import plan_report
+from ..versions import version_of, version_text
+from . import known, registry
+from .guard import SeamMoved, attempt
+from .weight_sizes import ParameterBytes, for_dtypes, for_request
+
+# 4.50 to 4.53 turn device_map="auto" into tensor parallelism when WORLD_SIZE is set, even to 1, before any map is made.
+TENSOR_PARALLEL_TRAP = ((4, 50), (4, 54))
+
+
+class _Loads(local):
+    """The calls of `from_pretrained` under way in this thread, outermost first: (device_map, max_memory)."""
+
+    def __init__(self) -> None:
+        self.stack: list[tuple[Any, Any]] = []
+
+
+_loads = _Loads()
+
+
+@dataclass(frozen=True)
+class _Load:
+    """One model about to be placed, however this version of transformers says so."""
+
+    model: Any
+    device_map: str
+    max_memory: Any
+    no_split: Any
+    parameter_bytes: ParameterBytes | None
+
+
+def apply(module: Any) -> None:
+    """Patch `transformers.modeling_utils`.
+
+    Raises:
+        SeamMoved: this version keeps the seam somewhere else.
+    """
+    version = version_of("transformers")
+    seam, wrapper = ("_get_device_map", _around_get_device_map)
+    if version < (4, 50):
+        seam, wrapper = ("infer_auto_device_map", _around_infer_auto_device_map)
+    for owner, name in ((getattr(module, "PreTrainedModel", None), "from_pretrained"), (module, seam)):
+        if not callable(getattr(owner, name, None)):
+            raise SeamMoved(f"transformers.modeling_utils.{name}", version_text("transformers"))
+    registry.replace(module.PreTrainedModel, "from_pretrained", _around_from_pretrained)
+    registry.replace(module, seam, wrapper)
+
+
+def _around_from_pretrained(original: Callable[..., Any]) -> Callable[..., Any]:
+    def from_pretrained(cls: Any, *args: Any, **kwargs: Any) -> Any:
+        state.raise_pending()
+        kwargs = attempt("preparing from_pretrained", _prepared, kwargs, default=kwargs)
+        _loads.stack.append((kwargs.get("device_map"), kwargs.get("max_memory")))
+        try:
+            return original(cls, *args, **kwargs)
+        finally:
+            _loads.stack.pop()
+
+    return from_pretrained
+
+
+def _prepared(kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Return the keyword arguments of `from_pretrained`, changed where the seam would not be reached otherwise."""
+    device_map = kwargs.get("device_map")
+    settings = state.settings()
+    if device_map is None and "none" in settings.intercept and not _loads.stack and _placeable(kwargs):
+        return {**kwargs, "device_map": "auto"}
+    oldest, fixed = TENSOR_PARALLEL_TRAP
+    if device_map == "auto" and oldest <= version_of("transformers") < fixed and os.environ.get("WORLD_SIZE") == "1":
+        return {**kwargs, "device_map": "balanced"}  # means the same and is not trapped
+    return kwargs
+
+
+def _placeable(kwargs: dict[str, Any]) -> bool:
+    """Whether a load without a device map may get one: one process, several devices, no other way of sharding."""
+    other_ways = ("tp_plan", "tp_size", "device_mesh", "distributed_config")
+    return _world_size() == 1 and devices.count() > 1 and all(kwargs.get(way) is None for way in other_ways)
+
+
+def _around_get_device_map(original: Callable[..., Any]) -> Callable[..., Any]:
+    def get_device_map(model: Any, device_map: Any, *args: Any, **kwargs: Any) -> Any:
+        planned = attempt("planning the device map", _plan_load, original, model, device_map, args, kwargs)
+        if planned is None:
+            return original(model, device_map, *args, **kwargs)
+        # Given a map, the library checks it (4.x: its ties) but no longer asks the quantizer, so we do.
+        checked = original(model, planned, *args, **kwargs)
+        quantizer = _bind(original, model, device_map, args, kwargs).get("hf_quantizer")
+        if quantizer is not None:
+            quantizer.validate_environment(device_map=checked)
+        return checked
+
+    return get_device_map
+
+
+def _plan_load(
+    original: Callable[..., Any], model: Any, device_map: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> DeviceMap | None:
+    if not _intercepted(device_map):
+        return None
+    given = _bind(original, model, device_map, args, kwargs)
+    quantizer, dtype = given.get("hf_quantizer"), given.get("dtype", given.get("torch_dtype"))
+    no_split = model._no_split_modules
+    if version_of("transformers") < (5, 1):
+        try:
+            no_split = model._get_no_split_modules(device_map)
+        except ValueError:
+            return None  # the model does not support device maps, and the library says so
+    sizes = for_request(model, quantizer, dtype)
+    return _place(_Load(model, device_map, given.get("max_memory"), no_split, sizes))
+
+
+def _bind(
+    original: Callable[..., Any], model: Any, device_map: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> dict[str, Any]:
+    """Return the arguments by name: their number and order change between versions."""
+    from inspect import signature
+
+    return dict(signature(original).bind(model, device_map, *args, **kwargs).arguments)
+
+
+def _around_infer_auto_device_map(original: Callable[..., Any]) -> Callable[..., Any]:
+    def infer_auto_device_map(model: Any, *args: Any, **kwargs: Any) -> Any:
+        planned = attempt("planning the device map", _plan_inferred, model, kwargs)
+        return original(model, *args, **kwargs) if planned is None else planned
+
+    return infer_auto_device_map
+
+
+def _plan_inferred(model: Any, kwargs: dict[str, Any]) -> DeviceMap | None:
+    device_map, max_memory = _loads.stack[-1] if _loads.stack else (None, None)
+    if not _intercepted(device_map):
+        return None
+    sizes = for_dtypes(model, kwargs.get("dtype"), kwargs.get("special_dtypes"))
+    return _place(_Load(model, device_map, max_memory, kwargs.get("no_split_module_classes"), sizes))
+
+
+def _intercepted(device_map: Any) -> bool:
+    """Whether this map is ours to make."""
+    settings = state.settings()
+    if not isinstance(device_map, str) or settings.mode == "off":
+        return False
+    # "none" was turned into "auto" on the way here.
+    wanted = device_map in settings.intercept or (device_map == "auto" and "none" in settings.intercept)
+    if wanted and _world_size() > 1:
+        log.once(
+            "warning",
+            f"device_map={device_map!r} in a run of {_world_size()} processes is left to the library: each of them "
+            "would spread its model over all devices",
+        )
+        return False
+    if not wanted and settings.mode == "map":
+        log.once(
+            "warning",
+            f"the script loads with device_map={device_map!r}, which BALANCE_INTERCEPT leaves alone: "
+            "BALANCE_DEVICE_MAP is not used for this model",
+        )
+    return wanted
+
+
+def _place(load: _Load) -> DeviceMap | None:
+    settings = state.settings()
+    usable = devices.inventory(settings, load.max_memory)
+    mode = _chosen_mode(settings)
+    if mode == "balanced" and len(usable) < 2:
+        return None  # nothing to balance
+    workload = assume(settings, known.arguments(), _longest(load.model))
+    request = planner.Request(load.model, workload, usable, load.no_split, load.parameter_bytes)
+    plan: Plan | None
+    if mode == "map":
+        assert settings.device_map is not None, "settings without a map in mode map are fatal"
+        plan = planner.from_user(request, settings.device_map, devices.count())
+        for note in plan.notes:
+            log.info(note)
+    else:
+        plan = planner.balanced(request)
+    if plan is None:
+        return None
+    known.remember_plan(load.model, plan)
+    attempt("reporting the plan", plan_report.show, plan, settings.report, instead="the plan is used all the same")
+    if mode == "balanced" and plan.shortfall:
+        log.warning(plan_report.shortfall_line(plan, planner.what_would_fit(plan, request)))
+    return collapse(plan.device_map)
+
+
+def _chosen_mode(settings: Any) -> str:
+    if settings.mode != "auto":
+        return str(settings.mode)
+    mode, why = ("map", "BALANCE_DEVICE_MAP is set") if settings.device_map else ("balanced", "no map was given")
+    log.once("info", f"mode auto takes {mode}: {why}")
+    return mode
+
+
+def _longest(model: Any) -> int | None:
+    """Return the most positions that the model takes, as far as its config says."""
+    config = model.config
+    text = config.get_text_config() if hasattr(config, "get_text_config") else config
+    longest = getattr(text, "max_position_embeddings", None)
+    return longest if isinstance(longest, int) and longest > 0 else None
+
+
+def _world_size() -> int:
+    text = os.environ.get("WORLD_SIZE", "1")
+    return int(text) if text.isdigit() else 1
