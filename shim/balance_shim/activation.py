@@ -75,11 +75,12 @@ def _arm(arming: Arming, may_raise: bool) -> None:
     fatal = [problem.message for problem in arming.problems if problem.fatal]
     if not arming.is_plain:
         log.set_level(arming.settings.log_level)
-    if fatal and not may_raise:
-        arming.pending = SettingError("\n".join(fatal))
     _say_problems(arming, may_raise)
-    if fatal and may_raise:
-        raise SettingError("\n".join(fatal))
+    if fatal:
+        error = SettingError("\n".join(fatal))
+        if may_raise:
+            raise error
+        arming.pending = error
 
     if arming.mode == "off" and arming.pending is None:
         uninstall()
@@ -182,16 +183,18 @@ def _is_simulation_refused(arming: Arming) -> bool:
 
 
 def _say_problems(arming: Arming, may_raise: bool) -> None:
-    """Say each problem in one line: now, or once torch is there where an interpreter may never train."""
+    """Say each problem in one line, once: not those about to be raised, nor what a parent process has said."""
     if not arming.problems or _is_worker():
         return
 
-    def say(module: ModuleType | None) -> None:
+    def say(_: ModuleType | None) -> None:
         for problem in arming.problems:
-            log.once("error" if problem.fatal else "warning", problem.message)
+            if not (problem.fatal and may_raise):
+                log.once("error" if problem.fatal else "warning", problem.message)
 
     from importlib.machinery import PathFinder
 
+    # An interpreter that has no torch inherited our variables from a program that has, and is not concerned.
     if may_raise or PathFinder.find_spec("torch") is not None:
         say(None)
     else:

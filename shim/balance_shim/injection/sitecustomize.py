@@ -1,0 +1,1 @@
+../../../sitecustomize_example/sitecustomize.py

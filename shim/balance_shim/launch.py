@@ -1,0 +1,102 @@
+"""Starts the user's program with the shim in its environment, in this very process: exit code and signals are its own.
+
+`exec` rather than a child process, because a parent that is killed leaves its child, and the ranks below, running.
+"""
+
+import os
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple, NoReturn
+
+INJECTION = os.path.join(os.path.dirname(os.path.abspath(__file__)), "injection")
+
+
+class LaunchError(Exception):
+    """The program cannot be started. `code` is the exit code that a shell or Python would give for it."""
+
+    def __init__(self, message: str, code: int):
+        super().__init__(message)
+        self.code = code
+
+
+class Program(NamedTuple):
+    """What to execute: the file, and all its arguments from the zeroth on."""
+
+    file: str
+    arguments: tuple[str, ...]
+
+
+def resolve(target: Sequence[str]) -> Program:
+    """Return the program that `target`, the words after `balance-shim run`, means.
+
+    * Leading options are Python's: `-m pkg ...`, `-u train.py ...`, `-c code`.
+    * A file that Python runs: `train.py`, a folder or archive with `__main__`, any file of text without a `#!` line.
+    * A file that runs by itself: one with a `#!` line, or a binary.
+    * A name without a slash, like a shell: a program beside this interpreter, then on `PATH`.
+
+    Raises:
+        LaunchError: there is no such file or program, or it may not be executed.
+    """
+    if not target:
+        raise LaunchError("nothing to run: give a script, -m and a module, or a program", 2)
+    first, *rest = target
+    if first.startswith("-") and first != "-":
+        return _python(target)
+    is_name = os.sep not in first and not first.endswith((".py", ".pyz"))
+    program = _find_program(first) if is_name else None
+    if program is not None:
+        return Program(program, (first, *rest))
+    if not os.path.exists(first):
+        # Python says 2 for a script that it cannot open, a shell 127 for a command that it cannot find.
+        raise LaunchError(f"{first}: no such program or file", 127) if is_name else LaunchError(
+            f"{first}: no such file", 2
+        )
+    if os.path.isdir(first) or first.endswith((".py", ".pyc", ".pyz")) or not _runs_by_itself(first):
+        return _python(target)
+    if not os.access(first, os.X_OK):
+        raise LaunchError(f"{first}: permission denied (it is not executable)", 126)
+    return Program(first, (first, *rest))
+
+
+def injected(environ: Mapping[str, str]) -> dict[str, str]:
+    """Return `environ` with which every Python below is armed, in mode `balanced` unless it names another.
+
+    Only our folder goes on `PYTHONPATH`. It finds the package around itself where an interpreter does not have it, so
+    the site-packages of this interpreter need not be there: they would come before the standard library of others.
+    """
+    paths = [path for path in environ.get("PYTHONPATH", "").split(os.pathsep) if path and path != INJECTION]
+    changed = {"PYTHONPATH": os.pathsep.join([INJECTION, *paths])}
+    if not (environ.get("BALANCE_MODE", "").strip() or environ.get("BALANCE_DEVICE_MAP", "").strip()):
+        changed["BALANCE_MODE"] = "balanced"
+    return {**environ, **changed}
+
+
+def execute(program: Program, environ: Mapping[str, str]) -> NoReturn:
+    """Become `program`.
+
+    Raises:
+        LaunchError: the system refuses to execute it.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    try:
+        os.execve(program.file, program.arguments, environ)
+    except OSError as error:
+        raise LaunchError(f"{program.arguments[0]}: {error.strerror}", 126) from error
+
+
+def _python(arguments: Sequence[str]) -> Program:
+    return Program(sys.executable, (sys.executable, *arguments))
+
+
+def _find_program(name: str) -> str | None:
+    beside = os.path.dirname(sys.executable)  # an environment that nobody activated still has its own programs
+    return shutil.which(name, path=beside) or shutil.which(name)
+
+
+def _runs_by_itself(path: str) -> bool:
+    """Whether the system knows how to run the file: it has a `#!` line, or is no text at all."""
+    with open(path, "rb") as file:
+        start = file.read(1024)
+    return start.startswith(b"#!") or b"\0" in start
