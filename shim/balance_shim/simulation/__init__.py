@@ -1,0 +1,80 @@
+"""A machine with several accelerators, simulated on the CPU.
+
+`install` gives torch devices that have no hardware: scripts with `device_map="auto"` run on them unmodified, with
+real numbers or with shapes only, with a cap on the memory of each device. Importing this package does not import
+torch.
+"""
+
+from __future__ import annotations
+
+import atexit
+import multiprocessing
+import os
+from typing import TYPE_CHECKING
+
+from balance_shim.errors import SimulationError
+
+from .spec import SimulationSpec, parse_spec
+
+if TYPE_CHECKING:
+    from .memory import DeviceUsage
+
+__all__ = [
+    "SimulationSpec", "install", "is_active", "parse_spec", "report_at_exit", "reset_peaks", "usage",
+]  # fmt: skip
+
+_installation = None
+_reporting = False
+
+
+def install(spec: SimulationSpec) -> None:
+    """Make the devices of `spec` the accelerators of this process, for the rest of its life.
+
+    torch has to be imported. Doing it again for the same machine is allowed.
+
+    Raises:
+        SimulationError: this process has a real accelerator or a machine already, or this torch cannot do it.
+    """
+    global _installation
+    if _installation is not None:
+        if _installation.machine.spec != spec:
+            raise SimulationError(
+                "another machine is already simulated in this process, and torch takes one for the life of a process; "
+                "simulate one machine a run"
+            )
+        return
+    from . import installation
+
+    _installation = installation.Installation(spec)
+
+
+def is_active() -> bool:
+    """Whether devices are simulated in this process."""
+    return _installation is not None
+
+
+def usage() -> tuple[DeviceUsage, ...]:
+    """Return name, capacity, live and peak bytes of each device; nothing without a simulation."""
+    return _installation.machine.ledger.usage() if _installation else ()
+
+
+def reset_peaks() -> None:
+    """Let the peaks start again from what is live now."""
+    for index in range(len(usage())):
+        _installation.machine.ledger.reset_peak(index)
+
+
+def report_at_exit() -> None:
+    """Write the peaks to standard error when the program ends, however it ends; only its main process does."""
+    global _reporting
+    if _reporting or multiprocessing.parent_process() is not None:
+        return
+    _reporting = True
+    atexit.register(_report, os.getpid())
+
+
+def _report(process: int) -> None:
+    if is_active() and os.getpid() == process:
+        from . import report
+
+        report.write(usage())

@@ -1,0 +1,87 @@
+"""Scaled dot-product attention that keeps what fused kernels keep.
+
+For a backend that it does not know torch falls back to plain matrix products and keeps the whole S x S matrix of
+probabilities for backward. Every real accelerator has fused kernels that keep the inputs, the output and one
+log-sum-exp a row instead; a simulation that counts bytes has to do the same.
+
+Shapes: B batch, H heads, S queries, D width of a head.
+"""
+
+import torch
+
+from .machine import Machine
+from .tensor import SimulatedTensor, wrap
+
+plain_attention = torch.nn.functional.scaled_dot_product_attention
+
+
+class _FusedAttention(torch.autograd.Function):
+    """The numbers come from torch's CPU attention, forward and backward; the bytes are a fused kernel's."""
+
+    @staticmethod
+    def forward(ctx, machine, query, key, value, mask, options):
+        place = query.place
+        ctx.machine, ctx.options = machine, options
+        ctx.random_state = torch.get_rng_state() if options["dropout_p"] else None
+        if query.raw.is_meta:
+            raw = query.raw.new_empty((*query.shape[:-1], value.shape[-1]))
+        else:
+            raw = plain_attention(query.raw, key.raw, value.raw, None if mask is None else mask.raw, **options)
+        if raw.dim() == 4:  # fused kernels write B, S, H, D, so that putting heads side by side copies nothing
+            raw = raw.transpose(1, 2).contiguous().transpose(1, 2)
+        out = wrap(raw, place, machine)
+        log_sum_exp = wrap(raw.new_empty(raw.shape[:-1], dtype=torch.float32), place, machine)
+        ctx.save_for_backward(query, key, value, mask, out, log_sum_exp)
+        return out
+
+    @staticmethod
+    def backward(ctx, grad):
+        *inputs, _, _ = ctx.saved_tensors
+        needed = ctx.needs_input_grad[1:5]
+        if grad.raw.is_meta:
+            found = [torch.empty_like(tensor.raw) for tensor, need in zip(inputs, needed, strict=True) if need]
+        else:
+            found = _real_gradients(ctx, inputs, needed, grad.raw)
+        results = iter(wrap(raw, grad.place, ctx.machine) for raw in found)
+        return None, *(next(results) if need else None for need in needed), None
+
+
+def _real_gradients(ctx, inputs, needed, grad):
+    raws = [
+        None if tensor is None else tensor.raw.detach().requires_grad_(need)
+        for tensor, need in zip(inputs, needed, strict=True)
+    ]
+    with torch.enable_grad(), torch.random.fork_rng(devices=(), enabled=ctx.random_state is not None):
+        if ctx.random_state is not None:
+            torch.set_rng_state(ctx.random_state)
+        out = plain_attention(*raws, **ctx.options)
+    return torch.autograd.grad(out, [raw for raw, need in zip(raws, needed, strict=True) if need], grad)
+
+
+def make_attention(machine: Machine):
+    """Return the replacement of `aten::scaled_dot_product_attention` on the devices of `machine`."""
+
+    def attention(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, *, scale=None, enable_gqa=False):
+        tensors = [query, key, value] + ([] if attn_mask is None else [attn_mask])
+        for tensor in tensors:
+            if not isinstance(tensor, SimulatedTensor) or tensor.place != query.place:
+                raise RuntimeError(
+                    "Expected all tensors to be on the same device, but found at least two devices, "
+                    f"{query.device} and {tensor.device}! (when running aten::scaled_dot_product_attention)"
+                )
+        if attn_mask is not None and attn_mask.dtype == torch.bool:
+            # CUDA's kernels turn truth values into a bias of the queries' type, and keep that.
+            bias = torch.zeros_like(attn_mask, dtype=query.dtype)
+            attn_mask = bias.masked_fill_(attn_mask.logical_not(), float("-inf"))
+        options = {"dropout_p": dropout_p, "is_causal": is_causal, "scale": scale, "enable_gqa": enable_gqa}
+        return _FusedAttention.apply(machine, query, key, value, attn_mask, options)
+
+    return attention
+
+
+def register(attention) -> torch.library.Library:
+    """Register the replacement with torch, for as long as the returned library lives."""
+    library = torch.library.Library("aten", "IMPL")
+    # At autograd's key, where torch would otherwise take the operation apart; it also holds for calls from C++.
+    library.impl("scaled_dot_product_attention", attention, "AutogradPrivateUse1")
+    return library

@@ -1,0 +1,226 @@
+"""The module that scripts see as `torch.npu`: the questions trainers ask a device, answered for a simulated one."""
+
+import contextlib
+import types
+from collections import OrderedDict
+
+import torch
+
+from balance_shim.units import format_size
+
+from .machine import BACKEND, Machine
+
+
+class Hooks(torch._C._acc.PrivateUse1Hooks):
+    """What torch's C++ side asks about the backend as a whole."""
+
+    def is_available(self):
+        return True
+
+    def is_built(self):
+        return True
+
+    def has_primary_context(self, _):
+        return True
+
+
+class Properties:
+    """What `get_device_properties` returns: name, total_memory in bytes."""
+
+    def __init__(self, capacity: int):
+        self.name = f"simulated {format_size(capacity)}"
+        self.total_memory = capacity
+        self.major, self.minor = 8, 0
+        self.multi_processor_count = 1
+
+    def __repr__(self):
+        return f"_SimulatedDeviceProperties(name='{self.name}', total_memory={format_size(self.total_memory)})"
+
+
+class Stream:
+    """All work on a simulated device is done when the call returns, so a stream has nothing to order."""
+
+    def __init__(self, device=None, priority=0, **_):
+        self.device = torch.device(BACKEND, 0) if device is None else torch.device(device)
+        self.stream_id = self.npu_stream = 0
+
+    def synchronize(self):
+        pass
+
+    def wait_stream(self, stream):
+        pass
+
+    def wait_event(self, event):
+        pass
+
+    def query(self):
+        return True
+
+    def record_event(self, event=None):
+        return event or Event()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+
+class Event:
+    """Always complete, and no time apart from any other: simulated devices have no clock."""
+
+    def __init__(self, enable_timing=False, blocking=False, interprocess=False, **_):
+        pass
+
+    def record(self, stream=None):
+        pass
+
+    def wait(self, stream=None):
+        pass
+
+    def query(self):
+        return True
+
+    def synchronize(self):
+        pass
+
+    def elapsed_time(self, end_event):
+        return 0.0
+
+
+def make_module(machine: Machine) -> types.ModuleType:
+    """Return the backend's module, with the functions that `torch.cuda` has and trainers use."""
+    module = types.ModuleType(f"torch.{BACKEND}", __doc__)
+    ledger, index_of = machine.ledger, machine.index_of
+
+    class device(contextlib.ContextDecorator):  # noqa: N801 - named as in every torch device module
+        """Make a device the current one for the length of a `with` block; a negative index changes nothing."""
+
+        def __init__(self, device):
+            self.idx = device if isinstance(device, int) else index_of(device)
+
+        def __enter__(self):
+            self.previous = machine.current
+            if self.idx >= 0:
+                machine.current = index_of(self.idx)
+
+        def __exit__(self, *_):
+            machine.current = self.previous
+
+    class device_of(device):  # noqa: N801
+        def __init__(self, obj):
+            super().__init__(obj.device.index if obj.device.type == BACKEND else -1)
+
+    def set_device(device):
+        machine.current = index_of(device)
+
+    def mem_get_info(device=None):
+        index = index_of(device)
+        return ledger.capacities[index] - ledger.live(index), ledger.capacities[index]
+
+    def memory_allocated(device=None):
+        return ledger.live(index_of(device))
+
+    def max_memory_allocated(device=None):
+        return ledger.peak(index_of(device))
+
+    def reset_peak_memory_stats(device=None):
+        ledger.reset_peak(index_of(device))
+
+    def memory_stats(device=None):
+        live, peak = memory_allocated(device), max_memory_allocated(device)
+        return OrderedDict(
+            (f"{kind}_bytes.all.{what}", value)
+            for kind in ("active", "allocated", "reserved")
+            for what, value in (("current", live), ("peak", peak))
+        )
+
+    def get_device_properties(device=None):
+        return Properties(ledger.capacities[index_of(device)])
+
+    def manual_seed(seed):
+        torch.default_generator.manual_seed(int(seed))
+
+    def manual_seed_all(seed):
+        # torch.manual_seed calls this too, after it has seeded the generator that serves all simulated devices.
+        manual_seed(seed)
+
+    def set_rng_state(new_state, device=None):
+        torch.default_generator.set_state(new_state)
+
+    def set_rng_state_all(new_states):
+        set_rng_state(new_states[0])
+
+    def get_rng_state(device=None):
+        return torch.default_generator.get_state()
+
+    def get_rng_state_all():
+        return [get_rng_state() for _ in machine.devices]
+
+    def nothing(*_, **__):
+        return None
+
+    def grad_scaler(device=BACKEND, **options):
+        return torch.amp.GradScaler(device, **options)
+
+    amp = types.SimpleNamespace(
+        GradScaler=lambda *args, **options: grad_scaler(
+            **dict(zip(("init_scale", "growth_factor", "backoff_factor", "growth_interval", "enabled"), args)), **options
+        ),
+        autocast=lambda enabled=True, dtype=torch.float16, cache_enabled=True: torch.autocast(
+            BACKEND, dtype=dtype, enabled=enabled, cache_enabled=cache_enabled
+        ),
+        autocast_mode=torch.amp.autocast_mode,
+    )
+    random_functions = {
+        "get_rng_state": get_rng_state, "set_rng_state": set_rng_state, "get_rng_state_all": get_rng_state_all,
+        "set_rng_state_all": set_rng_state_all, "manual_seed": manual_seed, "manual_seed_all": manual_seed_all,
+        "seed": torch.default_generator.seed, "seed_all": torch.default_generator.seed,
+        "initial_seed": torch.default_generator.initial_seed,
+    }  # fmt: skip
+    memory_functions = {
+        "mem_get_info": mem_get_info, "memory_allocated": memory_allocated, "memory_reserved": memory_allocated,
+        "max_memory_allocated": max_memory_allocated, "max_memory_reserved": max_memory_allocated,
+        "memory_cached": memory_allocated, "max_memory_cached": max_memory_allocated, "memory_stats": memory_stats,
+        "reset_peak_memory_stats": reset_peak_memory_stats, "reset_max_memory_allocated": reset_peak_memory_stats,
+        "reset_accumulated_memory_stats": nothing, "empty_cache": nothing,
+        "set_per_process_memory_fraction": nothing, "memory_summary": lambda device=None, abbreviated=False: repr(
+            ledger.usage()[index_of(device)]
+        ),
+    }  # fmt: skip
+    vars(module).update(
+        **random_functions,
+        **memory_functions,
+        amp=amp,
+        random=types.SimpleNamespace(**random_functions),
+        memory=types.SimpleNamespace(**memory_functions),
+        device=device,
+        device_of=device_of,
+        Stream=Stream,
+        Event=Event,
+        default_generators=tuple(torch.default_generator for _ in machine.devices),
+        is_available=lambda: True,
+        is_initialized=lambda: True,
+        is_built=lambda: True,
+        init=nothing,
+        _lazy_init=nothing,
+        _is_in_bad_fork=lambda: False,
+        device_count=lambda: len(machine.devices),
+        current_device=lambda: machine.current,
+        set_device=set_device,
+        get_device_properties=get_device_properties,
+        get_device_name=lambda device=None: get_device_properties(device).name,
+        get_device_capability=lambda device=None: (8, 0),
+        can_device_access_peer=lambda device, peer: True,
+        synchronize=nothing,
+        ipc_collect=nothing,
+        current_stream=lambda device=None: Stream(machine.devices[index_of(device)]),
+        default_stream=lambda device=None: Stream(machine.devices[index_of(device)]),
+        set_stream=nothing,
+        stream=lambda stream: contextlib.nullcontext(stream),
+        is_bf16_supported=lambda *_, **__: True,
+        get_amp_supported_dtype=lambda: [torch.bfloat16, torch.float16],
+        get_autocast_dtype=lambda: torch.get_autocast_dtype(BACKEND),
+        set_compile_mode=nothing,
+    )
+    return module

@@ -1,0 +1,164 @@
+"""What one operation does on simulated devices: unwrap, check the devices, compute, count, wrap.
+
+This is below autograd and autocast, so torch's own rules for both apply; what arrives here are single kernels.
+"""
+
+import torch
+from torch.utils._pytree import tree_flatten, tree_unflatten
+
+from . import shapes
+from .machine import BACKEND, Machine
+from .tensor import SimulatedTensor, follow, wrap
+
+aten = torch.ops.aten
+
+# Operations that copy from one device to another; all others need their tensors on one.
+_CROSSING = {
+    aten.copy_.default, aten._to_copy.default, aten._copy_from.default, aten._copy_from_and_resize.default,
+    aten.set_.source_Tensor,
+}  # fmt: skip
+
+# CUDA takes the tensors of indices from the host as well.
+_HOST_INDICES = {aten.index.Tensor, aten.index_put.default, aten.index_put_.default, aten._index_put_impl_.default}
+
+# Named with their underscore these change the shape of the tensor that they are called on.
+_RESHAPING = {
+    "as_strided_", "resize_", "resize_as_", "set_", "squeeze_", "swapaxes_", "swapdims_", "t_", "transpose_",
+    "unsqueeze_",
+}  # fmt: skip
+
+
+class _Rule:
+    """What dispatch needs to know of an operation, worked out when it is first met."""
+
+    __slots__ = ("composite", "crossing", "host_indices", "mutates", "per_tensor", "reshapes")
+
+    def __init__(self, func):
+        name = func._schema.name.removeprefix("aten::")
+        self.mutates = func._schema.is_mutable
+        self.reshapes = self.mutates and (name in _RESHAPING or any(arg.is_out for arg in func._schema.arguments))
+        self.crossing = func in _CROSSING
+        self.host_indices = func in _HOST_INDICES
+        self.per_tensor = name.startswith(("_foreach_", "_fused_", "_amp_foreach"))
+        # Under inference mode autograd is not there to take composite operations apart, so they arrive whole.
+        self.composite = torch._C._dispatch_has_kernel_for_dispatch_key(
+            func.name(), torch._C.DispatchKey.CompositeImplicitAutograd
+        )
+
+
+class Dispatcher:
+    """Runs operations on the tensors of one machine."""
+
+    def __init__(self, machine: Machine, attention):
+        self._machine = machine
+        self._attention = attention
+        self._rules: dict[torch._ops.OpOverload, _Rule] = {}
+
+    def __call__(self, func, args, kwargs):
+        """Run the operation `func`.
+
+        Raises:
+            RuntimeError: its tensors are on different devices.
+            torch.OutOfMemoryError: its results do not fit on their device.
+        """
+        rule = self._rules.get(func)
+        if rule is None:
+            rule = self._rules[func] = _Rule(func)
+        if rule.composite:
+            if func is aten.scaled_dot_product_attention.default:
+                return self._attention(*args, **kwargs)
+            return func.decompose(*args, **kwargs)
+
+        simulated: list[SimulatedTensor] = []
+        plain: list[torch.Tensor] = []  # other tensors, leaving out mere numbers on the host, which go anywhere
+        raw_args = [_unwrapped(arg, simulated, plain, rule) for arg in args]
+        raw_kwargs = {}
+        if kwargs:
+            leaves, structure = tree_flatten(kwargs)
+            raw_kwargs = tree_unflatten([_unwrapped(leaf, simulated, plain, rule) for leaf in leaves], structure)
+
+        place = simulated[0].place if simulated else None
+        if not rule.crossing:
+            for tensor in simulated:
+                if tensor.place != place:
+                    if rule.per_tensor:
+                        return _one_by_one(func, args, kwargs)
+                    raise _mismatch(func, simulated[0], tensor)
+            if plain and simulated:
+                raise _mismatch(func, simulated[0], plain[0])
+
+        device = raw_kwargs.get("device")
+        if device is not None:
+            place = self._machine.index_of(device) if device.type == BACKEND else None
+            if place is not None:
+                raw_kwargs["device"] = shapes.HOST
+            raw_kwargs["pin_memory"] = False
+            if "pin_memory" not in kwargs:
+                del raw_kwargs["pin_memory"]
+
+        if self._machine.shapes_only:
+            out = shapes.run(func, raw_args, raw_kwargs, simulated, place, self._machine)
+        else:
+            out = func(*raw_args, **raw_kwargs)
+
+        if rule.mutates:
+            if rule.reshapes:
+                for tensor in simulated:
+                    if tensor.raw.shape != tensor.shape or tensor.raw.stride() != tensor.stride():
+                        follow(tensor, tensor.raw, self._machine)
+            return self._restored(out, simulated, raw_args, place)
+        return self._wrapped(out, place)
+
+    def _wrapped(self, out, place):
+        if isinstance(out, torch.Tensor):
+            return out if place is None else wrap(out, place, self._machine)
+        if isinstance(out, (list, tuple)):
+            return type(out)(self._wrapped(item, place) for item in out)
+        return out
+
+    def _restored(self, out, simulated, raw_args, place):
+        """Give back the caller's own tensors where the operation gave back the ones that it wrote to."""
+        if isinstance(out, torch.Tensor):
+            for tensor in simulated:
+                if tensor.raw is out:
+                    return tensor
+            if any(arg is out for arg in raw_args):  # a plain tensor, as in cpu_tensor.copy_(simulated_tensor)
+                return out
+            return self._wrapped(out, place)
+        if isinstance(out, (list, tuple)):
+            return type(out)(self._restored(item, simulated, raw_args, place) for item in out)
+        return out
+
+
+def _unwrapped(arg, simulated, plain, rule):
+    kind = type(arg)
+    if kind is SimulatedTensor:
+        simulated.append(arg)
+        return arg.raw
+    if kind is list or kind is tuple:
+        return [_unwrapped(item, simulated, plain, rule) for item in arg]
+    if isinstance(arg, torch.Tensor) and arg.dim() and not rule.host_indices:
+        plain.append(arg)
+    return arg
+
+
+def _one_by_one(func, args, kwargs):
+    """Run an operation on lists of tensors that span devices position by position, as CUDA's slow path does."""
+    length = next(len(arg) for arg in args if isinstance(arg, (list, tuple)) and isinstance(arg[0], torch.Tensor))
+
+    def at(value, position):
+        whole = not isinstance(value, (list, tuple)) or len(value) != length
+        return value if whole else [value[position]]
+
+    results = []
+    for position in range(length):
+        named = {name: at(value, position) for name, value in kwargs.items()}
+        results.append(func(*(at(arg, position) for arg in args), **named))
+    return None if results[0] is None else [result[0] for result in results]
+
+
+def _mismatch(func, first, second):
+    return RuntimeError(
+        "Expected all tensors to be on the same device, but found at least two devices, "
+        f"{first.device} and {second.device}! (when running {func.name()})"
+    )

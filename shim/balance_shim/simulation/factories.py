@@ -1,0 +1,76 @@
+"""Making tensors on simulated devices: operations that torch dispatches by the device asked for, as no tensor is."""
+
+import math
+
+import torch
+
+from . import shapes
+from .machine import Machine
+from .tensor import SimulatedTensor, wrap
+
+aten = torch.ops.aten
+
+# `zeros`, `full`, `rand` and the like need no entry: torch makes them of `empty` and an operation in place.
+# These do, because torch would make them by resizing an empty tensor inside C++.
+_COMPUTED = (
+    "arange", "arange.start", "arange.start_step", "eye", "eye.m", "linspace", "logspace", "randperm",
+    "randperm.generator", "tril_indices", "triu_indices", "hann_window", "hamming_window", "blackman_window",
+    "bartlett_window", "kaiser_window", "scalar_tensor", "fft_fftfreq", "fft_rfftfreq",
+)  # fmt: skip
+
+
+def register(machine: Machine) -> torch.library.Library:
+    """Register the kernels with torch, for as long as the returned library lives."""
+    library = torch.library.Library("aten", "IMPL")
+
+    def empty(size, *, dtype=None, layout=None, device=None, pin_memory=None, memory_format=None):
+        return make(size, None, dtype, device, memory_format)
+
+    def empty_strided(size, stride, *, dtype=None, layout=None, device=None, pin_memory=None):
+        return make(size, stride, dtype, device, None)
+
+    def make(size, stride, dtype, device, memory_format):
+        dtype = dtype or torch.get_default_dtype()
+        place = machine.index_of(device)
+        count = math.prod(size)
+        machine.ledger.require(count * dtype.itemsize, place)
+        real = not machine.shapes_only or shapes.is_real(dtype, count)
+        target = shapes.HOST if real else shapes.META
+        if stride is not None:
+            raw = aten.empty_strided.default(size, stride, dtype=dtype, device=target)
+        else:
+            raw = aten.empty.memory_format(size, dtype=dtype, device=target, memory_format=memory_format)
+        return wrap(raw, place, machine)
+
+    def computed(func):
+        def kernel(*args, device=None, pin_memory=None, **kwargs):
+            raw = func(*args, device=shapes.HOST, **kwargs)
+            if machine.shapes_only:
+                raw = shapes.thinned(raw)
+            return wrap(raw, machine.index_of(device), machine)
+
+        return kernel
+
+    def copy_from(source, target, non_blocking=False):
+        # `torch.tensor(numbers, device=...)` comes here, with the dispatch of subclasses switched off.
+        return copy(source, target)
+
+    library.impl("empty.memory_format", empty, "PrivateUse1")
+    library.impl("empty_strided", empty_strided, "PrivateUse1")
+    library.impl("_copy_from", copy_from, "PrivateUse1")
+    library.impl("_copy_from_and_resize", copy_from, "PrivateUse1")
+    for name in _COMPUTED:
+        packet, _, overload = name.partition(".")
+        func = getattr(getattr(aten, packet, None), overload or "default", None)
+        if func is not None:
+            library.impl(name, computed(func), "PrivateUse1")
+    return library
+
+
+def copy(source: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """Copy the numbers of `source` into `target`, either of which may be simulated, or without numbers."""
+    raw_source = source.raw if isinstance(source, SimulatedTensor) else source
+    raw_target = target.raw if isinstance(target, SimulatedTensor) else target
+    if not raw_source.is_meta and not raw_target.is_meta:
+        raw_target.copy_(raw_source)
+    return target

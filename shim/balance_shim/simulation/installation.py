@@ -1,0 +1,73 @@
+"""Putting a simulated machine into torch, whole or not at all."""
+
+import contextlib
+import os
+import sys
+
+import torch
+
+from balance_shim.errors import SimulationError
+
+from .spec import SimulationSpec
+
+
+class Installation:
+    """Everything that has to live as long as the simulated machine."""
+
+    def __init__(self, spec: SimulationSpec):
+        """Register the backend and patch torch.
+
+        Raises:
+            SimulationError: that is not possible in this process; nothing has been changed then.
+        """
+        _check()
+        from . import attention, autocast, backend, dispatch, engine, factories, patches, stand_in
+        from .machine import BACKEND, Machine
+        from .tensor import SimulatedTensor
+
+        with contextlib.ExitStack() as undo:
+            torch.utils.rename_privateuse1_backend(BACKEND)  # torch allows the same name again
+            self.machine = Machine(spec)
+            self.module = backend.make_module(self.machine)
+            fused = attention.make_attention(self.machine)
+            SimulatedTensor.dispatch = dispatch.Dispatcher(self.machine, fused)
+
+            self.libraries, weights = autocast.register()
+            self.libraries.append(factories.register(self.machine))
+            self.libraries.append(attention.register(fused))
+            for library in self.libraries:
+                undo.callback(library._destroy)
+            undo.push(patches.apply(self.machine, self.module, weights))
+            for name, value in stand_in.make_package(self.module).items():
+                sys.modules[name] = value
+                undo.callback(sys.modules.pop, name)
+            # Last, because there is no way back from it.
+            torch.utils.backend_registration._setup_privateuseone_for_python_backend(
+                BACKEND, self.module, backend.Hooks(), engine.Guard()
+            )
+            undo.pop_all()
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # DeepSpeed would look for internals of a real torch_npu
+
+
+def _check() -> None:
+    """Raise SimulationError if the machine cannot be put into this process."""
+    from . import stand_in
+
+    if not hasattr(torch.utils.backend_registration, "_setup_privateuseone_for_python_backend"):
+        raise SimulationError(
+            f"torch {torch.__version__} has no backends written in Python, which simulated devices need; "
+            "use a newer torch (2.13 is known to work)"
+        )
+    name = torch._C._get_privateuse1_backend_name()
+    if name != "privateuseone" or stand_in.is_installed():
+        raise SimulationError(
+            f"torch already has an additional backend here ({name if name != 'privateuseone' else 'torch_npu'}), and it "
+            "takes only one; simulate in an environment without it"
+        )
+    for kind in ("cuda", "xpu", "mps", "mtia"):
+        module = getattr(torch, kind, None)
+        if module is not None and module.is_available():
+            raise SimulationError(
+                f"this process has a real accelerator ({kind}), which a simulated one would break; hide it "
+                f"{'(CUDA_VISIBLE_DEVICES=-1) ' if kind == 'cuda' else ''}or simulate on a machine without"
+            )

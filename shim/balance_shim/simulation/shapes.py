@@ -1,0 +1,144 @@
+"""Tensors without numbers: how a 7 B model trains in seconds on a laptop.
+
+Floating-point tensors are meta tensors inside; whole numbers and truth values stay real, because programs look at
+them: token ids, masks and positions decide what a model does. What a program asks of a floating-point tensor gets a
+plausible answer, and a size that depends on its values is taken as large as it can be.
+"""
+
+import math
+import mmap
+
+import torch
+
+HOST = torch.device("cpu")
+META = torch.device("meta")
+MOST_REAL = 2**26  # elements; an attention mask of 8192 x 8192 still has its values
+
+aten = torch.ops.aten
+
+
+def is_real(dtype: torch.dtype, count: int) -> bool:
+    """Whether a tensor of `count` elements keeps its numbers. Single numbers do: learning rates, step counts."""
+    return count <= 1 or (count <= MOST_REAL and not dtype.is_floating_point and not dtype.is_complex)
+
+
+def thinned(raw: torch.Tensor) -> torch.Tensor:
+    """Return `raw`, without its numbers if it should have none."""
+    if raw.is_meta or is_real(raw.dtype, raw.numel()):
+        return raw
+    return _twin(raw)
+
+
+def blank(shape: torch.Size, dtype: torch.dtype) -> torch.Tensor:
+    """Return a CPU tensor of zeros that costs no memory until somebody writes to it."""
+    count = math.prod(shape)
+    if count == 0:
+        return torch.empty(shape, dtype=dtype)
+    pages = mmap.mmap(-1, count * dtype.itemsize, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    return torch.frombuffer(pages, dtype=dtype).view(shape)
+
+
+def run(func, args, kwargs, simulated, place, machine):
+    """Run `func` on raw tensors of which some may be meta, for a result on device `place` (None: on the host)."""
+    if not any(tensor.raw.is_meta for tensor in simulated):
+        out = func(*args, **kwargs)
+        return out if place is None else _each(out, thinned)
+    answer = _ANSWERS.get(func)
+    if answer is not None:
+        return answer(*args, **kwargs)
+    if func is aten.copy_.default or func is aten._copy_from.default:
+        return _copy(func, args, simulated, machine)
+
+    twins = {}
+    if any(argument.alias_info is not None and argument.alias_info.is_write for argument in func._schema.arguments):
+        # Once a number that nobody knows is written to it, a tensor that had numbers has none.
+        for value in _written(func, args, kwargs):
+            for tensor in simulated:
+                if tensor.raw is value and not value.is_meta:
+                    _lose(tensor, twins, machine)
+    for tensor in simulated:
+        raw = tensor.raw
+        if not raw.is_meta and id(raw) not in twins:
+            twins[id(raw)] = _twin(raw)
+    if func in _MASKED:
+        args = [args[0], [_positions(index) for index in args[1]], *args[2:]]
+    args = [_replaced(arg, twins) for arg in args]
+    kwargs = {name: _replaced(value, twins) for name, value in kwargs.items()}
+    if kwargs.get("device") == HOST:
+        kwargs["device"] = META
+    out = func(*args, **kwargs)
+    return _each(out, lambda raw: blank(raw.shape, raw.dtype)) if place is None else out
+
+
+def _twin(raw):
+    return torch.empty_strided(raw.shape, raw.stride(), dtype=raw.dtype, device=META)
+
+
+def _lose(tensor, twins, machine):
+    twin = twins[id(tensor.raw)] = _twin(tensor.raw)
+    machine.ledger.hold(twin, tensor.place)
+    tensor.raw = twin
+
+
+def _copy(func, args, simulated, machine):
+    target, source = args[:2] if func is aten.copy_.default else args[1::-1]
+    for tensor in simulated:
+        if tensor.raw is target and not target.is_meta and source.is_meta:
+            _lose(tensor, {}, machine)
+            return tensor.raw
+    return target  # of two meta tensors nothing is left to copy, and a host tensor cannot learn what nobody knows
+
+
+def _written(func, args, kwargs):
+    for position, argument in enumerate(func._schema.arguments):
+        if argument.alias_info is not None and argument.alias_info.is_write:
+            value = args[position] if position < len(args) else kwargs.get(argument.name)
+            yield from value if isinstance(value, (list, tuple)) else (value,)
+
+
+def _replaced(value, twins):
+    if isinstance(value, torch.Tensor):
+        return twins.get(id(value), value)
+    if isinstance(value, (list, tuple)):
+        return [_replaced(item, twins) for item in value]
+    return value
+
+
+def _each(out, change):
+    if isinstance(out, torch.Tensor):
+        return change(out)
+    if isinstance(out, (list, tuple)):
+        return type(out)(_each(item, change) for item in out)
+    return out
+
+
+def _positions(index):
+    """A mask that selects everything, as positions, because masks of unknown values have no meta kernel."""
+    if isinstance(index, torch.Tensor) and index.dtype in (torch.bool, torch.uint8):
+        if index.dim() != 1:
+            raise NotImplementedError("shapes only: selecting by a mask of several dimensions whose values are unknown")
+        return torch.empty(index.shape, dtype=torch.int64, device=index.device)
+    return index
+
+
+_MASKED = {aten.index.Tensor, aten.index_put.default, aten.index_put_.default, aten._index_put_impl_.default}
+
+
+def _number(raw):
+    # False: "is any of it not a number?" is what programs ask. Zero is an index that exists. A loss of one is a loss.
+    if raw.dtype is torch.bool:
+        return False
+    return 1.0 if raw.dtype.is_floating_point else 0
+
+
+_ANSWERS = {
+    aten._local_scalar_dense.default: _number,
+    aten.equal.default: lambda left, right: left.shape == right.shape,
+    aten.is_nonzero.default: lambda raw: bool(_number(raw)),
+    aten.nonzero.default: lambda raw: torch.empty((raw.numel(), raw.dim()), dtype=torch.int64, device=META),
+    aten.masked_select.default: lambda raw, mask: torch.empty(
+        torch.broadcast_shapes(raw.shape, mask.shape).numel(), dtype=raw.dtype, device=META
+    ),
+    aten._amp_foreach_non_finite_check_and_unscale_.default: lambda *_: None,
+    aten._amp_update_scale_.default: lambda scale, *_: scale,
+}

@@ -1,0 +1,48 @@
+"""What a simulated machine looks like, and how people write it down. Standard library only: read while arming."""
+
+import re
+from typing import NamedTuple
+
+from balance_shim.units import parse_size
+
+MOST_DEVICES = 64  # torch numbers devices with a signed byte; nobody has a single node with more than this
+FORMS = 'write devices x size, such as "4x24GiB" or "2x80GiB+2x24GiB", with ":shapes" at the end for shapes only'
+
+_GROUP = re.compile(r"\s*(?:(\d+)\s*[xX*]\s*)?(.+)", re.DOTALL)
+
+
+class SimulationSpec(NamedTuple):
+    """A simulated machine.
+
+    Attributes:
+        capacities: bytes of each device, in the order of their indices.
+        shapes_only: whether floating-point tensors have shapes but no numbers, which makes large models affordable.
+    """
+
+    capacities: tuple[int, ...]
+    shapes_only: bool = False
+
+
+def parse_spec(text: str) -> SimulationSpec:
+    """Return the machine that `text` ("4x24GiB", "2x80GiB+2x24GiB", "8x80GiB:shapes") describes.
+
+    Raises:
+        ValueError: `text` describes no machine, or one with no devices or more than `MOST_DEVICES`.
+    """
+    machine, colon, suffix = text.strip().partition(":")
+    if colon and suffix.strip().lower() != "shapes":
+        raise ValueError(f"{text!r}: unknown suffix {suffix.strip()!r}; {FORMS}")
+    capacities: list[int] = []
+    for group in machine.split("+"):
+        match = _GROUP.fullmatch(group)
+        if match is None:
+            raise ValueError(f"{text!r} has an empty group of devices; {FORMS}")
+        count = int(match[1] or 1)
+        try:
+            capacity = parse_size(match[2])
+        except ValueError as error:
+            raise ValueError(f"{text!r}: {error}; {FORMS}") from None
+        if not 1 <= count <= MOST_DEVICES - len(capacities):
+            raise ValueError(f"{text!r}: a machine has 1 to {MOST_DEVICES} devices and no empty group; {FORMS}")
+        capacities += [capacity] * count
+    return SimulationSpec(tuple(capacities), bool(colon))
