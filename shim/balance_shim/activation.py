@@ -84,9 +84,11 @@ def _arm(arming: Arming, may_raise: bool) -> None:
 
     if arming.mode == "off" and arming.pending is None:
         uninstall()
+        with _lock:
+            state.begin(arming, enabled=False)
     else:
         with _lock:
-            state.begin(arming)
+            state.begin(arming, enabled=True)
         for leaf in SEAMS:
             hooks.watch(leaf, _apply_seam)
         if not state.enabled():  # another thread disarmed while the hooks were being set
@@ -159,8 +161,8 @@ def _simulate_with(arming: Arming) -> None:
         except Exception as failure:
             reason = f"{type(failure).__name__}: {failure}"
             raise SimulationError(f"BALANCE_SIMULATE: simulated devices cannot be set up ({reason})") from failure
-        if arming.mode == "off":
-            log.info("BALANCE_SIMULATE is set and BALANCE_MODE is not: devices are simulated, nothing is balanced")
+        if arming.mode == "off" and "BALANCE_MODE" not in arming.environ:
+            log.info("devices are simulated and nothing is balanced: BALANCE_MODE is not set")
 
     hooks.watch("torch", simulate)
 
@@ -168,14 +170,13 @@ def _simulate_with(arming: Arming) -> None:
 def _set_up_simulation(settings: Settings) -> None:
     from balance_shim import simulation
 
+    assert settings.simulate is not None  # or there would be no hook on torch
     simulation.install(settings.simulate)
     simulation.report_at_exit()
     if settings.report not in ("text", "off"):
-        import atexit
+        from balance_shim.simulation_record import write_at_exit
 
-        from balance_shim.simulation_record import write_usage
-
-        atexit.register(write_usage, settings.report)
+        write_at_exit(settings.report)
 
 
 def _is_simulation_refused(arming: Arming) -> bool:

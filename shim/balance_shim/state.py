@@ -62,10 +62,10 @@ _arming: Arming | None = None
 _enabled = False
 
 
-def begin(arming: Arming) -> None:
-    """Make `arming` the current one and let patches act."""
+def begin(arming: Arming, enabled: bool) -> None:
+    """Make `arming` the current one, and let patches act or not."""
     global _arming, _enabled
-    _arming, _enabled = arming, True
+    _arming, _enabled = arming, enabled
 
 
 def end() -> None:

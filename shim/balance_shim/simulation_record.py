@@ -1,0 +1,25 @@
+"""`simulation.json` in the report's folder: what each simulated device held at most."""
+
+import json
+import os
+
+from balance_shim import simulation
+from balance_shim.seams.guard import attempt
+
+FILE = "simulation.json"
+
+
+def write_at_exit(folder: str) -> None:
+    """Write the record when this process ends; not when a child that it forks does."""
+    import atexit
+
+    atexit.register(attempt, f"writing {FILE}", _write, folder, os.getpid(), instead="there is no such file")
+
+
+def _write(folder: str, process: int) -> None:
+    if os.getpid() != process:
+        return
+    os.makedirs(folder, exist_ok=True)
+    record = [{"name": device.name, "capacity": device.capacity, "peak": device.peak} for device in simulation.usage()]
+    with open(os.path.join(folder, FILE), "w", encoding="utf-8") as file:
+        json.dump(record, file, indent=2)
