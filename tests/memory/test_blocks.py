@@ -1,0 +1,66 @@
+"""Blocks: everything in a model has exactly one, in the order of the forward pass."""
+
+import pytest
+
+from balance_shim.memory.blocks import chain, within
+from balance_shim.memory.ties import tied_groups
+from tests import models
+
+
+@pytest.mark.parametrize("name", models.ALL)
+def test_each_tensor_has_exactly_one_block(name):
+    """Every parameter and buffer, non-persistent ones included, belongs to one block and no more."""
+    model = models.ALL[name]()
+    covered = [tensor for block in chain(model) for tensor in block.tensors]
+    parameters = [key for key, _ in model.named_parameters(remove_duplicate=False)]
+    buffers = [key for key, _ in model.named_buffers(remove_duplicate=False)]
+    assert sorted(covered) == sorted(parameters + buffers)
+
+
+@pytest.mark.parametrize("name", models.ALL)
+def test_declared_layers_stay_whole(name):
+    """A module that the model declares unsplittable is one block, or lies within one."""
+    model = models.ALL[name]()
+    blocks = [block.name for block in chain(model)]
+    for layer, module in model.named_modules():
+        if type(module).__name__ in model._no_split_modules:
+            assert any(within(layer, block) for block in blocks), layer
+
+
+def test_roles_of_a_language_model():
+    """Embedding, layers and head are told apart."""
+    roles = {block.name: block.role for block in chain(models.llama())}
+    assert roles["model.embed_tokens"] == "embedding"
+    assert roles["model.layers.3"] == "layer"
+    assert roles["lm_head"] == "head"
+    assert roles["model.norm"] == "other"
+
+
+@pytest.mark.parametrize("name", ["qwen-vl", "llava"])
+def test_vision_blocks_belong_to_a_tower(name):
+    """What stands outside of the language model and holds layers is a tower; the language model is not."""
+    model = models.ALL[name]()
+    roles = {block.name: block.role for block in chain(model)}
+    towers = {key for key, role in roles.items() if role == "tower"}
+    assert towers and all("vision" in key or "visual" in key for key in towers)
+    assert sum(role == "layer" for role in roles.values()) == models.SIZES["num_hidden_layers"]
+
+
+def test_a_tower_declared_whole_is_one_block():
+    """InternVL's remote class declares its whole tower unsplittable: one block to place."""
+    tower = [block for block in chain(models.internvl_remote()) if block.role == "tower"]
+    assert [block.name for block in tower] == ["vision_model"]
+    assert "vision_model.position" in tower[0].parameters
+
+
+def test_without_declared_layers_module_lists_are_split():
+    """A model that declares nothing is cut at the members of its module lists."""
+    names = [block.name for block in chain(models.llama(), no_split=())]
+    assert "model.layers.5" in names and "model.layers.5.mlp" not in names
+
+
+def test_ties_are_found_before_they_are_tied():
+    """A tied head is known as such on the meta device, an untied one is not."""
+    tied = tied_groups(models.llama(tie_word_embeddings=True))
+    assert {"model.embed_tokens.weight", "lm_head.weight"} in [set(group) for group in tied]
+    assert tied_groups(models.llama()) == ()

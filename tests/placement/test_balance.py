@@ -1,0 +1,99 @@
+"""Mode balanced on real model classes."""
+
+import pytest
+
+from balance_shim.devices import describe
+from balance_shim.memory.workload import Workload
+from balance_shim.placement import planner
+from balance_shim.placement.balance import DoesNotFit, balance
+from balance_shim.placement.plan import collapse, device_of, evaluate
+from balance_shim.settings import Settings
+from tests import models
+
+MIB = 1 << 20
+
+
+def machine(*sizes):
+    return tuple(describe(index, f"cuda:{index}", size, Settings()) for index, size in enumerate(sizes))
+
+
+@pytest.mark.parametrize("devices", [1, 2, 4, 8])
+@pytest.mark.parametrize("name", models.ALL)
+def test_every_tensor_gets_a_device_and_ties_hold(name, devices):
+    """The map covers every parameter and buffer, keeps ties together and uses existing devices only."""
+    model = models.ALL[name]()
+    costed = planner.cost(model, Workload(seq_len=64))
+    device_map = balance(costed, machine(*[64 * MIB] * devices))
+    for tensor in [*dict(model.named_parameters(remove_duplicate=False)), *dict(model.named_buffers())]:
+        assert device_of(tensor, device_map) in range(devices)
+    for group in costed.ties:
+        assert len({device_of(tensor, device_map) for tensor in group}) == 1
+
+
+def test_the_worst_device_is_below_that_of_any_other_map_of_whole_layers():
+    """No way of cutting the layers of a tied model, with any host for its ends, has a lower worst device."""
+    from itertools import combinations_with_replacement
+
+    model = models.llama(tie_word_embeddings=True, vocab_size=64)
+    costed = planner.cost(model, Workload(seq_len=64))
+    devices = machine(8 * MIB, 8 * MIB, 16 * MIB)
+    ours = evaluate("balanced", costed, balance(costed, devices), devices).worst.filled
+    for first, second in combinations_with_replacement(range(7), 2):
+        for host in range(3):
+            device_map = {f"model.layers.{layer}": (layer >= first) + (layer >= second) for layer in range(6)}
+            ends = dict.fromkeys(["model.embed_tokens", "model.rotary_emb", "lm_head"], host)
+            ends["model.norm"] = device_map["model.layers.5"]
+            other = evaluate("balanced", costed, {**device_map, **ends}, devices)
+            assert ours <= other.worst.filled * (1 + 1e-9)
+
+
+def test_a_tower_stays_on_one_device_while_it_is_no_more_than_a_share():
+    """Vision blocks are not spread when the tower is small beside the language model."""
+    costed = planner.cost(models.qwen_vl(), Workload(seq_len=64))
+    device_map = balance(costed, machine(*[64 * MIB] * 2))
+    assert len({device for name, device in device_map.items() if "visual" in name}) == 1
+
+
+def test_rotary_embeddings_stay_with_the_embedding():
+    """A module without parameters, registered last and run first, does not end up at the tail."""
+    device_map = balance(planner.cost(models.llama(), Workload(seq_len=64)), machine(*[64 * MIB] * 4))
+    assert device_map["model.rotary_emb"] == device_map["model.embed_tokens"]
+
+
+def test_weights_are_placed_even_when_the_prediction_is_over_capacity():
+    """A model that loads but is predicted not to train gets a map by which it loads."""
+    costed = planner.cost(models.llama(), Workload(batch_size=64, seq_len=4096))
+    weights = sum(cost.weights for cost in costed.costs)
+    devices = machine(weights // 2, weights // 2, weights // 3)
+    plan = evaluate("balanced", costed, balance(costed, devices), devices)
+    assert plan.shortfall > 0
+    held = [device.terms["weights"] for device in plan.devices]
+    assert all(held_bytes <= device.available for held_bytes, device in zip(held, devices, strict=True))
+
+
+def test_weights_that_do_not_fit_are_refused_with_the_figures():
+    """Never a silent spill to the host: by how much it does not fit is in the exception."""
+    costed = planner.cost(models.llama(), Workload())
+    with pytest.raises(DoesNotFit) as caught:
+        balance(costed, machine(1000, 1000))
+    assert caught.value.available == 2000
+    assert caught.value.needed == sum(cost.weights for cost in costed.costs)
+
+
+def test_what_would_fit_is_checked_not_guessed():
+    """Each remedy named for a plan that does not fit does make it fit."""
+    model = models.llama()
+    workload = Workload(batch_size=1, seq_len=1024)
+    fitting = planner.balanced(planner.Request(model, workload, machine(*[64 * MIB] * 2)))
+    tight = machine(*[int(fitting.worst.predicted_peak * 0.95)] * 2)
+    request = planner.Request(model, workload, tight)
+    plan = planner.balanced(request)
+    assert plan.shortfall
+    remedies = planner.what_would_fit(plan, request)
+    assert any(remedy.startswith("gradient checkpointing") for remedy in remedies)
+
+
+def test_a_map_of_one_device_collapses():
+    """accelerate takes a map of several entries for several devices, so one device is written as one entry."""
+    assert collapse({"a": 1, "b": 1}) == {"": 1}
+    assert collapse({"a": 1, "b": 0}) == {"a": 1, "b": 0}

@@ -1,0 +1,34 @@
+"""Sizes as people write and read them."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from balance_shim.units import GIB, format_size, gib, parse_size
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("20GiB", 20 * GIB), ("20 gib", 20 * GIB), ("20G", 20 * GIB), ("1.5GB", 1_500_000_000), ("8e9", 8_000_000_000)],
+)
+def test_sizes_are_read(text, size):
+    """Binary and decimal units, with or without a space."""
+    assert parse_size(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "GiB", "x", "-3", "0", "nan", "inf", "20GiBB", "1e400", "5 parsecs", "--", "1,5GiB"])
+def test_what_is_no_size_is_refused(text):
+    """Anything but a positive finite amount."""
+    with pytest.raises(ValueError):
+        parse_size(text)
+
+
+@given(st.integers(1, 2**62))
+def test_formatted_sizes_read_back_to_within_their_precision(size):
+    """format_size keeps one digit behind the point."""
+    assert abs(parse_size(format_size(size)) - size) <= max(1, size * 0.06)
+
+
+def test_table_columns_keep_small_figures_visible():
+    """Nothing that is there is shown as 0.0."""
+    assert gib(24 * GIB) == "24.0" and gib(GIB // 100) == "0.01" and gib(0) == "0.0"
