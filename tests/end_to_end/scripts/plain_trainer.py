@@ -66,8 +66,7 @@ def main():
 
     if options.losses:
         with open(options.losses, "w") as file:
-            for entry in trainer.state.log_history:
-                file.write(json.dumps(entry) + "\n")
+            file.writelines(json.dumps(entry) + "\n" for entry in trainer.state.log_history)
 
 
 if __name__ == "__main__":
