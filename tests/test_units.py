@@ -29,6 +29,8 @@ def test_formatted_sizes_read_back_to_within_their_precision(size):
     assert abs(parse_size(format_size(size)) - size) <= max(1, size * 0.06)
 
 
-def test_table_columns_keep_small_figures_visible():
-    """Nothing that is there is shown as 0.0."""
-    assert gib(24 * GIB) == "24.0" and gib(GIB // 100) == "0.01" and gib(0) == "0.0"
+def test_table_columns_show_three_digits_of_the_largest_figure():
+    """A column of small devices is not shown as zeros."""
+    assert gib(24.04 * GIB, 80 * GIB) == "24.0"
+    assert gib(2.345 * GIB, 3 * GIB) == "2.35" or gib(2.345 * GIB, 3 * GIB) == "2.34"
+    assert gib(GIB / 8, GIB / 2) == "0.125"

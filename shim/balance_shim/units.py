@@ -41,6 +41,6 @@ def format_size(size: float) -> str:
     return f"{sign}{size:.0f} B"
 
 
-def gib(size: float) -> str:
-    """Return `size` bytes as a bare number of GiB for a table column: 25769803776 -> "24.0"; small ones keep digits."""
-    return f"{size / GIB:.1f}" if size >= GIB or size == 0 else f"{size / GIB:.2f}"
+def gib(size: float, largest: float) -> str:
+    """Return `size` bytes as a bare number of GiB for a table whose largest figure is `largest`: three digits show."""
+    return f"{size / GIB:.{1 if largest >= 10 * GIB else 2 if largest >= GIB else 3}f}"

@@ -17,7 +17,7 @@ def actual_workload(trainer: Any, assumed: Workload) -> Workload:
     rows = longest_row(trainer.train_dataset)
     if rows is not None:
         known["seq_len"] = rows
-    return replace(assumed, **known)
+    return replace(assumed, **known, guessed=False)
 
 
 def tuning(model: Any) -> str:

@@ -1,6 +1,6 @@
 """The workload: everything about a training, other than the model, that decides how much memory it takes."""
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from ..settings import Settings
@@ -20,6 +20,7 @@ class Workload:
         optimizer: as in `TrainingArguments(optim=...)`.
         gradient_checkpointing: whether layers are recomputed in the backward pass.
         autocast: whether matrix products run in a lower precision than the weights are held in.
+        guessed: whether nobody has said yet how long rows are, which decides more than anything else.
     """
 
     batch_size: int = 1
@@ -29,6 +30,7 @@ class Workload:
     optimizer: str = "adamw_torch"
     gradient_checkpointing: bool = False
     autocast: bool = False
+    guessed: bool = field(default=False, compare=False)
 
     @property
     def tokens(self) -> int:
@@ -37,12 +39,14 @@ class Workload:
 
     def differences(self, other: "Workload") -> dict[str, tuple[Any, Any]]:
         """Return {field: (ours, theirs)} for each field in which the two differ."""
-        pairs = {field.name: (getattr(self, field.name), getattr(other, field.name)) for field in fields(self)}
+        compared = [each.name for each in fields(self) if each.compare]
+        pairs = {name: (getattr(self, name), getattr(other, name)) for name in compared}
         return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
 
     def describe(self) -> str:
         """Return one line for people: "full, adamw_torch, 1 x 2048 tokens, accumulation 1"."""
         extra = ", checkpointing" if self.gradient_checkpointing else ""
+        extra += "; a guess until the Trainer is known" if self.guessed else ""
         return (
             f"{self.tuning}, {self.optimizer}, {self.batch_size} x {self.seq_len} tokens, "
             f"accumulation {self.accumulation}{extra}"
@@ -61,13 +65,14 @@ def assume(settings: Settings, arguments: Any | None = None, longest: int | None
         longest: the most positions that the model takes, which bounds the default sequence length.
     """
     known = from_arguments(arguments) if arguments is not None else {}
-    if longest is not None and "seq_len" not in known:
-        known["seq_len"] = min(DEFAULT_SEQUENCE_LENGTH, longest)
-    for field in ("batch_size", "seq_len", "tuning", "optimizer"):
-        said = getattr(settings, field)
+    for name in ("batch_size", "seq_len", "tuning", "optimizer"):
+        said = getattr(settings, name)
         if said is not None:
-            known[field] = said
-    return Workload(**known)
+            known[name] = said
+    guessed = "seq_len" not in known
+    if guessed and longest is not None:
+        known["seq_len"] = min(DEFAULT_SEQUENCE_LENGTH, longest)
+    return Workload(**known, guessed=guessed)
 
 
 def from_arguments(arguments: Any) -> dict[str, Any]:

@@ -128,10 +128,10 @@ def evaluate(
     for block, cost in zip(costed.blocks, costed.costs, strict=True):
         # A map may go deeper than our blocks; a block then counts where its first tensor is.
         on_device.setdefault(_place(block, device_map), []).append(cost)
-    used = [device.index for device in devices if on_device[device.index]]
+    # Outputs return to where the inputs came from, which is the first device, whether it holds a block or not.
     heads = {_place(block, device_map) for block in costed.blocks if block.role == "head"}
-    if used and heads and heads != {used[0]}:
-        on_device[used[0]].append(BlockCost(temporary=costed.returned))
+    if heads != {devices[0].index}:
+        on_device[devices[0].index].append(BlockCost(temporary=costed.returned))
     device_plans = []
     for device in devices:
         terms = peak_terms(on_device[device.index], costed.workload.accumulation)

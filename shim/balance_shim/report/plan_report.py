@@ -27,13 +27,12 @@ def show(plan: Plan, report: str) -> None:
 
 def plan_table(plan: Plan) -> str:
     """Return a row a device: what is on it, and its predicted peak by term, in GiB."""
+    largest = max(max(device.predicted_peak, device.capacity) for device in plan.devices)
     rows = []
     for device in plan.devices:
-        terms = [gib(device.terms[term]) for term in TERMS]
-        rows.append(
-            [device.name, summary(plan.device_map, device.device.index), *terms]
-            + [gib(device.predicted_peak), gib(device.capacity), f"{device.filled:.0%}"]
-        )
+        sizes = [*(device.terms[term] for term in TERMS), device.predicted_peak, device.capacity]
+        figures = [gib(size, largest) for size in sizes]
+        rows.append([device.name, summary(plan.device_map, device.device.index), *figures, f"{device.filled:.0%}"])
     return table(["device", "holds", *TERMS, "peak", "of", "filled"], rows, left=2)
 
 
@@ -43,10 +42,12 @@ def beside(assumed: Plan, actual: Plan) -> str:
     if not differing:
         return f"the Trainer's workload is as planned for; worst device {format_size(actual.worst.predicted_peak)}"
     changes = ", ".join(f"{name} {before} -> {after}" for name, (before, after) in differing.items())
-    rows = [
-        [before.name, gib(before.predicted_peak), gib(after.predicted_peak), gib(after.capacity), f"{after.filled:.0%}"]
-        for before, after in zip(assumed.devices, actual.devices, strict=True)
-    ]
+    pairs = list(zip(assumed.devices, actual.devices, strict=True))
+    largest = max(max(before.predicted_peak, after.predicted_peak, after.capacity) for before, after in pairs)
+    rows = []
+    for before, after in pairs:
+        sizes = [gib(size, largest) for size in (before.predicted_peak, after.predicted_peak, after.capacity)]
+        rows.append([before.name, *sizes, f"{after.filled:.0%}"])
     peaks = table(["device", "as planned", "as trained", "of", "filled"], rows)
     return f"the Trainer's workload differs from what was planned for ({changes}); predicted peaks (GiB):\n{peaks}"
 

@@ -27,6 +27,7 @@ _lock = allocate_lock()
 _watched: dict[str, tuple[Callback, ...]] = {}
 _searching: set[tuple[int, str]] = set()  # (thread, module): who is inside `_Finder.find_spec` for what
 _executing: set[str] = set()  # modules whose body our loader is running; they fire when it is done
+_waiting: dict[str, list[Callback]] = {}  # for modules whose body another loader is running
 
 
 def watch(name: str, callback: Callback) -> None:
@@ -147,32 +148,40 @@ def _call_when_done(module: ModuleType, callback: Callback) -> None:
     The import system tells nobody that it is done, but it notes so in the module's spec, which for that time gets a
     class that hears it.
     """
-    spec = module.__spec__
-    assert spec is not None
-    plain = type(spec)
+    spec: Any = module.__spec__
     name = module.__name__
-    waiting = [callback]
+    with _lock:
+        waiting = _waiting.setdefault(name, [])
+        waiting.append(callback)
+        if len(waiting) == 1:
+            spec.__class__ = _hearing(type(spec), name)
+    if not spec._initializing:  # another thread finished it just before the class was changed
+        _done(spec, name)
 
-    def done() -> None:
-        spec.__class__ = plain
-        with _lock:
-            callbacks, waiting[:] = tuple(waiting), ()
-        # Gone from sys.modules: it failed. Not watched any more: uninstalled in the meantime.
-        for each in callbacks:
-            if name in sys.modules and each in _watched.get(name, ()):
-                _call(name, each, sys.modules[name])
 
-    def get(self: Any) -> Any:
-        return self.__dict__.get("_initializing", False)
+def _hearing(plain: type, name: str) -> type:
+    """Return a class like `plain` whose instances call `_done` when `_initializing` becomes false."""
 
-    def put(self: Any, value: Any) -> None:
-        self.__dict__["_initializing"] = value
+    def get(spec: Any) -> Any:
+        return spec.__dict__.get("_initializing", False)
+
+    def put(spec: Any, value: Any) -> None:
+        spec.__dict__["_initializing"] = value
         if not value:
-            done()
+            _done(spec, name)
 
-    spec.__class__ = type(plain.__name__, (plain,), {"_initializing": property(get, put)})
-    if not get(spec):  # another thread finished it just before the class was changed
-        done()
+    return type(plain.__name__, (plain,), {"_initializing": property(get, put), "_plain": plain})
+
+
+def _done(spec: Any, name: str) -> None:
+    with _lock:
+        callbacks = _waiting.pop(name, [])
+        if callbacks:
+            spec.__class__ = spec._plain
+    # Gone from sys.modules: it failed. Not watched any more: disarmed in the meantime.
+    for callback in callbacks:
+        if name in sys.modules and callback in _watched.get(name, ()):
+            _call(name, callback, sys.modules[name])
 
 
 _finder = _Finder()

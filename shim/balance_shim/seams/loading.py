@@ -194,7 +194,7 @@ def _place(load: _Load) -> DeviceMap | None:
         return None
     known.remember_plan(load.model, plan)
     attempt("reporting the plan", plan_report.show, plan, settings.report, instead="the plan is used all the same")
-    if mode == "balanced" and plan.shortfall:
+    if mode == "balanced" and plan.shortfall and not workload.guessed:
         log.warning(plan_report.shortfall_line(plan, planner.what_would_fit(plan, request)))
     return collapse(plan.device_map)
 

@@ -1,4 +1,4 @@
-"""Seam 2b, `transformers.trainer`: here the workload is known, and the loss must find its divisor."""
+"""Seam 2b, `transformers.trainer`: here the workload is known, and the loss must find its way between devices."""
 
 from collections.abc import Callable
 from typing import Any
@@ -27,7 +27,7 @@ def apply(module: Any) -> None:
         SeamMoved: this version keeps a seam somewhere else.
     """
     version = version_of("transformers")
-    patches: list[tuple[str, Callable[..., Any]]] = [("__init__", _around_init)]
+    patches: list[tuple[str, Callable[..., Any]]] = [("__init__", _around_init), ("training_step", _around_step)]
     if version >= COUNTS_ITEMS_APART_SINCE:
         patches.append(("_get_num_items_in_batch", _around_item_count))
     elif version >= COUNTS_ITEMS_SINCE:
@@ -62,6 +62,23 @@ def _around_batch_samples(original: Callable[..., Any]) -> Callable[..., Any]:
     return get_batch_samples
 
 
+def _around_step(original: Callable[..., Any]) -> Callable[..., Any]:
+    def training_step(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return _returned(self, original(self, *args, **kwargs))
+
+    return training_step
+
+
+def _returned(trainer: Any, loss: Any) -> Any:
+    """Return the loss of a step on the first device, where the Trainer adds it up and refuses it from any other.
+
+    The model's own loss comes back there with the outputs; one that a trainer computes itself (TRL 1.16) does not.
+    """
+    if getattr(trainer, "is_model_parallel", False) and getattr(loss, "device", None) not in (None, trainer.args.device):
+        return loss.to(trainer.args.device)
+    return loss
+
+
 def _placeless(trainer: Any, count: Any) -> Any:
     """Return the number of label tokens as a plain number when the model spans several devices.
 
@@ -90,7 +107,8 @@ def _record(trainer: Any) -> None:
     if settings.report != "off":
         log.info(plan_report.beside(plan, actual))
     if actual.shortfall:
-        log.warning(plan_report.shortfall_line(actual, []))
+        remedies = planner.what_would_fit(actual, planner.Request(model, workload, tuple(usable)))
+        log.warning(plan_report.shortfall_line(actual, remedies))
     if plan.mode == "balanced":
         better = evaluate(plan.mode, costed, balance(costed, usable), usable)
         if better.worst.filled <= WORTH_SAYING * actual.worst.filled:
