@@ -28,6 +28,9 @@ _watched: dict[str, tuple[Callback, ...]] = {}
 _searching: set[tuple[int, str]] = set()  # (thread, module): who is inside `_Finder.find_spec` for what
 _executing: set[str] = set()  # modules whose body our loader is running; they fire when it is done
 _waiting: dict[str, list[Callback]] = {}  # for modules whose body another loader is running
+# What was watched while its module was not there. Another thread may just have found that module without us and not
+# put it into `sys.modules` yet, so this is looked through at each import until the module is seen.
+_unseen: set[tuple[str, Callback]] = set()
 
 
 def watch(name: str, callback: Callback) -> None:
@@ -44,18 +47,14 @@ def watch(name: str, callback: Callback) -> None:
             sys.meta_path.insert(0, _finder)
         if name in _executing:
             return
-    module = sys.modules.get(name)
-    if module is None:
-        return
-    if _is_half_way(module):
-        _call_when_done(module, callback)
-    else:
-        _call(name, callback, module)
+        _unseen.add((name, callback))
+    _look_for(name, callback)
 
 
 def unwatch(name: str, callback: Callback) -> None:
     """Undo `watch`. With nothing left to watch, `sys.meta_path` is as it was."""
     with _lock:
+        _unseen.discard((name, callback))
         left = tuple(other for other in _watched.pop(name, ()) if other != callback)
         if left:
             _watched[name] = left
@@ -63,11 +62,18 @@ def unwatch(name: str, callback: Callback) -> None:
             sys.meta_path.remove(_finder)
 
 
-def _fire(module: ModuleType) -> None:
-    name = module.__name__
-    # A module may put something else in its place while it runs.
-    module = sys.modules.get(name, module)
-    for callback in _watched.get(name, ()):
+def _look_for(name: str, callback: Callback) -> None:
+    """Call `callback` if the module is there, now or when its body is done."""
+    module = sys.modules.get(name)
+    if module is None:
+        return
+    with _lock:
+        if (name, callback) not in _unseen:
+            return  # another thread was faster, or our loader has it
+        _unseen.discard((name, callback))
+    if _is_half_way(module):
+        _call_when_done(module, callback)
+    else:
         _call(name, callback, module)
 
 
@@ -81,6 +87,9 @@ class _Finder:
     def find_spec(
         self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
+        for name, callback in tuple(_unseen):
+            if name in sys.modules:
+                _look_for(name, callback)
         if fullname not in _watched:
             return None
         # A finder behind us may start a search of its own that comes back here: other import hooks do.
@@ -130,12 +139,22 @@ class _Loader:
             spec.loader = self._loader
         if getattr(module, "__loader__", None) is self:
             module.__loader__ = self._loader
-        _executing.add(module.__name__)
+        name = module.__name__
+        with _lock:
+            _executing.add(name)
+            _forget(name)
         try:
             self._loader.exec_module(module)
         finally:
-            _executing.discard(module.__name__)
-        _fire(module)
+            with _lock:
+                _executing.discard(name)
+                callbacks = _watched.get(name, ())
+        for callback in callbacks:
+            _call(name, callback, sys.modules.get(name, module))  # it may have put something else in its place
+
+
+def _forget(name: str) -> None:
+    _unseen.difference_update([pair for pair in _unseen if pair[0] == name])
 
 
 def _is_half_way(module: ModuleType) -> bool:
