@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from .blocks import Block
+from .ties import tied_groups
 from .workload import Workload
 
 if TYPE_CHECKING:
@@ -75,7 +76,8 @@ def estimate(
     parameter_bytes: Callable[[str, "Tensor"], float] | None = None,
     trains: Callable[[str, "Tensor"], bool] | None = None,
 ) -> tuple[BlockCost, ...]:
-    """Return the cost of each block, in the order of `blocks`. A tied parameter is counted where it comes first.
+    """Return the cost of each block, in the order of `blocks`. A tied parameter is counted where it comes first, be it
+    tied already or only announced to be.
 
     Args:
         model: the model that `blocks` was made from, on any device, the meta device included.
@@ -88,12 +90,13 @@ def estimate(
     size_of = parameter_bytes or (lambda name, tensor: tensor.numel() * tensor.element_size())
     parameters = dict(model.named_parameters(remove_duplicate=False))
     buffers = dict(model.named_buffers(remove_duplicate=False))
+    identity = {name: -1 - number for number, group in enumerate(tied_groups(model)) for name in group}
     seen: set[int] = set()
     costs = []
     for block in blocks:
         tensors = {name: parameters[name] for name in block.parameters}
-        own = {name: tensor for name, tensor in tensors.items() if id(tensor) not in seen}
-        seen.update(id(tensor) for tensor in own.values())
+        own = {name: tensor for name, tensor in tensors.items() if identity.get(name, id(tensor)) not in seen}
+        seen.update(identity.get(name, id(tensor)) for name, tensor in own.items())
         weights = sum(size_of(name, tensor) for name, tensor in own.items())
         weights += sum(buffers[name].numel() * buffers[name].element_size() for name in block.buffers)
         if trains is None:

@@ -23,3 +23,10 @@ def tied_groups(model: "nn.Module") -> tuple[frozenset[str], ...]:
         groups = [group for group in groups if not group & names]
         groups.append(names.union(*touching))
     return tuple(frozenset(group) for group in groups)
+
+
+def parameter_count(model: "nn.Module") -> int:
+    """Return the number of parameters, tied ones once, whether they are tied yet or not."""
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    repeated = {name for group in tied_groups(model) for name in sorted(group)[1:]}
+    return sum(parameter.numel() for name, parameter in parameters.items() if name not in repeated)

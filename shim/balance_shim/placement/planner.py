@@ -8,7 +8,7 @@ from .. import log
 from ..devices import Device, table
 from ..memory.blocks import chain
 from ..memory.estimate import estimate, returned_bytes
-from ..memory.ties import tied_groups
+from ..memory.ties import parameter_count, tied_groups
 from ..memory.workload import Workload
 from ..units import format_size
 from . import map_check
@@ -51,7 +51,7 @@ def cost(
     costs = estimate(model, blocks, workload, parameter_bytes, trains)
     return CostedModel(
         model_class=type(model).__name__,
-        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        parameters=parameter_count(model),
         blocks=blocks,
         costs=costs,
         ties=tied_groups(model),
