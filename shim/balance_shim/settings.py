@@ -149,7 +149,10 @@ def _report(text: str) -> str:
     if text.lower() in ("text", "off"):
         return text.lower()
     folder = os.path.abspath(os.path.expanduser(text))
-    if os.path.exists(folder) and not (os.path.isdir(folder) and os.access(folder, os.W_OK)):
+    there = folder
+    while not os.path.lexists(there):  # what does not exist yet is made when there is something to report
+        there = os.path.dirname(there)
+    if not (os.path.isdir(there) and os.access(there, os.W_OK)):
         raise ValueError
     return folder
 

@@ -3,7 +3,7 @@
 import re
 from typing import NamedTuple
 
-from balance_shim.units import parse_size
+from balance_shim.units import MIB, parse_size
 
 MOST_DEVICES = 64  # torch numbers devices with a signed byte; nobody has a single node with more than this
 FORMS = 'write devices x size, such as "4x24GiB" or "2x80GiB+2x24GiB", with ":shapes" at the end for shapes only'
@@ -42,6 +42,8 @@ def parse_spec(text: str) -> SimulationSpec:
             capacity = parse_size(match[2])
         except ValueError as error:
             raise ValueError(f"{text!r}: {error}; {FORMS}") from None
+        if capacity < MIB:  # "4" is a slip for "4x24GiB", not a device of four bytes
+            raise ValueError(f"{text!r}: a device has at least 1 MiB; {FORMS}")
         if not 1 <= count <= MOST_DEVICES - len(capacities):
             raise ValueError(f"{text!r}: a machine has 1 to {MOST_DEVICES} devices and no empty group; {FORMS}")
         capacities += [capacity] * count

@@ -1,0 +1,107 @@
+"""Every variable: what it takes, and the one line that a bad value gives."""
+
+import pytest
+
+from balance_shim import settings
+from balance_shim.units import GIB
+
+BAD_VALUES = {
+    "BALANCE_MODE": ["balancd", "1", "zero-3", "balanced,map"],
+    "BALANCE_INTERCEPT": ["all", "auto,,", "auto;balanced", "cuda:0"],
+    "BALANCE_DEVICE_MAP": ["/does/not/exist.json", "{", '{"a": true}'],
+    "BALANCE_MAX_MEMORY": ["much", "0=", "0=20GiB,0=30GiB", "x=1GiB", "-1=1GiB", "{bad", "[1]", '{"0": []}', "20GiB,30GiB", "{}"],
+    "BALANCE_RESERVE": ["x", "100%", "-5%", "%", "nan%", "-1GiB"],
+    "BALANCE_BATCH_SIZE": ["0", "-1", "1.5", "two", "1e3", "99999999999"],
+    "BALANCE_SEQ_LEN": ["0", "2k", "-7"],
+    "BALANCE_TUNING": ["qlora-ish", "none"],
+    "BALANCE_OPTIMIZER": ["adam", "my_optimizer"],
+    "BALANCE_REPORT": ["/dev/null/folder/x", "/etc/hostname"],
+    "BALANCE_SIMULATE": ["4", "0x1GiB", "4x", "x24GiB", "100x1GiB", "4x24GiB:sizes", "+"],
+    "BALANCE_STRICT": ["maybe", "2"],
+    "BALANCE_LOG_LEVEL": ["loud", "5"],
+}  # fmt: skip
+
+
+def test_each_variable_has_its_bad_values_tried():
+    """A variable that is added comes with its bad values."""
+    assert list(BAD_VALUES) == [variable.name for variable in settings.VARIABLES]
+
+
+@pytest.mark.parametrize(("name", "value"), [(name, value) for name, values in BAD_VALUES.items() for value in values])
+def test_a_bad_value_gives_one_line_and_leaves_the_default(name, value):
+    """The line names the variable, and says what is allowed and what happens now."""
+    read, problems = settings.read({name: value})
+    assert [problem.variable for problem in problems] == [name]
+    message = problems[0].message
+    assert message.startswith(name) and "\n" not in message and ";" in message
+    expected = settings.Settings()
+    if name == "BALANCE_MODE":
+        expected = expected._replace(mode="off")
+    if name == "BALANCE_DEVICE_MAP":
+        expected = expected._replace(mode="map")
+    assert read == expected
+
+
+@pytest.mark.parametrize(("name", "value"), [(name, values[0]) for name, values in BAD_VALUES.items()])
+def test_strict_makes_every_problem_fatal(name, value):
+    """Without BALANCE_STRICT only a wish that would be passed over in silence is fatal."""
+    _, problems = settings.read({name: value})
+    assert problems[0].fatal == (name in ("BALANCE_DEVICE_MAP", "BALANCE_SIMULATE"))
+    if name != "BALANCE_STRICT":
+        _, problems = settings.read({name: value, "BALANCE_STRICT": "1"})
+        assert problems[0].fatal
+
+
+@pytest.mark.parametrize(
+    ("environ", "field", "value"),
+    [
+        ({"BALANCE_MODE": "AUTO"}, "mode", "auto"),
+        ({"BALANCE_MODE": "  "}, "mode", "balanced"),
+        ({"BALANCE_INTERCEPT": "auto, none"}, "intercept", frozenset({"auto", "none"})),
+        ({"BALANCE_MAX_MEMORY": "20GiB"}, "max_memory", 20 * GIB),
+        ({"BALANCE_MAX_MEMORY": "0=20GiB,cuda:1=45GiB"}, "max_memory", {0: 20 * GIB, 1: 45 * GIB}),
+        ({"BALANCE_MAX_MEMORY": '{"0": "20GiB", "1": 1073741824, "cpu": "9GiB"}'}, "max_memory", {0: 20 * GIB, 1: GIB}),
+        ({"BALANCE_RESERVE": "2GiB"}, "reserve", settings.Reserve(fixed=2 * GIB)),
+        ({"BALANCE_RESERVE": "10%"}, "reserve", settings.Reserve(fraction=0.1)),
+        ({"BALANCE_RESERVE": "0"}, "reserve", settings.Reserve()),
+        ({"BALANCE_SEQ_LEN": "4096"}, "seq_len", 4096),
+        ({"BALANCE_STRICT": "yes"}, "strict", True),
+        ({"BALANCE_REPORT": "OFF"}, "report", "off"),
+    ],
+)
+def test_values_are_read(environ, field, value):
+    """Each form that the README shows."""
+    read, problems = settings.read(environ)
+    assert getattr(read, field) == value and not problems
+
+
+def test_a_map_alone_implies_mode_map():
+    """BALANCE_DEVICE_MAP without a mode, with one that contradicts it, and a mode without a map."""
+    read, problems = settings.read({"BALANCE_DEVICE_MAP": '{"": 0}'}, default_mode="off")
+    assert read.mode == "map" and read.device_map.entries == {"": 0} and not problems
+    read, problems = settings.read({"BALANCE_DEVICE_MAP": '{"": 0}', "BALANCE_MODE": "balanced"})
+    assert read.mode == "balanced" and "not used" in problems[0].message and not problems[0].fatal
+    _, problems = settings.read({"BALANCE_MODE": "map"})
+    assert "needs BALANCE_DEVICE_MAP" in problems[0].message and problems[0].fatal
+
+
+def test_what_is_not_in_this_version_is_said():
+    """Variables and modes of later versions are not passed over: zero3 is an explicit wish."""
+    for name in settings.PLANNED:
+        _, problems = settings.read({name: "1"})
+        assert problems[0].message == f"{name}='1' is not in this version; it is ignored" and not problems[0].fatal
+    _, problems = settings.read({"BALANCE_MODE": "zero3"})
+    assert "zero3 is not in this version" in problems[0].message and problems[0].fatal
+
+
+def test_misspelled_names_are_noticed_and_foreign_ones_are_not():
+    """Other programs have variables that start with BALANCE_, too."""
+    _, problems = settings.read({"BALANCE_MAXMEMORY": "20GiB", "BALANCE_SHEET_PATH": "/tmp"})
+    assert [problem.variable for problem in problems] == ["BALANCE_MAXMEMORY"]
+    assert "did you mean BALANCE_MAX_MEMORY?" in problems[0].message
+
+
+def test_reserve_is_taken_from_the_capacity():
+    """A percentage is of the device, a size is the same on each, and neither exceeds the device."""
+    assert settings.Reserve(fraction=0.1).of(1000) == 100
+    assert settings.Reserve(fixed=300).of(1000) == 300 and settings.Reserve(fixed=3000).of(1000) == 1000
