@@ -61,7 +61,8 @@ def _arm():
                 raise
             _import_from(package)
     except Exception as error:
-        sys.stderr.write("balance_shim: warning: not armed (%s: %s); running without it\n" % (type(error).__name__, error))
+        reason = "%s: %s" % (type(error).__name__, error)
+        sys.stderr.write("balance_shim: warning: not armed (%s); running without it\n" % reason)
 
 
 def _import_from(package):
@@ -80,9 +81,10 @@ def _import_from(package):
 def _run_hidden_sitecustomize():
     """Run the `sitecustomize` that this one hides, as if this folder were not on the path; let its errors through."""
     here = os.path.realpath(os.path.dirname(os.path.abspath(__file__)))
-    kept = [(place, entry) for place, entry in enumerate(sys.path) if entry and os.path.realpath(entry) == here]
-    for _, entry in kept:
-        sys.path.remove(entry)
+    paths = list(sys.path)
+    ours = [place for place, entry in enumerate(paths) if entry and os.path.realpath(entry) == here]
+    for place in ours:
+        sys.path.remove(paths[place])
     # The import system gives out what stands here in the end: the hidden module if there is one, as without us.
     this = sys.modules.pop(__name__)
     try:
@@ -94,8 +96,17 @@ def _run_hidden_sitecustomize():
             raise
         sys.modules[__name__] = this
     finally:
-        for place, entry in kept:
-            sys.path.insert(place, entry)
+        for place in ours:
+            sys.path.insert(_place_in_changed_path(paths, place), paths[place])
+
+
+def _place_in_changed_path(paths, place):
+    """Return where `paths[place]` belongs in sys.path, which the hidden file may have changed: beside its neighbour."""
+    if place > 0 and paths[place - 1] in sys.path:
+        return sys.path.index(paths[place - 1]) + 1
+    if place + 1 < len(paths) and paths[place + 1] in sys.path:
+        return sys.path.index(paths[place + 1])
+    return 0
 
 
 if __name__ == "sitecustomize":  # not when somebody only reads this file

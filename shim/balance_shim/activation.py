@@ -239,7 +239,10 @@ def _interpreter_is_starting() -> bool:
 def _is_worker() -> bool:
     """Whether this is a process that `multiprocessing` started: its parent has said everything already."""
     process = sys.modules.get("multiprocessing.process")
-    return process is not None and process.parent_process() is not None
+    if process is None:
+        return False
+    # While a new worker imports the script, it does not know its parent yet, but is marked as not ready.
+    return process.parent_process() is not None or getattr(process.current_process(), "_inheriting", False)
 
 
 def _is_own_command() -> bool:

@@ -48,10 +48,9 @@ def resolve(target: Sequence[str]) -> Program:
     if program is not None:
         return Program(program, (first, *rest))
     if not os.path.exists(first):
-        # Python says 2 for a script that it cannot open, a shell 127 for a command that it cannot find.
-        raise LaunchError(f"{first}: no such program or file", 127) if is_name else LaunchError(
-            f"{first}: no such file", 2
-        )
+        # Python says 2 for a script that it cannot open, a shell 127 for a program that it cannot find.
+        is_script = first.endswith((".py", ".pyz"))
+        raise LaunchError(f"{first}: no such {'file' if is_script else 'program or file'}", 2 if is_script else 127)
     if os.path.isdir(first) or first.endswith((".py", ".pyc", ".pyz")) or not _runs_by_itself(first):
         return _python(target)
     if not os.access(first, os.X_OK):

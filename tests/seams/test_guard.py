@@ -21,7 +21,8 @@ def library(tmp_path_factory):
 
 def test_a_failure_is_one_line_and_a_default(library):
     """What failed, how, and what happens now, in one line and once; the program goes on with the default."""
-    text = "for _ in range(3):\n    print(attempt('planning', fails, ValueError('a\\nb'), default=4, instead='all is well'))"
+    call = "attempt('planning', fails, ValueError('a\\nb'), default=4, instead='all is well')"
+    text = f"for _ in range(3):\n    print({call})"
     done = code(ATTEMPT + text, paths=(SHIM, library))
     assert done.stdout == "4\n4\n4\n"
     assert done.stderr == "balance_shim: warning: planning failed (ValueError: a b); all is well\n"
@@ -30,8 +31,13 @@ def test_a_failure_is_one_line_and_a_default(library):
 @pytest.mark.parametrize("error", ["BalanceError('no')", "KeyboardInterrupt()", "SystemExit(3)"])
 def test_what_is_never_swallowed(library, error):
     """A wish that cannot be honoured and the user's own interrupt go through."""
-    text = f"wish = {error}\ntry:\n    attempt('planning', fails, wish)\nexcept BaseException as raised:\n    print(raised is wish)"
-    done = code(ATTEMPT + text, paths=(SHIM, library))
+    text = """
+try:
+    attempt('planning', fails, wish)
+except BaseException as raised:
+    print(raised is wish)
+"""
+    done = code(f"{ATTEMPT}\nwish = {error}\n{text}", paths=(SHIM, library))
     assert (done.stdout, done.stderr) == ("True\n", "")
 
 
