@@ -42,6 +42,7 @@ def resolve(target: Sequence[str]) -> Program:
         raise LaunchError("nothing to run: give a script, -m and a module, or a program", 2)
     first, *rest = target
     if first.startswith("-") and first != "-":
+        _check_python_options(target)
         return _python(target)
     is_name = os.sep not in first and not first.endswith((".py", ".pyz"))
     program = _find_program(first) if is_name else None
@@ -87,6 +88,19 @@ def execute(program: Program, environ: Mapping[str, str]) -> NoReturn:
 
 def _python(arguments: Sequence[str]) -> Program:
     return Program(sys.executable, (sys.executable, *arguments))
+
+
+def _check_python_options(words: Sequence[str]) -> None:
+    """Refuse options with which Python would not look at what arms it: the wish could not be honoured."""
+    for word in words:
+        if not word.startswith("-") or word[1:2] in "-mc":
+            return
+        for letter in word[1:]:
+            if letter in "IES":
+                why = f"python -{letter} does not read what arms it; import balance_shim in the script instead"
+                raise LaunchError(why, 2)
+            if letter in "mcWX":
+                break  # what follows in this word is an argument
 
 
 def _find_program(name: str) -> str | None:

@@ -87,6 +87,14 @@ def test_what_cannot_be_run(tmp_path, name, code):
     assert done.returncode == code and done.stderr.startswith("balance-shim: ") and done.stderr.count("\n") == 1
 
 
+@pytest.mark.parametrize("option", ["-I", "-S", "-uE"])
+def test_options_that_would_disarm(script, option):
+    """Options that make Python ignore us are refused, not silently obeyed."""
+    done = python(*RUN, option, str(script))
+    assert done.returncode == 2 and "import balance_shim in the script instead" in done.stderr and not done.stdout
+    assert python(*RUN, "-W", "ignore", "-Xdev", "-B", str(script)).returncode == 0
+
+
 @pytest.mark.parametrize("code", [0, 1, 7, 255])
 def test_the_exit_code(tmp_path, code):
     """It is the script's own."""
