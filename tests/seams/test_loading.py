@@ -1,0 +1,148 @@
+"""Seam 1: which loads get a planned map, which are left alone, and what is said."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.end_to_end import assets
+from tests.end_to_end.run import OFFLINE, REPOSITORY
+
+ALL_DEVICES = [f"npu:{index}" for index in range(4)]
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    """What loading_cases.py wrote: it loads a tiny untied model on four simulated devices in each way."""
+    folder = tmp_path_factory.mktemp("loading")
+    environ = {name: text for name, text in os.environ.items() if not name.startswith("BALANCE_")}
+    environ |= {**OFFLINE, "BALANCE_SIMULATE": "4x1GiB", "BALANCE_MODE": "off"}
+    environ["PYTHONPATH"] = os.pathsep.join([str(REPOSITORY / "shim"), str(REPOSITORY)])
+    script = Path(__file__).with_name("loading_cases.py")
+    model = assets.tiny_model_folder(tied=False)
+    start = "import balance_shim, runpy, sys; sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0])"
+    command = [sys.executable, "-c", start, str(script)]
+    done = subprocess.run(
+        [*command, str(model), str(folder / "results.json")], env=environ, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    return json.loads((folder / "results.json").read_text())
+
+
+def headlines(outcome):
+    return [line for line in outcome["said"] if " map for LlamaForCausalLM" in line]
+
+
+@pytest.mark.parametrize("name", ["auto", "balanced", "base class", "sequential intercepted", "no map intercepted"])
+def test_intercepted_values_get_a_balanced_map(results, name):
+    """A map of integers over all devices, unlike the library's own, and one table that shows it."""
+    outcome = results[name]
+    assert outcome["types"] == ["int"] and outcome["map"] != results["library's own"]["map"]
+    assert len(set(outcome["map"].values())) >= 3
+    assert len(headlines(outcome)) == 1 and headlines(outcome)[0].startswith("balance_shim: balanced map")
+
+
+def test_switched_off_the_library_decides(results):
+    """The map is the library's own and nothing is said."""
+    assert results["off"]["map"] == results["library's own"]["map"] and results["off"]["said"] == []
+
+
+@pytest.mark.parametrize(
+    ("name", "devices"),
+    [("sequential", ["npu:0"]), ("explicit map", ["npu:2"]), ("one device", ["npu:1"]), ("no map", ["cpu"])],
+)
+def test_other_values_are_left_alone(results, name, devices):
+    """Explicit maps, devices, "sequential" and no map at all mean what they mean without the shim."""
+    assert results[name]["devices"] == devices and results[name]["said"] == []
+
+
+def test_the_scripts_max_memory_is_respected(results):
+    """Devices that the script's max_memory leaves out are not used."""
+    assert results["script's max_memory"]["devices"] == ["npu:1", "npu:3"]
+
+
+def test_caps_keep_a_device_lighter(results):
+    """A capped device gets less: here none of the large blocks."""
+    capped = [name for name, place in results["max_memory"]["map"].items() if place == "0"]
+    assert "lm_head" not in capped and "model.embed_tokens" not in capped
+
+
+def test_what_does_not_fit_is_said_and_left_to_the_library(results):
+    """Never a silent spill: one warning with the figures, then what the library does."""
+    said = results["too small"]["said"]
+    assert len(said) == 1 and "does not fit 4 x 2.0 MiB" in said[0] and "too many" in said[0]
+    assert results["too small"]["map"] == results["library's own"]["map"]
+
+
+def test_the_plan_can_be_silent_or_written(results):
+    """BALANCE_REPORT=off says nothing; a folder gets the plan and a map that holds what was used."""
+    assert results["report off"]["said"] == []
+    files = results["report in a folder"]["files"]
+    assert list(files) == ["device_map.json", "plan.json"]
+    assert {key: str(place) for key, place in files["device_map.json"].items()} == results["report in a folder"]["map"]
+    plan = files["plan.json"]
+    assert plan["mode"] == "balanced" and plan["model"]["class"] == "LlamaForCausalLM"
+    for device in plan["devices"]:
+        assert device["predicted_peak"] == sum(device["terms"].values())
+    assert plan["lower_bound"] <= max(device["predicted_peak"] for device in plan["devices"])
+
+
+def test_torchrun_with_one_process_is_no_tensor_parallelism(results):
+    """transformers 4.50 to 4.53 turn "auto" into tensor parallelism when WORLD_SIZE is set; the map is made anyway."""
+    assert results["torchrun with one process"]["map"] == results["auto"]["map"]
+
+
+def test_several_processes_are_left_to_the_library(results):
+    """Each rank would spread its model over all devices: the library's own map, and one line."""
+    outcome = results["torchrun with two processes"]
+    assert outcome["map"] == results["library's own"]["map"]
+    assert len(outcome["said"]) == 1 and "2 processes" in outcome["said"][0]
+
+
+@pytest.mark.parametrize("name", ["user's map", "mode auto with a map"])
+def test_the_users_map_is_used(results, name):
+    """Mode map takes the user's map as it is, whatever accelerator its author wrote."""
+    assert results[name]["map"] == {"model": "1", "lm_head": "2"}
+    assert results[name]["devices"] == ["npu:1", "npu:2"]
+
+
+def test_mode_auto_says_why(results):
+    """It takes the map if there is one, else balances, and says so."""
+    assert any("auto takes map" in line for line in results["mode auto with a map"]["said"])
+    assert any("auto takes balanced" in line for line in results["mode auto without a map"]["said"])
+    assert results["mode auto without a map"]["map"] == results["auto"]["map"]
+
+
+def test_a_map_that_is_not_used_is_said(results):
+    """A user who brought a map learns that the script's device_map kept it from being used."""
+    said = results["user's map not used"]["said"]
+    assert len(said) == 1 and "BALANCE_INTERCEPT" in said[0]
+
+
+def test_a_wrong_map_stops_before_weights_are_read(results):
+    """The error is about the map although the weights are damaged; with a good map it is about the weights."""
+    wrong, good = results["wrong map, damaged weights"], results["good map, damaged weights"]
+    assert wrong["error"] == "DeviceMapError" and "did you mean 'lm_head'" in wrong["message"]
+    assert "size mismatch" in good["message"] or "ismatched" in good["message"]
+
+
+def test_a_failing_planner_does_not_stop_the_program(results):
+    """One warning that names the failure, then the library's own map; under BALANCE_STRICT the failure itself."""
+    failed = results["planner fails"]
+    assert failed["map"] == results["library's own"]["map"]
+    assert len(failed["said"]) == 1 and "ZeroDivisionError: planted" in failed["said"][0]
+    assert results["planner fails, strict"]["error"] == "ZeroDivisionError"
+
+
+def test_the_class_is_as_found_afterwards(results):
+    """After all this the very object is back in the class."""
+    assert results["restored"] is True
+
+
+def test_placement_does_not_change_results(results):
+    """Logits on four devices are those on none."""
+    assert len(results["devices of the model that ran"]) > 1
+    assert results["largest difference of logits"] < 1e-5
