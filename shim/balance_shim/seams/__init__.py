@@ -11,4 +11,4 @@ SEAMS = {
     "transformers.trainer": "balance_shim.seams.trainer",
 }
 
-KNOWN_TO_WORK = {"transformers": "4.51.3 to 5.23.0"}
+KNOWN_TO_WORK = {"transformers": "4.45.2 to 5.23.0"}
