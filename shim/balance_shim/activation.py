@@ -48,9 +48,7 @@ def uninstall() -> None:
         if not state.enabled():
             return
         state.end()
-    for leaf in SEAMS:
-        hooks.unwatch(leaf, _apply_seam)
-    _restore_patches()
+    _settle()
 
 
 def status() -> Status:
@@ -89,13 +87,27 @@ def _arm(arming: Arming, may_raise: bool) -> None:
     else:
         with _lock:
             state.begin(arming, enabled=True)
-        for leaf in SEAMS:
-            hooks.watch(leaf, _apply_seam)
-        if not state.enabled():  # another thread disarmed while the hooks were being set
-            for leaf in SEAMS:
-                hooks.unwatch(leaf, _apply_seam)
+        _settle()
     if not arming.is_plain and (arming.settings.simulate is not None or _is_simulation_refused(arming)):
         _simulate_with(arming)
+
+
+def _settle() -> None:
+    """Set or remove hooks and patches as the state has it, again if another thread has changed it meanwhile.
+
+    No lock holds the others off. Two orders make it come out right: who changes the state settles afterwards, and who
+    disarms removes the hooks last, so that setting them again makes the patches that he has taken away.
+    """
+    seen = None
+    while seen != state.changes():
+        seen = state.changes()
+        if state.enabled():
+            for leaf in SEAMS:
+                hooks.watch(leaf, _apply_seam)
+        else:
+            _restore_patches()
+            for leaf in SEAMS:
+                hooks.unwatch(leaf, _apply_seam)
 
 
 def _apply_seam(module: ModuleType) -> None:
@@ -105,7 +117,7 @@ def _apply_seam(module: ModuleType) -> None:
 
         attempt(f"patching {module.__name__}", _patch, module, instead="it runs without balance_shim")
         if not state.enabled():  # uninstalled by another thread meanwhile
-            _restore_patches()
+            _settle()
 
 
 def _patch(module: ModuleType) -> None:
@@ -141,8 +153,9 @@ def _patches_of(module: str, before: tuple[Patch, ...]) -> tuple[Patch, ...]:
 
 
 def _restore_patches() -> None:
-    registry = sys.modules.get("balance_shim.seams.registry")
-    if registry is not None:  # otherwise no seam was ever applied
+    if "balance_shim.seams.registry" in sys.modules:  # otherwise no seam was ever applied
+        from balance_shim.seams import registry  # not out of sys.modules: another thread may still be importing it
+
         registry.restore()
 
 

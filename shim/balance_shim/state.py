@@ -60,18 +60,26 @@ class Arming:
 
 _arming: Arming | None = None
 _enabled = False
+_changes = 0
 
 
 def begin(arming: Arming, enabled: bool) -> None:
     """Make `arming` the current one, and let patches act or not."""
-    global _arming, _enabled
+    global _arming, _enabled, _changes
     _arming, _enabled = arming, enabled
+    _changes += 1
 
 
 def end() -> None:
     """Let no patch act any more. The settings stay readable, for calls that are under way."""
-    global _enabled
+    global _enabled, _changes
     _enabled = False
+    _changes += 1
+
+
+def changes() -> int:
+    """Return how often `begin` and `end` have been called: whoever acts on the state sees whether it still holds."""
+    return _changes
 
 
 def enabled() -> bool:
