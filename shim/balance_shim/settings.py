@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .errors import DeviceMapError
 from .log import LEVELS
-from .simulation.spec import SimulationSpec, parse_spec
 from .units import SIZE_FORMS, parse_size
 
 if TYPE_CHECKING:
     from .placement.map_file import UserMap
+    from .simulation.spec import SimulationSpec
 
 MODES = ("balanced", "map", "auto", "zero3", "off")
 INTERCEPTABLE = ("auto", "balanced", "balanced_low_0", "sequential", "none")
@@ -59,7 +59,7 @@ class Settings(NamedTuple):
     tuning: str | None = None
     optimizer: str | None = None
     report: str = "text"
-    simulate: SimulationSpec | None = None
+    simulate: "SimulationSpec | None" = None
     strict: bool = False
     log_level: str = "info"
 
@@ -163,6 +163,12 @@ def _device_map(text: str) -> "UserMap":
     return map_file.read(text)
 
 
+def _simulate(text: str) -> "SimulationSpec":
+    from .simulation.spec import parse_spec  # needs re
+
+    return parse_spec(text)
+
+
 VARIABLES = (
     Variable("BALANCE_MODE", "mode", _one_of(MODES), "one of " + ", ".join(MODES), "balanced",
              "which remedy: even out training memory, the user's own map, or choose (zero3 is not in this version)"),
@@ -184,7 +190,7 @@ VARIABLES = (
              "the Trainer's, else adamw_torch", "optimizer assumed until the Trainer is known"),
     Variable("BALANCE_REPORT", "report", _report, "text, off, or a folder that can be written", "text",
              "where the plan and the map go: standard error, nowhere, or files in a folder too"),
-    Variable("BALANCE_SIMULATE", "simulate", parse_spec, "devices such as 4x24GiB or 2x80GiB+2x24GiB", "",
+    Variable("BALANCE_SIMULATE", "simulate", _simulate, "devices such as 4x24GiB or 2x80GiB+2x24GiB", "",
              "run on simulated devices"),
     Variable("BALANCE_STRICT", "strict", _flag, "1 or 0", "0",
              "an internal failure stops the program instead of falling back"),
