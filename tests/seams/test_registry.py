@@ -217,14 +217,16 @@ def test_a_neighbour_that_asks_for_the_signature_of_the_trainer():
         import inspect
         import balance_shim
         from transformers.trainer import Trainer
-        assert "__balance_shim__" in vars(vars(Trainer)["__init__"])
+        from balance_shim.seams import registry
+        assert registry.is_ours(vars(Trainer)["__init__"])
         patched = inspect.signature(Trainer.__init__)
+        names = Trainer.__init__.__code__.co_varnames
         source = inspect.getsource(Trainer.__init__)
         class Theirs(Trainer):
             def __init__(self, *args, **kwargs):
                 super().__init__(*args, **kwargs)
         balance_shim.uninstall()
         assert "{name}" in patched.parameters and patched == inspect.signature(Trainer.__init__)
-        assert source == inspect.getsource(Trainer.__init__)
+        assert source == inspect.getsource(Trainer.__init__) and names == Trainer.__init__.__code__.co_varnames
         """
     )

@@ -1,7 +1,8 @@
 """What is patched, and what was there before.
 
-A patch leaves a plain function behind, in a classmethod or staticmethod if the original was one: neighbours take
-`Class.method.__func__`, patch, and later put `classmethod(that)` back, which no proxy object survives.
+Of a classmethod or staticmethod a patch leaves a plain function in the same descriptor: neighbours take
+`Class.method.__func__`, patch, and later put `classmethod(that)` back, which no proxy object survives. Of all other
+functions it leaves wrapt's proxy: neighbours read `__code__`, defaults, signature and source, and see the original's.
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ from typing import Any
 from balance_shim.state import enabled
 
 ABSENT: Any = object()  # in place of an original that the owner did not have itself but inherited
-MARK = "__balance_shim__"  # on our functions, so that anybody can tell
 
 _lock = allocate_lock()
 _patches: list[Patch] = []
@@ -25,7 +25,7 @@ class Patch:
 
     Attributes:
         original: the object in `vars(owner)` before, descriptor and all, or `ABSENT`.
-        function: the plain function that is called now.
+        function: what is called now, without its descriptor.
         live: false once uninstalled. A neighbour may have wrapped `function` and keep calling it for ever; it then
             passes everything on, even when a later patch stands on top of that neighbour.
     """
@@ -47,6 +47,10 @@ class Patch:
         """The full name of what is patched, as in "transformers.trainer.Trainer.__init__"."""
         return ".".join(filter(None, (self.module, getattr(self.owner, "__qualname__", ""), self.name)))
 
+    def acts(self) -> bool:
+        """The kill switch, asked at each call."""
+        return self.live and enabled()
+
     def is_current(self) -> bool:
         """Whether the owner's attribute leads to our function directly, in whatever descriptor."""
         return _function_in(vars(self.owner).get(self.name)) is self.function
@@ -66,8 +70,7 @@ def replace(owner: Any, name: str, wrapper_factory: Callable[[Callable[..., Any]
     """Replace the function `owner.name` by `wrapper_factory(original)`; the second time nothing happens.
 
     `original` is the plain function (it takes `self` or `cls` as its first argument). The wrapper is called with the
-    same arguments while the shim is enabled, and must call `original` exactly once. Signature, name and source of the
-    original stay visible through `__wrapped__`.
+    same arguments while the shim is enabled, and must call `original` exactly once.
 
     Raises:
         AttributeError: `owner` has no such attribute, not even an inherited one.
@@ -80,14 +83,15 @@ def replace(owner: Any, name: str, wrapper_factory: Callable[[Callable[..., Any]
         if not callable(original):
             raise TypeError(f"{owner!r} has {name}, but {found!r} is not a function")
         patch = Patch(owner, name, raw)
-        patch.function = _switchable(patch, original, wrapper_factory(original))  # may import: not under the lock
+        kind = type(found) if isinstance(found, (classmethod, staticmethod)) else None
+        stand_in = _proxy if kind is None else _plain_function
+        patch.function = stand_in(original, wrapper_factory(original), patch.acts)  # may import: not under the lock
         with _lock:
             if vars(owner).get(name, ABSENT) is not raw:
                 continue  # another thread was faster: look again at what is there now
             standing = _standing(owner, name, original)
             if standing is not None:
                 return standing
-            kind = type(found) if isinstance(found, (classmethod, staticmethod)) else None
             setattr(owner, name, patch.function if kind is None else kind(patch.function))
             _patches.append(patch)
             return patch
@@ -107,15 +111,25 @@ def patches() -> tuple[Patch, ...]:
     return tuple(_patches)
 
 
-def _switchable(patch: Patch, original: Callable[..., Any], wrapper: Callable[..., Any]) -> Callable[..., Any]:
+def is_ours(function: Any) -> bool:
+    """Whether `function`, as it stands in a class or module, is a patch that is in force."""
+    return any(_function_in(function) is patch.function for patch in _patches)
+
+
+def _plain_function(
+    original: Callable[..., Any], wrapper: Callable[..., Any], acts: Callable[[], bool]
+) -> Callable[..., Any]:
     @functools.wraps(original)
     def function(*args: Any, **kwargs: Any) -> Any:
-        if patch.live and enabled():
-            return wrapper(*args, **kwargs)
-        return original(*args, **kwargs)
+        return wrapper(*args, **kwargs) if acts() else original(*args, **kwargs)
 
-    setattr(function, MARK, True)
     return function
+
+
+def _proxy(original: Callable[..., Any], wrapper: Callable[..., Any], acts: Callable[[], bool]) -> Callable[..., Any]:
+    from balance_shim.seams.proxy import proxy
+
+    return proxy(original, wrapper, acts)
 
 
 def _standing(owner: Any, name: str, function: Any) -> Patch | None:
