@@ -8,12 +8,16 @@ import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 REPOSITORY = HERE.parents[1]
 SCRIPTS = HERE / "scripts"
+
+# A simulated accelerator refuses to share a process with a real one, and on one the losses would be the GPU's.
+HIDDEN_ACCELERATORS = {"CUDA_VISIBLE_DEVICES": "-1", "HIP_VISIBLE_DEVICES": "-1"}
+SHIM = ("-m", "balance_shim", "run")
 
 OFFLINE = {
     "HF_HUB_OFFLINE": "1",
@@ -30,12 +34,18 @@ OFFLINE = {
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a finished process left: its exit code, its two streams, and the losses it wrote, one a logged step."""
+    """What a finished process left.
+
+    Attributes:
+        losses: one for each logged step; empty if it wrote none.
+        peaks: bytes that each simulated device held at most, in the order of the devices; empty if there were none.
+    """
 
     exit_code: int
     stdout: str
     stderr: str
-    losses: list[float]
+    losses: list[float] = field(default_factory=list)
+    peaks: list[int] = field(default_factory=list)
 
     def expect_success(self) -> Outcome:
         """Return itself, or raise AssertionError with the end of the process's output."""
@@ -54,27 +64,28 @@ def run_script(
     launcher: Sequence[str] = (),
     timeout: float = 600,
 ) -> Outcome:
-    """Run a script of `scripts/` (by name) or of anywhere (by path), output and losses going to `folder`.
+    """Run a script of `scripts/` (by name) or of anywhere (by path); what it writes goes to `folder`.
 
-    `launcher` stands between Python and the script: `("-m", "balance_shim", "run")`.
+    `launcher` stands between Python and the script, such as `SHIM`; without it the script has nothing of ours.
     """
     path = SCRIPTS / script if isinstance(script, str) else script
+    folder.mkdir(exist_ok=True)
     losses = folder / "losses.jsonl"
     outputs = ["--output", str(folder / "output"), "--losses", str(losses)]
     command = [sys.executable, *launcher, str(path), *arguments, *outputs]
-    outcome = run_command(command, environment, timeout)
-    return Outcome(outcome.exit_code, outcome.stdout, outcome.stderr, read_losses(losses))
+    outcome = run_command(command, {"BALANCE_REPORT": str(folder / "report"), **(environment or {})}, timeout)
+    return replace(outcome, losses=read_losses(losses), peaks=read_peaks(folder / "report"))
 
 
 def run_command(command: Sequence[str], environment: Mapping[str, str] | None = None, timeout: float = 600) -> Outcome:
-    """Run `command` with `environment` over a clean, offline one; no `losses` are read.
+    """Run `command` with `environment` over a clean, offline one without accelerators; no losses or peaks are read.
 
     Raises:
         TimeoutError: it took longer than `timeout` seconds; it and its children have been ended.
     """
     process = subprocess.Popen(
         command,
-        env=child_environment(environment),
+        env=child_environment({**HIDDEN_ACCELERATORS, **(environment or {})}),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -92,15 +103,14 @@ def run_command(command: Sequence[str], environment: Mapping[str, str] | None = 
 
 
 def child_environment(environment: Mapping[str, str] | None = None) -> dict[str, str]:
-    """This process's variables without its `BALANCE_*` ones and PYTHONPATH, plus `OFFLINE`, plus `environment`."""
+    """This process's variables without its `BALANCE_*` ones, plus `OFFLINE`, the package's folder, `environment`."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("BALANCE_")}
-    kept.pop("PYTHONPATH", None)
-    return {**kept, **OFFLINE, **(environment or {})}
+    return {**kept, **OFFLINE, "PYTHONPATH": str(REPOSITORY / "shim"), **(environment or {})}
 
 
-def on_python_path(*more: str | Path) -> str:
-    """A PYTHONPATH with the two folders that arm the shim at interpreter start, then `more`."""
-    return os.pathsep.join(map(str, (REPOSITORY / "shim", REPOSITORY / "sitecustomize_example", *more)))
+def on_python_path() -> dict[str, str]:
+    """The variable that arms the shim at interpreter start, as a user sets it."""
+    return {"PYTHONPATH": os.pathsep.join(map(str, (REPOSITORY / "shim", REPOSITORY / "sitecustomize_example")))}
 
 
 def read_losses(path: Path) -> list[float]:
@@ -109,3 +119,9 @@ def read_losses(path: Path) -> list[float]:
         return []
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     return [float(row["loss"]) for row in rows if "loss" in row]
+
+
+def read_peaks(report: Path) -> list[int]:
+    """The peak of each simulated device, from what the simulation left in the folder `report`; empty if nothing."""
+    record = report / "simulation.json"
+    return [device["peak"] for device in json.loads(record.read_text(encoding="utf-8"))] if record.exists() else []

@@ -6,7 +6,7 @@ import shutil
 import sys
 from pathlib import Path
 
-from end_to_end.run import read_losses
+from tests.end_to_end.run import read_losses
 
 
 def executable() -> str:

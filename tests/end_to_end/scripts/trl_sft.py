@@ -20,6 +20,7 @@ def main():
     parser.add_argument("--learning-rate", type=float, default=2e-4)
     parser.add_argument("--seed", type=int, default=42)
     parser.add_argument("--bf16", action="store_true")
+    parser.add_argument("--device-map", help="for versions of TRL whose own default is one device")
     parser.add_argument("--save", action="store_true", help="save a checkpoint after the last step")
     options = parser.parse_args()
 
@@ -33,6 +34,7 @@ def main():
             max_length=options.sequence_length,
             learning_rate=options.learning_rate,
             bf16=options.bf16,
+            model_init_kwargs={"device_map": options.device_map} if options.device_map else None,
             logging_steps=1,
             save_strategy="steps" if options.save else "no",
             save_steps=options.steps,

@@ -1,0 +1,87 @@
+"""ms-swift, which has no user script to import the shim in: its own command line, on four simulated devices."""
+
+import sys
+
+import pytest
+
+from tests.end_to_end import swift
+from tests.end_to_end.run import SHIM, on_python_path, read_peaks, run_command
+
+pytestmark = [pytest.mark.swift, pytest.mark.slow]
+
+FOUR = {"BALANCE_SIMULATE": "4x2GiB"}
+WEIGHTS = {"lora": "checkpoint-3/adapter_model.safetensors", "full": "checkpoint-3/model.safetensors"}
+MIB = 1024**2
+
+
+def through_run(arguments):
+    return [sys.executable, *SHIM, "swift", *arguments], {}
+
+
+def through_python_path(arguments):
+    return [swift.executable(), *arguments], on_python_path()
+
+
+@pytest.fixture(scope="module")
+def sft(tiny, chat, tmp_path_factory):
+    """Train with ms-swift; return (losses, checkpoint files, peaks, report folder)."""
+
+    def train(way, tuning, device_map=None, **variables):
+        folder = tmp_path_factory.mktemp("swift")
+        arguments = swift.sft_arguments(tiny, chat, folder / "output", tuning, device_map=device_map)
+        command, paths = way(arguments)
+        report = folder / "report"
+        run_command(command, {**FOUR, **paths, "BALANCE_REPORT": str(report), **variables}).expect_success()
+        output = folder / "output"
+        return swift.losses(output), swift.checkpoints(output), read_peaks(report), report
+
+    return train
+
+
+@pytest.fixture(scope="module")
+def without(sft):
+    """The losses of each kind of tuning without the shim."""
+    return {tuning: sft(through_run, tuning, BALANCE_MODE="off")[0] for tuning in WEIGHTS}
+
+
+@pytest.fixture(scope="module")
+def balanced_full(sft):
+    return sft(through_run, "full", BALANCE_MODE="balanced")
+
+
+@pytest.mark.parametrize("tuning", WEIGHTS)
+def test_same_losses_through_python_path(sft, without, tuning):
+    """The folders on PYTHONPATH reach the process that ms-swift starts; it learns the same and saves its weights."""
+    losses, checkpoints, peaks, _ = sft(through_python_path, tuning, BALANCE_MODE="balanced")
+    assert len(losses) == 3
+    assert losses == pytest.approx(without[tuning], rel=2e-5)
+    assert checkpoints == [WEIGHTS[tuning]]
+    assert min(peaks) > MIB
+
+
+def test_lora_same_losses_through_balance_shim_run(sft, without):
+    """`balance-shim run swift sft` with LoRA learns what `swift sft` learns, and saves the adapter."""
+    losses, checkpoints, peaks, _ = sft(through_run, "lora", BALANCE_MODE="balanced")
+    assert losses == pytest.approx(without["lora"], rel=2e-5)
+    assert checkpoints == [WEIGHTS["lora"]]
+    assert min(peaks) > MIB
+
+
+def test_full_same_losses_through_balance_shim_run(balanced_full, without):
+    """`balance-shim run swift sft` training all weights learns what `swift sft` learns, and saves the model."""
+    losses, checkpoints, peaks, _ = balanced_full
+    assert losses == pytest.approx(without["full"], rel=2e-5)
+    assert checkpoints == [WEIGHTS["full"]]
+    assert min(peaks) > MIB
+
+
+def test_one_map_file_for_swift_and_for_the_shim(sft, balanced_full):
+    """The map of a balanced run's report, given to ms-swift and to the shim, places everything as that run did."""
+    losses, _, peaks, report = balanced_full
+    file = report / "device_map.json"
+    by_swift = sft(through_run, "full", device_map=file, BALANCE_MODE="off")
+    by_shim = sft(through_run, "full", BALANCE_DEVICE_MAP=str(file))
+    assert by_swift[0] == pytest.approx(losses, rel=2e-5)
+    assert by_shim[0] == pytest.approx(losses, rel=2e-5)
+    assert by_swift[2] == pytest.approx(peaks, rel=0.02)
+    assert by_shim[2] == pytest.approx(peaks, rel=0.02)
