@@ -13,6 +13,14 @@ def llama(**changes: Any) -> Any:
     return on_meta(transformers.LlamaForCausalLM, config)
 
 
+def saved_llama(folder: Any) -> Any:
+    """Write a small untied Llama with random weights, without a tokenizer, to `folder` and return it."""
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(**SIZES, num_key_value_heads=2)
+    transformers.LlamaForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
 def gpt2() -> Any:
     return on_meta(transformers.GPT2LMHeadModel, transformers.GPT2Config(n_embd=64, n_layer=4, n_head=4, vocab_size=512))
 

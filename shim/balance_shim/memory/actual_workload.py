@@ -17,7 +17,7 @@ def actual_workload(trainer: Any, assumed: Workload) -> Workload:
     rows = longest_row(trainer.train_dataset)
     if rows is not None:
         known["seq_len"] = rows
-    return replace(assumed, **known, guessed=False)
+    return replace(assumed, **known, guessed=assumed.guessed and "seq_len" not in known)
 
 
 def tuning(model: Any) -> str:

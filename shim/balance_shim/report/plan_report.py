@@ -17,7 +17,7 @@ def show(plan: Plan, report: str) -> None:
     if report == "off" or not log.is_first_process():
         return
     headline = (
-        f"{plan.mode} map for {plan.model_class} ({plan.parameters / 1e9:.2f} B parameters), predicted for "
+        f"{plan.mode} map for {plan.model_class} ({_count(plan.parameters)} parameters), predicted for "
         f"{plan.workload.describe()} (GiB):"
     )
     log.info(f"{headline}\n{plan_table(plan)}")
@@ -39,8 +39,14 @@ def plan_table(plan: Plan) -> str:
 def beside(assumed: Plan, actual: Plan) -> str:
     """Return the workload that turned out beside the one that was planned for, and a row a device with both peaks."""
     differing = assumed.workload.differences(actual.workload)
+    unseen = (
+        f"; how long its rows are cannot be seen: {actual.workload.seq_len} tokens are a guess, BALANCE_SEQ_LEN says it"
+        if actual.workload.guessed
+        else ""
+    )
     if not differing:
-        return f"the Trainer's workload is as planned for; worst device {format_size(actual.worst.predicted_peak)}"
+        worst = format_size(actual.worst.predicted_peak)
+        return f"the Trainer's workload is as planned for; worst device {worst}{unseen}"
     changes = ", ".join(f"{name} {before} -> {after}" for name, (before, after) in differing.items())
     pairs = list(zip(assumed.devices, actual.devices, strict=True))
     largest = max(max(before.predicted_peak, after.predicted_peak, after.capacity) for before, after in pairs)
@@ -49,7 +55,7 @@ def beside(assumed: Plan, actual: Plan) -> str:
         sizes = [gib(size, largest) for size in (before.predicted_peak, after.predicted_peak, after.capacity)]
         rows.append([before.name, *sizes, f"{after.filled:.0%}"])
     peaks = table(["device", "as planned", "as trained", "of", "filled"], rows)
-    return f"the Trainer's workload differs from what was planned for ({changes}); predicted peaks (GiB):\n{peaks}"
+    return f"the Trainer's workload differs from what was planned for ({changes}){unseen}; predicted peaks (GiB):\n{peaks}"
 
 
 def summary(device_map: DeviceMap, device: int | str) -> str:
@@ -70,6 +76,11 @@ def summary(device_map: DeviceMap, device: int | str) -> str:
             parts.append(last or "the whole model")
     shown = parts if len(parts) <= 4 else [*parts[:3], f"{len(parts) - 3} more"]
     return ", ".join(shown) or "nothing"
+
+
+def _count(parameters: int) -> str:
+    billions = parameters / 1e9
+    return f"{billions:.1f} B" if billions >= 1 else f"{1000 * billions:.{0 if billions >= 0.01 else 1}f} M"
 
 
 def _run(run: tuple[str, int, int]) -> str:

@@ -106,7 +106,7 @@ def _record(trainer: Any) -> None:
     known.remember_plan(model, actual)
     if settings.report != "off":
         log.info(plan_report.beside(plan, actual))
-    if actual.shortfall:
+    if actual.shortfall and not workload.guessed:
         remedies = planner.what_would_fit(actual, planner.Request(model, workload, tuple(usable)))
         log.warning(plan_report.shortfall_line(actual, remedies))
     if plan.mode == "balanced":

@@ -1,0 +1,91 @@
+"""Seam 2: the real workload beside the plan, and losses that find their way between devices."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from balance_shim.memory.actual_workload import longest_row
+from balance_shim.versions import version_of
+from tests import models
+from tests.end_to_end.run import OFFLINE, REPOSITORY
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    """What trainer_cases.py wrote: it trains a tiny untied model on four simulated devices in each way."""
+    folder = tmp_path_factory.mktemp("trainer")
+    environ = {name: text for name, text in os.environ.items() if not name.startswith("BALANCE_")}
+    environ |= {**OFFLINE, "BALANCE_SIMULATE": "4x1GiB", "BALANCE_MODE": "off"}
+    environ["PYTHONPATH"] = os.pathsep.join([str(REPOSITORY / "shim"), str(REPOSITORY)])
+    start = "import balance_shim, runpy, sys; sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0])"
+    command = [sys.executable, "-c", start, str(Path(__file__).with_name("trainer_cases.py"))]
+    arguments = [str(models.saved_llama(folder / "model")), str(folder / "results.json")]
+    done = subprocess.run([*command, *arguments], env=environ, capture_output=True, text=True, timeout=400)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return json.loads((folder / "results.json").read_text())
+
+
+@pytest.mark.parametrize("name", ["balanced", "arguments after the model", "data set that counts"])
+def test_losses_are_those_without_the_shim(results, name):
+    """Same seed, same losses as on one device without the shim; and the random state behind the Trainer is the same."""
+    assert len(results[name]["devices"]) > 1
+    assert results[name]["losses"] == pytest.approx(results["one device"]["losses"], rel=1e-5)
+    assert results[name]["random number after init"] == results["one device"]["random number after init"]
+
+
+def test_the_real_workload_is_said_beside_the_plan(results):
+    """What differs from what was planned for is named, with the peaks; a plan that was right gets one line."""
+    differs = [line for line in results["balanced"]["said"] if "workload differs" in line]
+    assert len(differs) == 1 and "seq_len 2048 -> 24" in differs[0] and "batch_size" not in differs[0]
+    late = [line for line in results["arguments after the model"]["said"] if "workload differs" in line]
+    assert "batch_size 1 -> 2" in late[0] and "accumulation 1 -> 2" in late[0]
+    assert any("workload is as planned for" in line for line in results["as planned"]["said"])
+
+
+def test_a_better_map_is_named_by_its_variables(results):
+    """A map planned for a wrong guess is not changed in this version; the variables that mend it are named."""
+    hints = [line for line in results["planned for another workload"]["said"] if "a map made for this workload" in line]
+    assert len(hints) == 1 and "set BALANCE_TUNING=full BALANCE_BATCH_SIZE=2 BALANCE_SEQ_LEN=24" in hints[0]
+
+
+def test_a_loss_computed_on_the_heads_device(results):
+    """Without the shim such a trainer stops; with it the losses are those of one device."""
+    assert "error" in results["own loss, off"] and "device" in results["own loss, off"]["message"]
+    assert results["own loss"]["losses"] == pytest.approx(results["own loss, one device"]["losses"], rel=1e-5)
+    if version_of("transformers") >= (4, 46):
+        assert results["own loss"]["divisors"] in (["int"], ["float"])
+
+
+def test_data_sets_that_may_have_effects_are_not_read(results):
+    """A data set of a class of its own is not asked for a row before the training asks."""
+    assert results["data set that counts"]["rows read by init"] == 0
+    assert any("2048 tokens are a guess" in line for line in results["data set that counts"]["said"])
+
+
+def test_a_model_without_a_map_gets_one_hint(results):
+    """On a machine with several devices the user learns why nothing was balanced."""
+    assert [line for line in results["no device map"]["said"] if "BALANCE_INTERCEPT=auto,balanced,none" in line]
+    assert results["explicit map"]["said"] == []
+
+
+def test_what_will_not_fit_is_said_before_training(results):
+    """With the workload known, a warning tells by how much, and what would fit."""
+    warnings = [line for line in results["does not fit"]["said"] if "warning: predicted not to fit" in line]
+    assert len(warnings) == 1 and "What would fit:" in warnings[0]
+
+
+def test_lengths_of_rows():
+    """Lists and plain data sets are read; transforms and other classes are not."""
+    datasets = pytest.importorskip("datasets")
+    rows = [{"input_ids": [1] * length} for length in (3, 9, 5)]
+    assert longest_row(rows) == 9
+    plain = datasets.Dataset.from_list(rows)
+    assert longest_row(plain) == 9
+    assert longest_row(plain.with_format("torch")) == 9
+    assert longest_row(plain.with_transform(lambda batch: 1 / 0)) is None
+    assert longest_row(datasets.Dataset.from_dict({"text": ["a"]})) is None
+    assert longest_row(iter(rows)) is None and longest_row([]) is None and longest_row([{}]) is None

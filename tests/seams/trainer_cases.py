@@ -1,0 +1,114 @@
+"""Seam 2 on simulated devices: trains a small model in several ways and writes what was seen, as JSON.
+
+Run by test_trainer.py: `python trainer_cases.py FOLDER_OF_A_TINY_MODEL RESULT.json`.
+"""
+
+import contextlib
+import gc
+import io
+import json
+import os
+import sys
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, Trainer, TrainingArguments, set_seed
+
+import balance_shim
+
+model_folder, result_path = Path(sys.argv[1]), Path(sys.argv[2])
+rows = [{"input_ids": [token] * 24, "labels": [token] * 24, "attention_mask": [1] * 24} for token in range(5, 13)]
+results = {}
+
+
+class Counting(torch.utils.data.Dataset):
+    """A data set that notices who looks."""
+
+    looked = 0
+
+    def __len__(self):
+        return len(rows)
+
+    def __getitem__(self, index):
+        self.looked += 1
+        return rows[index]
+
+
+class OwnLoss(Trainer):
+    """A trainer that computes its loss where the head is, as TRL 1.16 does, and keeps the divisor it was given."""
+
+    divisors = ()
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        self.divisors = (*self.divisors, type(num_items_in_batch).__name__)
+        labels = inputs.pop("labels")
+        logits = model(**inputs).logits.to(model.lm_head.weight.device)
+        count = 1 if num_items_in_batch is None else num_items_in_batch
+        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten().to(logits.device), reduction="sum")
+        return loss / count
+
+
+def train(trainer_class=Trainer, dataset=rows, device_map="auto", arguments_first=True, **options):
+    def arguments():
+        return TrainingArguments(
+            output_dir=str(result_path.parent / "out"),
+            max_steps=2,
+            per_device_train_batch_size=2,
+            gradient_accumulation_steps=2,
+            logging_steps=1,
+            save_strategy="no",
+            report_to=[],
+            disable_tqdm=True,
+            **options,
+        )
+
+    made = arguments() if arguments_first else None
+    set_seed(7)
+    model = AutoModelForCausalLM.from_pretrained(model_folder, device_map=device_map)
+    set_seed(7)
+    trainer = trainer_class(model=model, args=made or arguments(), train_dataset=dataset)
+    after_init = torch.rand(1).item()
+    looked = getattr(dataset, "looked", None)
+    trainer.train()
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    return {
+        "losses": losses,
+        "random number after init": after_init,
+        "rows read by init": looked,
+        "divisors": sorted(set(getattr(trainer, "divisors", ()))),
+        "devices": sorted({str(parameter.device) for parameter in model.parameters()}),
+    }
+
+
+def case(name, mode="balanced", environ=None, **options):
+    balance_shim.uninstall()
+    gc.collect()
+    before = dict(os.environ)
+    os.environ.update(environ or {})
+    said, outcome = io.StringIO(), {}
+    with contextlib.redirect_stderr(said), contextlib.redirect_stdout(io.StringIO()):
+        try:
+            balance_shim.install(mode=mode)
+            outcome = train(**options)
+        except Exception as error:
+            outcome = {"error": type(error).__name__, "message": str(error)}
+    os.environ.clear()
+    os.environ.update(before)
+    outcome["said"] = [line for line in said.getvalue().splitlines() if line.startswith("balance_shim")]
+    results[name] = outcome
+
+
+case("one device", mode="off", device_map={"": 0})
+case("balanced")
+case("arguments after the model", arguments_first=False)
+case("planned for another workload", environ={"BALANCE_TUNING": "lora", "BALANCE_SEQ_LEN": "4096"})
+case("as planned", environ={"BALANCE_SEQ_LEN": "24"})
+head_apart = {"model": 0, "lm_head": 3}
+case("own loss, off", mode="off", device_map=head_apart, trainer_class=OwnLoss)
+case("own loss", device_map=head_apart, trainer_class=OwnLoss)
+case("own loss, one device", mode="off", device_map={"": 0}, trainer_class=OwnLoss)
+case("data set that counts", dataset=Counting())
+case("no device map", device_map=None)
+case("explicit map", device_map={"model": 0, "lm_head": 1})
+case("does not fit", environ={"BALANCE_MAX_MEMORY": "1MiB"})
+result_path.write_text(json.dumps(results))
