@@ -19,7 +19,10 @@ SCRIPTS = HERE / "scripts"
 HIDDEN_ACCELERATORS = {"CUDA_VISIBLE_DEVICES": "-1", "HIP_VISIBLE_DEVICES": "-1"}
 SHIM = ("-m", "balance_shim", "run")
 
+# Nothing is fetched, and what the libraries keep stays in this checkout.
 OFFLINE = {
+    "HF_HOME": str(REPOSITORY / ".cache" / "huggingface"),
+    "MODELSCOPE_CACHE": str(REPOSITORY / ".cache" / "modelscope"),
     "HF_HUB_OFFLINE": "1",
     "HF_DATASETS_OFFLINE": "1",
     "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",

@@ -1,0 +1,55 @@
+# Needs Python 3.11 or newer with pip and venv, and nothing else: everything is installed under .venv/.
+#
+#   make demo        what the shim does, in a few minutes and without a GPU
+#   make test        all tests, in three environments; about half an hour on two cores
+#   make test-fast   without the slow ones; minutes
+#   make lint
+#
+#   PYTHON=python3.12 make ...   another interpreter
+#   TORCH="torch==2.13.0 --index-url ..." make ...   another build of torch
+
+PYTHON ?= python3
+export PYTHON
+PYTEST = -m pytest -q -p no:cacheprovider
+
+.PHONY: demo test test-new test-old test-swift test-fast lint clean
+
+demo: .venv/new/.finished
+	@.venv/new/bin/python benchmarks/demo.py
+
+test: test-new test-old test-swift
+
+test-new: .venv/new/.finished
+	.venv/new/bin/python $(PYTEST) -m "not swift"
+
+# The demo is about the newest libraries, and takes minutes.
+test-old: .venv/old/.finished
+	.venv/old/bin/python $(PYTEST) -m "not swift" --ignore=tests/end_to_end/test_demo.py
+
+test-swift: .venv/swift/.finished
+	.venv/swift/bin/python $(PYTEST) -m swift tests/end_to_end
+
+test-fast: .venv/new/.finished
+	.venv/new/bin/python $(PYTEST) -m "not swift and not slow"
+
+lint: .venv/new/.finished
+	.venv/new/bin/ruff check .
+	.venv/new/bin/ruff format --check .
+	.venv/new/bin/mypy
+
+# One at a time: the lanes share the package's own build folder.
+.NOTPARALLEL:
+# Without this make would delete the inner mark as an intermediate file, and install everything again.
+.PRECIOUS: .venv/%/.packages
+
+.venv/%/.packages: requirements/%.txt requirements/install.sh
+	@requirements/install.sh $* .venv/$*
+	@touch $@
+
+# Again whenever the package's own metadata changed, which is quick.
+.venv/%/.finished: .venv/%/.packages setup.cfg pyproject.toml
+	@.venv/$*/bin/python -m pip install -qq --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+clean:
+	rm -rf .venv .cache
