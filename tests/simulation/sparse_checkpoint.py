@@ -23,7 +23,7 @@ _NAMES = {
 def write_sparse_checkpoint(
     config: transformers.PretrainedConfig, folder: "str | Path", dtype: torch.dtype = torch.bfloat16
 ) -> Path:
-    """Write a checkpoint of the model that `config` describes, with a tokenizer of numbers, and return the folder.
+    """Write a checkpoint of the model that `config` describes, with a tokenizer of bytes, and return the folder.
 
     Arguments:
         config: its `architectures`, where given, name the class of the model; otherwise it is a causal one.
@@ -95,12 +95,13 @@ def _write_holes(path: Path, weights) -> None:
 
 
 def _tokenizer() -> transformers.PreTrainedTokenizerFast:
-    """A tokenizer whose words are the numbers below 256."""
-    from tokenizers import Tokenizer, models, pre_tokenizers
+    """A tokenizer that makes one token of each byte, so that any text does for any vocabulary above 260."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-    words = {str(number): number for number in range(256)}
-    tokenizer = Tokenizer(models.WordLevel(words, unk_token="0"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE({letter: number for number, letter in enumerate(letters)}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
     return transformers.PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, unk_token="0", pad_token="1", bos_token="2", eos_token="3"
+        tokenizer_object=tokenizer, pad_token="<|endoftext|>", eos_token="<|im_end|>", bos_token="<|im_start|>"
     )

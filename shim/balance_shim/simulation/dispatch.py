@@ -6,7 +6,7 @@ This is below autograd and autocast, so torch's own rules for both apply; what a
 import torch
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from . import shapes
+from . import kernels, shapes
 from .machine import BACKEND, Machine
 from .tensor import SimulatedTensor, follow, wrap
 
@@ -99,7 +99,7 @@ class Dispatcher:
         if self._machine.shapes_only:
             out = shapes.run(func, raw_args, raw_kwargs, simulated, place, self._machine)
         else:
-            out = func(*raw_args, **raw_kwargs)
+            out = kernels.REAL.get(func, func)(*raw_args, **raw_kwargs)
 
         if rule.mutates:
             if rule.reshapes:

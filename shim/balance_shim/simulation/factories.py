@@ -51,14 +51,18 @@ def register(machine: Machine) -> torch.library.Library:
 
         return kernel
 
+    # These two are for `torch.tensor(numbers, device=...)`, which works with the dispatch of subclasses switched off.
     def copy_from(source, target, non_blocking=False):
-        # `torch.tensor(numbers, device=...)` comes here, with the dispatch of subclasses switched off.
         return copy(source, target)
+
+    def number(tensor):
+        return SimulatedTensor.dispatch(aten._local_scalar_dense.default, (tensor,), {})
 
     library.impl("empty.memory_format", empty, "PrivateUse1")
     library.impl("empty_strided", empty_strided, "PrivateUse1")
     library.impl("_copy_from", copy_from, "PrivateUse1")
     library.impl("_copy_from_and_resize", copy_from, "PrivateUse1")
+    library.impl("_local_scalar_dense", number, "PrivateUse1")
     for name in _COMPUTED:
         packet, _, overload = name.partition(".")
         func = getattr(getattr(aten, packet, None), overload or "default", None)

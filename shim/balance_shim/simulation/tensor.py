@@ -44,12 +44,11 @@ class SimulatedTensor(torch.Tensor):
 
     def untyped_storage(self):
         # safetensors and transformers find tensors that share memory by asking storages for their addresses.
-        return self.raw.untyped_storage()
+        storage = self.raw.untyped_storage()
+        return _NumberlessStorage(storage) if self.raw.is_meta else storage
 
     def data_ptr(self):
-        storage = self.raw.untyped_storage()
-        start = storage.data_ptr() or storage._cdata  # no numbers, no address: any unique number serves
-        return start + self.raw.storage_offset() * self.raw.element_size()
+        return self.untyped_storage().data_ptr() + self.raw.storage_offset() * self.raw.element_size()
 
     def is_shared(self):
         return False
@@ -100,6 +99,19 @@ class SimulatedTensor(torch.Tensor):
         elif self.requires_grad:
             raw.requires_grad_(True)
         return raw.__reduce_ex__(protocol)
+
+
+class _NumberlessStorage:
+    """The storage of a tensor that has only a shape: without memory it has no address, but still an identity."""
+
+    def __init__(self, storage):
+        self._storage = storage
+
+    def data_ptr(self):
+        return self._storage._cdata
+
+    def __getattr__(self, name):
+        return getattr(self._storage, name)
 
 
 def wrap(raw: torch.Tensor, place: int, machine: Machine) -> SimulatedTensor:

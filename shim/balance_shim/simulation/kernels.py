@@ -1,0 +1,26 @@
+"""Operations that accelerators have and torch's CPU or meta tensors have not, in terms of those that they have."""
+
+import torch
+
+aten = torch.ops.aten
+
+
+def _histogram(raw, *args, **kwargs):
+    """Counts of whole numbers, as mixtures of experts use it to count the tokens of each expert."""
+    if raw.dtype.is_floating_point:
+        return aten.histc.default(raw, *args, **kwargs)
+    return aten.histc.default(raw.to(torch.float32), *args, **kwargs).to(raw.dtype)
+
+
+def grouped_mm_shape(left, right, offs=None, bias=None, out_dtype=None):
+    """The result's shape of products of groups. A group dimension that only one factor has is cut up by `offs`."""
+    if left.dim() == 2 and right.dim() == 2:
+        shape = (offs.numel(), left.shape[0], right.shape[1])
+    elif left.dim() == 3 and right.dim() == 3:
+        shape = (left.shape[0], left.shape[1], right.shape[2])
+    else:
+        shape = (left.shape[-2], right.shape[-1])
+    return left.new_empty(shape, dtype=out_dtype or left.dtype)
+
+
+REAL = {aten.histc.default: _histogram}
