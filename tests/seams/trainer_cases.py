@@ -44,7 +44,8 @@ class OwnLoss(Trainer):
         labels = inputs.pop("labels")
         logits = model(**inputs).logits.to(model.lm_head.weight.device)
         count = 1 if num_items_in_batch is None else num_items_in_batch
-        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten().to(logits.device), reduction="sum")
+        labels = labels.flatten().to(logits.device)
+        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels, reduction="sum")
         return loss / count
 
 

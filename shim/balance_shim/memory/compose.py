@@ -4,7 +4,6 @@ from collections.abc import Iterable, Sequence
 
 from .estimate import BlockCost
 
-
 NOTHING = BlockCost()
 
 
@@ -49,7 +48,7 @@ def peak(costs: Iterable[BlockCost], accumulation: int = 1) -> int:
 
 
 def peak_terms(costs: Sequence[BlockCost], accumulation: int = 1) -> dict[str, int]:
-    """Return what the peak of `peak(costs, accumulation)` is made of, in bytes by term, at the moment when it occurs."""
+    """Return what `peak(costs, accumulation)` is made of, in bytes by term, at the moment when it occurs."""
     moments = [(0, sum(cost.gradients for cost in costs), 0)]
     activations, behind = 0, sum(cost.gradients for cost in costs)
     for cost in costs:

@@ -4,7 +4,7 @@ Weights, gradients and optimizer state are counted exactly. Activations and logi
 layers with constants that were fitted once; the constants stand here, each with its source.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -114,7 +114,7 @@ def returned_bytes(blocks: tuple[Block, ...], costs: tuple[BlockCost, ...]) -> i
 
 
 def _supposed_training_bytes(
-    block: Block, parameters: dict[str, "Tensor"], workload: Workload
+    block: Block, parameters: Mapping[str, "Tensor"], workload: Workload
 ) -> tuple[float, float]:
     """Return (gradients, optimizer state) of one block for what `workload.tuning` supposes to train."""
     if workload.tuning == "lora":
@@ -134,7 +134,7 @@ def _training_bytes(trained: list["Tensor"], workload: Workload) -> tuple[float,
     return gradients, sum(tensor.numel() * tensors * (width or tensor.element_size()) for tensor in trained)
 
 
-def _activation_bytes(block: Block, parameters: dict[str, "Tensor"], workload: Workload) -> tuple[float, float]:
+def _activation_bytes(block: Block, parameters: Mapping[str, "Tensor"], workload: Workload) -> tuple[float, float]:
     """Return (kept for backward, temporary) of one block."""
     matrices = [tensor for tensor in parameters.values() if tensor.dim() == 2]
     if not matrices:

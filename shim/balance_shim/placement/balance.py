@@ -7,7 +7,8 @@ from ..devices import Device
 from ..memory.blocks import Block
 from ..memory.compose import NOTHING, segment_peaks
 from ..memory.estimate import BlockCost
-from .plan import CostedModel, DeviceMap
+from .map_file import DeviceMap
+from .plan import CostedModel
 from .solver import partition, worst_fill
 
 
@@ -65,7 +66,7 @@ def _solve(
     first = segment_peaks(costs, accumulation, last=BlockCost(temporary=returned)) if len(devices) > 1 else plain
     if ring is None:
         cuts = partition([first, *[plain] * (len(devices) - 1)], capacities)
-        return dict(_places(chain, cuts, devices))
+        return DeviceMap(_places(chain, cuts, devices))
     around = segment_peaks(costs, accumulation, first=ring.first.cost, last=ring.last.cost)
     candidates = []
     for host in range(len(devices)):
@@ -76,7 +77,7 @@ def _solve(
     # Within rounding of each other the first device is taken: inputs arrive there.
     least = min(worst for worst, _, _ in candidates)
     _, host, cuts = next(candidate for candidate in candidates if candidate[0] <= least * (1 + 1e-9))
-    device_map = dict(_places(chain, cuts, devices))
+    device_map = DeviceMap(_places(chain, cuts, devices))
     device_map.update({block.name: devices[host].index for end in _ends(ring) for block in end.blocks})
     return device_map
 

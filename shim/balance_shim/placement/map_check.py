@@ -106,8 +106,8 @@ def _complete(
             completed[name] = device
             notes.append(f"{name} was not in the map and goes to {device}, to {why}")
     if lost:
-        them = "them" if len(lost) > 1 else "it"
-        raise DeviceMapError(f"{source}: no device for {_listed(lost)} of {type(model).__name__}; add {them} to the map")
+        of = f"of {type(model).__name__}; add {'them' if len(lost) > 1 else 'it'} to the map"
+        raise DeviceMapError(f"{source}: no device for {_listed(lost)} {of}")
     return completed, notes
 
 

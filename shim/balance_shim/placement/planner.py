@@ -119,5 +119,3 @@ def _remedies(workload: Workload) -> list[tuple[str, dict[str, Any]]]:
     if workload.seq_len >= 512:
         remedies.append((f"rows of {workload.seq_len // 2} tokens", {"seq_len": workload.seq_len // 2}))
     return remedies
-
-

@@ -52,7 +52,7 @@ def worst_fill(loads: Sequence[Loads], capacities: Sequence[float], cuts: Sequen
 
 
 def _probe(loads: Sequence[Loads], capacities: Sequence[float], fill: float) -> list[int] | None:
-    """Return cuts in which no device exceeds `fill`, giving each the longest run it can take; None if there are none."""
+    """Return cuts in which no device exceeds `fill`, giving each the longest run it can; None if there are none."""
     cuts = [0]
     for table, capacity in zip(loads, capacities, strict=True):
         run = bisect_right(table[cuts[-1]], fill * capacity * _ROUNDING) - 1

@@ -55,7 +55,8 @@ def beside(assumed: Plan, actual: Plan) -> str:
         sizes = [gib(size, largest) for size in (before.predicted_peak, after.predicted_peak, after.capacity)]
         rows.append([before.name, *sizes, f"{after.filled:.0%}"])
     peaks = table(["device", "as planned", "as trained", "of", "filled"], rows)
-    return f"the Trainer's workload differs from what was planned for ({changes}){unseen}; predicted peaks (GiB):\n{peaks}"
+    differs = f"the Trainer's workload differs from what was planned for ({changes}){unseen}"
+    return f"{differs}; predicted peaks (GiB):\n{peaks}"
 
 
 def summary(device_map: DeviceMap, device: int | str) -> str:
@@ -110,5 +111,3 @@ def shortfall_line(plan: Plan, remedies: list[str]) -> str:
         f"predicted not to fit: {worst.name} needs {format_size(worst.predicted_peak)} of "
         f"{format_size(worst.capacity)}, {format_size(plan.shortfall)} too many. What would fit: {would}"
     )
-
-

@@ -14,7 +14,8 @@ from typing import Any
 from .. import devices, log, state
 from ..memory.workload import assume
 from ..placement import planner
-from ..placement.plan import DeviceMap, Plan, collapse
+from ..placement.map_file import DeviceMap
+from ..placement.plan import Plan, collapse
 from ..report import plan_report
 from ..versions import version_of, version_text
 from . import known, registry
@@ -148,6 +149,7 @@ def _plan_inferred(model: Any, kwargs: dict[str, Any]) -> DeviceMap | None:
     if not _intercepted(device_map):
         return None
     sizes = for_dtypes(model, kwargs.get("dtype"), kwargs.get("special_dtypes"))
+    assert isinstance(device_map, str), "only strings are intercepted"
     return _place(_Load(model, device_map, max_memory, kwargs.get("no_split_module_classes"), sizes))
 
 

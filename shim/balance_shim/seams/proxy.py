@@ -1,6 +1,6 @@
 """What stands in for a patched function: wrapt's proxy, which shows the original's code, defaults and signature.
 
-A module of its own because `import wrapt` costs more than all of arming; beside the library being patched it is nothing.
+A module of its own because `import wrapt` costs more than all of arming; beside the patched library it is nothing.
 """
 
 import pkgutil
@@ -15,21 +15,19 @@ def _reduce(proxy: Any) -> tuple[Any, ...]:
     return pkgutil.resolve_name, (f"{proxy.__module__}:{proxy.__qualname__}",)
 
 
-class _Bound(wrapt.BoundFunctionWrapper):  # type: ignore[misc]
+class _Bound(wrapt.BoundFunctionWrapper):  # type: ignore[type-arg]  # wrapt 1 has no parameters
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
         return _reduce(self)
 
 
-class _Proxy(wrapt.FunctionWrapper):  # type: ignore[misc]
+class _Proxy(wrapt.FunctionWrapper):  # type: ignore[type-arg]
     __bound_function_wrapper__ = _Bound
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
         return _reduce(self)
 
 
-def proxy(
-    original: Callable[..., Any], wrapper: Callable[..., Any], acts: Callable[[], bool]
-) -> Callable[..., Any]:
+def proxy(original: Callable[..., Any], wrapper: Callable[..., Any], acts: Callable[[], bool]) -> Callable[..., Any]:
     """Return a proxy of `original` that calls `wrapper` instead, with the same arguments, whenever `acts()`."""
 
     def call(wrapped: Callable[..., Any], instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -74,8 +74,9 @@ def _returned(trainer: Any, loss: Any) -> Any:
 
     The model's own loss comes back there with the outputs; one that a trainer computes itself (TRL 1.16) does not.
     """
-    if getattr(trainer, "is_model_parallel", False) and getattr(loss, "device", None) not in (None, trainer.args.device):
-        return loss.to(trainer.args.device)
+    home = trainer.args.device
+    if getattr(trainer, "is_model_parallel", False) and getattr(loss, "device", home) != home:
+        return loss.to(home)
     return loss
 
 
@@ -122,8 +123,7 @@ def _record(trainer: Any) -> None:
 def _as_variables(plan: Plan) -> str:
     workload = plan.workload
     return (
-        f"BALANCE_TUNING={workload.tuning} BALANCE_BATCH_SIZE={workload.batch_size} "
-        f"BALANCE_SEQ_LEN={workload.seq_len}"
+        f"BALANCE_TUNING={workload.tuning} BALANCE_BATCH_SIZE={workload.batch_size} BALANCE_SEQ_LEN={workload.seq_len}"
     )
 
 
