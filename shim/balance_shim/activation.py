@@ -187,7 +187,7 @@ def _set_up_simulation(settings: Settings) -> None:
     simulation.install(settings.simulate)
     simulation.report_at_exit()
     if settings.report not in ("text", "off"):
-        from balance_shim.simulation_record import write_at_exit
+        from balance_shim.simulation.record import write_at_exit
 
         write_at_exit(settings.report)
 

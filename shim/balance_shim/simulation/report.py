@@ -2,28 +2,33 @@
 
 import sys
 
+from balance_shim.report.table import table
 from balance_shim.units import format_size
 
 from .memory import DeviceUsage
 
 
-def table(usage: "tuple[DeviceUsage, ...]") -> str:
+def summary(usage: "tuple[DeviceUsage, ...]") -> str:
     """Return the peaks per device as text; the last line tells how even they are."""
-    lines = [f"{'device':<8}{'capacity':>12}{'peak':>12}{'peak %':>8}"]
-    for device in usage:
-        percent = 100 * device.peak / device.capacity
-        lines.append(f"{device.name:<8}{format_size(device.capacity):>12}{format_size(device.peak):>12}{percent:>8.1f}")
-    peaks = [device.peak for device in usage]
-    mean = sum(peaks) / len(peaks)
-    evenness = f"{max(peaks) / mean:.2f}" if mean else "no device was used"
-    lines.append(f"max/mean of the peaks: {evenness}")
-    return "\n".join(lines)
+    rows = [
+        [device.name, format_size(device.capacity), format_size(device.peak), f"{device.peak / device.capacity:.1%}"]
+        for device in usage
+    ]
+    mean = sum(device.peak for device in usage) / len(usage)
+    evenness = max(device.peak for device in usage) / mean if mean else 1
+    return f"{table(['device', 'capacity', 'peak', 'filled'], rows)}\n  max/mean of the peaks: {evenness:.2f}"
 
 
 def write(usage: "tuple[DeviceUsage, ...]") -> None:
-    """Write the table to standard error, if there still is one."""
+    """Write the table to standard error, if there still is one.
+
+    A process that never used a device writes nothing: ms-swift's command imports torch and then starts the trainer
+    in a process of its own, which reports.
+    """
+    if not any(device.peak for device in usage):
+        return
     try:
-        sys.stderr.write(f"balance_shim: memory of the simulated devices\n{table(usage)}\n")
+        sys.stderr.write(f"balance_shim: memory of the simulated devices\n{summary(usage)}\n")
         sys.stderr.flush()
     except (AttributeError, OSError, ValueError):
         pass
