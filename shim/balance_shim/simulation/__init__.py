@@ -17,13 +17,14 @@ from balance_shim.errors import SimulationError
 from .spec import SimulationSpec, parse_spec
 
 if TYPE_CHECKING:
+    from .installation import Installation
     from .memory import DeviceUsage
 
 __all__ = [
     "SimulationSpec", "install", "is_active", "parse_spec", "report_at_exit", "reset_peaks", "usage",
 ]  # fmt: skip
 
-_installation = None
+_installation: Installation | None = None
 _reporting = False
 
 
@@ -43,9 +44,9 @@ def install(spec: SimulationSpec) -> None:
                 "simulate one machine a run"
             )
         return
-    from . import installation
+    from .installation import Installation
 
-    _installation = installation.Installation(spec)
+    _installation = Installation(spec)
 
 
 def is_active() -> bool:
@@ -60,8 +61,9 @@ def usage() -> tuple[DeviceUsage, ...]:
 
 def reset_peaks() -> None:
     """Let the peaks start again from what is live now."""
-    for index in range(len(usage())):
-        _installation.machine.ledger.reset_peak(index)
+    if _installation is not None:
+        for index in range(len(usage())):
+            _installation.machine.ledger.reset_peak(index)
 
 
 def report_at_exit() -> None:

@@ -7,6 +7,8 @@ log-sum-exp a row instead; a simulation that counts bytes has to do the same.
 Shapes: B batch, H heads, S queries, D width of a head.
 """
 
+from typing import Any
+
 import torch
 
 from .machine import Machine
@@ -47,7 +49,7 @@ class _FusedAttention(torch.autograd.Function):
 
 
 def _real_gradients(ctx, inputs, needed, grad):
-    raws = [
+    raws: list[Any] = [
         None if tensor is None else tensor.raw.detach().requires_grad_(need)
         for tensor, need in zip(inputs, needed, strict=True)
     ]

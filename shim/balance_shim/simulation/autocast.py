@@ -32,7 +32,7 @@ _SINGLE_BY_ARGUMENT = ("softmax.int", "log_softmax.int", "sum", "sum.dim_IntList
 _WIDEST = ("addcdiv", "addcmul", "atan2", "bilinear", "cat", "cross", "dot", "vdot", "grid_sampler", "index_put",
            "scatter_add", "stack", "tensordot")  # fmt: skip
 
-_KEY = torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastPrivateUse1)
+_KEY = torch._C.DispatchKeySet(torch._C._dispatch_key_parse("AutocastPrivateUse1"))
 
 
 class _CastWeights:
@@ -55,7 +55,7 @@ class _CastWeights:
 
 
 def register() -> "tuple[list[torch.library.Library], _CastWeights]":
-    """Register the rules, for as long as the returned libraries live; the weights must be cleared when autocast ends."""
+    """Register the rules, for as long as the returned libraries live; autocast's end must clear the weights."""
     weights = _CastWeights()
     everything = torch.library.Library("_", "IMPL")
     everything.fallback(torch.library.fallthrough_kernel, "AutocastPrivateUse1")

@@ -1,6 +1,7 @@
 """The module that scripts see as `torch.npu`: the questions trainers ask a device, answered for a simulated one."""
 
 import contextlib
+import functools
 import types
 from collections import OrderedDict
 
@@ -93,7 +94,7 @@ def make_module(machine: Machine) -> types.ModuleType:
     module = types.ModuleType(f"torch.{BACKEND}", __doc__)
     ledger, index_of = machine.ledger, machine.index_of
 
-    class device(contextlib.ContextDecorator):  # noqa: N801 - named as in every torch device module
+    class device(contextlib.ContextDecorator):  # named as in every torch device module
         """Make a device the current one for the length of a `with` block; a negative index changes nothing."""
 
         def __init__(self, device):
@@ -107,7 +108,7 @@ def make_module(machine: Machine) -> types.ModuleType:
         def __exit__(self, *_):
             machine.current = self.previous
 
-    class device_of(device):  # noqa: N801
+    class device_of(device):
         def __init__(self, obj):
             super().__init__(obj.device.index if obj.device.type == BACKEND else -1)
 
@@ -135,6 +136,9 @@ def make_module(machine: Machine) -> types.ModuleType:
             for what, value in (("current", live), ("peak", peak))
         )
 
+    def memory_summary(device=None, abbreviated=False):
+        return repr(ledger.usage()[index_of(device)])
+
     def get_device_properties(device=None):
         return Properties(ledger.capacities[index_of(device)])
 
@@ -160,13 +164,8 @@ def make_module(machine: Machine) -> types.ModuleType:
     def nothing(*_, **__):
         return None
 
-    def grad_scaler(device=BACKEND, **options):
-        return torch.amp.GradScaler(device, **options)
-
     amp = types.SimpleNamespace(
-        GradScaler=lambda *args, **options: grad_scaler(
-            **dict(zip(("init_scale", "growth_factor", "backoff_factor", "growth_interval", "enabled"), args)), **options
-        ),
+        GradScaler=functools.partial(torch.amp.GradScaler, BACKEND),
         autocast=lambda enabled=True, dtype=torch.float16, cache_enabled=True: torch.autocast(
             BACKEND, dtype=dtype, enabled=enabled, cache_enabled=cache_enabled
         ),
@@ -184,9 +183,7 @@ def make_module(machine: Machine) -> types.ModuleType:
         "memory_cached": memory_allocated, "max_memory_cached": max_memory_allocated, "memory_stats": memory_stats,
         "reset_peak_memory_stats": reset_peak_memory_stats, "reset_max_memory_allocated": reset_peak_memory_stats,
         "reset_accumulated_memory_stats": nothing, "empty_cache": nothing,
-        "set_per_process_memory_fraction": nothing, "memory_summary": lambda device=None, abbreviated=False: repr(
-            ledger.usage()[index_of(device)]
-        ),
+        "set_per_process_memory_fraction": nothing, "memory_summary": memory_summary,
     }  # fmt: skip
     vars(module).update(
         **random_functions,

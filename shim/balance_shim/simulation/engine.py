@@ -5,7 +5,7 @@ import itertools
 import torch
 
 _run_backward = torch.autograd.graph._engine_run_backward
-_nothing = itertools.chain()
+_nothing: itertools.chain[None] = itertools.chain()
 
 
 class Guard(torch._C._acc.DeviceGuard):

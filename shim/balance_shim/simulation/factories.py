@@ -56,7 +56,7 @@ def register(machine: Machine) -> torch.library.Library:
         return copy(source, target)
 
     def number(tensor):
-        return SimulatedTensor.dispatch(aten._local_scalar_dense.default, (tensor,), {})
+        return SimulatedTensor.run(aten._local_scalar_dense.default, (tensor,), {})
 
     library.impl("empty.memory_format", empty, "PrivateUse1")
     library.impl("empty_strided", empty_strided, "PrivateUse1")

@@ -30,7 +30,7 @@ class Installation:
             self.machine = Machine(spec)
             self.module = backend.make_module(self.machine)
             fused = attention.make_attention(self.machine)
-            SimulatedTensor.dispatch = dispatch.Dispatcher(self.machine, fused)
+            SimulatedTensor.run = dispatch.Dispatcher(self.machine, fused)
 
             self.libraries, weights = autocast.register()
             self.libraries.append(factories.register(self.machine))
@@ -58,11 +58,13 @@ def _check() -> None:
             f"torch {torch.__version__} has no backends written in Python, which simulated devices need; "
             "use a newer torch (2.13 is known to work)"
         )
-    name = torch._C._get_privateuse1_backend_name()
-    if name != "privateuseone" or stand_in.is_installed():
+    backend = torch._C._get_privateuse1_backend_name()
+    if backend == "privateuseone" and stand_in.is_installed():
+        backend = "torch_npu"
+    if backend != "privateuseone":
         raise SimulationError(
-            f"torch already has an additional backend here ({name if name != 'privateuseone' else 'torch_npu'}), and it "
-            "takes only one; simulate in an environment without it"
+            f"torch already has an additional backend here ({backend}), and it takes only one; "
+            "simulate in an environment without it"
         )
     for kind in ("cuda", "xpu", "mps", "mtia"):
         module = getattr(torch, kind, None)

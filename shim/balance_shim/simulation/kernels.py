@@ -1,5 +1,8 @@
 """Operations that accelerators have and torch's CPU or meta tensors have not, in terms of those that they have."""
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 
 aten = torch.ops.aten
@@ -14,6 +17,7 @@ def _histogram(raw, *args, **kwargs):
 
 def grouped_mm_shape(left, right, offs=None, bias=None, out_dtype=None):
     """The result's shape of products of groups. A group dimension that only one factor has is cut up by `offs`."""
+    shape: tuple[int, ...]
     if left.dim() == 2 and right.dim() == 2:
         shape = (offs.numel(), left.shape[0], right.shape[1])
     elif left.dim() == 3 and right.dim() == 3:
@@ -23,4 +27,4 @@ def grouped_mm_shape(left, right, offs=None, bias=None, out_dtype=None):
     return left.new_empty(shape, dtype=out_dtype or left.dtype)
 
 
-REAL = {aten.histc.default: _histogram}
+REAL: dict[Any, Callable[..., Any]] = {aten.histc.default: _histogram}

@@ -25,10 +25,13 @@ class DeviceUsage(NamedTuple):
     peak: int
 
 
-class _Block(weakref.ref):
+class _Block(weakref.ref[torch.UntypedStorage]):
     """A weak reference to a storage that remembers what to give back when the storage dies."""
 
     __slots__ = ("index", "key", "size")
+    key: int
+    index: int
+    size: int
 
 
 class Ledger:

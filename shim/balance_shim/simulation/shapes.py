@@ -7,6 +7,8 @@ plausible answer, and a size that depends on its values is taken as large as it 
 
 import math
 import mmap
+from collections.abc import Callable
+from typing import Any
 
 import torch
 
@@ -51,7 +53,7 @@ def run(func, args, kwargs, simulated, place, machine):
     if func is aten.copy_.default or func is aten._copy_from.default:
         return _copy(func, args, simulated, machine)
 
-    twins = {}
+    twins: dict[int, torch.Tensor] = {}
     if any(argument.alias_info is not None and argument.alias_info.is_write for argument in func._schema.arguments):
         # Once a number that nobody knows is written to it, a tensor that had numbers has none.
         for value in _written(func, args, kwargs):
@@ -133,7 +135,7 @@ def _number(raw):
     return 1.0 if raw.dtype.is_floating_point else 0
 
 
-_ANSWERS = {
+_ANSWERS: dict[Any, Callable[..., Any]] = {
     aten._local_scalar_dense.default: _number,
     aten.equal.default: lambda left, right: left.shape == right.shape,
     aten.is_nonzero.default: lambda raw: bool(_number(raw)),

@@ -1,14 +1,11 @@
 """What a simulated machine looks like, and how people write it down. Standard library only: read while arming."""
 
-import re
 from typing import NamedTuple
 
 from balance_shim.units import MIB, parse_size
 
 MOST_DEVICES = 64  # torch numbers devices with a signed byte; nobody has a single node with more than this
 FORMS = 'write devices x size, such as "4x24GiB" or "2x80GiB+2x24GiB", with ":shapes" at the end for shapes only'
-
-_GROUP = re.compile(r"\s*(?:(\d+)\s*[xX*]\s*)?(.+)", re.DOTALL)
 
 
 class SimulationSpec(NamedTuple):
@@ -34,17 +31,17 @@ def parse_spec(text: str) -> SimulationSpec:
         raise ValueError(f"{text!r}: unknown suffix {suffix.strip()!r}; {FORMS}")
     capacities: list[int] = []
     for group in machine.split("+"):
-        match = _GROUP.fullmatch(group)
-        if match is None:
-            raise ValueError(f"{text!r} has an empty group of devices; {FORMS}")
-        count = int(match[1] or 1)
+        number, times, size = group.lower().rpartition("x")
+        if times and not number.strip().isdecimal():
+            raise ValueError(f"{text!r}: {number.strip()!r} is no number of devices; {FORMS}")
+        count = int(number) if times else 1
         try:
-            capacity = parse_size(match[2])
+            capacity = parse_size(size)
         except ValueError as error:
             raise ValueError(f"{text!r}: {error}; {FORMS}") from None
         if capacity < MIB:  # "4" is a slip for "4x24GiB", not a device of four bytes
             raise ValueError(f"{text!r}: a device has at least 1 MiB; {FORMS}")
         if not 1 <= count <= MOST_DEVICES - len(capacities):
-            raise ValueError(f"{text!r}: a machine has 1 to {MOST_DEVICES} devices and no empty group; {FORMS}")
+            raise ValueError(f"{text!r}: a machine has 1 to {MOST_DEVICES} devices; {FORMS}")
         capacities += [capacity] * count
     return SimulationSpec(tuple(capacities), bool(colon))

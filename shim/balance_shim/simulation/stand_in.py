@@ -34,7 +34,7 @@ def npu_swiglu(hidden, dim=-1):
 
 def npu_fusion_attention(*_, **__):
     """Raise: there is no flash-attention package for simulated devices."""
-    raise NotImplementedError('simulated devices have no flash_attention_2; attn_implementation="sdpa" is counted alike')
+    raise NotImplementedError('simulated devices have no flash_attention_2; attn_implementation="sdpa" counts the same')
 
 
 def make_package(backend: types.ModuleType) -> dict[str, types.ModuleType]:
@@ -42,10 +42,8 @@ def make_package(backend: types.ModuleType) -> dict[str, types.ModuleType]:
     package = types.ModuleType("torch_npu", __doc__)
     package.__spec__ = importlib.machinery.ModuleSpec("torch_npu", None, is_package=True)
     package.__path__ = []
-    package.__version__ = __version__
-    package.npu = backend
-    for function in (npu_fusion_attention, npu_rms_norm, npu_rotary_mul, npu_swiglu):
-        setattr(package, function.__name__, function)
+    functions = (npu_fusion_attention, npu_rms_norm, npu_rotary_mul, npu_swiglu)
+    vars(package).update({function.__name__: function for function in functions}, __version__=__version__, npu=backend)
     return {"torch_npu": package, "torch_npu.npu": backend}
 
 

@@ -4,12 +4,13 @@ Only the shell is here; what operations do with it is in `dispatch`.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
 from .machine import Machine
 
-_plain_data = torch.Tensor.data  # the C++ property, also once `torch.Tensor.data` is replaced
+_plain_data: Any = torch.Tensor.data  # the C++ property, also once `torch.Tensor.data` is replaced
 
 
 class SimulatedTensor(torch.Tensor):
@@ -17,10 +18,10 @@ class SimulatedTensor(torch.Tensor):
 
     raw: torch.Tensor
     place: int
-    dispatch: Callable  # set once by the installation
+    run: Callable[..., Any]  # a `dispatch.Dispatcher`, set once by the installation
 
     # Results need no conversion to this class, because dispatch makes them; going without saves time on each call.
-    __torch_function__ = torch._C._disabled_torch_function_impl
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
     @staticmethod
     def __new__(cls, data, requires_grad=True, **_):
@@ -31,8 +32,8 @@ class SimulatedTensor(torch.Tensor):
         pass
 
     @classmethod
-    def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
-        return cls.dispatch(func, args, kwargs or {})
+    def __torch_dispatch__(cls, func, types, args=(), kwargs=None):  # type: ignore[override]
+        return cls.run(func, args, kwargs or {})
 
     @property
     def data(self):
@@ -147,8 +148,7 @@ def set_data(tensor: torch.Tensor, value: torch.Tensor) -> None:
     torch only copies sizes and the like into the existing object. That is enough between simulated tensors, but an
     object cannot so become, or cease to be, a simulated one: then the whole inside of the object is exchanged.
     """
-    simulated = isinstance(value, SimulatedTensor)
-    if simulated and isinstance(tensor, SimulatedTensor):
+    if isinstance(value, SimulatedTensor) and isinstance(tensor, SimulatedTensor):
         _plain_data.__set__(tensor, value)
         tensor.raw, tensor.place = value.raw, value.place
         return
