@@ -32,8 +32,9 @@ def sft(tiny, chat, tmp_path_factory):
         command, paths = way(arguments)
         report = folder / "report"
         run_command(command, {**FOUR, **paths, "BALANCE_REPORT": str(report), **variables}).expect_success()
-        output = folder / "output"
-        return swift.losses(output), swift.checkpoints(output), read_peaks(report), report
+        output, peaks = folder / "output", read_peaks(report)
+        assert sum(peaks) > MIB, "the training left no record of what its devices held"
+        return swift.losses(output), swift.checkpoints(output), peaks, report
 
     return train
 
