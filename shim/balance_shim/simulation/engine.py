@@ -41,7 +41,10 @@ def run_backward(*args, **kwargs):
     except SystemError:  # the engine reports an exception that is no longer there
         if not _pending:
             raise
+        error = _pending[0]
     finally:
-        found = _pending[:1]
         _pending.clear()
-    raise found[0]
+    try:
+        raise error
+    finally:
+        del error  # it refers to this frame: a cycle would keep the tensors in its traceback alive

@@ -1,0 +1,34 @@
+"""Tensors and operations on simulated devices: the checks of tensor_checks.py and shape_checks.py, each as a test."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.simulation.child import checks_in, results_of
+
+TENSORS = Path(__file__).with_name("tensor_checks.py")
+SHAPES = Path(__file__).with_name("shape_checks.py")
+
+
+@pytest.fixture(scope="module")
+def with_numbers(tmp_path_factory):
+    """What came of the checks with real numbers."""
+    return results_of(TENSORS, tmp_path_factory.mktemp("tensors"))
+
+
+@pytest.fixture(scope="module")
+def with_shapes_only(tmp_path_factory):
+    """What came of the checks with shapes only."""
+    return results_of(SHAPES, tmp_path_factory.mktemp("shapes"))
+
+
+@pytest.mark.parametrize("name", checks_in(TENSORS))
+def test_with_numbers(with_numbers, name):
+    """With real numbers, devices do what the name of the check says."""
+    assert with_numbers[name] is None, with_numbers[name]
+
+
+@pytest.mark.parametrize("name", checks_in(SHAPES))
+def test_with_shapes_only(with_shapes_only, name):
+    """With shapes only, devices do what the name of the check says."""
+    assert with_shapes_only[name] is None, with_shapes_only[name]
