@@ -8,8 +8,8 @@ torch.
 from __future__ import annotations
 
 import atexit
-import multiprocessing
 import os
+import sys
 from typing import TYPE_CHECKING
 
 from balance_shim.errors import SimulationError
@@ -69,14 +69,17 @@ def reset_peaks() -> None:
 def report_at_exit() -> None:
     """Write the peaks to standard error when the program ends, however it ends; only its main process does."""
     global _reporting
-    if _reporting or multiprocessing.parent_process() is not None:
-        return
-    _reporting = True
-    atexit.register(_report, os.getpid())
+    if not _reporting:
+        _reporting = True
+        atexit.register(_report, os.getpid())
 
 
 def _report(process: int) -> None:
-    if is_active() and os.getpid() == process:
+    # A spawned worker runs the script's top level before it learns that it is one, so only the end can tell. A process
+    # that never imported multiprocessing is none.
+    workers = sys.modules.get("multiprocessing.process")
+    spawned = workers is not None and workers.parent_process() is not None
+    if is_active() and os.getpid() == process and not spawned:
         from . import report
 
         report.write(usage())

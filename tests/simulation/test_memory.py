@@ -1,0 +1,108 @@
+"""The ledger of bytes, on plain CPU tensors: it needs no simulated device."""
+
+import threading
+
+import pytest
+import torch
+from hypothesis import given, settings, strategies
+
+from balance_shim.simulation.memory import GRANULE, Ledger
+from balance_shim.units import MIB
+
+
+def ledger(*capacities):
+    return Ledger(tuple(f"npu:{index}" for index in range(len(capacities))), capacities)
+
+
+def test_a_storage_counts_once_and_until_its_last_tensor_dies():
+    """Views of one storage add nothing, and each of them keeps it."""
+    book, tensor = ledger(MIB), torch.ones(1000)
+    view = tensor[10:20]
+    book.hold(view, 0)
+    book.hold(tensor, 0)
+    assert book.live(0) == 4096
+    del tensor
+    assert book.live(0) == 4096
+    del view
+    assert book.live(0) == 0 and book.peak(0) == 4096
+
+
+@pytest.mark.parametrize(("elements", "size"), [(0, 0), (1, GRANULE), (128, GRANULE), (129, 2 * GRANULE)])
+def test_sizes_are_rounded_up(elements, size):
+    """A request takes whole granules."""
+    book, tensor = ledger(MIB), torch.ones(elements)
+    book.hold(tensor, 0)
+    assert book.live(0) == size
+
+
+def test_what_does_not_fit_is_refused_and_not_counted():
+    """The message has the device, the request, the capacity and what is free; the device is as before."""
+    book, first, second = ledger(MIB, MIB), torch.empty(3 * MIB // 16), torch.empty(3 * MIB // 16)
+    book.hold(first, 1)
+    with pytest.raises(torch.OutOfMemoryError) as error:
+        book.hold(second, 1)
+    for word in ("npu:1", "Tried to allocate 768.0 KiB", "capacity of 1.0 MiB", "256.0 KiB is free"):
+        assert word in str(error.value)
+    with pytest.raises(torch.OutOfMemoryError):
+        book.require(256 * 1024 + 1, 1)
+    book.require(256 * 1024, 1)
+    book.hold(second, 0)
+    assert [device.live for device in book.usage()] == [3 * MIB // 4, 3 * MIB // 4]
+
+
+def test_a_storage_that_grows_is_followed():
+    """After resizing in place the new length counts, and all of it is given back."""
+    book, tensor = ledger(MIB), torch.ones(128)
+    book.hold(tensor, 0)
+    tensor.resize_(1280)
+    book.remeasure(tensor)
+    assert book.live(0) == 5120
+    del tensor
+    assert book.live(0) == 0
+
+
+def test_peaks_start_again_from_what_is_live():
+    """Resetting forgets what has died, not what lives."""
+    book, kept, dropped = ledger(MIB), torch.ones(128), torch.ones(1280)
+    book.hold(kept, 0)
+    book.hold(dropped, 0)
+    del dropped
+    assert book.peak(0) == 512 + 5120
+    book.reset_peak(0)
+    assert book.peak(0) == 512
+
+
+@settings(deadline=None)
+@given(strategies.lists(strategies.tuples(strategies.integers(0, 2), strategies.integers(0, 3000)), max_size=40))
+def test_any_sequence_adds_up(steps):
+    """Holding and dropping in any order, live bytes are those of the living and the peak is the most there was."""
+    book, living, peak = ledger(2**40, 2**40), [], [0, 0]
+    for action, number in steps:
+        if action == 2:
+            if living:
+                living.pop(number % len(living))
+        else:
+            tensor = torch.empty(number)
+            book.hold(tensor, action)
+            living.append((action, tensor, -(-number * 4 // GRANULE) * GRANULE))
+            del tensor
+        for index in (0, 1):
+            expected = sum(size for place, _, size in living if place == index)
+            peak[index] = max(peak[index], expected)
+            assert (book.live(index), book.peak(index)) == (expected, peak[index])
+
+
+def test_threads_may_use_it_at_once():
+    """Nothing is lost or counted twice when several threads hold and drop."""
+    book = ledger(2**40)
+
+    def work():
+        for number in range(2000):
+            book.hold(torch.empty(number), 0)
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert book.live(0) == 0
