@@ -5,6 +5,8 @@ from typing import Any
 import torch
 import transformers
 
+from balance_shim.versions import version_of
+
 SIZES = {
     "hidden_size": 64,
     "intermediate_size": 160,
@@ -103,3 +105,5 @@ ALL = {
     "llava": llava,
     "internvl-remote": internvl_remote,
 }
+if version_of("transformers") < (4, 49):  # which brought Qwen2.5-VL
+    del ALL["qwen-vl"]
