@@ -40,7 +40,7 @@ def t5() -> Any:
 
 
 def mixtral() -> Any:
-    config = transformers.MixtralConfig(**{**SIZES, "num_key_value_heads": 2}, num_local_experts=4)
+    config = transformers.MixtralConfig(**{**SIZES, "num_key_value_heads": 2}, num_local_experts=4, max_position_embeddings=512)
     return on_meta(transformers.MixtralForCausalLM, config)
 
 
