@@ -1,7 +1,7 @@
 """Checks that need simulated devices, which a process keeps for life: they run in processes of their own.
 
-A file of checks is a script whose functions named `check_...` raise if something is wrong. It ends in `main(globals())`,
-which runs them in order and writes what went wrong as JSON; a test file asks for the result of each by name.
+A file of checks is a script whose functions named `check_...` raise if something is wrong. Its end is
+`main(globals())`, which runs them in order and writes what went wrong as JSON; a test file asks for each by name.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import gc
 import json
+import subprocess
 import sys
 import traceback
 from pathlib import Path
@@ -40,12 +41,15 @@ def checks_in(script: Path) -> list[str]:
 def results_of(script: Path, folder: Path, *arguments: str) -> dict[str, str | None]:
     """Run `script` in a process of its own and return what `main` wrote."""
     result = folder / "result.json"
-    done = processes.python(
-        str(script), str(result), *arguments, paths=(processes.SHIM, processes.REPOSITORY), **ONE_THREAD
-    )
+    done = run_script(script, str(result), *arguments)
     assert result.exists(), f"{script.name} ended with {done.returncode}: {done.stderr[-4000:]}"
     return json.loads(result.read_text(encoding="utf-8"))
 
 
-# On a busy machine the threads of tiny operations wait for each other more than they compute.
-ONE_THREAD = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+def run_script(script: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run `script` with this Python and return what it left; it can import the package and `tests`."""
+    # One thread: on a busy machine the threads of small operations wait for each other more than they compute.
+    variables = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    environment = processes.environment(processes.SHIM, processes.REPOSITORY, **variables)
+    command = [sys.executable, str(script), *arguments]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)

@@ -27,7 +27,9 @@ def test_the_table_has_each_device_and_ends_with_the_evenness():
 
 def test_a_program_that_fails_still_reports_on_standard_error():
     """After the traceback, once, and with nothing of ours on standard output."""
-    done = processes.code(START + "    torch.empty(2**20, device='npu:1')\n    print('mine')\n    raise KeyError('end')")
+    done = processes.code(
+        START + "    torch.empty(2**20, device='npu:1')\n    print('mine')\n    raise KeyError('end')"
+    )
     assert done.returncode == 1 and done.stdout == "mine\n"
     assert done.stderr.count(HEADLINE) == 1 and done.stderr.index("KeyError") < done.stderr.index(HEADLINE)
     assert "4.0 MiB" in done.stderr

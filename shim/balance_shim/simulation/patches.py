@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import importlib
 
 import torch
 
@@ -35,6 +36,11 @@ def _replacements(machine, module, weights):
     # There is no pinned memory without a driver. Nothing needs it here: copies to simulated devices are plain copies.
     yield torch.Tensor, "pin_memory", lambda self, device=None: self
     yield torch.Tensor, "is_pinned", lambda self, device=None: False
+    # Optimizers and gradient clipping take all tensors at once on accelerators, with temporaries as large as they all,
+    # but only tensors of types listed here.
+    for path in ("torch.optim.optimizer", "torch.utils._foreach_utils"):  # torch.optim hides the former's name
+        owner = importlib.import_module(path)
+        yield owner, "_foreach_supported_types", [*owner._foreach_supported_types, SimulatedTensor]
     yield torch, "clear_autocast_cache", _clearing(torch.clear_autocast_cache, weights)
     yield torch, "load", _loading(torch.load, machine)
     for name in (

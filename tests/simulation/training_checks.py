@@ -1,0 +1,146 @@
+"""Unmodified training on four simulated devices beside the same training on the plain CPU: `... RESULT MODEL`."""
+
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+
+from balance_shim import simulation
+
+simulation.install(simulation.parse_spec("4x64MiB"))
+
+import transformers  # noqa: E402 - as in a script, where the simulation is there before anything else
+from transformers import AutoModelForCausalLM, Trainer, TrainingArguments  # noqa: E402
+
+from balance_shim.units import MIB  # noqa: E402
+from tests.simulation.child import main  # noqa: E402
+
+transformers.logging.set_verbosity_error()
+MODEL = sys.argv[2]
+OUT = Path(tempfile.mkdtemp())
+LOGGED = 2e-5 if transformers.__version__ >= "5" else 2e-4  # 4.x rounds the losses that it logs
+DTYPE = "dtype" if transformers.__version__ >= "4.56" else "torch_dtype"
+
+# transformers' own map; the head goes to the first device, because 4.51 fails with any other.
+MAP = {"model.embed_tokens": 0, "lm_head": 0, "model.norm": 3, "model.rotary_emb": 0}
+MAP |= {f"model.layers.{number}": number // 2 + 1 for number in range(6)}
+
+
+def load(simulated, **options):
+    return AutoModelForCausalLM.from_pretrained(MODEL, **({"device_map": MAP} if simulated else {}), **options)
+
+
+def rows(count=8):
+    torch.manual_seed(1)
+    return [{"input_ids": ids, "labels": ids} for ids in torch.randint(0, 500, (count, 24))]
+
+
+def train(simulated, model=None, resume=None, load_options=None, **arguments):
+    """Return the Trainer and the losses of its steps."""
+    if not simulated:
+        arguments["use_cpu"] = True
+    arguments = {"max_steps": 3, "save_strategy": "no", "output_dir": str(OUT / "out"), **arguments}
+    settings = TrainingArguments(
+        per_device_train_batch_size=2, logging_steps=1, report_to=[], disable_tqdm=True, seed=3, **arguments
+    )
+    model = model or load(simulated, **(load_options or {}))
+    trainer = Trainer(model=model, args=settings, train_dataset=rows(), eval_dataset=rows(4))
+    trainer.remove_callback(transformers.PrinterCallback)
+    trainer.train(resume_from_checkpoint=resume)
+    return trainer, [float(line["loss"]) for line in trainer.state.log_history if "loss" in line]
+
+
+def compare(tolerance=LOGGED, **arguments):
+    simulation.reset_peaks()
+    found, plain = train(True, **arguments)[1], train(False, **arguments)[1]
+    assert all(device.peak > MIB // 8 for device in simulation.usage()), "every device takes part"
+    assert len(found) == 3 and plain[0] != plain[-1]
+    difference = max(abs(one - other) for one, other in zip(found, plain, strict=True))
+    assert difference < tolerance, (found, plain)
+
+
+def check_full_fine_tuning():
+    compare()
+
+
+def check_gradient_checkpointing_both_ways():
+    for reentrant in (True, False):
+        compare(gradient_checkpointing=True, gradient_checkpointing_kwargs={"use_reentrant": reentrant})
+
+
+def check_half_precision():
+    compare(2e-2, bf16=True)
+    compare(2e-2, load_options={DTYPE: torch.bfloat16})
+
+
+def check_accumulation_and_another_optimizer():
+    compare(optim="adamw_torch", gradient_accumulation_steps=2)
+
+
+def check_fp16_with_a_gradient_scaler():
+    losses = train(True, fp16=True)[1]
+    assert all(abs(loss - other) < 2e-2 for loss, other in zip(losses, train(False)[1], strict=True))
+
+
+def check_evaluation_and_workers():
+    trainer, _ = train(True, dataloader_num_workers=2)
+    plain, _ = train(False)
+    assert abs(trainer.evaluate()["eval_loss"] - plain.evaluate()["eval_loss"]) < LOGGED
+
+
+def check_saving_and_going_on():
+    whole = train(True, max_steps=4)[1]
+    options = {"output_dir": str(OUT / "saved"), "save_strategy": "steps", "save_steps": 2, "max_steps": 4}
+    train(True, **options)
+    shutil.rmtree(OUT / "saved" / "checkpoint-4")
+    trainer, losses = train(True, resume=str(OUT / "saved" / "checkpoint-2"), **options)
+    assert max(abs(one - other) for one, other in zip(losses[-2:], whole[-2:], strict=True)) < LOGGED, (losses, whole)
+    trainer.model.save_pretrained(OUT / "model")
+    read = dict(AutoModelForCausalLM.from_pretrained(OUT / "model").named_parameters())
+    for name, weight in trainer.model.named_parameters():
+        assert weight.device.type == "npu" and torch.equal(read[name], weight.cpu()), name
+
+
+def check_generation():
+    torch.manual_seed(2)
+    ids = torch.randint(1, 500, (2, 8))
+    mask = torch.ones_like(ids)
+    mask[0, :3] = 0
+    options = {"max_new_tokens": 8, "do_sample": False, "pad_token_id": 0}
+    found = load(True).generate(ids.to("npu:0"), attention_mask=mask.to("npu:0"), **options)
+    assert found.device.type == "npu"
+    assert torch.equal(found.cpu(), load(False).generate(ids, attention_mask=mask, **options))
+
+
+def check_adapters():
+    from peft import LoraConfig, PeftModel, get_peft_model
+
+    def adapted(simulated):
+        torch.manual_seed(5)
+        config = LoraConfig(r=4, task_type="CAUSAL_LM", target_modules=["q_proj", "v_proj"], lora_dropout=0.1)
+        return get_peft_model(load(simulated), config)
+
+    trainer, found = train(True, adapted(True), learning_rate=1e-2)
+    plain = train(False, adapted(False), learning_rate=1e-2)[1]
+    assert max(abs(one - other) for one, other in zip(found, plain, strict=True)) < LOGGED, (found, plain)
+    trainer.save_model(str(OUT / "adapter"))
+    merged = PeftModel.from_pretrained(load(True), OUT / "adapter").merge_and_unload()
+    ids = rows(1)[0]["input_ids"][None].to("npu:0")
+    with torch.no_grad():
+        assert (merged(ids).logits - trainer.model.base_model.model.eval()(ids).logits).abs().max() < 1e-2
+
+
+def check_memory_that_runs_out_can_be_caught_and_training_goes_on():
+    held = torch.empty(torch.npu.mem_get_info(2)[0] // 4 - MIB // 8, device="npu:2")
+    try:
+        train(True)
+        raise AssertionError("it fits")
+    except torch.OutOfMemoryError as error:
+        assert "npu:2" in str(error)
+    del held
+    train(True)
+
+
+main(globals())
