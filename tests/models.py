@@ -34,13 +34,28 @@ def gpt2() -> Any:
     return on_meta(transformers.GPT2LMHeadModel, config)
 
 
+def bert() -> Any:
+    return on_meta(transformers.BertForMaskedLM, _bert_config())
+
+
+def bert_classifier() -> Any:
+    return on_meta(transformers.BertForSequenceClassification, _bert_config())
+
+
+def _bert_config() -> Any:
+    sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 4, "num_attention_heads": 4}
+    return transformers.BertConfig(**sizes, vocab_size=512)
+
+
 def t5() -> Any:
     config = transformers.T5Config(d_model=64, d_ff=128, d_kv=16, num_layers=3, num_heads=4, vocab_size=512)
     return on_meta(transformers.T5ForConditionalGeneration, config)
 
 
 def mixtral() -> Any:
-    config = transformers.MixtralConfig(**{**SIZES, "num_key_value_heads": 2}, num_local_experts=4, max_position_embeddings=512)
+    config = transformers.MixtralConfig(
+        **{**SIZES, "num_key_value_heads": 2}, num_local_experts=4, max_position_embeddings=512
+    )
     return on_meta(transformers.MixtralForCausalLM, config)
 
 
@@ -99,6 +114,8 @@ ALL = {
     "llama": llama,
     "llama-tied": lambda: llama(tie_word_embeddings=True),
     "gpt2": gpt2,
+    "bert": bert,
+    "bert-classifier": bert_classifier,
     "t5": t5,
     "mixtral": mixtral,
     "qwen-vl": qwen_vl,

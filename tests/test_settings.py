@@ -11,6 +11,7 @@ BAD_VALUES = {
     "BALANCE_DEVICE_MAP": ["/does/not/exist.json", "{", '{"a": true}'],
     "BALANCE_MAX_MEMORY": [
         "much", "0=", "0=20GiB,0=30GiB", "x=1GiB", "-1=1GiB", "{bad", "[1]", '{"0": []}', "20GiB,30GiB", "{}",
+        "foo bar:1=2GiB", '{"0": "1GiB", "0": "2GiB"}', '{"a":' * 20_000,
     ],
     "BALANCE_RESERVE": ["x", "100%", "-5%", "%", "nan%", "-1GiB"],
     "BALANCE_BATCH_SIZE": ["0", "-1", "1.5", "two", "1e3", "99999999999"],
@@ -29,7 +30,10 @@ def test_each_variable_has_its_bad_values_tried():
     assert list(BAD_VALUES) == [variable.name for variable in settings.VARIABLES]
 
 
-@pytest.mark.parametrize(("name", "value"), [(name, value) for name, values in BAD_VALUES.items() for value in values])
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [pytest.param(name, value, id=f"{name}-{value[:40]}") for name, values in BAD_VALUES.items() for value in values],
+)
 def test_a_bad_value_gives_one_line_and_leaves_the_default(name, value):
     """The line names the variable, and says what is allowed and what happens now."""
     read, problems = settings.read({name: value})
@@ -51,7 +55,7 @@ def test_strict_makes_every_problem_fatal(name, value):
     assert problems[0].fatal == (name in ("BALANCE_DEVICE_MAP", "BALANCE_SIMULATE"))
     if name != "BALANCE_STRICT":
         _, problems = settings.read({name: value, "BALANCE_STRICT": "1"})
-        assert problems[0].fatal
+        assert problems[0].fatal and "using the default" not in problems[0].message
 
 
 @pytest.mark.parametrize(
@@ -63,6 +67,7 @@ def test_strict_makes_every_problem_fatal(name, value):
         ({"BALANCE_MAX_MEMORY": "20GiB"}, "max_memory", 20 * GIB),
         ({"BALANCE_MAX_MEMORY": "0=20GiB,cuda:1=45GiB"}, "max_memory", {0: 20 * GIB, 1: 45 * GIB}),
         ({"BALANCE_MAX_MEMORY": '{"0": "20GiB", "1": 1073741824, "cpu": "9GiB"}'}, "max_memory", {0: 20 * GIB, 1: GIB}),
+        ({"BALANCE_MAX_MEMORY": "cpu=10GiB"}, "max_memory", None),
         ({"BALANCE_RESERVE": "2GiB"}, "reserve", settings.Reserve(fixed=2 * GIB)),
         ({"BALANCE_RESERVE": "10%"}, "reserve", settings.Reserve(fraction=0.1)),
         ({"BALANCE_RESERVE": "0"}, "reserve", settings.Reserve()),
@@ -81,8 +86,10 @@ def test_a_map_alone_implies_mode_map():
     """BALANCE_DEVICE_MAP without a mode, with one that contradicts it, and a mode without a map."""
     read, problems = settings.read({"BALANCE_DEVICE_MAP": '{"": 0}'}, default_mode="off")
     assert read.mode == "map" and read.device_map.entries == {"": 0} and not problems
-    read, problems = settings.read({"BALANCE_DEVICE_MAP": '{"": 0}', "BALANCE_MODE": "balanced"})
-    assert read.mode == "balanced" and "not used" in problems[0].message and not problems[0].fatal
+    for unused in ('{"": 0}', "/does/not/exist"):
+        read, problems = settings.read({"BALANCE_DEVICE_MAP": unused, "BALANCE_MODE": "balanced"})
+        assert read.mode == "balanced" and read.device_map is None
+        assert len(problems) == 1 and "not used" in problems[0].message and not problems[0].fatal
     _, problems = settings.read({"BALANCE_MODE": "map"})
     assert "needs BALANCE_DEVICE_MAP" in problems[0].message and problems[0].fatal
 

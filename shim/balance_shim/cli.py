@@ -22,6 +22,8 @@ TARGET is a script, -m and a module, or a program such as swift, each with its o
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit code. `run` and `simulate` become the program and do not return."""
     words = list(sys.argv[1:] if arguments is None else arguments)
+    if hasattr(sys.stdout, "reconfigure"):  # values of variables may hold what this terminal cannot show
+        sys.stdout.reconfigure(errors="backslashreplace")
     parser = argparse.ArgumentParser(
         prog="balance-shim",
         description=DESCRIPTION,

@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from . import log
+from .placement.map_file import ACCELERATOR_TYPES
 from .settings import Settings
-from .units import format_size, parse_size
+from .units import MIB, format_size, parse_size
 
-ACCELERATOR_TYPES = ("cuda", "npu", "xpu", "mlu", "musa", "hpu", "sdaa")
+LEAST_AVAILABLE = MIB  # nothing of a model that needs several devices fits below
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,9 @@ def count() -> int:
 def inventory(settings: Settings, max_memory: Mapping[Any, Any] | None = None) -> tuple[Device, ...]:
     """Return the devices a map may use, in index order.
 
+    There are none when the script's `max_memory` names none: it wants the host. Devices with next to no room are left
+    out.
+
     Args:
         settings: caps (`BALANCE_MAX_MEMORY`) and reserve (`BALANCE_RESERVE`).
         max_memory: what the script passed to `from_pretrained`: as there, devices that it leaves out are not used.
@@ -69,6 +73,8 @@ def inventory(settings: Settings, max_memory: Mapping[Any, Any] | None = None) -
         return ()
     module = _module(kind)
     total = module.device_count()
+    if max_memory and all(key in ("cpu", "disk") for key in max_memory):
+        return ()
     script_caps = {_index(key): _size(cap) for key, cap in (max_memory or {}).items() if key not in ("cpu", "disk")}
     caps = settings.max_memory if isinstance(settings.max_memory, dict) else {}
     absent = sorted(index for index in caps if index >= total)
@@ -85,7 +91,9 @@ def inventory(settings: Settings, max_memory: Mapping[Any, Any] | None = None) -
             available = min(available, caps[index])
         elif index in script_caps:
             available = min(available, script_caps[index])
-        found.append(describe(index, f"{kind}:{index}", available, settings))
+        device = describe(index, f"{kind}:{index}", available, settings)
+        if device.available >= LEAST_AVAILABLE:  # max_memory={0: 0} is accelerate's way to keep a device free
+            found.append(device)
     return tuple(found)
 
 

@@ -41,7 +41,7 @@ def resolve(target: Sequence[str]) -> Program:
     if not target:
         raise LaunchError("nothing to run: give a script, -m and a module, or a program", 2)
     first, *rest = target
-    if first.startswith("-") and first != "-":
+    if first.startswith("-"):  # "-" alone is standard input
         _check_python_options(target)
         return _python(target)
     is_name = os.sep not in first and not first.endswith((".py", ".pyz"))
@@ -52,7 +52,7 @@ def resolve(target: Sequence[str]) -> Program:
         # Python says 2 for a script that it cannot open, a shell 127 for a program that it cannot find.
         is_script = first.endswith((".py", ".pyz"))
         raise LaunchError(f"{first}: no such {'file' if is_script else 'program or file'}", 2 if is_script else 127)
-    if os.path.isdir(first) or first.endswith((".py", ".pyc", ".pyz")) or not _runs_by_itself(first):
+    if os.path.isdir(first) or first.endswith((".py", ".pyc", ".pyz")) or _is_for_python(first):
         return _python(target)
     if not os.access(first, os.X_OK):
         raise LaunchError(f"{first}: permission denied (it is not executable)", 126)
@@ -65,7 +65,9 @@ def injected(environ: Mapping[str, str]) -> dict[str, str]:
     Only our folder goes on `PYTHONPATH`. It finds the package around itself where an interpreter does not have it, so
     the site-packages of this interpreter need not be there: they would come before the standard library of others.
     """
-    paths = [path for path in environ.get("PYTHONPATH", "").split(os.pathsep) if path and path != INJECTION]
+    theirs = environ.get("PYTHONPATH", "")
+    # An empty part means the current folder; an empty or missing variable means nothing.
+    paths = [path for path in theirs.split(os.pathsep) if path != INJECTION] if theirs else []
     changed = {"PYTHONPATH": os.pathsep.join([INJECTION, *paths])}
     if not (environ.get("BALANCE_MODE", "").strip() or environ.get("BALANCE_DEVICE_MAP", "").strip()):
         changed["BALANCE_MODE"] = "balanced"
@@ -78,8 +80,9 @@ def execute(program: Program, environ: Mapping[str, str]) -> NoReturn:
     Raises:
         LaunchError: the system refuses to execute it.
     """
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:  # it is where the caller closed it
+            stream.flush()
     try:
         os.execve(program.file, program.arguments, environ)
     except OSError as error:
@@ -92,15 +95,25 @@ def _python(arguments: Sequence[str]) -> Program:
 
 def _check_python_options(words: Sequence[str]) -> None:
     """Refuse options with which Python would not look at what arms it: the wish could not be honoured."""
+    is_argument = False
     for word in words:
-        if not word.startswith("-") or word[1:2] in "-mc":
+        if is_argument:
+            is_argument = False
+            continue
+        if word.startswith("--"):
+            is_argument = word == "--check-hash-based-pycs"
+            continue
+        if not word.startswith("-") or word == "-":
             return
-        for letter in word[1:]:
+        for place, letter in enumerate(word[1:], start=2):
             if letter in "IES":
                 why = f"python -{letter} does not read what arms it; import balance_shim in the script instead"
                 raise LaunchError(why, 2)
-            if letter in "mcWX":
-                break  # what follows in this word is an argument
+            if letter in "mc":
+                return
+            if letter in "WX":  # the rest of this word is its argument, or else the next word
+                is_argument = place == len(word)
+                break
 
 
 def _find_program(name: str) -> str | None:
@@ -108,8 +121,10 @@ def _find_program(name: str) -> str | None:
     return shutil.which(name, path=beside) or shutil.which(name)
 
 
-def _runs_by_itself(path: str) -> bool:
-    """Whether the system knows how to run the file: it has a `#!` line, or is no text at all."""
+def _is_for_python(path: str) -> bool:
+    """Whether Python runs the file: an archive, or a text. A `#!` line or a binary the system runs by itself."""
     with open(path, "rb") as file:
         start = file.read(1024)
-    return start.startswith(b"#!") or b"\0" in start
+    if start.startswith(b"PK"):
+        return True
+    return not start.startswith(b"#!") and b"\0" not in start

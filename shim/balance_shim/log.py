@@ -53,5 +53,5 @@ def _say(level: str, message: str) -> None:
     try:
         sys.stderr.write(f"balance_shim: {mark}{message}\n")
         sys.stderr.flush()
-    except (OSError, ValueError):  # a closed or broken standard error is no reason to stop a training
+    except Exception:  # closed, full, or replaced by something that only half behaves: no reason to stop a training
         pass

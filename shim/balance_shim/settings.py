@@ -114,26 +114,27 @@ def _intercept(text: str) -> frozenset[str]:
 
 def _device_index(text: str) -> int:
     """Read "1", "cuda:1" or "npu:1"."""
-    index = int(text.strip().rpartition(":")[2])
-    if index < 0:
+    kind, _, index = text.strip().rpartition(":")
+    if not index.isdigit() or not (kind.isalpha() or not kind):
         raise ValueError
-    return index
+    return int(index)
 
 
-def _max_memory(text: str) -> int | dict[int, int]:
+def _max_memory(text: str) -> int | dict[int, int] | None:
     if text.startswith("{"):
         import json
 
-        pairs = json.loads(text).items()
+        pairs = json.loads(text, object_pairs_hook=list)
     elif "=" in text:
         pairs = [part.split("=") for part in text.split(",")]
     else:
         return parse_size(text)
     # accelerate's max_memory carries "cpu" and "disk" too; a plan never spills there, so they say nothing here.
-    caps = [(_device_index(key), parse_size(str(size))) for key, size in pairs if key.strip() not in ("cpu", "disk")]
-    if not caps or len(dict(caps)) != len(caps):
+    sizes = [(key.strip(), parse_size(str(size))) for key, size in pairs]
+    caps = [(_device_index(key), size) for key, size in sizes if key not in ("cpu", "disk")]
+    if not sizes or len(dict(caps)) != len(caps):
         raise ValueError
-    return dict(caps)
+    return dict(caps) or None
 
 
 def _reserve(text: str) -> Reserve:
@@ -213,12 +214,13 @@ def read(environ: Mapping[str, str], default_mode: str = "balanced") -> tuple[Se
         text = environ.get(variable.name, "").strip()
         if not text:  # set but empty is how shells and YAML files write "not set"
             continue
+        if variable.name == "BALANCE_DEVICE_MAP" and fields["mode"] not in ("map", "auto"):
+            continue  # not used, so not read: it may be a file of another machine
         try:
             fields[variable.field] = variable.parse(text)
         except DeviceMapError as error:
-            wanted = fields["mode"] in ("map", "auto")
-            faults.append((variable.name, f"{error}; no model will be loaded with this map", wanted))
-        except (ValueError, KeyError, TypeError, AttributeError, OverflowError):
+            faults.append((variable.name, f"{error}; no model will be loaded with this map", True))
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, OSError, RecursionError):
             fatal = variable.name == "BALANCE_SIMULATE"
             if variable.name == "BALANCE_MODE":
                 fields["mode"], now = "off", "the shim stays off"
@@ -226,8 +228,9 @@ def read(environ: Mapping[str, str], default_mode: str = "balanced") -> tuple[Se
                 now = "nothing is simulated and the program stops before it touches a device"
             else:
                 now = f"using the default ({variable.default})"
-            shown = text if len(text) <= 60 else f"{text[:57]}..."
-            faults.append((variable.name, f"{variable.name}={shown!r} is not {variable.allowed}; {now}", fatal))
+            faults.append(
+                (variable.name, f"{variable.name}={_shortened(text)!r} is not {variable.allowed}; {now}", fatal)
+            )
 
     mode = fields["mode"]
     if mode in PLANNED_MODES:
@@ -236,13 +239,22 @@ def read(environ: Mapping[str, str], default_mode: str = "balanced") -> tuple[Se
     elif mode == "map" and not environ.get("BALANCE_DEVICE_MAP", "").strip():
         text = "BALANCE_MODE=map needs BALANCE_DEVICE_MAP, the path of a JSON file or JSON; no model will be loaded"
         faults.append(("BALANCE_DEVICE_MAP", text, True))
-    elif mode == "balanced" and fields.get("device_map"):
+    elif mode == "balanced" and environ.get("BALANCE_DEVICE_MAP", "").strip():
         text = "BALANCE_DEVICE_MAP is set but BALANCE_MODE=balanced; the map is not used (BALANCE_MODE=map uses it)"
         faults.append(("BALANCE_DEVICE_MAP", text, False))
 
     faults += [(name, message, False) for name, message in _unknown(environ)]
     strict = bool(fields.get("strict", False))
-    return Settings(**fields), tuple(Problem(name, message, fatal or strict) for name, message, fatal in faults)
+    problems = []
+    for name, message, fatal in faults:
+        if strict and not fatal:
+            message = f"{message.rpartition('; ')[0]}; BALANCE_STRICT stops here"
+        problems.append(Problem(name, message, fatal or strict))
+    return Settings(**fields), tuple(problems)
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def _unknown(environ: Mapping[str, str]) -> list[tuple[str, str]]:
@@ -253,7 +265,7 @@ def _unknown(environ: Mapping[str, str]) -> list[tuple[str, str]]:
         if not name.startswith("BALANCE_") or name in known or not environ[name].strip():
             continue
         if name in PLANNED:
-            lines.append((name, f"{name}={environ[name]!r} is not in this version; it is ignored"))
+            lines.append((name, f"{name}={_shortened(environ[name])!r} is not in this version; it is ignored"))
         else:
             from difflib import get_close_matches
 

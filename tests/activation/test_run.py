@@ -102,6 +102,11 @@ def test_the_exit_code(tmp_path, code):
     assert python(*RUN, str(script)).returncode == code
 
 
+def _hear_interrupts():
+    """A shell that starts this test run in the background has it, and all below it, ignore SIGINT."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGKILL])
 def test_signals_reach_the_script(tmp_path, number):
     """The script has the very process that was started: a signal finds it, and nothing is left running."""
@@ -109,6 +114,7 @@ def test_signals_reach_the_script(tmp_path, number):
     process = subprocess.Popen(
         [sys.executable, *RUN, str(script)],
         env=environment(SHIM), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+        preexec_fn=_hear_interrupts,
     )  # fmt: skip
     with process:
         assert int(process.stdout.readline()) == process.pid

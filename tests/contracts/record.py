@@ -33,6 +33,7 @@ SEAMS = {
         "Trainer.get_batch_samples",
         "Trainer._get_num_items_in_batch",
     ],
+    "loss/loss_utils.py": ["fixed_cross_entropy"],
     "quantizers/base.py": [
         "HfQuantizer.param_element_size",
         "HfQuantizer.adjust_target_dtype",
@@ -47,6 +48,9 @@ TEXTS = {
         "calls infer_auto_device_map": "= infer_auto_device_map(",
         "traps auto into tensor parallelism": 'device_map == "auto" and tp_plan is None and int(',
         "announces ties": "all_tied_weights_keys",
+    },
+    "loss/loss_utils.py": {
+        "moves the token count to the loss": "num_items_in_batch = num_items_in_batch.to(loss.device)",
     },
     "trainer.py": {
         "says is_model_parallel": "self.is_model_parallel = ",

@@ -11,6 +11,7 @@ import pytest
 
 from balance_shim.seams import KNOWN_TO_WORK
 from balance_shim.seams.loading import TENSOR_PARALLEL_TRAP
+from balance_shim.seams.loss import DIVIDES_AS_IT_IS
 from balance_shim.seams.trainer import COUNTS_ITEMS_APART_SINCE, COUNTS_ITEMS_SINCE
 from balance_shim.versions import numbers, version_text
 from tests.contracts import record
@@ -92,6 +93,16 @@ def test_where_the_trainer_is_patched(version, seams):
     assert counts == (numbers(version) >= COUNTS_ITEMS_SINCE)
     apart = seams["trainer.py:Trainer._get_num_items_in_batch"] is not None
     assert apart == (numbers(version) >= COUNTS_ITEMS_APART_SINCE)
+
+
+@pytest.mark.parametrize(("version", "seams"), VERSIONS)
+def test_where_the_loss_is_divided(version, seams):
+    """The versions in which the loss function is patched have it, and do not move the token count themselves."""
+    oldest, fixed = DIVIDES_AS_IT_IS
+    assert seams["loss/loss_utils.py: moves the token count to the loss"] == (numbers(version) >= fixed)
+    if numbers(version) >= oldest:
+        parameters = seams["loss/loss_utils.py:fixed_cross_entropy"]
+        assert parameters[:3] == ["source", "target", "num_items_in_batch"]
 
 
 def test_auto_classes_lead_to_the_base_class():

@@ -7,6 +7,7 @@ from balance_shim.memory.workload import Workload
 from balance_shim.placement import planner
 from balance_shim.placement.balance import DoesNotFit, balance
 from balance_shim.placement.plan import collapse, device_of, evaluate
+from balance_shim.seams.loss_device import computes_loss_on_first_device
 from balance_shim.settings import Settings
 from tests import models
 
@@ -22,7 +23,7 @@ def machine(*sizes):
 def test_every_tensor_gets_a_device_and_ties_hold(name, devices):
     """The map covers every parameter and buffer, keeps ties together and uses existing devices only."""
     model = models.ALL[name]()
-    costed = planner.cost(model, Workload(seq_len=64))
+    costed = planner.cost(planner.Request(model, Workload(seq_len=64)))
     device_map = balance(costed, machine(*[64 * MIB] * devices))
     for tensor in [*dict(model.named_parameters(remove_duplicate=False)), *dict(model.named_buffers())]:
         assert device_of(tensor, device_map) in range(devices)
@@ -35,7 +36,7 @@ def test_the_worst_device_is_below_that_of_any_other_map_of_whole_layers():
     from itertools import combinations_with_replacement
 
     model = models.llama(tie_word_embeddings=True, vocab_size=64)
-    costed = planner.cost(model, Workload(seq_len=64))
+    costed = planner.cost(planner.Request(model, Workload(seq_len=64)))
     devices = machine(8 * MIB, 8 * MIB, 16 * MIB)
     ours = evaluate("balanced", costed, balance(costed, devices), devices).worst.filled
     for first, second in combinations_with_replacement(range(7), 2):
@@ -49,20 +50,20 @@ def test_the_worst_device_is_below_that_of_any_other_map_of_whole_layers():
 
 def test_a_tower_stays_on_one_device_while_it_is_no_more_than_a_share():
     """Vision blocks are not spread when the tower is small beside the language model."""
-    costed = planner.cost(models.llava(), Workload(seq_len=64))
+    costed = planner.cost(planner.Request(models.llava(), Workload(seq_len=64)))
     device_map = balance(costed, machine(*[64 * MIB] * 2))
     assert len({device for name, device in device_map.items() if "vision_tower" in name}) == 1
 
 
 def test_rotary_embeddings_stay_with_the_embedding():
     """A module without parameters, registered last and run first, does not end up at the tail."""
-    device_map = balance(planner.cost(models.llama(), Workload(seq_len=64)), machine(*[64 * MIB] * 4))
+    device_map = balance(planner.cost(planner.Request(models.llama(), Workload(seq_len=64))), machine(*[64 * MIB] * 4))
     assert device_map["model.rotary_emb"] == device_map["model.embed_tokens"]
 
 
 def test_weights_are_placed_even_when_the_prediction_is_over_capacity():
     """A model that loads but is predicted not to train gets a map by which it loads."""
-    costed = planner.cost(models.llama(), Workload(batch_size=64, seq_len=4096))
+    costed = planner.cost(planner.Request(models.llama(), Workload(batch_size=64, seq_len=4096)))
     weights = sum(cost.weights for cost in costed.costs)
     devices = machine(weights // 2, weights // 2, weights // 3)
     plan = evaluate("balanced", costed, balance(costed, devices), devices)
@@ -73,7 +74,7 @@ def test_weights_are_placed_even_when_the_prediction_is_over_capacity():
 
 def test_weights_that_do_not_fit_are_refused_with_the_figures():
     """Never a silent spill to the host: by how much it does not fit is in the exception."""
-    costed = planner.cost(models.llama(), Workload())
+    costed = planner.cost(planner.Request(models.llama(), Workload()))
     with pytest.raises(DoesNotFit) as caught:
         balance(costed, machine(1000, 1000))
     assert caught.value.available == 2000
@@ -97,3 +98,23 @@ def test_a_map_of_one_device_collapses():
     """accelerate takes a map of several entries for several devices, so one device is written as one entry."""
     assert collapse({"a": 1, "b": 1}) == {"": 1}
     assert collapse({"a": 1, "b": 0}) == {"a": 1, "b": 0}
+
+
+@pytest.mark.parametrize("name", ["bert", "bert-classifier"])
+def test_a_loss_that_does_not_follow_the_logits_keeps_its_head_on_the_first_device(name):
+    """BERT gives labels and logits to the loss as they are, so all behind its last layer stays where labels arrive."""
+    model = models.ALL[name]()
+    assert computes_loss_on_first_device(model)
+    devices = machine(*[64 * MIB] * 4)
+    request = planner.Request(model, Workload(seq_len=64), devices, loss_on_first=True)
+    device_map = balance(planner.cost(request), devices)
+    layers = {name: place for name, place in device_map.items() if ".layer." in name}
+    behind = list(device_map.items())[max(list(device_map).index(name) for name in layers) + 1 :]
+    assert behind and {place for _, place in behind} == {0}
+    assert len(set(layers.values())) >= 3
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "t5", "mixtral"])
+def test_a_loss_that_follows_the_logits_leaves_the_head_free(name):
+    """Causal and sequence-to-sequence models take the labels to the logits."""
+    assert not computes_loss_on_first_device(models.ALL[name]())

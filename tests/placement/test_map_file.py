@@ -1,6 +1,7 @@
 """Device maps as JSON: what users write, and what is wrong with it in one line."""
 
 import json
+import os
 
 import pytest
 
@@ -45,6 +46,9 @@ def test_a_written_map_is_read_back(tmp_path):
         ('{"a": "gpu one"}', "'a' is mapped to \"gpu one\""),
         ('{"a": {"b": 1}}', "'a' is mapped to an object"),
         ('{"a": "cuda:x"}', "'a' is mapped to \"cuda:x\""),
+        ('{"a": "cpu:0"}', "'a' is mapped to \"cpu:0\""),
+        ('{"a": "what ever:1"}', "'a' is mapped to \"what ever:1\""),
+        pytest.param('{"a": ' + "9" * 5000 + "}", "not JSON that can be read", id="huge"),
         ('{"a": 0, "a": 1}', "'a' is given twice, for 0 and for 1"),
         ("[" * 100_000, "nested too deep"),
     ],
@@ -60,9 +64,27 @@ def test_bad_json_in_one_line(text, says):
 def test_unreadable_files_in_one_line(tmp_path):
     """A missing file, a folder, bytes that are no text."""
     (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
-    for name, says in [("missing.json", "No such file"), ("", "Is a directory"), ("binary", "not a text file")]:
+    for name, says in [("missing.json", "No such file"), ("", "is a folder"), ("binary", "not a text file")]:
         with pytest.raises(DeviceMapError, match=says) as caught:
             map_file.read(str(tmp_path / name))
         assert "\n" not in str(caught.value)
     with pytest.raises(DeviceMapError, match="cannot be read"):
         map_file.read("a\0b.json")
+
+
+def test_what_has_no_end_is_not_waited_for(tmp_path):
+    """A named pipe, a device and a file too large for a map are refused, not read."""
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "large").write_text(" " * (map_file.LARGEST_FILE + 1))
+    cases = [(tmp_path / "pipe", "not a regular"), ("/dev/zero", "not a regular"), (tmp_path / "large", "larger")]
+    for path, says in cases:
+        with pytest.raises(DeviceMapError, match=says):
+            map_file.read(str(path))
+
+
+def test_a_strange_path_stays_one_short_line():
+    """Line breaks and thousands of characters in a path do not spill over the screen."""
+    for text in ("no\nsuch", "x" * 100_000):
+        with pytest.raises(DeviceMapError) as caught:
+            map_file.read(text)
+        assert "\n" not in str(caught.value) and len(str(caught.value)) < 400

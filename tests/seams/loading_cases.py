@@ -70,6 +70,8 @@ case(
 )
 case("off", {"BALANCE_MODE": "off"}, auto())
 case("script's max_memory", {}, auto(max_memory={1: "500MiB", 3: "500MiB", "cpu": "8GiB"}))
+case("script's max_memory without devices", {}, auto(max_memory={"cpu": "8GiB"}))
+case("device kept free", {}, auto(max_memory={0: 0, 1: "500MiB", 2: "500MiB", 3: "500MiB"}))
 case("max_memory", {"BALANCE_MAX_MEMORY": "0=30MiB"}, auto())
 case("too small", {"BALANCE_MAX_MEMORY": "2MiB"}, auto())
 case("too small, strict", {"BALANCE_MAX_MEMORY": "2MiB", "BALANCE_STRICT": "1"}, auto())

@@ -62,6 +62,8 @@ def test_other_values_are_left_alone(results, name, devices):
 def test_the_scripts_max_memory_is_respected(results):
     """Devices that the script's max_memory leaves out are not used."""
     assert results["script's max_memory"]["devices"] == ["npu:1", "npu:3"]
+    assert results["script's max_memory without devices"]["devices"] == ["cpu"]
+    assert results["device kept free"]["devices"] == ["npu:1", "npu:2", "npu:3"]
 
 
 def test_caps_keep_a_device_lighter(results):

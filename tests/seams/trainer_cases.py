@@ -49,6 +49,15 @@ class OwnLoss(Trainer):
         return loss / count
 
 
+class OwnLossMoved(OwnLoss):
+    """The same by an author who knows of devices."""
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        if hasattr(num_items_in_batch, "to"):
+            num_items_in_batch = num_items_in_batch.to(model.lm_head.weight.device)
+        return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+
+
 def train(trainer_class=Trainer, dataset=rows, device_map="auto", arguments_first=True, **options):
     def arguments():
         return TrainingArguments(
@@ -107,6 +116,7 @@ case("as planned", environ={"BALANCE_SEQ_LEN": "24"})
 head_apart = {"model": 0, "lm_head": 3}
 case("own loss, off", mode="off", device_map=head_apart, trainer_class=OwnLoss)
 case("own loss", device_map=head_apart, trainer_class=OwnLoss)
+case("own loss that moves the count", device_map=head_apart, trainer_class=OwnLossMoved)
 case("own loss, one device", mode="off", device_map={"": 0}, trainer_class=OwnLoss)
 case("data set that counts", dataset=Counting())
 case("no device map", device_map=None)

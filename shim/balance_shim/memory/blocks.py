@@ -109,12 +109,16 @@ def _role_of(model: "nn.Module", layers: frozenset[str]) -> Callable[[str], str]
     # The language model is what holds the input embedding. Layers outside of it belong to a tower, whose root is
     # where their path leaves the language model's.
     text = embedding.rpartition(".")[0]
-    towers = {_fork(layer, text) for layer in layers if not within(layer, text)}
+    others = [layer for layer in layers if not within(embedding, layer)]
+    while text and not any(within(layer, text) for layer in others):  # BERT keeps its embeddings in a module of theirs
+        text = text.rpartition(".")[0]
+    towers = {_fork(layer, text) for layer in others if not within(layer, text)}
 
     def role(name: str) -> str:
-        if embedding and within(name, embedding):
+        # A block may be the embedding, or a module around it.
+        if embedding and (within(name, embedding) or within(embedding, name)):
             return "embedding"
-        if head and within(name, head):
+        if head and (within(name, head) or within(head, name)):
             return "head"
         if any(within(name, tower) for tower in towers):
             return "tower"

@@ -95,8 +95,12 @@ def estimate(
     costs = []
     for block in blocks:
         tensors = {name: parameters[name] for name in block.parameters}
-        own = {name: tensor for name, tensor in tensors.items() if identity.get(name, id(tensor)) not in seen}
-        seen.update(identity.get(name, id(tensor)) for name, tensor in own.items())
+        own = {}
+        for name, tensor in tensors.items():
+            key = identity.get(name, id(tensor))
+            if key not in seen:
+                seen.add(key)
+                own[name] = tensor
         weights = sum(size_of(name, tensor) for name, tensor in own.items())
         weights += sum(buffers[name].numel() * buffers[name].element_size() for name in block.buffers)
         if trains is None:
@@ -144,7 +148,7 @@ def _activation_bytes(block: Block, parameters: Mapping[str, "Tensor"], workload
     if workload.autocast:
         element = 2
     if block.role == "head":
-        logits = workload.tokens * max(matrices[0].shape)
+        logits = workload.tokens * max(max(tensor.shape) for tensor in matrices)
         return logits * element, logits * LOSS_BYTES_PER_LOGIT
     if block.role == "embedding":
         return 0, 0

@@ -30,10 +30,14 @@ class _Link:
 
 @dataclass(frozen=True)
 class _Ring:
-    """What must share a device though it stands at both ends of the chain, such as a head tied to the embedding."""
+    """What must share a device though it stands at both ends of the chain, such as a head tied to the embedding.
+
+    `on_first` pins it to the first device.
+    """
 
     first: _Link
     last: _Link
+    on_first: bool = False
 
 
 def balance(costed: CostedModel, devices: Sequence[Device]) -> DeviceMap:
@@ -46,8 +50,8 @@ def balance(costed: CostedModel, devices: Sequence[Device]) -> DeviceMap:
     device_map = _solve(chain, ring, devices, costed.workload.accumulation, costed.returned)
     if not _weights_fit(costed, device_map, devices):
         # The prediction is over capacity everywhere; what can still be had is that everything loads.
-        bare = [_Link(link.blocks, BlockCost(weights=link.cost.weights)) for link in chain]
-        bare_ring = ring and _Ring(*(_Link(end.blocks, BlockCost(weights=end.cost.weights)) for end in _ends(ring)))
+        bare = [_weights_only(link) for link in chain]
+        bare_ring = ring and _Ring(_weights_only(ring.first), _weights_only(ring.last), ring.on_first)
         device_map = _solve(bare, bare_ring, [_whole(device) for device in devices])
         if not _weights_fit(costed, device_map, devices):
             needed = sum(cost.weights for cost in costed.costs)
@@ -69,7 +73,7 @@ def _solve(
         return DeviceMap(_places(chain, cuts, devices))
     around = segment_peaks(costs, accumulation, first=ring.first.cost, last=ring.last.cost)
     candidates = []
-    for host in range(len(devices)):
+    for host in range(1 if ring.on_first else len(devices)):
         loads = [first, *[plain] * (len(devices) - 1)]
         loads[host] = around
         cuts = partition(loads, capacities)
@@ -78,7 +82,7 @@ def _solve(
     least = min(worst for worst, _, _ in candidates)
     _, host, cuts = next(candidate for candidate in candidates if candidate[0] <= least * (1 + 1e-9))
     device_map = DeviceMap(_places(chain, cuts, devices))
-    device_map.update({block.name: devices[host].index for end in _ends(ring) for block in end.blocks})
+    device_map.update({block.name: devices[host].index for end in (ring.first, ring.last) for block in end.blocks})
     return device_map
 
 
@@ -102,6 +106,12 @@ def _join(costed: CostedModel, devices: int) -> tuple[_Ring | None, list[_Link]]
                 if position not in holders[1:]
             ]
     tied_ends = any(len(links) > 1 and _holds(links[0], group) and _holds(links[-1], group) for group in costed.ties)
+    if costed.loss_on_first:
+        # Behind the last layer come pooler, head, classifier: all that makes the logits.
+        tail = 1 + max((place for place, link in enumerate(links) if link.blocks[0].role == "layer"), default=0)
+        start = 1 if tied_ends else 0
+        if links[tail:]:
+            return _Ring(_merge(links[:start]), _merge(links[tail:]), on_first=True), links[start:tail]
     if tied_ends:
         return _Ring(links[0], links[-1]), links[1:-1]
     return None, links
@@ -150,16 +160,16 @@ def _merge(links: Sequence[_Link]) -> _Link:
     return _Link(tuple(block for link in links for block in link.blocks), cost)
 
 
+def _weights_only(link: _Link) -> _Link:
+    return _Link(link.blocks, BlockCost(weights=link.cost.weights))
+
+
 def _bytes(cost: BlockCost) -> int:
     return cost.weights + cost.gradients + cost.optimizer + cost.activations + cost.temporary
 
 
 def _holds(link: _Link, names: frozenset[str]) -> bool:
     return any(not names.isdisjoint(block.tensors) for block in link.blocks)
-
-
-def _ends(ring: _Ring) -> tuple[_Link, _Link]:
-    return ring.first, ring.last
 
 
 def _whole(device: Device) -> Device:

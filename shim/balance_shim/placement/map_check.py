@@ -4,6 +4,7 @@ from collections.abc import Collection, Iterable
 from difflib import get_close_matches
 from typing import TYPE_CHECKING
 
+from .. import log
 from ..errors import DeviceMapError
 from ..memory.blocks import Block, chain, layers_of, within
 from ..memory.ties import tied_groups
@@ -42,7 +43,8 @@ def fit(
     _check_ties(completed, source, model)
     offloaded = sorted(name for name, device in completed.items() if device in OFFLOADED)
     if offloaded:
-        notes.append(f"{_listed(offloaded)} stay on {completed[offloaded[0]]}: such weights cannot be trained")
+        kept = f"{_listed(offloaded)}: kept on {completed[offloaded[0]]}, as the map says"
+        log.warning(f"{source}: {kept}; weights that are not on an accelerator do not train")
     return completed, tuple(f"{source}: {note}" for note in notes)
 
 

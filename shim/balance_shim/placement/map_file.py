@@ -8,6 +8,8 @@ from ..errors import DeviceMapError
 
 DeviceMap = dict[str, int | str]
 OFFLOADED = ("cpu", "disk")
+ACCELERATOR_TYPES = ("cuda", "npu", "xpu", "mlu", "musa", "hpu", "sdaa")
+LARGEST_FILE = 16 << 20
 VALUES = 'a device index such as 1, "cuda:1", "cpu" or "disk"'
 
 
@@ -30,13 +32,16 @@ def read(text: str) -> UserMap:
     if text.lstrip().startswith(("{", "[")):
         source, content = "BALANCE_DEVICE_MAP", text
     else:
-        source = f"BALANCE_DEVICE_MAP={text}"
+        shown = text if len(text) <= 200 else f"{text[:197]}..."
+        source = f"BALANCE_DEVICE_MAP={shown if shown.isprintable() else repr(shown)}"
         content = _content(os.path.expanduser(text), source)
     try:
         raw = json.loads(content, object_pairs_hook=_Pairs)
     except json.JSONDecodeError as error:
         message = f"{source}: not JSON, line {error.lineno} column {error.colno}: {error.msg}"
         raise DeviceMapError(message) from None
+    except ValueError as error:  # an integer of thousands of digits
+        raise DeviceMapError(f"{source}: not JSON that can be read: {error}") from None
     except RecursionError:
         raise DeviceMapError(f"{source}: nested too deep to be a device map") from None
     if not isinstance(raw, _Pairs):
@@ -70,8 +75,14 @@ class _Pairs(list[tuple[str, Any]]):
 
 def _content(path: str, source: str) -> str:
     try:
+        # Not a pipe, which would be waited for, or a device, which may have no end.
+        if os.path.exists(path) and not os.path.isfile(path):
+            raise DeviceMapError(f"{source}: {'is a folder' if os.path.isdir(path) else 'is not a regular file'}")
         with open(path, encoding="utf-8-sig") as file:
-            return file.read()
+            content = file.read(LARGEST_FILE + 1)
+        if len(content) > LARGEST_FILE:
+            raise DeviceMapError(f"{source}: larger than {LARGEST_FILE >> 20} MiB, which no device map is")
+        return content
     except UnicodeDecodeError as error:
         raise DeviceMapError(f"{source}: not a text file (byte {error.start} is not UTF-8)") from None
     except (OSError, ValueError) as error:
@@ -85,12 +96,14 @@ def _device(value: Any) -> int | str | None:
         return None
     if isinstance(value, int):
         return value if value >= 0 else None
-    kind, _, index = value.strip().lower().rpartition(":")
+    kind, colon, index = value.strip().lower().rpartition(":")
     if index in OFFLOADED and not kind:
         return index
+    if colon and kind not in ACCELERATOR_TYPES:
+        return None
     if index.isascii() and index.isdigit() and len(index) < 6:
         return int(index)
-    return 0 if not kind and index in ("cuda", "npu", "xpu") else None
+    return 0 if not colon and index in ACCELERATOR_TYPES else None
 
 
 def _kind(value: Any) -> str:

@@ -97,8 +97,10 @@ class Plan:
 class CostedModel:
     """A model reduced to what placing it needs: blocks in forward order, and the bytes of each under a workload.
 
-    `ties` are the groups of parameters that must share a device; `returned` is what the first device holds for a
-    moment when the head is elsewhere.
+    Attributes:
+        ties: the groups of parameters that must share a device.
+        returned: bytes that the first device holds for a moment when the head is elsewhere.
+        loss_on_first: whether the loss can only be computed on the first device, where the labels are.
     """
 
     model_class: str
@@ -108,6 +110,7 @@ class CostedModel:
     ties: tuple[frozenset[str], ...]
     workload: Workload
     returned: int = 0
+    loss_on_first: bool = False
 
 
 def device_of(name: str, device_map: Mapping[str, int | str]) -> int | str | None:

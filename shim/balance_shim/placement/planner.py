@@ -30,39 +30,38 @@ class Request:
         devices: those that may be used.
         no_split: class names of modules that must stay whole; None: what the model declares.
         parameter_bytes: (name, parameter) -> bytes as it will be loaded; None: as it stands.
+        trains: (name, parameter) -> whether it gets a gradient; None: what `workload.tuning` supposes.
+        loss_on_first: whether the model computes its loss where its inputs arrive; see `seams/loss_device.py`.
     """
 
     model: "nn.Module"
     workload: Workload
-    devices: tuple[Device, ...]
+    devices: tuple[Device, ...] = ()
     no_split: Collection[str] | None = None
     parameter_bytes: "Callable[[str, Tensor], float] | None" = None
+    trains: "Callable[[str, Tensor], bool] | None" = None
+    loss_on_first: bool = False
 
 
-def cost(
-    model: "nn.Module",
-    workload: Workload,
-    no_split: Collection[str] | None = None,
-    parameter_bytes: "Callable[[str, Tensor], float] | None" = None,
-    trains: "Callable[[str, Tensor], bool] | None" = None,
-) -> CostedModel:
-    """Return `model` reduced to blocks and their costs under `workload`; see `estimate` for the functions."""
-    blocks = chain(model, no_split)
-    costs = estimate(model, blocks, workload, parameter_bytes, trains)
+def cost(request: Request) -> CostedModel:
+    """Return the model of `request` reduced to blocks and what each takes."""
+    blocks = chain(request.model, request.no_split)
+    costs = estimate(request.model, blocks, request.workload, request.parameter_bytes, request.trains)
     return CostedModel(
-        model_class=type(model).__name__,
-        parameters=parameter_count(model),
+        model_class=type(request.model).__name__,
+        parameters=parameter_count(request.model),
         blocks=blocks,
         costs=costs,
-        ties=tied_groups(model),
-        workload=workload,
+        ties=tied_groups(request.model),
+        workload=request.workload,
         returned=returned_bytes(blocks, costs),
+        loss_on_first=request.loss_on_first,
     )
 
 
 def balanced(request: Request) -> Plan | None:
     """Return the plan of mode `balanced`; None, with a line that says why, when not even the weights fit."""
-    costed = cost(request.model, request.workload, request.no_split, request.parameter_bytes)
+    costed = cost(request)
     try:
         device_map = balance(costed, request.devices)
     except DoesNotFit as gap:
@@ -86,7 +85,7 @@ def from_user(request: Request, user_map: UserMap, devices: int) -> Plan:
         DeviceMapError: the map does not fit the model or the machine.
     """
     device_map, notes = map_check.fit(user_map, request.model, devices, request.no_split)
-    costed = cost(request.model, request.workload, request.no_split, request.parameter_bytes)
+    costed = cost(request)
     return evaluate("map", costed, device_map, request.devices, notes)
 
 
@@ -99,7 +98,7 @@ def what_would_fit(plan: Plan, request: Request) -> list[str]:
     """
     found = []
     for phrase, changes in _remedies(plan.workload):
-        costed = cost(request.model, replace(plan.workload, **changes), request.no_split, request.parameter_bytes)
+        costed = cost(replace(request, workload=replace(plan.workload, **changes)))
         candidate = evaluate("balanced", costed, balance(costed, request.devices), request.devices)
         if not candidate.shortfall:
             found.append(f"{phrase} (worst device {format_size(candidate.worst.predicted_peak)})")

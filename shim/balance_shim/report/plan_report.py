@@ -16,8 +16,9 @@ def show(plan: Plan, report: str) -> None:
     """Say what was planned, as `BALANCE_REPORT` asks: "text", "off", or a folder for files beside the text."""
     if report == "off" or not log.is_first_process():
         return
+    whose = {"balanced": "balanced map", "map": "the user's map"}[plan.mode]
     headline = (
-        f"{plan.mode} map for {plan.model_class} ({_count(plan.parameters)} parameters), predicted for "
+        f"{whose} for {plan.model_class} ({_count(plan.parameters)} parameters), predicted for "
         f"{plan.workload.describe()} (GiB):"
     )
     log.info(f"{headline}\n{plan_table(plan)}")
@@ -106,8 +107,9 @@ def _write(plan: Plan, folder: str) -> None:
 def shortfall_line(plan: Plan, remedies: list[str]) -> str:
     """Return the line on a plan that does not fit: by how much, and what would."""
     worst = plan.worst
+    guess = f" (if rows have {plan.workload.seq_len} tokens, which is a guess)" if plan.workload.guessed else ""
     would = "; ".join(remedies) if remedies else "none of the usual changes alone; more or larger devices"
     return (
-        f"predicted not to fit: {worst.name} needs {format_size(worst.predicted_peak)} of "
+        f"predicted not to fit{guess}: {worst.name} needs {format_size(worst.predicted_peak)} of "
         f"{format_size(worst.capacity)}, {format_size(plan.shortfall)} too many. What would fit: {would}"
     )

@@ -9,6 +9,7 @@ SEAMS = {
     "transformers.modeling_utils": "balance_shim.seams.loading",
     "transformers.training_args": "balance_shim.seams.arguments",
     "transformers.trainer": "balance_shim.seams.trainer",
+    "transformers.loss.loss_utils": "balance_shim.seams.loss",
 }
 
 KNOWN_TO_WORK = {"transformers": "4.45.2 to 5.23.0"}

@@ -20,6 +20,7 @@ from ..report import plan_report
 from ..versions import version_of, version_text
 from . import known, registry
 from .guard import SeamMoved, attempt
+from .loss_device import computes_loss_on_first_device
 from .weight_sizes import ParameterBytes, for_dtypes, for_request
 
 # 4.50 to 4.53 turn device_map="auto" into tensor parallelism when WORLD_SIZE is set, even to 1, before any map is made.
@@ -181,9 +182,18 @@ def _place(load: _Load) -> DeviceMap | None:
     usable = devices.inventory(settings, load.max_memory)
     mode = _chosen_mode(settings)
     if mode == "balanced" and len(usable) < 2:
-        return None  # nothing to balance
+        there = f"{len(usable)} device" if usable else "no accelerator"
+        log.once("info", f"{there} to use: nothing to balance, the library places the model")
+        return None
     workload = assume(settings, known.arguments(), _longest(load.model))
-    request = planner.Request(load.model, workload, usable, load.no_split, load.parameter_bytes)
+    request = planner.Request(
+        load.model,
+        workload,
+        usable,
+        load.no_split,
+        load.parameter_bytes,
+        loss_on_first=computes_loss_on_first_device(load.model),
+    )
     plan: Plan | None
     if mode == "map":
         assert settings.device_map is not None, "settings without a map in mode map are fatal"

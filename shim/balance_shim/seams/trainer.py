@@ -1,6 +1,7 @@
 """Seam 2b, `transformers.trainer`: here the workload is known, and the loss must find its way between devices."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from .. import devices, log, state
@@ -13,6 +14,7 @@ from ..units import format_size
 from ..versions import version_of, version_text
 from . import known, registry
 from .guard import SeamMoved, attempt
+from .loss_device import computes_loss_on_first_device
 
 # The versions that count the label tokens of a step, and those that do it in a method of its own.
 COUNTS_ITEMS_SINCE = (4, 46)
@@ -81,14 +83,14 @@ def _returned(trainer: Any, loss: Any) -> Any:
 
 
 def _placeless(trainer: Any, count: Any) -> Any:
-    """Return the number of label tokens as a plain number when the model spans several devices.
+    """Return the number of label tokens on the host when the model spans several devices.
 
-    The Trainer moves it to the first device, while the loss that is divided by it comes from the head's device. TRL
-    1.16 and transformers 4.50 to 4.52 divide the one by the other as they are, which stops the program. A plain number
-    has no device, gives the same quotient, and is what transformers passed up to 4.49.
+    The Trainer moves it to the first device, while the loss that is divided by it comes from the head's device; TRL
+    1.16 divides the one by the other as they are, which stops the program. A single value on the host goes with
+    any device, and stays a tensor, which trainers of users' own move with `.to`.
     """
-    if getattr(trainer, "is_model_parallel", False) and hasattr(count, "item") and count.dim() == 0:
-        return count.item()
+    if getattr(trainer, "is_model_parallel", False) and hasattr(count, "cpu") and count.dim() == 0:
+        return count.cpu()
     return count
 
 
@@ -101,14 +103,15 @@ def _record(trainer: Any) -> None:
         return
     model, plan = placed
     workload = actual_workload(trainer, plan.workload)
-    costed = planner.cost(model, workload, trains=lambda _, parameter: parameter.requires_grad)
-    usable = [each.device for each in plan.devices]
+    usable = tuple(each.device for each in plan.devices)
+    request = planner.Request(model, workload, usable, loss_on_first=computes_loss_on_first_device(model))
+    costed = planner.cost(replace(request, trains=lambda _, parameter: parameter.requires_grad))
     actual = evaluate(plan.mode, costed, plan.device_map, usable)
     known.remember_plan(model, actual)
     if settings.report != "off":
         log.info(plan_report.beside(plan, actual))
-    if actual.shortfall and not workload.guessed:
-        remedies = planner.what_would_fit(actual, planner.Request(model, workload, tuple(usable)))
+    if actual.shortfall:
+        remedies = planner.what_would_fit(actual, request)
         log.warning(plan_report.shortfall_line(actual, remedies))
     if plan.mode == "balanced":
         better = evaluate(plan.mode, costed, balance(costed, usable), usable)
@@ -129,7 +132,8 @@ def _as_variables(plan: Plan) -> str:
 
 def _say_unused(trainer: Any) -> None:
     """Tell a user who armed the shim, on a machine with several devices, that this model was not placed by it."""
-    if devices.count() > 1 and getattr(trainer.model, "hf_device_map", None) is None:
+    alone = trainer.args.world_size == 1  # each process of several has its own device, and that is as it should be
+    if alone and devices.count() > 1 and getattr(trainer.model, "hf_device_map", None) is None:
         log.once(
             "info",
             "the model was loaded without a device_map, so it was not balanced; device_map='auto' in the script or "
