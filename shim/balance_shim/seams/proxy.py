@@ -15,12 +15,12 @@ def _reduce(proxy: Any) -> tuple[Any, ...]:
     return pkgutil.resolve_name, (f"{proxy.__module__}:{proxy.__qualname__}",)
 
 
-class _Bound(wrapt.BoundFunctionWrapper):  # type: ignore[type-arg]  # wrapt 1 has no parameters
+class _Bound(wrapt.BoundFunctionWrapper):
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
         return _reduce(self)
 
 
-class _Proxy(wrapt.FunctionWrapper):  # type: ignore[type-arg]
+class _Proxy(wrapt.FunctionWrapper):
     __bound_function_wrapper__ = _Bound
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
