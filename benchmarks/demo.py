@@ -23,6 +23,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY))
 
 from tqdm import tqdm
+from transformers.utils.logging import disable_progress_bar
 
 from tests.end_to_end.assets import smollm2_folder, text_file
 from tests.end_to_end.run import HIDDEN_ACCELERATORS, child_environment
@@ -59,6 +60,7 @@ def main() -> int:
 
     with contextlib.closing(Bar(options.steps * (6 if present > 1 else 4))) as bar:
         bar.now("preparing the model and the text")
+        disable_progress_bar()  # of transformers, which would be drawn over ours
         files = [f"--model={smollm2_folder()}", f"--data={text_file()}"]
 
         def train(how: str, capacity: int | None) -> Run:

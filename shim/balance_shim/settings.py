@@ -269,7 +269,7 @@ def _unknown(environ: Mapping[str, str]) -> list[tuple[str, str]]:
         else:
             from difflib import get_close_matches
 
-            near = get_close_matches(name, [*known, *PLANNED], n=1, cutoff=0.75)
+            near = get_close_matches(name, [*known, *PLANNED], n=1, cutoff=0.85)
             if near:
                 lines.append((name, f"{name} is not a variable; did you mean {near[0]}? It is ignored"))
     return lines

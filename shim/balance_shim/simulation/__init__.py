@@ -75,11 +75,18 @@ def report_at_exit() -> None:
 
 
 def _report(process: int) -> None:
-    # A spawned worker runs the script's top level before it learns that it is one, so only the end can tell. A process
-    # that never imported multiprocessing is none.
-    workers = sys.modules.get("multiprocessing.process")
-    spawned = workers is not None and workers.parent_process() is not None
-    if is_active() and os.getpid() == process and not spawned:
+    if is_active() and is_main_process(process):
         from . import report
 
         report.write(usage())
+
+
+def is_main_process(process: int) -> bool:
+    """Whether this process is still number `process`, not forked from it, and no worker of another.
+
+    To be asked at the end: a spawned worker runs the script's top level before it learns that it is one. A process that
+    never imported multiprocessing is none.
+    """
+    workers = sys.modules.get("multiprocessing.process")
+    spawned = workers is not None and workers.parent_process() is not None
+    return os.getpid() == process and not spawned

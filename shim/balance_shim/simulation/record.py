@@ -17,8 +17,8 @@ def write_at_exit(folder: str) -> None:
 
 
 def _write(folder: str, process: int) -> None:
-    # A process that only started the one that trains must not overwrite that one's record.
-    if os.getpid() != process or not any(device.peak for device in simulation.usage()):
+    # Neither a worker nor a process that only started the one that trains must overwrite that one's record.
+    if not simulation.is_main_process(process) or not any(device.peak for device in simulation.usage()):
         return
     os.makedirs(folder, exist_ok=True)
     record = [{"name": device.name, "capacity": device.capacity, "peak": device.peak} for device in simulation.usage()]
