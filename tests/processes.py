@@ -22,19 +22,25 @@ def environment(*paths: Path | str, **variables: str) -> dict[str, str]:
 
 
 def python(
-    *arguments: str, paths: Sequence[Path | str] = (SHIM,), executable: str | Path = sys.executable, **variables: str
+    *arguments: str,
+    paths: Sequence[Path | str] = (SHIM,),
+    executable: str | Path = sys.executable,
+    timeout: float = 120,
+    **variables: str,
 ) -> subprocess.CompletedProcess[str]:
     """Run Python with `arguments` and return what it left."""
-    return run(executable, *arguments, paths=paths, **variables)
+    return run(executable, *arguments, paths=paths, timeout=timeout, **variables)
 
 
-def run(*command: Any, paths: Sequence[Path | str] = (SHIM,), **variables: str) -> subprocess.CompletedProcess[str]:
+def run(
+    *command: Any, paths: Sequence[Path | str] = (SHIM,), timeout: float = 120, **variables: str
+) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [str(word) for word in command],
         env=environment(*paths, **variables),
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=timeout,
     )
 
 

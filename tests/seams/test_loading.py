@@ -1,15 +1,9 @@
 """Seam 1: which loads get a planned map, which are left alone, and what is said."""
 
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 
 from tests.end_to_end import assets
-from tests.end_to_end.run import OFFLINE, REPOSITORY
+from tests.seams.cases import results_of
 
 ALL_DEVICES = [f"npu:{index}" for index in range(4)]
 
@@ -17,19 +11,8 @@ ALL_DEVICES = [f"npu:{index}" for index in range(4)]
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
     """What loading_cases.py wrote: it loads a tiny untied model on four simulated devices in each way."""
-    folder = tmp_path_factory.mktemp("loading")
-    environ = {name: text for name, text in os.environ.items() if not name.startswith("BALANCE_")}
-    environ |= {**OFFLINE, "BALANCE_SIMULATE": "4x1GiB", "BALANCE_MODE": "off"}
-    environ["PYTHONPATH"] = os.pathsep.join([str(REPOSITORY / "shim"), str(REPOSITORY)])
-    script = Path(__file__).with_name("loading_cases.py")
     model = assets.tiny_model_folder(tied=False)
-    start = "import balance_shim, runpy, sys; sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0])"
-    command = [sys.executable, "-c", start, str(script)]
-    done = subprocess.run(
-        [*command, str(model), str(folder / "results.json")], env=environ, capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
-    return json.loads((folder / "results.json").read_text())
+    return results_of("loading_cases.py", model, tmp_path_factory.mktemp("loading"))
 
 
 def headlines(outcome):

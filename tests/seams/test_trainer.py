@@ -1,32 +1,18 @@
 """Seam 2: the real workload beside the plan, and losses that find their way between devices."""
 
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 
 from balance_shim.memory.actual_workload import longest_row
 from balance_shim.versions import version_of
 from tests import models
-from tests.end_to_end.run import OFFLINE, REPOSITORY
+from tests.seams.cases import results_of
 
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
     """What trainer_cases.py wrote: it trains a tiny untied model on four simulated devices in each way."""
     folder = tmp_path_factory.mktemp("trainer")
-    environ = {name: text for name, text in os.environ.items() if not name.startswith("BALANCE_")}
-    environ |= {**OFFLINE, "BALANCE_SIMULATE": "4x1GiB", "BALANCE_MODE": "off"}
-    environ["PYTHONPATH"] = os.pathsep.join([str(REPOSITORY / "shim"), str(REPOSITORY)])
-    start = "import balance_shim, runpy, sys; sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0])"
-    command = [sys.executable, "-c", start, str(Path(__file__).with_name("trainer_cases.py"))]
-    arguments = [str(models.saved_llama(folder / "model")), str(folder / "results.json")]
-    done = subprocess.run([*command, *arguments], env=environ, capture_output=True, text=True, timeout=400)
-    assert done.returncode == 0, done.stderr[-4000:]
-    return json.loads((folder / "results.json").read_text())
+    return results_of("trainer_cases.py", models.saved_llama(folder / "model"), folder)
 
 
 @pytest.mark.parametrize("name", ["balanced", "arguments after the model", "data set that counts"])
