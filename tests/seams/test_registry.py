@@ -230,3 +230,19 @@ def test_a_neighbour_that_asks_for_the_signature_of_the_trainer():
         assert source == inspect.getsource(Trainer.__init__) and names == Trainer.__init__.__code__.co_varnames
         """
     )
+
+
+def test_without_wrapt_it_works_all_the_same(library):
+    """With the folders on PYTHONPATH and nothing installed there may be no wrapt: one line, and the patches act."""
+    text = """
+import sys
+sys.modules["wrapt"] = None
+def call():
+    assert leaf.get_device_map("m") == ["m", None]
+assert acted(call) == 1
+balance_shim.uninstall()
+assert acted(call) == 0
+"""
+    done = code("import sys\nsys.modules['wrapt'] = None\n" + ARMED + text, paths=(SHIM, library))
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("\n") == 1 and "pip install wrapt" in done.stderr

@@ -12,6 +12,7 @@ from _thread import allocate_lock
 from collections.abc import Callable
 from typing import Any
 
+from balance_shim import log
 from balance_shim.state import enabled
 
 ABSENT: Any = object()  # in place of an original that the owner did not have itself but inherited
@@ -127,8 +128,11 @@ def _plain_function(
 
 
 def _proxy(original: Callable[..., Any], wrapper: Callable[..., Any], acts: Callable[[], bool]) -> Callable[..., Any]:
-    from balance_shim.seams.proxy import proxy
-
+    try:
+        from balance_shim.seams.proxy import proxy
+    except ModuleNotFoundError:  # put on PYTHONPATH rather than installed
+        log.once("warning", "wrapt is not installed; others will see that functions are patched (pip install wrapt)")
+        return _plain_function(original, wrapper, acts)
     return proxy(original, wrapper, acts)
 
 
