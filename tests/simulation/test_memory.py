@@ -6,8 +6,8 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies
 
-from balance_shim.simulation.memory import GRANULE, Ledger
 from balance_shim.units import MIB
+from balance_shim.virtual.ledger import GRANULE, Ledger
 
 
 def ledger(*capacities):

@@ -1,8 +1,8 @@
 """The table of peaks at the end of a run: what it says, where, and which process writes it."""
 
-from balance_shim.simulation.memory import DeviceUsage
 from balance_shim.simulation.report import summary
 from balance_shim.units import GIB
+from balance_shim.virtual.ledger import DeviceUsage
 from tests import processes
 
 HEADLINE = "balance_shim: memory of the simulated devices"

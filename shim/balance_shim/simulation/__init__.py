@@ -17,8 +17,9 @@ from balance_shim.errors import SimulationError
 from .spec import SimulationSpec, parse_spec
 
 if TYPE_CHECKING:
+    from balance_shim.virtual.ledger import DeviceUsage
+
     from .installation import Installation
-    from .memory import DeviceUsage
 
 __all__ = [
     "SimulationSpec", "install", "is_active", "parse_spec", "report_at_exit", "reset_peaks", "usage",
@@ -38,7 +39,7 @@ def install(spec: SimulationSpec) -> None:
     """
     global _installation
     if _installation is not None:
-        if _installation.machine.spec != spec:
+        if _installation.spec != spec:
             raise SimulationError(
                 "another machine is already simulated in this process, and torch takes one for the life of a process; "
                 "simulate one machine a run"

@@ -6,8 +6,7 @@ torch's documentation of automatic mixed precision, limited to operations that t
 
 import torch
 
-from .machine import BACKEND
-from .tensor import SimulatedTensor
+from .tensor import BACKEND, SimulatedTensor
 
 _LOWER = (
     "linear", "matmul", "mm", "bmm", "mv", "addmm", "addbmm", "baddbmm", "addmv", "addr", "chain_matmul",

@@ -8,8 +8,9 @@ from collections import OrderedDict
 import torch
 
 from balance_shim.units import format_size
+from balance_shim.virtual.machine import Machine
 
-from .machine import BACKEND, Machine
+from .tensor import BACKEND
 
 
 class Hooks(torch._C._acc.PrivateUse1Hooks):

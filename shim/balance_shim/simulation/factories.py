@@ -4,9 +4,11 @@ import math
 
 import torch
 
-from . import shapes
-from .machine import Machine
-from .tensor import SimulatedTensor, wrap
+from balance_shim.virtual import shapes
+from balance_shim.virtual.machine import Machine
+from balance_shim.virtual.tensor import wrap
+
+from .tensor import SimulatedTensor
 
 aten = torch.ops.aten
 
@@ -78,3 +80,11 @@ def copy(source: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     if not raw_source.is_meta and not raw_target.is_meta:
         raw_target.copy_(raw_source)
     return target
+
+
+def register_attention(attention) -> torch.library.Library:
+    """Register `aten::scaled_dot_product_attention` with torch, for as long as the returned library lives."""
+    library = torch.library.Library("aten", "IMPL")
+    # At autograd's key, where torch would otherwise take the operation apart; it also holds for calls from C++.
+    library.impl("scaled_dot_product_attention", attention, "AutogradPrivateUse1")
+    return library

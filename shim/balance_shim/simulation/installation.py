@@ -21,20 +21,23 @@ class Installation:
             SimulationError: that is not possible in this process; nothing has been changed then.
         """
         _check()
-        from . import attention, autocast, backend, dispatch, engine, factories, patches, stand_in
-        from .machine import BACKEND, Machine
-        from .tensor import SimulatedTensor
+        from balance_shim.virtual import attention, dispatch
+        from balance_shim.virtual.machine import Machine
+
+        from . import autocast, backend, engine, factories, patches, stand_in
+        from .tensor import BACKEND, SimulatedTensor
 
         with contextlib.ExitStack() as undo:
             torch.utils.rename_privateuse1_backend(BACKEND)  # torch allows the same name again
-            self.machine = Machine(spec)
+            self.spec = spec
+            self.machine = Machine(BACKEND, spec.capacities, SimulatedTensor, spec.shapes_only)
             self.module = backend.make_module(self.machine)
             fused = attention.make_attention(self.machine)
             SimulatedTensor.run = dispatch.Dispatcher(self.machine, fused)
 
             self.libraries, weights = autocast.register()
             self.libraries.append(factories.register(self.machine))
-            self.libraries.append(attention.register(fused))
+            self.libraries.append(factories.register_attention(fused))
             for library in self.libraries:
                 undo.callback(library._destroy)
             undo.push(patches.apply(self.machine, self.module, weights))

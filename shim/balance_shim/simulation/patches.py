@@ -6,10 +6,12 @@ import importlib
 
 import torch
 
+from balance_shim.virtual.machine import Machine
+from balance_shim.virtual.tensor import _plain_data, set_data
+
 from . import engine
 from .autocast import _CastWeights
-from .machine import BACKEND, Machine
-from .tensor import SimulatedTensor, _plain_data, set_data
+from .tensor import BACKEND, SimulatedTensor
 
 
 def apply(machine: Machine, module, weights: _CastWeights) -> contextlib.ExitStack:

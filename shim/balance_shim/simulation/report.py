@@ -4,8 +4,7 @@ import sys
 
 from balance_shim.report.table import table
 from balance_shim.units import format_size
-
-from .memory import DeviceUsage
+from balance_shim.virtual.ledger import DeviceUsage
 
 
 def summary(usage: "tuple[DeviceUsage, ...]") -> str:

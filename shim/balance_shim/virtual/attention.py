@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from .machine import Machine
-from .tensor import SimulatedTensor, wrap
+from .tensor import VirtualTensor, wrap
 
 plain_attention = torch.nn.functional.scaled_dot_product_attention
 
@@ -66,7 +66,7 @@ def make_attention(machine: Machine):
     def attention(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, *, scale=None, enable_gqa=False):
         tensors = [query, key, value] + ([] if attn_mask is None else [attn_mask])
         for tensor in tensors:
-            if not isinstance(tensor, SimulatedTensor) or tensor.place != query.place:
+            if not isinstance(tensor, VirtualTensor) or tensor.place != query.place:
                 raise RuntimeError(
                     "Expected all tensors to be on the same device, but found at least two devices, "
                     f"{query.device} and {tensor.device}! (when running aten::scaled_dot_product_attention)"
@@ -79,11 +79,3 @@ def make_attention(machine: Machine):
         return _FusedAttention.apply(machine, query, key, value, attn_mask, options)
 
     return attention
-
-
-def register(attention) -> torch.library.Library:
-    """Register the replacement with torch, for as long as the returned library lives."""
-    library = torch.library.Library("aten", "IMPL")
-    # At autograd's key, where torch would otherwise take the operation apart; it also holds for calls from C++.
-    library.impl("scaled_dot_product_attention", attention, "AutogradPrivateUse1")
-    return library

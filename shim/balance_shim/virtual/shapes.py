@@ -42,25 +42,25 @@ def blank(shape: torch.Size, dtype: torch.dtype) -> torch.Tensor:
     return torch.frombuffer(pages, dtype=dtype).view(shape)
 
 
-def run(func, args, kwargs, simulated, place, machine):
+def run(func, args, kwargs, virtual, place, machine):
     """Run `func` on raw tensors of which some may be meta, for a result on device `place` (None: on the host)."""
-    if not any(tensor.raw.is_meta for tensor in simulated):
+    if not any(tensor.raw.is_meta for tensor in virtual):
         out = kernels.REAL.get(func, func)(*args, **kwargs)
         return out if place is None else _each(out, thinned)
     answer = _ANSWERS.get(func)
     if answer is not None:
         return answer(*args, **kwargs)
     if func is aten.copy_.default or func is aten._copy_from.default:
-        return _copy(func, args, simulated, machine)
+        return _copy(func, args, virtual, machine)
 
     twins: dict[int, torch.Tensor] = {}
     if any(argument.alias_info is not None and argument.alias_info.is_write for argument in func._schema.arguments):
         # Once a number that nobody knows is written to it, a tensor that had numbers has none.
         for value in _written(func, args, kwargs):
-            for tensor in simulated:
+            for tensor in virtual:
                 if tensor.raw is value and not value.is_meta:
                     _lose(tensor, twins, machine)
-    for tensor in simulated:
+    for tensor in virtual:
         raw = tensor.raw
         if not raw.is_meta and id(raw) not in twins:
             twins[id(raw)] = _twin(raw)
@@ -84,9 +84,9 @@ def _lose(tensor, twins, machine):
     tensor.raw = twin
 
 
-def _copy(func, args, simulated, machine):
+def _copy(func, args, virtual, machine):
     target, source = args[:2] if func is aten.copy_.default else args[1::-1]
-    for tensor in simulated:
+    for tensor in virtual:
         if tensor.raw is target and not target.is_meta and source.is_meta:
             _lose(tensor, {}, machine)
             return tensor.raw

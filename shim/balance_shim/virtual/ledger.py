@@ -1,4 +1,4 @@
-"""The bytes that live on each simulated device.
+"""The bytes that live on each virtual device.
 
 Storages are counted, not tensors: views share one. A storage is held from the first tensor seen on it until the last
 one dies, which is when `weakref` reports it; caching and fragmentation of a real allocator are not modelled.
@@ -17,7 +17,7 @@ GRANULE = 512  # what CUDA's caching allocator rounds every request up to
 
 
 class DeviceUsage(NamedTuple):
-    """What one simulated device holds and has held, in bytes."""
+    """What one virtual device holds and has held, in bytes."""
 
     name: str
     capacity: int

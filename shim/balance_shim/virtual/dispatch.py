@@ -1,4 +1,4 @@
-"""What one operation does on simulated devices: unwrap, check the devices, compute, count, wrap.
+"""What one operation does on virtual devices: unwrap, check the devices, compute, count, wrap.
 
 This is below autograd and autocast, so torch's own rules for both apply; what arrives here are single kernels.
 """
@@ -7,8 +7,8 @@ import torch
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from . import kernels, shapes
-from .machine import BACKEND, Machine
-from .tensor import SimulatedTensor, follow, wrap
+from .machine import Machine
+from .tensor import VirtualTensor, follow, wrap
 
 aten = torch.ops.aten
 
@@ -69,27 +69,30 @@ class Dispatcher:
                 return self._attention(*args, **kwargs)
             return func.decompose(*args, **kwargs)
 
-        simulated: list[SimulatedTensor] = []
+        tensor_class = self._machine.tensor_class
+        virtual: list[VirtualTensor] = []
         plain: list[torch.Tensor] = []  # other tensors, leaving out mere numbers on the host, which go anywhere
-        raw_args = [_unwrapped(arg, simulated, plain, rule) for arg in args]
+        raw_args = [_unwrapped(arg, virtual, plain, rule, tensor_class) for arg in args]
         raw_kwargs = {}
         if kwargs:
             leaves, structure = tree_flatten(kwargs)
-            raw_kwargs = tree_unflatten([_unwrapped(leaf, simulated, plain, rule) for leaf in leaves], structure)
+            raw_kwargs = tree_unflatten(
+                [_unwrapped(leaf, virtual, plain, rule, tensor_class) for leaf in leaves], structure
+            )
 
-        place = simulated[0].place if simulated else None
+        place = virtual[0].place if virtual else None
         if not rule.crossing:
-            for tensor in simulated:
+            for tensor in virtual:
                 if tensor.place != place:
                     if rule.per_tensor:
                         return _one_by_one(func, args, kwargs)
-                    raise _mismatch(func, simulated[0], tensor)
-            if plain and simulated:
-                raise _mismatch(func, simulated[0], plain[0])
+                    raise _mismatch(func, virtual[0], tensor)
+            if plain and virtual and self._machine.separates_host:
+                raise _mismatch(func, virtual[0], plain[0])
 
         device = raw_kwargs.get("device")
         if device is not None:
-            place = self._machine.index_of(device) if device.type == BACKEND else None
+            place = self._machine.index_of(device) if device.type == self._machine.kind else None
             if place is not None:
                 raw_kwargs["device"] = shapes.HOST
             raw_kwargs["pin_memory"] = False
@@ -97,16 +100,16 @@ class Dispatcher:
                 del raw_kwargs["pin_memory"]
 
         if self._machine.shapes_only:
-            out = shapes.run(func, raw_args, raw_kwargs, simulated, place, self._machine)
+            out = shapes.run(func, raw_args, raw_kwargs, virtual, place, self._machine)
         else:
             out = kernels.REAL.get(func, func)(*raw_args, **raw_kwargs)
 
         if rule.mutates:
             if rule.reshapes:
-                for tensor in simulated:
+                for tensor in virtual:
                     if tensor.raw.shape != tensor.shape or tensor.raw.stride() != tensor.stride():
                         follow(tensor, tensor.raw, self._machine)
-            return self._restored(out, simulated, raw_args, place)
+            return self._restored(out, virtual, raw_args, place)
         return self._wrapped(out, place)
 
     def _wrapped(self, out, place):
@@ -116,27 +119,27 @@ class Dispatcher:
             return type(out)(self._wrapped(item, place) for item in out)
         return out
 
-    def _restored(self, out, simulated, raw_args, place):
+    def _restored(self, out, virtual, raw_args, place):
         """Give back the caller's own tensors where the operation gave back the ones that it wrote to."""
         if isinstance(out, torch.Tensor):
-            for tensor in simulated:
+            for tensor in virtual:
                 if tensor.raw is out:
                     return tensor
-            if any(arg is out for arg in raw_args):  # a plain tensor, as in cpu_tensor.copy_(simulated_tensor)
+            if any(arg is out for arg in raw_args):  # a plain tensor, as in cpu_tensor.copy_(virtual_tensor)
                 return out
             return self._wrapped(out, place)
         if isinstance(out, (list, tuple)):
-            return type(out)(self._restored(item, simulated, raw_args, place) for item in out)
+            return type(out)(self._restored(item, virtual, raw_args, place) for item in out)
         return out
 
 
-def _unwrapped(arg, simulated, plain, rule):
+def _unwrapped(arg, virtual, plain, rule, tensor_class):
     kind = type(arg)
-    if kind is SimulatedTensor:
-        simulated.append(arg)
+    if kind is tensor_class:
+        virtual.append(arg)
         return arg.raw
     if kind is list or kind is tuple:
-        return [_unwrapped(item, simulated, plain, rule) for item in arg]
+        return [_unwrapped(item, virtual, plain, rule, tensor_class) for item in arg]
     if isinstance(arg, torch.Tensor) and arg.dim() and not rule.host_indices:
         plain.append(arg)
     return arg

@@ -1,0 +1,55 @@
+"""A machine that is not there: its devices, their memory, and which of them is current."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+
+from .ledger import Ledger
+
+if TYPE_CHECKING:
+    from .tensor import VirtualTensor
+
+
+class Machine:
+    """Devices as torch knows them, all of one type, with the class of the tensors on them.
+
+    Attributes:
+        shapes_only: whether floating-point tensors have no numbers.
+        separates_host: whether an operation may not mix tensors of the host with those of a device.
+    """
+
+    def __init__(
+        self,
+        kind: str,
+        capacities: Sequence[int],
+        tensor_class: "type[VirtualTensor]",
+        shapes_only: bool = False,
+        separates_host: bool = True,
+    ):
+        self.kind = kind
+        self.shapes_only = shapes_only
+        self.separates_host = separates_host
+        self.tensor_class = tensor_class
+        self.devices = tuple(torch.device(kind, index) for index in range(len(capacities)))
+        self.ledger = Ledger(tuple(map(str, self.devices)), tuple(capacities))
+        self.current = 0
+
+    def index_of(self, device: "torch.device | str | int | None") -> int:
+        """Return the index that `device` means here; no device or no index means the current one.
+
+        Raises:
+            RuntimeError: there is no such device, worded as CUDA does.
+        """
+        if device is None:
+            return self.current
+        if not isinstance(device, int):
+            device = torch.device(device)
+            if device.type != self.kind:
+                raise ValueError(f"expected a device of type {self.kind}, got {device}")
+            device = self.current if device.index is None else device.index
+        if not 0 <= device < len(self.devices):
+            raise RuntimeError(
+                f"invalid device ordinal: {self.kind}:{device}; this simulated machine has {len(self.devices)} devices"
+            )
+        return device

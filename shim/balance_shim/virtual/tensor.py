@@ -1,0 +1,167 @@
+"""A tensor on a virtual device: to torch it lives on `npu:2`, inside it wraps a CPU tensor, or a meta one.
+
+Only the shell is here; what operations do with it is in `dispatch`.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from .machine import Machine
+
+_plain_data: Any = torch.Tensor.data  # the C++ property, also once `torch.Tensor.data` is replaced
+
+
+class VirtualTensor(torch.Tensor):
+    """Made by `wrap`. Attributes: `raw`, the tensor with the numbers (or only the shape), and `place`, the index."""
+
+    raw: torch.Tensor
+    place: int
+    run: Callable[..., Any]  # a `dispatch.Dispatcher`; set by whoever makes the machine
+
+    # Results need no conversion to this class, because dispatch makes them; going without saves time on each call.
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
+
+    @staticmethod
+    def __new__(cls, data, requires_grad=True, **_):
+        # accelerate makes a parameter anew as type(parameter)(data, requires_grad=...).
+        return torch.nn.Parameter(data, requires_grad)
+
+    def __init__(self, *_, **__):
+        pass
+
+    @classmethod
+    def __torch_dispatch__(cls, func, types, args=(), kwargs=None):  # type: ignore[override]
+        return cls.run(func, args, kwargs or {})
+
+    @property
+    def data(self):
+        return _plain_data.__get__(self)
+
+    @data.setter
+    def data(self, value):
+        set_data(self, value)
+
+    def untyped_storage(self):
+        # safetensors and transformers find tensors that share memory by asking storages for their addresses.
+        storage = self.raw.untyped_storage()
+        return _NumberlessStorage(storage) if self.raw.is_meta else storage
+
+    def data_ptr(self):
+        return self.untyped_storage().data_ptr() + self.raw.storage_offset() * self.raw.element_size()
+
+    def is_shared(self):
+        return False
+
+    def tolist(self):
+        return self.detach().cpu().tolist()
+
+    def numpy(self, *, force=False):
+        if force:
+            return self.detach().cpu().numpy()
+        raise TypeError(
+            f"can't convert {self.device} device type tensor to numpy. "
+            "Use Tensor.cpu() to copy the tensor to host memory first."
+        )
+
+    def __array__(self, *_, **__):
+        return self.numpy()
+
+    def __repr__(self, *, tensor_contents=None):
+        grad = ", requires_grad=True" if self.requires_grad else ""
+        return f"{torch.Tensor.__repr__(self.raw)[:-1]}, device='{self.device}'{grad})"
+
+    def __format__(self, spec):
+        return format(self.item(), spec) if self.dim() == 0 else object.__format__(self, spec)
+
+    def __deepcopy__(self, memo):
+        if id(self) in memo:
+            return memo[id(self)]
+        if not self.is_leaf:
+            raise RuntimeError("Only Tensors created explicitly by the user support the deepcopy protocol")
+        with torch.no_grad():
+            copy = self.detach().clone()
+        if isinstance(self, torch.nn.Parameter):
+            copy = torch.nn.Parameter(copy, self.requires_grad)
+        else:
+            copy.requires_grad_(self.requires_grad)
+        memo[id(self)] = copy
+        if self.grad is not None:
+            copy.grad = self.grad.__deepcopy__(memo)
+        return copy
+
+    def __reduce_ex__(self, protocol):
+        # As the CPU tensor inside, so that files can be read where nothing is virtual, and storages shared by
+        # several tensors are written once. `torch.load(map_location=)` brings it back to a virtual device.
+        raw = self.raw.detach()
+        if isinstance(self, torch.nn.Parameter):
+            raw = torch.nn.Parameter(raw, self.requires_grad)
+        elif self.requires_grad:
+            raw.requires_grad_(True)
+        return raw.__reduce_ex__(protocol)
+
+
+class _NumberlessStorage:
+    """The storage of a tensor that has only a shape: without memory it has no address, but still an identity."""
+
+    def __init__(self, storage):
+        self._storage = storage
+
+    def data_ptr(self):
+        return self._storage._cdata
+
+    def __getattr__(self, name):
+        return getattr(self._storage, name)
+
+
+def wrap(raw: torch.Tensor, place: int, machine: Machine) -> VirtualTensor:
+    """Return `raw` as a tensor on device `place`, and count its bytes there.
+
+    Raises:
+        torch.OutOfMemoryError: it does not fit.
+    """
+    machine.ledger.hold(raw, place)
+    tensor = torch.Tensor._make_wrapper_subclass(
+        machine.tensor_class,
+        raw.shape,
+        strides=raw.stride(),
+        storage_offset=raw.storage_offset(),
+        dtype=raw.dtype,
+        device=machine.devices[place],
+    )
+    tensor.raw = raw
+    tensor.place = place
+    return tensor
+
+
+def follow(tensor: VirtualTensor, raw: torch.Tensor, machine: Machine) -> None:
+    """Let `tensor` stand for `raw`, whatever its shape: after an in-place operation that changes more than values."""
+    machine.ledger.remeasure(raw)
+    _plain_data.__set__(tensor, wrap(raw, tensor.place, machine))
+    tensor.raw = raw
+
+
+def set_data(tensor: torch.Tensor, value: torch.Tensor) -> None:
+    """Do `tensor.data = value` when at least one of them is virtual; `tensor` keeps its identity.
+
+    torch only copies sizes and the like into the existing object. That is enough between virtual tensors, but an
+    object cannot so become, or cease to be, a virtual one: then the whole inside of the object is exchanged.
+    """
+    if isinstance(value, VirtualTensor) and isinstance(tensor, VirtualTensor):
+        _plain_data.__set__(tensor, value)
+        tensor.raw, tensor.place = value.raw, value.place
+        return
+    fresh = value.detach()
+    if isinstance(tensor, torch.nn.Parameter):
+        fresh = torch.nn.Parameter(fresh, tensor.requires_grad)
+    elif fresh is not value:
+        fresh.requires_grad_(tensor.requires_grad)
+    grad, attributes = tensor.grad, dict(tensor.__dict__)
+    for name in ("raw", "place", "_is_param"):  # these belong to what the object becomes, the rest to what it is
+        attributes.pop(name, None)
+    tensor.grad = None
+    torch.utils.swap_tensors(tensor, fresh)
+    tensor.__dict__.update(attributes)
+    if grad is not None:
+        tensor.grad = grad.to(tensor.device)
