@@ -20,7 +20,7 @@ INTERCEPTABLE = ("auto", "balanced", "balanced_low_0", "sequential", "none")
 TUNINGS = ("full", "lora", "frozen")
 
 # The optimizers of `transformers.TrainingArguments(optim=...)`, by how their state grows with what they train.
-# `memory/estimate.py` holds the sizes; the names stand here because they are validated without importing torch.
+# `memory/optimizer.py` holds the sizes; the names stand here because they are validated without importing torch.
 OPTIMIZERS = (
     "adamw", "adamw_torch", "adamw_torch_fused", "adamw_8bit", "adamw_bnb_8bit", "paged_adamw", "paged_adamw_32bit",
     "paged_adamw_8bit", "adafactor", "adagrad", "rmsprop", "sgd", "lion", "lion_32bit", "lion_8bit", "paged_lion",

@@ -4,7 +4,7 @@ A block is what a device map names: a module that must not be split, a leaf modu
 a module whose children are placed apart. Every parameter and buffer belongs to exactly one block.
 """
 
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -130,6 +130,24 @@ def _role_of(model: "nn.Module", layers: frozenset[str]) -> Callable[[str], str]
 def within(name: str, outer: str) -> bool:
     """Whether `name` is `outer` or below it; everything is within "", the whole model."""
     return not outer or name == outer or name.startswith(f"{outer}.")
+
+
+def anchors(blocks: Sequence[Block]) -> tuple[int, ...]:
+    """Return for each block the position of the block that it goes with: its own for most.
+
+    Blocks without parameters (rotary embeddings) and single tensors go with the first other block of their parent
+    module. They cost next to nothing, and away from their users each step would copy what they give.
+    """
+    followers = [block.kind == "tensor" or not block.parameters for block in blocks]
+    if all(followers):
+        return tuple(range(len(blocks)))
+    found = []
+    for position, block in enumerate(blocks):
+        parent = block.name.rpartition(".")[0]
+        others = [other for other, follows in enumerate(followers) if not follows]
+        family = [other for other in others if blocks[other].name.startswith(f"{parent}.")]
+        found.append((family or others)[0] if followers[position] else position)
+    return tuple(found)
 
 
 def _fork(name: str, other: str) -> str:

@@ -1,84 +1,156 @@
 """From blocks to a device: the peak as it happens in time, not as a sum."""
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
-from .estimate import BlockCost
+from .cost import BlockCost
 
 NOTHING = BlockCost()
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How a training step goes, as far as peaks depend on it.
+
+    Attributes:
+        accumulating: whether gradients of earlier micro-batches exist all the time.
+        step_at_once: whether the optimizer takes all tensors of a device together, so that its temporaries add up, or
+            one after the other.
+    """
+
+    accumulating: bool = False
+    step_at_once: bool = False
+
+
+PLAIN = Schedule()
 
 
 class Composition:
     """The peak of a device whose blocks are added in the order of the forward pass, kept up to date at each one.
 
-    Weights and optimizer state are there throughout. Going backward, gradients appear as activations go: while a
-    block runs backward, its own activations and those of the blocks before it exist, and the gradients of itself and
-    of the blocks after it. With accumulation the gradients of earlier micro-batches exist all the time.
+    Weights and optimizer state are there throughout. Going forward, what blocks keep piles up. Going backward,
+    gradients appear as activations go: while a block runs backward there is what the blocks before it keep, and the
+    gradients of those behind it. With accumulation the gradients of earlier micro-batches exist all the time. In the
+    end all gradients are there, with what the optimizer needs for its step.
     """
 
-    __slots__ = ("_accumulating", "_activations", "_gradients", "_held", "_worst")
+    __slots__ = ("_activations", "_backward", "_forward", "_gradients", "_held", "_optimizer", "_schedule", "_step")
 
-    def __init__(self, accumulation: int = 1) -> None:
-        self._accumulating = accumulation > 1
-        self._held = self._gradients = self._activations = self._worst = 0
+    def __init__(self, schedule: Schedule = PLAIN) -> None:
+        self._schedule = schedule
+        self._held = self._optimizer = self._gradients = self._activations = self._step = 0
+        self._forward = self._backward = 0  # the most in each pass, without what is there throughout
 
     def add(self, cost: BlockCost) -> None:
         """Add a block behind the others."""
+        self._forward, self._backward, self._step = self._moments_with(cost)
         self._held += cost.weights + cost.optimizer
+        self._optimizer += cost.optimizer
         self._gradients += cost.gradients
-        self._worst = self._worst_with(cost)
         self._activations += cost.activations
 
     def peak(self, last: BlockCost = NOTHING) -> int:
         """Return the peak in bytes, if `last` came behind the blocks so far."""
-        gradients = self._gradients + last.gradients if self._accumulating else 0
-        return self._held + last.weights + last.optimizer + gradients + self._worst_with(last)
+        forward, backward, step = self._moments_with(last)
+        gradients = self._gradients + last.gradients
+        throughout = gradients if self._schedule.accumulating else 0
+        held = self._held + last.weights + last.optimizer
+        return held + max(throughout + max(forward, backward), gradients + step)
 
-    def _worst_with(self, cost: BlockCost) -> int:
-        # Backward comes to this block first, so every moment of the earlier ones has its gradient, too.
-        arriving = 0 if self._accumulating else cost.gradients
-        return arriving + max(self._worst, self._activations + cost.activations + cost.temporary)
+    def whole(self) -> BlockCost:
+        """Return the blocks so far as one block."""
+        return BlockCost(
+            weights=self._held - self._optimizer,
+            gradients=self._gradients,
+            optimizer=self._optimizer,
+            activations=self._activations,
+            forward=self._forward,
+            backward=self._backward,
+            step=self._step,
+        )
+
+    def _moments_with(self, cost: BlockCost) -> tuple[int, int, int]:
+        """Return the most in the forward pass, in the backward pass and in the step, with `cost` as the last block."""
+        forward = max(self._forward, self._activations + cost.forward)
+        # Backward comes to this block first, so every moment of the earlier ones has its gradients, too.
+        arriving = 0 if self._schedule.accumulating else cost.gradients
+        backward = max(self._backward + arriving, self._activations + cost.backward)
+        step = self._step + cost.step if self._schedule.step_at_once else max(self._step, cost.step)
+        return forward, backward, step
 
 
-def peak(costs: Iterable[BlockCost], accumulation: int = 1) -> int:
+def peak(costs: Iterable[BlockCost], schedule: Schedule = PLAIN) -> int:
     """Return the most bytes that a device holds at once in a training step with these blocks, in forward order."""
-    composition = Composition(accumulation)
+    composition = Composition(schedule)
     for cost in costs:
         composition.add(cost)
     return composition.peak()
 
 
-def peak_terms(costs: Sequence[BlockCost], accumulation: int = 1) -> dict[str, int]:
-    """Return what `peak(costs, accumulation)` is made of, in bytes by term, at the moment when it occurs."""
-    moments = [(0, sum(cost.gradients for cost in costs), 0)]
-    activations, behind = 0, sum(cost.gradients for cost in costs)
+def peak_terms(costs: Sequence[BlockCost], schedule: Schedule = PLAIN) -> dict[str, int]:
+    """Return what `peak(costs, schedule)` is made of, in bytes by term, at the moment when it occurs."""
+    gradients = sum(cost.gradients for cost in costs)
+    combine = sum if schedule.step_at_once else max
+    # Each moment: gradients, activations, and the whole.
+    step = combine([cost.step for cost in costs] or [0])
+    moments = [(gradients, 0, gradients + step)]
+    activations, behind = 0, gradients
     for cost in costs:
-        activations += cost.activations
-        moments.append((activations, moments[0][1] if accumulation > 1 else behind, cost.temporary))
+        kept = activations + cost.activations
+        there = gradients if schedule.accumulating else 0
+        moments.append((there, kept, there + activations + cost.forward))
+        grown = gradients if schedule.accumulating else behind
+        rest = grown if schedule.accumulating else behind - cost.gradients
+        moments.append((grown, kept, rest + activations + cost.backward))
+        activations = kept
         behind -= cost.gradients
-    activations, gradients, temporary = max(moments, key=sum)
+    gradients, kept, whole = max(moments, key=lambda moment: moment[2])
+    # Not all of a block's activations and gradients need be there at the moment when most is.
+    gradients = min(gradients, whole)
+    kept = min(kept, whole - gradients)
     return {
         "weights": sum(cost.weights for cost in costs),
         "gradients": gradients,
         "optimizer": sum(cost.optimizer for cost in costs),
-        "activations": activations,
-        "temporary": temporary,
+        "activations": kept,
+        "temporary": whole - gradients - kept,
     }
 
 
-def segment_peaks(
-    costs: Sequence[BlockCost], accumulation: int = 1, first: BlockCost = NOTHING, last: BlockCost = NOTHING
-) -> list[list[int]]:
-    """Return rows so that `rows[i][j - i]` is the peak, in bytes, of a device with `first`, blocks i to j-1 and `last`.
+class RunPeaks:
+    """The peaks of a device with any run of a chain, worked out as far as somebody asks: the solver's `Loads`.
 
-    `first` and `last` are what sits on that device whichever run of the chain it gets, ahead of it and behind it.
+    `first` and `last` are what sits on that device whichever run it gets, ahead of it and behind it.
     """
-    rows = []
-    for start in range(len(costs) + 1):
-        composition = Composition(accumulation)
-        composition.add(first)
-        row = [composition.peak(last)]
-        for cost in costs[start:]:
-            composition.add(cost)
-            row.append(composition.peak(last))
-        rows.append(row)
-    return rows
+
+    def __init__(
+        self,
+        costs: Sequence[BlockCost],
+        schedule: Schedule = PLAIN,
+        first: BlockCost = NOTHING,
+        last: BlockCost = NOTHING,
+    ):
+        self._costs, self._schedule, self._first, self._last = costs, schedule, first, last
+        self._rows: dict[int, tuple[list[float], Composition]] = {}
+
+    def row(self, start: int, limit: float) -> Sequence[float]:
+        """Return the peaks with 0, 1, 2, ... blocks from `start` on, in bytes, up to the first above `limit`."""
+        if start not in self._rows:
+            composition = Composition(self._schedule)
+            composition.add(self._first)
+            self._rows[start] = [composition.peak(self._last)], composition
+        peaks, composition = self._rows[start]
+        position = start + len(peaks) - 1
+        while peaks[-1] <= limit and position < len(self._costs):
+            composition.add(self._costs[position])
+            peaks.append(composition.peak(self._last))
+            position += 1
+        return peaks
+
+
+def merged(costs: Iterable[BlockCost], schedule: Schedule = PLAIN) -> BlockCost:
+    """Return the cost of blocks that follow each other on one device, as one."""
+    composition = Composition(schedule)
+    for cost in costs:
+        composition.add(cost)
+    return composition.whole()

@@ -1,19 +1,25 @@
 """Mode `balanced`: the device map under which the fullest device is as empty as it can be."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import islice, permutations, product
 
 from ..devices import Device
-from ..memory.blocks import Block
-from ..memory.compose import NOTHING, segment_peaks
-from ..memory.estimate import BlockCost
+from ..memory.compose import NOTHING, RunPeaks, merged
+from ..memory.cost import BlockCost
+from .chain import Chain, Group, Link, chain_of
 from .map_file import DeviceMap
 from .plan import CostedModel
-from .solver import partition, worst_fill
+from .solver import least_fill, partition
+
+# A crossing more costs time in each step, so that it must bring the worst device down by this part at least.
+WORTH_A_CROSSING = 0.005
+MOST_WORK = 100_000  # layouts tried x links in the row: about a second
+_IN_ROW = -1
 
 
 class DoesNotFit(Exception):
-    """The weights alone exceed what the devices have. `missing` is the number of bytes."""
+    """The weights alone exceed what the devices have, in bytes."""
 
     def __init__(self, needed: int, available: int) -> None:
         super().__init__(needed, available)
@@ -21,159 +27,113 @@ class DoesNotFit(Exception):
 
 
 @dataclass(frozen=True)
-class _Link:
-    """A member of the chain that is cut: blocks that go together, with their cost."""
+class _Layout:
+    """One way to set up the row: the devices in the order in which it passes them, and where each group sits.
 
-    blocks: tuple[Block, ...]
-    cost: BlockCost
-
-
-@dataclass(frozen=True)
-class _Ring:
-    """What must share a device though it stands at both ends of the chain, such as a head tied to the embedding.
-
-    `on_first` pins it to the first device.
+    `places` has for each group the index of its device in `devices`, or `_IN_ROW`.
     """
 
-    first: _Link
-    last: _Link
-    on_first: bool = False
+    devices: tuple[Device, ...]
+    places: tuple[int, ...]
 
 
 def balance(costed: CostedModel, devices: Sequence[Device]) -> DeviceMap:
-    """Return an optimal map: no other contiguous map, with ties kept, has a lower worst fill fraction.
+    """Return the best map found: layers in a row that passes each device once, embedding, tower and head anywhere.
+
+    For each order of devices and place of the groups that is tried, no other map has a lower worst fill fraction.
 
     Raises:
         DoesNotFit: the weights alone do not fit the devices without going to the host.
     """
-    ring, chain = _join(costed, len(devices))
-    device_map = _solve(chain, ring, devices, costed.workload.accumulation, costed.returned)
+    chain = chain_of(costed, len(devices))
+    device_map = _solve(chain, costed.first, devices)
     if not _weights_fit(costed, device_map, devices):
         # The prediction is over capacity everywhere; what can still be had is that everything loads.
-        bare = [_weights_only(link) for link in chain]
-        bare_ring = ring and _Ring(_weights_only(ring.first), _weights_only(ring.last), ring.on_first)
-        device_map = _solve(bare, bare_ring, [_whole(device) for device in devices])
+        bare = chain_of(replace(costed, costs=tuple(BlockCost(weights=cost.weights) for cost in costed.costs)), 1)
+        device_map = _solve(bare, NOTHING, [replace(each, capacity=each.available, overhead=0) for each in devices])
         if not _weights_fit(costed, device_map, devices):
             needed = sum(cost.weights for cost in costed.costs)
             raise DoesNotFit(needed, sum(device.available for device in devices))
     return {block.name: device_map[block.name] for block in costed.blocks}
 
 
-def _solve(
-    chain: Sequence[_Link], ring: _Ring | None, devices: Sequence[Device], accumulation: int = 1, returned: int = 0
-) -> DeviceMap:
-    """Cut the chain; a ring is tried on every device, as the best place for it depends on all the rest."""
-    costs = [link.cost for link in chain]
-    capacities = [float(device.capacity) for device in devices]
-    plain = segment_peaks(costs, accumulation)
-    # Outputs return to the first device. With a ring there, the head is there and nothing has to be copied.
-    first = segment_peaks(costs, accumulation, last=BlockCost(temporary=returned)) if len(devices) > 1 else plain
-    if ring is None:
-        cuts = partition([first, *[plain] * (len(devices) - 1)], capacities)
-        return DeviceMap(_places(chain, cuts, devices))
-    around = segment_peaks(costs, accumulation, first=ring.first.cost, last=ring.last.cost)
-    candidates = []
-    for host in range(1 if ring.on_first else len(devices)):
-        loads = [first, *[plain] * (len(devices) - 1)]
-        loads[host] = around
-        cuts = partition(loads, capacities)
-        candidates.append((worst_fill(loads, capacities, cuts), host, cuts))
-    # Within rounding of each other the first device is taken: inputs arrive there.
-    least = min(worst for worst, _, _ in candidates)
-    _, host, cuts = next(candidate for candidate in candidates if candidate[0] <= least * (1 + 1e-9))
-    device_map = DeviceMap(_places(chain, cuts, devices))
-    device_map.update({block.name: devices[host].index for end in (ring.first, ring.last) for block in end.blocks})
+def _solve(chain: Chain, first: BlockCost, devices: Sequence[Device]) -> DeviceMap:
+    best: _Layout | None = None
+    worst = None
+    most = MOST_WORK // len(chain.links)
+    for layout in islice(_layouts(chain.groups, tuple(devices)), max(1, most)):
+        loads, capacities, blocks = _problem(chain, layout, first, devices[0])
+        target = None if worst is None else worst * (1 - WORTH_A_CROSSING)
+        fill, cuts = least_fill(loads, capacities, blocks, below=target)
+        if cuts is not None:
+            best, worst = layout, fill
+    assert best is not None, "the first layout is always solved"
+    loads, capacities, blocks = _problem(chain, best, first, devices[0])
+    cuts = partition(loads, capacities, blocks)
+    row = chain.without(_apart(chain.groups, best))
+    device_map = DeviceMap(_places(row, cuts, best.devices))
+    for group, place in zip(chain.groups, best.places, strict=True):
+        if place != _IN_ROW:
+            links = (*group.ahead, *group.behind)
+            device_map.update({block.name: best.devices[place].index for link in links for block in link.blocks})
     return device_map
 
 
-def _places(chain: Sequence[_Link], cuts: Sequence[int], devices: Sequence[Device]) -> Iterator[tuple[str, int]]:
+def _layouts(groups: Sequence[Group], devices: tuple[Device, ...]) -> Iterator[_Layout]:
+    """Yield layouts, the plainest first: devices in their own order, groups in the row where they may be."""
+    for order in _orders(devices):
+        home = order.index(devices[0])
+        choices = [
+            [home] if group.pinned else list(range(len(order))) if group.must_leave else [_IN_ROW, *range(len(order))]
+            for group in groups
+        ]
+        combinations = sorted(product(*choices), key=lambda places: sum(place != _IN_ROW for place in places))
+        yield from (_Layout(order, places) for places in combinations)
+
+
+def _orders(devices: tuple[Device, ...]) -> Iterator[tuple[Device, ...]]:
+    """Yield the orders of devices that differ: their own first, then, where kinds are few, the others."""
+    yield devices
+    if len({device.capacity for device in devices}) == 1 or len(devices) > 8:
+        return
+    seen = {tuple(_kind(device, devices) for device in devices)}
+    for order in permutations(devices):
+        kinds = tuple(_kind(device, devices) for device in order)
+        if kinds not in seen:
+            seen.add(kinds)
+            yield order
+
+
+def _kind(device: Device, devices: tuple[Device, ...]) -> tuple[int, int, bool]:
+    return device.capacity, device.overhead, device is devices[0]
+
+
+def _apart(groups: Sequence[Group], layout: _Layout) -> list[Group]:
+    return [group for group, place in zip(groups, layout.places, strict=True) if place != _IN_ROW]
+
+
+def _problem(chain: Chain, layout: _Layout, first: BlockCost, home: Device) -> tuple[list[RunPeaks], list[float], int]:
+    """Return (loads, capacities, number of links) for the solver."""
+    row = [link.cost for link in chain.without(_apart(chain.groups, layout))]
+    loads: list[RunPeaks] = []
+    shared: dict[tuple[BlockCost, BlockCost], RunPeaks] = {}
+    for position, device in enumerate(layout.devices):
+        here = [group for group, place in zip(chain.groups, layout.places, strict=True) if place == position]
+        ahead = chain.merged([link for group in here for link in group.ahead])
+        ahead = replace(ahead, weights=ahead.weights + device.overhead)
+        behind = [link.cost for group in here for link in group.behind]
+        # Inputs arrive on the first device and outputs return to it.
+        behind += [first] if device is home else []
+        extras = ahead, merged(behind, chain.schedule)
+        if extras not in shared:
+            shared[extras] = RunPeaks(row, chain.schedule, *extras)
+        loads.append(shared[extras])
+    return loads, [float(device.capacity) for device in layout.devices], len(row)
+
+
+def _places(row: Sequence[Link], cuts: Sequence[int], devices: Sequence[Device]) -> Iterator[tuple[str, int]]:
     for device, start, stop in zip(devices, cuts, cuts[1:], strict=False):
-        yield from ((block.name, device.index) for link in chain[start:stop] for block in link.blocks)
-
-
-def _join(costed: CostedModel, devices: int) -> tuple[_Ring | None, list[_Link]]:
-    """Return the chain with what belongs together joined, and the ring if ties join its two ends."""
-    links = [_Link((block,), cost) for block, cost in zip(costed.blocks, costed.costs, strict=True)]
-    links = _whole_towers(_follow(links), devices)
-    for group in costed.ties:
-        holders = [position for position, link in enumerate(links) if _holds(link, group)]
-        if len(holders) > 1 and holders != [0, len(links) - 1]:
-            # Rare (an encoder and decoder that share their embedding): the whole stretch cannot be one block, so all
-            # holders go where the first one is and the chain crosses over and back.
-            links = [
-                _merge([links[position] for position in holders]) if position == holders[0] else link
-                for position, link in enumerate(links)
-                if position not in holders[1:]
-            ]
-    tied_ends = any(len(links) > 1 and _holds(links[0], group) and _holds(links[-1], group) for group in costed.ties)
-    if costed.loss_on_first:
-        # Behind the last layer come pooler, head, classifier: all that makes the logits.
-        tail = 1 + max((place for place, link in enumerate(links) if link.blocks[0].role == "layer"), default=0)
-        start = 1 if tied_ends else 0
-        if links[tail:]:
-            return _Ring(_merge(links[:start]), _merge(links[tail:]), on_first=True), links[start:tail]
-    if tied_ends:
-        return _Ring(links[0], links[-1]), links[1:-1]
-    return None, links
-
-
-def _follow(links: Sequence[_Link]) -> list[_Link]:
-    """Join blocks without parameters (rotary embeddings) and single tensors to the block that they serve.
-
-    They cost next to nothing, and away from their users each step would copy what they give.
-    """
-    anchors = [not _is_follower(link) for link in links]
-    if not any(anchors):
-        return list(links)
-    joined: dict[int, list[_Link]] = {position: [] for position, anchor in enumerate(anchors) if anchor}
-    for position, link in enumerate(links):
-        parent = link.blocks[0].name.rpartition(".")[0]
-        family = [anchor for anchor in joined if links[anchor].blocks[0].name.startswith(f"{parent}.")]
-        target = position if anchors[position] else min(family or joined)
-        joined[target].append(link)
-    return [_merge(group) for group in joined.values()]
-
-
-def _is_follower(link: _Link) -> bool:
-    block = link.blocks[0]
-    return block.kind == "tensor" or not block.parameters
-
-
-def _whole_towers(links: Sequence[_Link], devices: int) -> list[_Link]:
-    """Keep a vision or audio tower on one device while it is no more than a device's share.
-
-    Split towers are where cross-device errors of vision-language models come from.
-    """
-    tower = [position for position, link in enumerate(links) if link.blocks[0].role == "tower"]
-    if not tower or tower != list(range(tower[0], tower[-1] + 1)):
-        return list(links)
-    whole = _merge([links[position] for position in tower])
-    if _bytes(whole.cost) * devices > sum(_bytes(link.cost) for link in links):
-        return list(links)
-    return [*links[: tower[0]], whole, *links[tower[-1] + 1 :]]
-
-
-def _merge(links: Sequence[_Link]) -> _Link:
-    cost = NOTHING
-    for link in links:
-        cost += link.cost
-    return _Link(tuple(block for link in links for block in link.blocks), cost)
-
-
-def _weights_only(link: _Link) -> _Link:
-    return _Link(link.blocks, BlockCost(weights=link.cost.weights))
-
-
-def _bytes(cost: BlockCost) -> int:
-    return cost.weights + cost.gradients + cost.optimizer + cost.activations + cost.temporary
-
-
-def _holds(link: _Link, names: frozenset[str]) -> bool:
-    return any(not names.isdisjoint(block.tensors) for block in link.blocks)
-
-
-def _whole(device: Device) -> Device:
-    return Device(device.index, device.name, device.available, device.available)
+        yield from ((block.name, device.index) for link in row[start:stop] for block in link.blocks)
 
 
 def _weights_fit(costed: CostedModel, device_map: DeviceMap, devices: Sequence[Device]) -> bool:

@@ -6,8 +6,8 @@ from typing import Any
 
 from ..devices import Device
 from ..memory.blocks import Block
-from ..memory.compose import peak_terms
-from ..memory.estimate import BlockCost
+from ..memory.compose import NOTHING, PLAIN, Schedule, peak_terms
+from ..memory.cost import BlockCost
 from ..memory.workload import Workload
 from .map_file import DeviceMap
 
@@ -99,7 +99,9 @@ class CostedModel:
 
     Attributes:
         ties: the groups of parameters that must share a device.
-        returned: bytes that the first device holds for a moment when the head is elsewhere.
+        first: what the first device holds beside its blocks and behind them: inputs, and outputs that return.
+        schedule: how the costs of a device combine.
+        method: how the costs were found.
         loss_on_first: whether the loss can only be computed on the first device, where the labels are.
     """
 
@@ -109,7 +111,9 @@ class CostedModel:
     costs: tuple[BlockCost, ...]
     ties: tuple[frozenset[str], ...]
     workload: Workload
-    returned: int = 0
+    first: BlockCost = NOTHING
+    schedule: Schedule = PLAIN
+    method: str = ""
     loss_on_first: bool = False
 
 
@@ -131,13 +135,11 @@ def evaluate(
     for block, cost in zip(costed.blocks, costed.costs, strict=True):
         # A map may go deeper than our blocks; a block then counts where its first tensor is.
         on_device.setdefault(_place(block, device_map), []).append(cost)
-    # Outputs return to where the inputs came from, which is the first device, whether it holds a block or not.
-    heads = {_place(block, device_map) for block in costed.blocks if block.role == "head"}
-    if heads != {devices[0].index}:
-        on_device[devices[0].index].append(BlockCost(temporary=costed.returned))
+    # Inputs arrive on, and outputs return to, the first device, whether it holds a block or not.
+    on_device[devices[0].index].append(costed.first)
     device_plans = []
     for device in devices:
-        terms = peak_terms(on_device[device.index], costed.workload.accumulation)
+        terms = peak_terms(on_device[device.index], costed.schedule)
         terms["overhead"] = device.overhead
         device_plans.append(DevicePlan(device, terms))
     return Plan(
@@ -161,10 +163,10 @@ def lower_bound(costed: CostedModel, devices: Sequence[Device]) -> int:
     held = sum(cost.weights + cost.optimizer for cost in costed.costs)
     gradients = sum(cost.gradients for cost in costed.costs)
     activations = sum(cost.activations for cost in costed.costs)
-    moving = gradients + activations if costed.workload.accumulation > 1 else max(gradients, activations)
+    moving = gradients + activations if costed.schedule.accumulating else max(gradients, activations)
     largest_device = max(device.capacity for device in devices)
     even = (held + moving) / sum(device.capacity for device in devices) * largest_device
-    largest_block = max(sum(peak_terms([cost], costed.workload.accumulation).values()) for cost in costed.costs)
+    largest_block = max(sum(peak_terms([cost], costed.schedule).values()) for cost in costed.costs)
     return int(max(even, largest_block))
 
 

@@ -1,13 +1,13 @@
 """From a model and the settings to a plan: the stages of placing, one after the other."""
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from .. import log
 from ..devices import Device, table
 from ..memory.blocks import chain
-from ..memory.estimate import estimate, returned_bytes
+from ..memory.profile import ParameterBytes, profile
 from ..memory.ties import parameter_count, tied_groups
 from ..memory.workload import Workload
 from ..units import format_size
@@ -31,6 +31,7 @@ class Request:
         no_split: class names of modules that must stay whole; None: what the model declares.
         parameter_bytes: (name, parameter) -> bytes as it will be loaded; None: as it stands.
         trains: (name, parameter) -> whether it gets a gradient; None: what `workload.tuning` supposes.
+        batch: what the model gets in training; None: what its config suggests.
         loss_on_first: whether the model computes its loss where its inputs arrive; see `seams/loss_device.py`.
     """
 
@@ -38,23 +39,26 @@ class Request:
     workload: Workload
     devices: tuple[Device, ...] = ()
     no_split: Collection[str] | None = None
-    parameter_bytes: "Callable[[str, Tensor], float] | None" = None
+    parameter_bytes: "ParameterBytes | None" = None
     trains: "Callable[[str, Tensor], bool] | None" = None
+    batch: "Mapping[str, Any] | None" = None
     loss_on_first: bool = False
 
 
 def cost(request: Request) -> CostedModel:
     """Return the model of `request` reduced to blocks and what each takes."""
     blocks = chain(request.model, request.no_split)
-    costs = estimate(request.model, blocks, request.workload, request.parameter_bytes, request.trains)
+    found = profile(request.model, blocks, request.workload, request.parameter_bytes, request.trains, request.batch)
     return CostedModel(
         model_class=type(request.model).__name__,
         parameters=parameter_count(request.model),
         blocks=blocks,
-        costs=costs,
+        costs=found.costs,
         ties=tied_groups(request.model),
         workload=request.workload,
-        returned=returned_bytes(blocks, costs),
+        first=found.first,
+        schedule=found.schedule,
+        method=found.method,
         loss_on_first=request.loss_on_first,
     )
 

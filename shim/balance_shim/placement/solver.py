@@ -7,79 +7,133 @@ capacity in a given order and for any load that does not fall when a run grows, 
 
 from bisect import bisect_right
 from collections.abc import Sequence
+from typing import Protocol
 
-Loads = Sequence[Sequence[float]]
-"""`loads[i][j - i]`: what a device carries with blocks i to j-1. Rows do not fall from left to right."""
+
+class Loads(Protocol):
+    """What a device carries with any run of the chain."""
+
+    def row(self, start: int, limit: float) -> Sequence[float]:
+        """Return the loads with 0, 1, 2, ... blocks from `start` on, up to the first above `limit` at least.
+
+        They do not fall from left to right. The row ends with the chain, so that its length tells where that is.
+        """
+
+
+class Table:
+    """Loads that are known in full: `rows[i][j - i]` with blocks i to j-1."""
+
+    def __init__(self, rows: Sequence[Sequence[float]]):
+        self._rows = rows
+
+    def row(self, start: int, limit: float) -> Sequence[float]:
+        return self._rows[start]
 
 
 _ROUNDING = 1 + 1e-9  # load / capacity * capacity may come out below the load
+# A high power of the loads: their sum is then about that of the second fullest device, and so on. Squares would leave
+# devices empty where the first block on a device costs more than the next ones.
+_EVENNESS = 12
+_CLOSE = 1e-10  # of the fill fraction; bisection ends there at the latest
 
 
-def partition(loads: Sequence[Loads], capacities: Sequence[float]) -> list[int]:
+def partition(loads: Sequence[Loads], capacities: Sequence[float], blocks: int) -> list[int]:
     """Return the cuts of an optimal partition: device d takes blocks cuts[d] to cuts[d + 1] - 1.
 
-    Among the partitions whose fullest device is as empty as possible, the one with the least sum of squared fill
-    fractions is returned, so that the other devices are even, too.
+    Among the partitions whose fullest device is as empty as possible, one is returned in which the other
+    devices are even, too.
 
     Args:
-        loads: a table for each device, in the devices' order; the same table may stand for several.
+        loads: for each device, in the devices' order; the same object may stand for several.
         capacities: of each device, above 0, in the unit of the loads.
+        blocks: the number of blocks in the chain.
 
-    Cost: O(devices x log blocks) for each of about 50 probes, then O(devices x blocks x longest run).
+    Cost: O(devices x log blocks) for each of about 30 probes, then O(devices x blocks x longest run).
     """
-    blocks = len(loads[0]) - 1
-    low, high = 0.0, max(table[0][-1] / capacity for table, capacity in zip(loads, capacities, strict=True))
-    best = _probe(loads, capacities, high)
-    assert best is not None, "one device that takes everything is within its own fill fraction"
+    worst, _ = least_fill(loads, capacities, blocks)
+    return _most_even(loads, capacities, worst * _ROUNDING, blocks)
+
+
+def least_fill(
+    loads: Sequence[Loads], capacities: Sequence[float], blocks: int, below: float | None = None
+) -> tuple[float, list[int] | None]:
+    """Return the fill fraction of the fullest device in an optimal partition, with the cuts of one such partition.
+
+    Args:
+        below: a fraction that has to be beaten; where that cannot be, the cuts are None and this comes back at once.
+    """
+    if below is not None:
+        low, high = 0.0, below * (1 - 2 * _CLOSE)
+        best = probe(loads, capacities, blocks, high)
+        if best is None:
+            return below, None
+    else:
+        low, high = 0.0, 1.0
+        best = probe(loads, capacities, blocks, high)
+        while best is None:
+            low, high = high, 4 * high
+            best = probe(loads, capacities, blocks, high)
     high = worst_fill(loads, capacities, best)
-    while high - low > 1e-10 * high:
+    while high - low > _CLOSE * high:
         middle = (low + high) / 2
-        cuts = _probe(loads, capacities, middle)
+        cuts = probe(loads, capacities, blocks, middle)
         if cuts is None:
             low = middle
         else:
             # What was reached is never above what was asked, and is one of finitely many values: bisection ends.
+            best = cuts
             high = min(worst_fill(loads, capacities, cuts), middle)
-    return _most_even(loads, capacities, high * _ROUNDING, blocks)
+    return high, best
 
 
 def worst_fill(loads: Sequence[Loads], capacities: Sequence[float], cuts: Sequence[int]) -> float:
     """Return the fill fraction of the fullest device under `cuts`."""
     return max(
-        table[start][stop - start] / capacity
-        for table, capacity, start, stop in zip(loads, capacities, cuts, cuts[1:], strict=False)
+        _load(device, start, stop) / capacity
+        for device, capacity, start, stop in zip(loads, capacities, cuts, cuts[1:], strict=False)
     )
 
 
-def _probe(loads: Sequence[Loads], capacities: Sequence[float], fill: float) -> list[int] | None:
+def probe(loads: Sequence[Loads], capacities: Sequence[float], blocks: int, fill: float) -> list[int] | None:
     """Return cuts in which no device exceeds `fill`, giving each the longest run it can; None if there are none."""
     cuts = [0]
-    for table, capacity in zip(loads, capacities, strict=True):
-        run = bisect_right(table[cuts[-1]], fill * capacity * _ROUNDING) - 1
+    for device, capacity in zip(loads, capacities, strict=True):
+        limit = fill * capacity * _ROUNDING
+        run = bisect_right(device.row(cuts[-1], limit), limit) - 1
         if run < 0:  # what sits on this device anyway is too much
             return None
         cuts.append(cuts[-1] + run)
-    return cuts if cuts[-1] == len(loads[0]) - 1 else None
+    return cuts if cuts[-1] == blocks else None
+
+
+def _load(device: Loads, start: int, stop: int) -> float:
+    limit = 0.0
+    while True:
+        row = device.row(start, limit)
+        if len(row) > stop - start:
+            return row[stop - start]
+        limit = max(2 * row[-1], 1.0)
 
 
 def _most_even(loads: Sequence[Loads], capacities: Sequence[float], fill: float, blocks: int) -> list[int]:
-    """Return the cuts with the least sum of squared fill fractions among those within `fill`."""
+    """Return the cuts under which the devices below `fill` are as even as can be."""
     # best[j]: the least sum for the devices so far and blocks 0 to j-1; back[d][j]: where device d's run starts then.
     infinity = float("inf")
     best = [0.0] + [infinity] * blocks
     back: list[list[int]] = []
-    for table, capacity in zip(loads, capacities, strict=True):
+    for device, capacity in zip(loads, capacities, strict=True):
         following, starts = [infinity] * (blocks + 1), [0] * (blocks + 1)
+        limit = fill * capacity
         for start, so_far in enumerate(best):
             if so_far == infinity:
                 continue
-            for run, load in enumerate(table[start]):
-                fraction = load / capacity
-                if fraction > fill:
+            for stop, load in enumerate(device.row(start, limit), start):
+                if load > limit:
                     break
-                if so_far + fraction * fraction < following[start + run]:
-                    following[start + run] = so_far + fraction * fraction
-                    starts[start + run] = start
+                total = so_far + (load / limit) ** _EVENNESS
+                if total < following[stop]:
+                    following[stop] = total
+                    starts[stop] = start
         best = following
         back.append(starts)
     cuts = [blocks]

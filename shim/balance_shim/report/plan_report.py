@@ -4,7 +4,7 @@ import json
 import os
 
 from .. import log
-from ..memory.estimate import TERMS
+from ..memory.cost import TERMS
 from ..placement import map_file
 from ..placement.map_file import DeviceMap
 from ..placement.plan import Plan

@@ -102,6 +102,8 @@ def _written(func, args, kwargs):
 
 def _replaced(value, twins):
     if isinstance(value, torch.Tensor):
+        if value.dim() and not value.is_meta and id(value) not in twins:  # the host's own, where those may mix
+            return _twin(value)
         return twins.get(id(value), value)
     if isinstance(value, (list, tuple)):
         return [_replaced(item, twins) for item in value]

@@ -1,0 +1,29 @@
+"""What one block takes in training, in bytes."""
+
+from dataclasses import dataclass
+
+TERMS = ("weights", "gradients", "optimizer", "activations", "temporary", "overhead")
+
+
+@dataclass(frozen=True)
+class BlockCost:
+    """What one block takes, in bytes.
+
+    Attributes:
+        weights: parameters and buffers as they are loaded.
+        gradients: one for each parameter that trains.
+        optimizer: state that the optimizer keeps between steps.
+        activations: kept from the block's forward pass to its backward pass.
+        forward: the most that running forward adds to what was there before, what it keeps included.
+        backward: the most that is there of this block while it runs backward: activations, temporaries, and the
+            gradients as they appear. With accumulation the gradients are there anyway and do not count.
+        step: the most that the optimizer's step adds.
+    """
+
+    weights: int = 0
+    gradients: int = 0
+    optimizer: int = 0
+    activations: int = 0
+    forward: int = 0
+    backward: int = 0
+    step: int = 0

@@ -1,0 +1,75 @@
+"""What an optimizer keeps and what its step needs, by the names of `TrainingArguments(optim=...)`.
+
+Sources: torch.optim (2.5 to 2.13), transformers.optimization.Adafactor, bitsandbytes.optim; the temporaries of the
+torch optimizers are what a step on traced tensors shows (`tests/memory/test_optimizer.py` does it again).
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+FLOAT32 = 4
+QUANTIZED = 1.03  # bytes of a value kept in 8 bits, its share of the scales of blocks of 256 included
+
+
+@dataclass(frozen=True)
+class Optimizer:
+    """One optimizer's memory.
+
+    Attributes:
+        tensors: state tensors of the parameter's size.
+        width: bytes of each value in them; None: as wide as the parameter's.
+        step: temporaries of a step, in bytes for each byte of a parameter.
+        at_once: whether a step takes all parameters of a device together, so that temporaries add up.
+        factored: whether the state is a row and a column for each matrix.
+    """
+
+    tensors: int = 0
+    width: float | None = None
+    step: float = 0
+    at_once: bool = False
+    factored: bool = False
+
+    def state_bytes(self, parameters: "Iterable[Tensor]") -> int:
+        """Return the bytes kept between steps for `parameters`."""
+        if self.factored:
+            return sum(
+                FLOAT32 * (parameter.numel() // parameter.shape[-1] + parameter.numel() // parameter.shape[-2])
+                if parameter.dim() > 1
+                else FLOAT32 * parameter.numel()
+                for parameter in parameters
+            )
+        return int(sum(each.numel() * self.tensors * (self.width or each.element_size()) for each in parameters))
+
+    def step_bytes(self, parameters: "Iterable[Tensor]") -> int:
+        """Return the most that a step on `parameters` adds."""
+        sizes = [each.numel() * each.element_size() for each in parameters]
+        return int(self.step * (sum(sizes) if self.at_once else max(sizes, default=0)))
+
+
+_FOREACH_ADAM = Optimizer(2, step=1, at_once=True)
+_FUSED = Optimizer(2)
+_EIGHT_BIT = Optimizer(2, QUANTIZED)
+_EIGHT_BIT_LION = Optimizer(1, QUANTIZED)
+_PAGED = Optimizer()  # paged state lives in host memory and visits the device
+
+OPTIMIZERS: dict[str, Optimizer] = {
+    "adamw_torch": _FOREACH_ADAM, "adamw_hf": _FOREACH_ADAM, "adamw_torch_fused": _FUSED, "adamw_apex_fused": _FUSED,
+    "adamw_torch_xla": _FUSED, "adamw_torch_npu_fused": _FUSED, "adamw_anyprecision": Optimizer(2, step=2),
+    "adamw_8bit": _EIGHT_BIT, "adamw_bnb_8bit": _EIGHT_BIT, "ademamix": Optimizer(3, FLOAT32),
+    "ademamix_8bit": Optimizer(3, QUANTIZED), "paged_ademamix_32bit": _PAGED, "paged_ademamix_8bit": _PAGED,
+    "paged_adamw": _PAGED, "paged_adamw_32bit": _PAGED, "paged_adamw_8bit": _PAGED,
+    "lion": Optimizer(1, FLOAT32), "lion_32bit": Optimizer(1, FLOAT32), "lion_8bit": _EIGHT_BIT_LION,
+    "paged_lion": _PAGED, "paged_lion_32bit": _PAGED, "paged_lion_8bit": _PAGED,
+    "sgd": Optimizer(), "adagrad": Optimizer(1, step=1, at_once=True), "rmsprop": Optimizer(1, step=1, at_once=True),
+    "rmsprop_bnb": Optimizer(1, FLOAT32), "rmsprop_bnb_32bit": Optimizer(1, FLOAT32),
+    "rmsprop_bnb_8bit": _EIGHT_BIT_LION, "adafactor": Optimizer(factored=True, step=6),
+}  # fmt: skip
+
+
+def optimizer_named(name: str) -> Optimizer:
+    """Return the optimizer that `name` means; AdamW, the default and the largest of the common ones, if unknown."""
+    return OPTIMIZERS.get(name, _FOREACH_ADAM)

@@ -1,0 +1,187 @@
+"""What every block of a model takes in training: weights as they are loaded, the rest as a trace of the model shows."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from . import formula
+from .blocks import Block
+from .compose import Schedule
+from .cost import BlockCost
+from .optimizer import Optimizer, optimizer_named
+from .ties import tied_groups
+from .workload import Workload
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from .tracing.measure import Traced
+
+ParameterBytes = Callable[[str, "Tensor"], float]
+
+
+@dataclass(frozen=True)
+class Profile:
+    """The cost of each block under a workload.
+
+    Attributes:
+        costs: in the order of the blocks.
+        first: what the device holds where inputs arrive and outputs return to, beside its blocks and behind them.
+        schedule: how the costs of a device combine.
+        method: how they were found: "traced", or what could not be traced and why.
+    """
+
+    costs: tuple[BlockCost, ...]
+    first: BlockCost
+    schedule: Schedule
+    method: str
+
+
+def profile(
+    model: "nn.Module",
+    blocks: Sequence[Block],
+    workload: Workload,
+    parameter_bytes: ParameterBytes | None = None,
+    trains: "Callable[[str, Tensor], bool] | None" = None,
+    batch: Mapping[str, Any] | None = None,
+) -> Profile:
+    """Return the profile of `model`. Tied parameters count with the last of their blocks.
+
+    Args:
+        model: the model that `blocks` was made from, on any device, the meta device included; left as it is.
+        workload: what to train with.
+        parameter_bytes: the bytes of a whole parameter as it will be loaded; by default as it is now. Quantizers
+            know better (see `seams/weight_sizes.py`).
+        trains: which parameters get gradients; by default what `workload.tuning` supposes. Where it is given, adapters
+            are parameters of the model already and none are supposed.
+        batch: what the model gets in training; by default what its config suggests.
+    """
+    from .tracing.copy import CannotTrace
+    from .tracing.measure import trace
+
+    optimizer = optimizer_named(workload.optimizer)
+    schedule = Schedule(workload.accumulation > 1, optimizer.at_once)
+    own = _own_parameters(model, blocks)
+    weights = _weight_bytes(model, blocks, own, parameter_bytes)
+    found: Traced | None
+    try:
+        found, method = trace(model, blocks, workload, trains, batch), "traced"
+    except CannotTrace as error:
+        found, method = None, f"estimated by a formula, because {error}"
+    costs = []
+    untraced = []
+    for block, held_weights in zip(blocks, weights, strict=True):
+        cost = _traced_cost(block, held_weights, found, optimizer, schedule) if found else None
+        if cost is None:
+            if found and own[block.name]:
+                untraced.append(block.name)
+            cost = _estimated_cost(block, held_weights, own[block.name], workload, optimizer, schedule, trains)
+        costs.append(cost)
+    first = BlockCost(activations=found.first.kept, forward=found.first.forward) if found else _returned(blocks, costs)
+    if untraced:
+        method = f"traced, but for {_listed(untraced)}, which the supposed batch does not reach: estimated by a formula"
+    return Profile(tuple(costs), first, schedule, method)
+
+
+def _traced_cost(
+    block: Block, weights: int, found: "Traced", optimizer: Optimizer, schedule: Schedule
+) -> BlockCost | None:
+    """Return the cost of `block` as the trace has it; None if it was not reached."""
+    speaker = found.speaks_for[block.name]
+    held, trained = found.held.get(speaker), found.trained.get(speaker, [])
+    gradients = sum(each.numel() * each.element_size() for each in trained)
+    if held is None:  # shares the device of another block, which has it all
+        return BlockCost(weights=weights) if not trained else None
+    if not held.ran and (trained or block.role == "tower"):
+        return None
+    return BlockCost(
+        weights=weights,
+        gradients=gradients,
+        optimizer=optimizer.state_bytes(trained),
+        activations=held.kept,
+        forward=held.forward,
+        backward=held.backward,
+        step=optimizer.step_bytes(trained),
+    )
+
+
+def _estimated_cost(
+    block: Block,
+    weights: int,
+    own: "Mapping[str, Tensor]",
+    workload: Workload,
+    optimizer: Optimizer,
+    schedule: Schedule,
+    trains: "Callable[[str, Tensor], bool] | None",
+) -> BlockCost:
+    trained = _supposedly_trained(block, own, workload, trains)
+    gradients = sum(each.numel() * each.element_size() for each in trained)
+    guess = formula.activations(block, list(own.values()), workload)
+    arriving = 0 if schedule.accumulating else gradients
+    return BlockCost(
+        weights=weights,
+        gradients=gradients,
+        optimizer=optimizer.state_bytes(trained),
+        activations=guess.kept,
+        forward=guess.kept + guess.temporary,
+        backward=guess.kept + guess.temporary + arriving,
+        step=optimizer.step_bytes(trained),
+    )
+
+
+def _supposedly_trained(
+    block: Block,
+    own: "Mapping[str, Tensor]",
+    workload: Workload,
+    trains: "Callable[[str, Tensor], bool] | None",
+) -> "list[Tensor]":
+    import torch
+
+    if trains is not None:
+        return [tensor for name, tensor in own.items() if trains(name, tensor)]
+    if workload.tuning == "lora":
+        values = formula.adapter_values(block, list(own.values()))
+        return [torch.empty(values, dtype=torch.float32, device="meta")] if values else []
+    if workload.tuning == "frozen" and block.role == "tower":
+        return []
+    return [tensor for tensor in own.values() if tensor.is_floating_point()]
+
+
+def _own_parameters(model: "nn.Module", blocks: Sequence[Block]) -> "dict[str, dict[str, Tensor]]":
+    """Return block name -> its parameters; what is or will be tied is with the last of its blocks only."""
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    identity: dict[str, Any] = {name: -1 - number for number, group in enumerate(tied_groups(model)) for name in group}
+    last = {identity.get(name, id(parameters[name])): name for block in blocks for name in block.parameters}
+    return {
+        block.name: {
+            name: parameters[name]
+            for name in block.parameters
+            if last[identity.get(name, id(parameters[name]))] == name
+        }
+        for block in blocks
+    }
+
+
+def _weight_bytes(
+    model: "nn.Module",
+    blocks: Sequence[Block],
+    own: "Mapping[str, Mapping[str, Tensor]]",
+    parameter_bytes: ParameterBytes | None,
+) -> list[int]:
+    buffers = dict(model.named_buffers(remove_duplicate=False))
+    size_of = parameter_bytes or (lambda _, tensor: tensor.numel() * tensor.element_size())
+    return [
+        int(sum(size_of(name, tensor) for name, tensor in own[block.name].items()))
+        + sum(buffers[name].numel() * buffers[name].element_size() for name in block.buffers)
+        for block in blocks
+    ]
+
+
+def _returned(blocks: Sequence[Block], costs: Sequence[BlockCost]) -> BlockCost:
+    """Return the copy of the outputs that arrives on the first device, where nothing was traced."""
+    logits = sum(cost.activations for block, cost in zip(blocks, costs, strict=True) if block.role == "head")
+    return BlockCost(forward=logits)
+
+
+def _listed(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more blocks"

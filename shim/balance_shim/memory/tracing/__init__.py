@@ -1,0 +1,1 @@
+"""What activations and temporaries a model really needs: its own forward and backward pass, run on shapes alone."""

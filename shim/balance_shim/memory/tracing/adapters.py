@@ -1,0 +1,36 @@
+"""The adapters that LoRA will put into a model that has none yet, as PEFT itself makes them."""
+
+from collections.abc import Sequence
+from typing import cast
+
+import torch
+from torch import nn
+
+from ..blocks import Block, within
+from .copy import CannotTrace, is_quantized_linear
+
+# Adapters are supposed on every linear layer of the language model; PEFT's own default rank is 8, guides say 16.
+RANK = 16
+
+
+def with_adapters(model: nn.Module, blocks: Sequence[Block]) -> nn.Module:
+    """Put adapters into `model`, which must be a copy on the meta device, and return it. Nothing else trains then.
+
+    Raises:
+        CannotTrace: PEFT is missing, or does not take this model.
+    """
+    try:
+        import peft
+    except ImportError:
+        raise CannotTrace("PEFT is not installed, so that LoRA can only be estimated") from None
+    layers = [block.name for block in blocks if block.role == "layer"]
+    targets = [
+        name
+        for name, module in model.named_modules()
+        if (type(module) is nn.Linear or is_quantized_linear(module)) and any(within(name, layer) for layer in layers)
+    ]
+    if not targets:
+        raise CannotTrace("its layers have no linear layers for adapters")
+    with torch.device("meta"):
+        wrapped = peft.get_peft_model(model, peft.LoraConfig(r=RANK, target_modules=targets))
+    return cast(nn.Module, wrapped.base_model.model)

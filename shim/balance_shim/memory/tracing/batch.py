@@ -1,0 +1,80 @@
+"""What to feed a model with while it is traced: a real batch where there is one, else one that its config suggests."""
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from balance_shim.virtual.machine import Machine
+
+from ..workload import Workload
+from .copy import CannotTrace
+from .machine import traced
+
+IMAGE_TOKENS = 1024  # of the picture that a vision-language model is supposed to get, at most half of a row
+
+
+def on_first_device(batch: Mapping[str, Any], machine: Machine) -> dict[str, Any]:
+    """Return `batch` with traced tensors, on the device where inputs arrive."""
+    return {name: traced(each, 0, machine) if isinstance(each, torch.Tensor) else each for name, each in batch.items()}
+
+
+def supposed_batch(model: nn.Module, workload: Workload) -> dict[str, torch.Tensor]:
+    """Return a batch of plain tensors for `model`.
+
+    Raises:
+        CannotTrace: nothing is known about what this model takes.
+    """
+    accepted = inspect.signature(inspect.unwrap(type(model).forward)).parameters
+    rows, tokens = workload.batch_size, workload.seq_len
+    if "input_ids" not in accepted or "labels" not in accepted:
+        raise CannotTrace(f"{type(model).__name__} takes no input_ids and labels")
+    ids = torch.ones((rows, tokens), dtype=torch.int64)
+    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    batch.update(_picture(model, ids, accepted))
+    batch["labels"] = _labels(model, batch["input_ids"])
+    return {name: each for name, each in batch.items() if name in accepted}
+
+
+def _labels(model: nn.Module, ids: torch.Tensor) -> torch.Tensor:
+    kind = type(model).__name__
+    if kind.endswith(("ForSequenceClassification", "ForMultipleChoice")):
+        config: Any = model.config
+        if getattr(config, "num_labels", 2) == 1:
+            return torch.zeros(ids.shape[0])
+        return torch.zeros(ids.shape[0], dtype=torch.int64)
+    if kind.endswith("ForTokenClassification"):
+        return torch.zeros_like(ids)
+    return ids.clone()
+
+
+def _picture(model: nn.Module, ids: torch.Tensor, accepted: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+    """Return the pixels of one picture a row, and mark its tokens in `ids`; nothing for models of text."""
+    config: Any = model.config
+    vision = getattr(config, "vision_config", None)
+    token = getattr(config, "image_token_id", getattr(config, "image_token_index", None))
+    if vision is None or token is None or "pixel_values" not in accepted:
+        return {}
+    rows, tokens = ids.shape
+    wanted = max(1, min(IMAGE_TOKENS, tokens // 2))
+    channels = getattr(vision, "in_channels", getattr(vision, "in_chans", getattr(vision, "num_channels", 3)))
+    if "image_grid_thw" in accepted:
+        merge = vision.spatial_merge_size
+        side = merge * max(1, int(wanted**0.5))
+        used = (side // merge) ** 2
+        if used > tokens:
+            return {}
+        ids[:, :used] = token
+        width = channels * vision.temporal_patch_size * vision.patch_size**2
+        grid = torch.tensor([[1, side, side]] * rows)
+        return {"pixel_values": torch.zeros(rows * side * side, width), "image_grid_thw": grid}
+    length = getattr(config, "image_seq_length", None)
+    size = getattr(vision, "image_size", None)
+    if not isinstance(length, int) or size is None or length > tokens:
+        return {}
+    height, width = size if isinstance(size, (list, tuple)) else (size, size)
+    tiles = max(1, wanted // length)
+    ids[:, : tiles * length] = token
+    return {"pixel_values": torch.zeros(rows * tiles, channels, height, width)}

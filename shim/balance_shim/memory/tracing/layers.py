@@ -1,0 +1,94 @@
+"""Which layers of a model are alike, so that one of them can be traced for all."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ..blocks import Block
+
+if TYPE_CHECKING:
+    from torch import nn
+
+# Attributes that number layers; everything else that differs makes two layers different.
+_NUMBERING = frozenset({"layer_idx", "layer_id", "layer_index", "layer_number", "block_idx", "idx", "index", "depth"})
+_PLAIN = (int, float, str, bool, type(None))
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Which blocks are traced, and for which others each of them speaks.
+
+    Attributes:
+        left_out: the names of the layers that do not run in the trace.
+        speaks_for: block name -> name of the traced block that is like it; traced blocks speak for themselves.
+    """
+
+    left_out: frozenset[str]
+    speaks_for: dict[str, str]
+
+    @property
+    def whole(self) -> bool:
+        """Whether every block is traced."""
+        return not self.left_out
+
+
+def sample(model: "nn.Module", blocks: Sequence[Block]) -> Sample:
+    """Return the layers to trace: of each kind the first two in a list of layers, and the one behind each.
+
+    The first layer is special where its input needs no gradient, so the second one speaks for the rest. What a layer
+    keeps may be kept by the layer behind it, as its input, so that one has to run as well.
+    """
+    modules = dict(model.named_modules(remove_duplicate=False))
+    lists: dict[str, list[Block]] = {}
+    for block in blocks:
+        if block.role in ("layer", "tower") and block.name.rpartition(".")[2].isdigit():
+            lists.setdefault(block.name.rpartition(".")[0], []).append(block)
+    left_out: set[str] = set()
+    speaks_for = {block.name: block.name for block in blocks}
+    for layers in lists.values():
+        kinds: dict[Any, list[int]] = {}
+        for position, block in enumerate(layers):
+            kinds.setdefault(_kind(model, block.name, modules[block.name]), []).append(position)
+        run: set[int] = set()
+        for positions in kinds.values():
+            run.update(positions[:2])
+            run.update(position + 1 for position in positions[:2] if position + 1 < len(layers))
+        left_out.update(block.name for position, block in enumerate(layers) if position not in run)
+        for positions in kinds.values():
+            speaker = layers[positions[min(1, len(positions) - 1)]].name
+            for position in positions[1:]:
+                speaks_for[layers[position].name] = speaker
+    return Sample(frozenset(left_out), speaks_for)
+
+
+def everything(blocks: Sequence[Block]) -> Sample:
+    """Return the sample that leaves nothing out."""
+    return Sample(frozenset(), {block.name: block.name for block in blocks})
+
+
+def _kind(model: "nn.Module", name: str, layer: "nn.Module") -> tuple[Any, ...]:
+    """Return what two layers share when they take the same memory."""
+    parts = []
+    for inner, module in layer.named_modules():
+        plain = [
+            (key, value)
+            for key, value in vars(module).items()
+            if isinstance(value, _PLAIN) and key not in _NUMBERING and not key.startswith("_")
+        ]
+        tensors = [
+            (key, each.shape, each.dtype, each.requires_grad)
+            for key, each in module._parameters.items()
+            if each is not None
+        ]
+        tensors += [(key, each.shape, each.dtype, False) for key, each in module._buffers.items() if each is not None]
+        parts.append((inner, type(module).__qualname__, tuple(plain), tuple(tensors)))
+    return (*parts, _declared_type(model, name))
+
+
+def _declared_type(model: "nn.Module", name: str) -> str | None:
+    """Return what the config calls this layer (sliding or full attention): some models look there, not in the layer."""
+    config: Any = getattr(model, "config", None)
+    text = config.get_text_config() if hasattr(config, "get_text_config") else config
+    types = getattr(text, "layer_types", None)
+    number = int(name.rpartition(".")[2])
+    return types[number] if isinstance(types, (list, tuple)) and number < len(types) else None

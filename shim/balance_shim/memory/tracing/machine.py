@@ -1,0 +1,99 @@
+"""The machine to trace on: devices `cpu:0`, `cpu:1`, ... without limits, whose tensors have shapes and no numbers.
+
+Whole numbers and truth values stay real (see `virtual/shapes.py`), so models that look at their token ids run. Nothing
+of a real accelerator is touched; other programs in this process notice nothing.
+"""
+
+import contextlib
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from balance_shim.virtual import attention, shapes
+from balance_shim.virtual.dispatch import Dispatcher
+from balance_shim.virtual.machine import Machine
+from balance_shim.virtual.tensor import VirtualTensor, wrap
+
+MOST_DEVICES = 120  # torch numbers devices with a signed byte
+_LIMITLESS = 1 << 60
+
+_plain_attention = torch.nn.functional.scaled_dot_product_attention
+_one_at_a_time = threading.Lock()
+
+
+class TracedTensor(VirtualTensor):
+    """A tensor of the trace under way."""
+
+
+def traced(tensor: torch.Tensor, index: int, machine: Machine) -> torch.Tensor:
+    """Return a tensor on traced device `index` that looks like `tensor`, with its numbers if they are whole numbers."""
+    if not tensor.is_meta and type(tensor) is torch.Tensor and shapes.is_real(tensor.dtype, tensor.numel()):
+        return wrap(tensor.detach().cpu().clone(), index, machine)
+    raw = torch.empty_strided(tensor.shape, _dense_strides(tensor), dtype=tensor.dtype, device=shapes.META)
+    return wrap(raw, index, machine)
+
+
+def _dense_strides(tensor: torch.Tensor) -> tuple[int, ...]:
+    """Return strides in the order of the tensor's own but without gaps: expanded tensors are loaded in full."""
+    if tensor.is_contiguous() or 0 in tensor.stride():
+        return torch.empty(tensor.shape, device=shapes.META).stride()
+    return tensor.stride()
+
+
+@contextlib.contextmanager
+def tracing(devices: int) -> Iterator[Machine]:
+    """Trace in this thread, on `devices` devices, until the context ends."""
+    machine = Machine("cpu", [_LIMITLESS] * devices, TracedTensor, shapes_only=True, separates_host=False)
+    fused = attention.make_attention(machine)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(_one_at_a_time)
+        TracedTensor.run = Dispatcher(machine, fused)
+        stack.enter_context(torch.random.fork_rng(devices=()))
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.enable_grad())
+        stack.enter_context(_default_dtype(torch.float32))
+        stack.enter_context(_fused_attention(fused))
+        stack.enter_context(_Factories(machine))
+        yield machine
+
+
+@contextlib.contextmanager
+def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+@contextlib.contextmanager
+def _fused_attention(fused: Any) -> Iterator[None]:
+    """Let attention keep what an accelerator's kernels keep: the CPU's own choice depends on types and masks."""
+    before = torch.nn.functional.scaled_dot_product_attention
+
+    def scaled_dot_product_attention(query: Any, *args: Any, **kwargs: Any) -> Any:
+        return (fused if isinstance(query, TracedTensor) else before)(query, *args, **kwargs)
+
+    torch.nn.functional.scaled_dot_product_attention = scaled_dot_product_attention
+    try:
+        yield
+    finally:
+        torch.nn.functional.scaled_dot_product_attention = before
+
+
+class _Factories(TorchDispatchMode):
+    """Makes tensors on traced devices: `torch.zeros(..., device="cpu:1")` is dispatched by no tensor."""
+
+    def __init__(self, machine: Machine):
+        super().__init__()
+        self._devices = frozenset(machine.devices)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if TracedTensor in types or kwargs.get("device") in self._devices:
+            return TracedTensor.run(func, args, kwargs)
+        return func(*args, **kwargs)

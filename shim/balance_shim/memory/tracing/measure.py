@@ -1,0 +1,148 @@
+"""From a model to what each of its blocks holds in a training step: copy, place, run, read."""
+
+import warnings
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from ..blocks import Block, anchors, within
+from ..ties import tied_groups
+from ..workload import Workload
+from . import adapters, batch, layers
+from .copy import CannotTrace, Trains, copy_of, traced_copy
+from .machine import MOST_DEVICES, tracing
+from .run import Held, place_inputs, training_step
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Traced:
+    """What a trace found, for each block that ran in it.
+
+    Attributes:
+        held: block name -> bytes beside weights.
+        trained: block name -> its parameters that train, as meta tensors.
+        first: bytes on the device where inputs arrive and outputs return to.
+        speaks_for: name of any block -> name of the block in the trace that is like it.
+    """
+
+    held: dict[str, Held]
+    trained: "dict[str, list[Tensor]]"
+    first: Held
+    speaks_for: dict[str, str]
+
+
+def trace(
+    model: nn.Module,
+    blocks: Sequence[Block],
+    workload: Workload,
+    trains: Trains = None,
+    real_batch: Mapping[str, Any] | None = None,
+) -> Traced:
+    """Run a training step of `model` on shapes, each distinct block once and on a device of its own.
+
+    Args:
+        trains: which parameters get gradients; None: what `workload.tuning` supposes.
+        real_batch: what the model gets in training, on any device; None: what its config suggests.
+
+    Raises:
+        CannotTrace: the model cannot be copied or does not run on shapes.
+    """
+    fed = real_batch if real_batch is not None else batch.supposed_batch(model, workload)
+    sample = layers.sample(model, blocks)
+    with warnings.catch_warnings():  # what the library has to say it will say in the real training
+        warnings.simplefilter("ignore")
+        try:
+            return _trace(model, blocks, workload, trains, fed, sample)
+        except CannotTrace:
+            if sample.whole:
+                raise
+        return _trace(model, blocks, workload, trains, fed, layers.everything(blocks))
+
+
+def _trace(
+    model: nn.Module,
+    blocks: Sequence[Block],
+    workload: Workload,
+    trains: Trains,
+    fed: Mapping[str, Any],
+    sample: layers.Sample,
+) -> Traced:
+    there = [block for block in blocks if block.name not in sample.left_out]
+    leads = anchors(there)
+    devices = _a_device_each(model, there)
+    model, trains, left_out = _supposed(model, blocks, workload, trains, sample.left_out)
+    with tracing(1 + max(devices.values())) as machine:
+        twin = traced_copy(model, machine, _by_prefix(devices), left_out, trains)
+        trained = _trained(twin, there)
+        place_inputs(twin, {block.name: devices[block.name] for block in there if block.kind != "tensor"}, machine)
+        by_device = training_step(twin, batch.on_first_device(fed, machine), workload, machine)
+        del twin
+    first = by_device.pop(0)
+    held = {}
+    for position, block in reversed(list(enumerate(there))):
+        # Of tied blocks, which share a device, the last one has it all; followers add nothing to speak of.
+        if leads[position] == position and devices[block.name] in by_device:
+            held[block.name] = by_device.pop(devices[block.name])
+    return Traced(held, trained, first, sample.speaks_for)
+
+
+def _supposed(
+    model: nn.Module, blocks: Sequence[Block], workload: Workload, trains: Trains, left_out: Collection[str]
+) -> tuple[nn.Module, Trains, Collection[str]]:
+    """Return the model to trace with what trains in it, and what is still to be left out of it."""
+    if trains is not None:
+        return model, trains, left_out
+    if workload.tuning == "lora":
+        bare = copy_of(model, lambda _, tensor: tensor.detach().to("meta"), left_out)
+        return adapters.with_adapters(bare, blocks), lambda _, parameter: parameter.requires_grad, ()
+    towers = [block.name for block in blocks if block.role == "tower"] if workload.tuning == "frozen" else []
+    return model, lambda name, _: not any(within(name, tower) for tower in towers), left_out
+
+
+def _a_device_each(model: nn.Module, blocks: Sequence[Block]) -> dict[str, int]:
+    """Return block name -> device in the trace: one each, from 1 on; tied blocks and followers share theirs.
+
+    Raises:
+        CannotTrace: there are more blocks than devices.
+    """
+    leads = list(anchors(blocks))
+    for group in tied_groups(model):
+        holders = [position for position, block in enumerate(blocks) if not group.isdisjoint(block.parameters)]
+        shared = {leads[position] for position in holders}
+        leads = [min(shared) if lead in shared else lead for lead in leads]
+    numbers = {lead: number for number, lead in enumerate(sorted(set(leads)), start=1)}
+    if len(numbers) >= MOST_DEVICES:
+        raise CannotTrace(f"{type(model).__name__} has more distinct blocks than there are devices to trace on")
+    return {block.name: numbers[lead] for block, lead in zip(blocks, leads, strict=True)}
+
+
+def _by_prefix(devices: Mapping[str, int]) -> Callable[[str], int]:
+    """Return a function from a tensor's name to the device of the block that it is in."""
+
+    def device_of(name: str) -> int:
+        while name not in devices:
+            if not name:
+                return 0
+            name = name.rpartition(".")[0]
+        return devices[name]
+
+    return device_of
+
+
+def _trained(twin: nn.Module, blocks: Sequence[Block]) -> "dict[str, list[Tensor]]":
+    """Return the parameters that train, each with the last of the blocks that hold it."""
+    last: dict[int, tuple[str, Any]] = {}
+    names = [block.name for block in blocks]
+    owner = _by_prefix({name: position for position, name in enumerate(names)})
+    for name, parameter in twin.named_parameters(remove_duplicate=False):
+        if parameter.requires_grad:
+            last[id(parameter)] = (names[owner(name)], parameter)
+    found: dict[str, list[Any]] = {name: [] for name in names}
+    for block, parameter in last.values():
+        found[block].append(parameter.raw)
+    return found

@@ -1,0 +1,134 @@
+"""One training step of a traced model, and the bytes that each device held in it."""
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from balance_shim.virtual.machine import Machine
+
+from ..workload import Workload
+from .copy import CannotTrace
+
+
+@dataclass(frozen=True)
+class Held:
+    """What one device held beside its weights, in bytes.
+
+    Attributes:
+        forward: the most in the forward pass.
+        kept: at its end, when only what backward needs is left.
+        backward: the most in the backward pass; gradients of earlier micro-batches do not count.
+        ran: whether anything was computed there.
+    """
+
+    forward: int
+    kept: int
+    backward: int
+    ran: bool
+
+
+def place_inputs(model: nn.Module, devices: Mapping[str, int], machine: Machine) -> None:
+    """Bring to each module named in `devices` its inputs, as accelerate does at every module of a device map."""
+    from accelerate.utils import send_to_device
+
+    for name, index in devices.items():
+        module = model.get_submodule(name)
+        target = machine.devices[index]
+
+        def arrive(_: nn.Module, args: Any, kwargs: Any, target: torch.device = target) -> Any:
+            return send_to_device(args, target), send_to_device(kwargs, target)
+
+        module.register_forward_pre_hook(arrive, with_kwargs=True)
+
+
+def training_step(model: nn.Module, batch: Mapping[str, Any], workload: Workload, machine: Machine) -> dict[int, Held]:
+    """Run forward and backward of `model` and return what each device held.
+
+    Raises:
+        CannotTrace: the model does not run on shapes, or gives no loss to go backward from.
+    """
+    try:
+        return _training_step(model, batch, workload, machine)
+    except CannotTrace:
+        raise
+    except Exception as error:
+        text = str(error).splitlines()[0] if str(error) else ""
+        raise CannotTrace(f"{type(model).__name__} does not run on shapes ({type(error).__name__}: {text})") from error
+
+
+def _training_step(model: nn.Module, batch: Mapping[str, Any], workload: Workload, machine: Machine) -> dict[int, Held]:
+    _prepare(model, workload)
+    if workload.accumulation > 1:  # the first micro-batch brings the gradients
+        _forward(model, batch, workload, machine).backward()
+    before = _live(machine)
+    _reset(machine)
+    loss = _forward(model, batch, workload, machine)
+    forward, kept = _peaks(machine), _live(machine)
+    _reset(machine)
+    loss.backward()
+    del loss
+    backward = _peaks(machine)
+    return {
+        index: Held(
+            forward=forward[index] - before[index],
+            kept=kept[index] - before[index],
+            backward=backward[index] - before[index],
+            ran=forward[index] > before[index],
+        )
+        for index in range(len(machine.devices))
+    }
+
+
+def _prepare(model: nn.Module, workload: Workload) -> None:
+    model.train()
+    if workload.gradient_checkpointing and getattr(model, "supports_gradient_checkpointing", False):
+        model.gradient_checkpointing_enable()  # type: ignore[operator]
+        frozen = not any(each.requires_grad for each in model.get_input_embeddings().parameters())  # type: ignore[operator]
+        if frozen:
+            model.enable_input_require_grads()  # type: ignore[operator]
+
+
+def _forward(model: nn.Module, batch: Mapping[str, Any], workload: Workload, machine: Machine) -> torch.Tensor:
+    """Return the loss, as `Trainer.compute_loss` does: by then nobody holds the other outputs."""
+    from accelerate.utils import convert_outputs_to_fp32, send_to_device
+
+    accepted = {"use_cache": False} if hasattr(getattr(model, "config", None), "use_cache") else {}
+
+    def call() -> Any:
+        outputs = model(**batch, **accepted)
+        return send_to_device(outputs, machine.devices[0])  # where the inputs came from
+
+    with _autocast(workload):
+        if workload.autocast:
+            call = convert_outputs_to_fp32(call)
+        outputs = call()
+    loss = outputs["loss"] if isinstance(outputs, dict) else outputs[0]
+    if not isinstance(loss, torch.Tensor) or not loss.requires_grad:
+        raise CannotTrace(f"{type(model).__name__} gives no loss that trains anything")
+    return loss
+
+
+@contextlib.contextmanager
+def _autocast(workload: Workload) -> Iterator[None]:
+    if workload.autocast:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            yield
+    else:
+        yield
+
+
+def _live(machine: Machine) -> list[int]:
+    return [usage.live for usage in machine.ledger.usage()]
+
+
+def _peaks(machine: Machine) -> list[int]:
+    return [usage.peak for usage in machine.ledger.usage()]
+
+
+def _reset(machine: Machine) -> None:
+    for index in range(len(machine.devices)):
+        machine.ledger.reset_peak(index)

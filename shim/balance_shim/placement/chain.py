@@ -1,0 +1,151 @@
+"""The chain that is cut: blocks joined to links, and groups of links that may sit apart from their neighbours."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ..memory.blocks import Block, anchors
+from ..memory.compose import Schedule, merged
+from ..memory.cost import BlockCost
+from .plan import CostedModel
+
+
+@dataclass(frozen=True)
+class Link:
+    """A member of the chain: blocks that go together, with their cost."""
+
+    blocks: tuple[Block, ...]
+    cost: BlockCost
+
+    @property
+    def role(self) -> str:
+        return self.blocks[0].role
+
+    def holds(self, names: frozenset[str]) -> bool:
+        return any(not names.isdisjoint(block.tensors) for block in self.blocks)
+
+
+@dataclass(frozen=True)
+class Group:
+    """Links that share a device, which may be any device: an embedding, a tower, a head; ends that are tied.
+
+    Attributes:
+        ahead: those that run before the layers.
+        behind: those that run after them.
+        pinned: whether the device has to be the first one.
+        must_leave: whether the group cannot stand in the chain, because it has a part at both ends or is pinned.
+    """
+
+    ahead: tuple[Link, ...] = ()
+    behind: tuple[Link, ...] = ()
+    pinned: bool = False
+
+    @property
+    def must_leave(self) -> bool:
+        return self.pinned or bool(self.ahead and self.behind)
+
+
+@dataclass(frozen=True)
+class Chain:
+    """A model as the solver takes it: links in forward order, of which the groups' may be taken out of the row."""
+
+    links: tuple[Link, ...]
+    groups: tuple[Group, ...]
+    schedule: Schedule
+
+    def without(self, groups: Sequence[Group]) -> tuple[Link, ...]:
+        """Return the links that are left in the row when `groups` are placed apart."""
+        apart = {id(link) for group in groups for link in (*group.ahead, *group.behind)}
+        return tuple(link for link in self.links if id(link) not in apart)
+
+    def merged(self, links: Sequence[Link]) -> BlockCost:
+        return merged((link.cost for link in links), self.schedule)
+
+
+def chain_of(costed: CostedModel, devices: int) -> Chain:
+    """Return the chain of `costed` for a machine of `devices` devices."""
+    links = _followed(costed)
+    links = _whole_tower(links, costed.schedule, devices)
+    links = _joined_by_ties(links, costed)
+    return Chain(tuple(links), tuple(_groups(links, costed)), costed.schedule)
+
+
+def _followed(costed: CostedModel) -> list[Link]:
+    """Return a link for each block, with those that follow it: rotary embeddings, single tensors."""
+    members: dict[int, list[int]] = {}
+    for position, lead in enumerate(anchors(costed.blocks)):
+        members.setdefault(lead, []).append(position)
+    return [
+        Link(
+            tuple(costed.blocks[position] for position in [lead, *(other for other in members[lead] if other != lead)]),
+            merged((costed.costs[position] for position in members[lead]), costed.schedule),
+        )
+        for lead in sorted(members)
+    ]
+
+
+def _whole_tower(links: list[Link], schedule: Schedule, devices: int) -> list[Link]:
+    """Keep a vision or audio tower on one device while it is no more than a device's share.
+
+    Split towers are where cross-device errors of vision-language models come from.
+    """
+    tower = [position for position, link in enumerate(links) if link.role == "tower"]
+    if not tower or tower != list(range(tower[0], tower[-1] + 1)):
+        return links
+    whole = _joined([links[position] for position in tower], schedule)
+    if _bytes(whole.cost) * devices > sum(_bytes(link.cost) for link in links):
+        return links
+    return [*links[: tower[0]], whole, *links[tower[-1] + 1 :]]
+
+
+def _joined_by_ties(links: list[Link], costed: CostedModel) -> list[Link]:
+    """Join links that share a tensor, unless they are the two ends, which are a group.
+
+    Rare (an encoder and decoder that share their embedding): the whole stretch cannot be one block, so all holders go
+    where the first one is and the chain crosses over and back.
+    """
+    for group in costed.ties:
+        holders = [position for position, link in enumerate(links) if link.holds(group)]
+        if len(holders) > 1 and not _are_ends(links, holders):
+            together = _joined([links[position] for position in holders], costed.schedule)
+            links = [
+                together if position == holders[0] else link
+                for position, link in enumerate(links)
+                if position not in holders[1:]
+            ]
+    return links
+
+
+def _are_ends(links: Sequence[Link], holders: Sequence[int]) -> bool:
+    """Whether one of two holders is ahead of all layers and the other behind them."""
+    layers = [position for position, link in enumerate(links) if link.role == "layer"]
+    return len(holders) == 2 and bool(layers) and holders[0] < layers[0] and holders[1] > layers[-1]
+
+
+def _groups(links: Sequence[Link], costed: CostedModel) -> list[Group]:
+    layers = [position for position, link in enumerate(links) if link.role == "layer"]
+    if not layers:
+        return []
+    front, tail = links[: layers[0]], links[layers[-1] + 1 :]
+    embedding = tuple(link for link in front if link.role == "embedding")
+    tower = tuple(link for link in front if link.role == "tower" and len(link.blocks) > 1)
+    # Behind the last layer come norm, pooler, head, classifier: all that makes the logits.
+    head = tuple(tail)
+    tied = any(link.holds(group) for group in costed.ties for link in embedding) and any(
+        link.holds(group) for group in costed.ties for link in head
+    )
+    if tied:
+        groups = [Group(embedding, head, pinned=costed.loss_on_first)]
+    else:
+        groups = [Group(ahead=embedding), Group(behind=head, pinned=costed.loss_on_first)]
+    groups.append(Group(ahead=tower))
+    return [group for group in groups if group.ahead or group.behind]
+
+
+def _joined(links: Sequence[Link], schedule: Schedule) -> Link:
+    return Link(
+        tuple(block for link in links for block in link.blocks), merged((link.cost for link in links), schedule)
+    )
+
+
+def _bytes(cost: BlockCost) -> int:
+    return cost.weights + cost.optimizer + max(cost.forward, cost.backward, cost.gradients + cost.step)
