@@ -37,6 +37,8 @@ class PassOn(nn.Module):
         return self
 
     def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):  # marks of those who have wrapped the original, and nothing that a model asks for
+            raise AttributeError(f"{type(self).__name__} has no attribute {name}")
         return getattr(self.__dict__["_original"], name)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -106,9 +108,9 @@ def copy_of(
             memo[id(module)] = _plain_linear(name, module, twin_of)
     try:
         twin: nn.Module = copy.deepcopy(model, memo)
+        _strip(twin)
     except Exception as error:
         raise CannotTrace(f"{type(model).__name__} cannot be copied ({type(error).__name__}: {error})") from error
-    _strip(twin)
     for list_name, form in forms.items():
         for layer in twin.get_submodule(list_name).children():
             if not isinstance(layer, PassOn):
