@@ -57,7 +57,9 @@ def count() -> int:
     return 0 if kind is None else _module(kind).device_count()
 
 
-def inventory(settings: Settings, max_memory: Mapping[Any, Any] | None = None) -> tuple[Device, ...]:
+def inventory(
+    settings: Settings, max_memory: Mapping[Any, Any] | None = None, ours: Mapping[int, int] | None = None
+) -> tuple[Device, ...]:
     """Return the devices a map may use, in index order.
 
     There are none when the script's `max_memory` names none: it wants the host. Devices with next to no room are left
@@ -67,6 +69,7 @@ def inventory(settings: Settings, max_memory: Mapping[Any, Any] | None = None) -
         settings: caps (`BALANCE_MAX_MEMORY`) and reserve (`BALANCE_RESERVE`).
         max_memory: what the script passed to `from_pretrained`: as there, devices that it leaves out are not used.
             `BALANCE_MAX_MEMORY` is the later word for the devices that both name.
+        ours: bytes on each device that are in use and count as available, because what holds them is to be placed.
     """
     kind = accelerator_type()
     if kind is None:
@@ -84,7 +87,7 @@ def inventory(settings: Settings, max_memory: Mapping[Any, Any] | None = None) -
     for index in range(total):
         if script_caps and index not in script_caps and index not in caps:
             continue
-        available = _available(module, index)
+        available = _available(module, index) + (ours or {}).get(index, 0)
         if isinstance(settings.max_memory, int):
             available = min(available, settings.max_memory)
         elif index in caps:

@@ -56,18 +56,11 @@ def profile(
             are parameters of the model already and none are supposed.
         batch: what the model gets in training; by default what its config suggests.
     """
-    from .tracing.copy import CannotTrace
-    from .tracing.measure import trace
-
     optimizer = optimizer_named(workload.optimizer)
     schedule = Schedule(workload.accumulation > 1, optimizer.at_once)
     own = _own_parameters(model, blocks)
     weights = _weight_bytes(model, blocks, own, parameter_bytes)
-    found: Traced | None
-    try:
-        found, method = trace(model, blocks, workload, trains, batch), "traced"
-    except CannotTrace as error:
-        found, method = None, f"estimated by a formula, because {error}"
+    found, method = _trace(model, blocks, workload, trains, batch)
     costs = []
     untraced = []
     for block, held_weights in zip(blocks, weights, strict=True):
@@ -81,6 +74,26 @@ def profile(
     if untraced:
         method = f"traced, but for {_listed(untraced)}, which the supposed batch does not reach: estimated by a formula"
     return Profile(tuple(costs), first, schedule, method)
+
+
+def _trace(
+    model: "nn.Module",
+    blocks: Sequence[Block],
+    workload: Workload,
+    trains: "Callable[[str, Tensor], bool] | None",
+    batch: Mapping[str, Any] | None,
+) -> "tuple[Traced | None, str]":
+    """Return what a trace found, None if there can be none, and the method in words."""
+    from .tracing.copy import CannotTrace
+    from .tracing.measure import trace
+
+    reasons = []
+    for fed in [None] if batch is None else [batch, None]:
+        try:
+            return trace(model, blocks, workload, trains, fed), "traced"
+        except CannotTrace as error:
+            reasons.append(str(error))
+    return None, f"estimated by a formula, because {reasons[0]}"
 
 
 def _traced_cost(

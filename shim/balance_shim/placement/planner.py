@@ -102,7 +102,12 @@ def what_would_fit(plan: Plan, request: Request) -> list[str]:
     """
     found = []
     for phrase, changes in _remedies(plan.workload):
-        costed = cost(replace(request, workload=replace(plan.workload, **changes)))
+        changed = replace(request, workload=replace(plan.workload, **changes))
+        if "tuning" in changes:
+            changed = replace(changed, trains=None)
+        if changes.keys() & {"batch_size", "seq_len"}:
+            changed = replace(changed, batch=None)
+        costed = cost(changed)
         candidate = evaluate("balanced", costed, balance(costed, request.devices), request.devices)
         if not candidate.shortfall:
             found.append(f"{phrase} (worst device {format_size(candidate.worst.predicted_peak)})")

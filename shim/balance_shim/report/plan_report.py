@@ -12,9 +12,16 @@ from ..units import format_size, gib
 from .table import table
 
 
-def show(plan: Plan, report: str) -> None:
-    """Say what was planned, as `BALANCE_REPORT` asks: "text", "off", or a folder for files beside the text."""
+def show(plan: Plan, report: str, again: bool = False) -> None:
+    """Say what was planned, as `BALANCE_REPORT` asks: "text", "off", or a folder for files beside the text.
+
+    With `again` the map is one that has been shown, and only the files are brought up to date.
+    """
     if report == "off" or not log.is_first_process():
+        return
+    if again:
+        if report != "text":
+            _write(plan, report)
         return
     whose = {"balanced": "balanced map", "map": "the user's map"}[plan.mode]
     headline = (

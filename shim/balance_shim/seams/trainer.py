@@ -1,16 +1,10 @@
 """Seam 2b, `transformers.trainer`: here the workload is known, and the loss must find its way between devices."""
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
-from .. import devices, log, state
-from ..memory.actual_workload import actual_workload
-from ..placement import planner
-from ..placement.balance import balance
-from ..placement.plan import Plan, evaluate
-from ..report import plan_report
-from ..units import format_size
+from .. import devices, log
+from ..training.second_pass import second_pass
 from ..versions import version_of, version_text
 from . import known, registry
 from .guard import SeamMoved, attempt
@@ -19,7 +13,6 @@ from .loss_device import computes_loss_on_first_device
 # The versions that count the label tokens of a step, and those that do it in a method of its own.
 COUNTS_ITEMS_SINCE = (4, 46)
 COUNTS_ITEMS_APART_SINCE = (4, 57)
-WORTH_SAYING = 0.95  # a new map is mentioned when it brings the worst device to this part of what it is, or below
 
 
 def apply(module: Any) -> None:
@@ -29,7 +22,7 @@ def apply(module: Any) -> None:
         SeamMoved: this version keeps a seam somewhere else.
     """
     version = version_of("transformers")
-    patches: list[tuple[str, Callable[..., Any]]] = [("__init__", _around_init), ("training_step", _around_step)]
+    patches: list[tuple[str, Callable[..., Any]]] = [("train", _around_train), ("training_step", _around_step)]
     if version >= COUNTS_ITEMS_APART_SINCE:
         patches.append(("_get_num_items_in_batch", _around_item_count))
     elif version >= COUNTS_ITEMS_SINCE:
@@ -41,12 +34,13 @@ def apply(module: Any) -> None:
         registry.replace(module.Trainer, name, wrapper)
 
 
-def _around_init(original: Callable[..., Any]) -> Callable[..., Any]:
-    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
-        original(self, *args, **kwargs)
-        attempt("recording the workload", _record, self, instead="training goes on")
+def _around_train(original: Callable[..., Any]) -> Callable[..., Any]:
+    def train(self: Any, *args: Any, **kwargs: Any) -> Any:
+        # Not when the trainer is made: trainers derived from this one load their other models after that.
+        attempt("planning for the real workload", _prepare, self, instead="training goes on with the map it has")
+        return original(self, *args, **kwargs)
 
-    return __init__
+    return train
 
 
 def _around_item_count(original: Callable[..., Any]) -> Callable[..., Any]:
@@ -94,40 +88,15 @@ def _placeless(trainer: Any, count: Any) -> Any:
     return count
 
 
-def _record(trainer: Any) -> None:
-    """Say what the training really is, beside what the plan supposed."""
-    settings = state.settings()
+def _prepare(trainer: Any) -> None:
+    """Bring the placement of the trainer's model in line with what the trainer really does."""
     placed = known.placed(trainer.model)
     if placed is None:
         _say_unused(trainer)
         return
     model, plan = placed
-    workload = actual_workload(trainer, plan.workload)
-    usable = tuple(each.device for each in plan.devices)
-    request = planner.Request(model, workload, usable, loss_on_first=computes_loss_on_first_device(model))
-    costed = planner.cost(replace(request, trains=lambda _, parameter: parameter.requires_grad))
-    actual = evaluate(plan.mode, costed, plan.device_map, usable)
-    known.remember_plan(model, actual)
-    if settings.report != "off":
-        log.info(plan_report.beside(plan, actual))
-    if actual.shortfall:
-        remedies = planner.what_would_fit(actual, request)
-        log.warning(plan_report.shortfall_line(actual, remedies))
-    if plan.mode == "balanced":
-        better = evaluate(plan.mode, costed, balance(costed, usable), usable)
-        if better.worst.filled <= WORTH_SAYING * actual.worst.filled:
-            log.info(
-                f"a map made for this workload would have its worst device at "
-                f"{format_size(better.worst.predicted_peak)} instead of {format_size(actual.worst.predicted_peak)}: "
-                f"set {_as_variables(actual)}"
-            )
-
-
-def _as_variables(plan: Plan) -> str:
-    workload = plan.workload
-    return (
-        f"BALANCE_TUNING={workload.tuning} BALANCE_BATCH_SIZE={workload.batch_size} BALANCE_SEQ_LEN={workload.seq_len}"
-    )
+    outcome = second_pass(trainer, model, plan, computes_loss_on_first_device(model))
+    known.remember_plan(model, outcome.plan)
 
 
 def _say_unused(trainer: Any) -> None:

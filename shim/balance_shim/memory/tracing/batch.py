@@ -16,9 +16,15 @@ from .machine import traced
 IMAGE_TOKENS = 1024  # of the picture that a vision-language model is supposed to get, at most half of a row
 
 
-def on_first_device(batch: Mapping[str, Any], machine: Machine) -> dict[str, Any]:
-    """Return `batch` with traced tensors, on the device where inputs arrive."""
-    return {name: traced(each, 0, machine) if isinstance(each, torch.Tensor) else each for name, each in batch.items()}
+def on_first_device(batch: Mapping[str, Any], model: nn.Module, machine: Machine) -> dict[str, Any]:
+    """Return what `model` takes of `batch`, with traced tensors, on the device where inputs arrive."""
+    accepted = inspect.signature(inspect.unwrap(type(model).forward)).parameters
+    anything = any(each.kind is inspect.Parameter.VAR_KEYWORD for each in accepted.values())
+    return {
+        name: traced(each, 0, machine) if isinstance(each, torch.Tensor) else each
+        for name, each in batch.items()
+        if anything or name in accepted
+    }
 
 
 def supposed_batch(model: nn.Module, workload: Workload) -> dict[str, torch.Tensor]:

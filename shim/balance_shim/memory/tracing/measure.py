@@ -52,16 +52,27 @@ def trace(
     Raises:
         CannotTrace: the model cannot be copied or does not run on shapes.
     """
-    fed = real_batch if real_batch is not None else batch.supposed_batch(model, workload)
+    try:
+        with warnings.catch_warnings():  # what the libraries have to say they will say in the real training
+            warnings.simplefilter("ignore")
+            fed = real_batch if real_batch is not None else batch.supposed_batch(model, workload)
+            return _sampled_or_whole(model, blocks, workload, trains, fed)
+    except CannotTrace:
+        raise
+    except Exception as error:
+        raise CannotTrace(f"tracing failed ({type(error).__name__}: {error})") from error
+
+
+def _sampled_or_whole(
+    model: nn.Module, blocks: Sequence[Block], workload: Workload, trains: Trains, fed: Mapping[str, Any]
+) -> Traced:
     sample = layers.sample(model, blocks)
-    with warnings.catch_warnings():  # what the library has to say it will say in the real training
-        warnings.simplefilter("ignore")
-        try:
-            return _trace(model, blocks, workload, trains, fed, sample)
-        except CannotTrace:
-            if sample.whole:
-                raise
-        return _trace(model, blocks, workload, trains, fed, layers.everything(blocks))
+    try:
+        return _trace(model, blocks, workload, trains, fed, sample)
+    except CannotTrace:
+        if sample.whole:
+            raise
+    return _trace(model, blocks, workload, trains, fed, layers.everything(blocks))
 
 
 def _trace(
@@ -80,7 +91,7 @@ def _trace(
         twin = traced_copy(model, machine, _by_prefix(devices), left_out, trains)
         trained = _trained(twin, there)
         place_inputs(twin, {block.name: devices[block.name] for block in there if block.kind != "tensor"}, machine)
-        by_device = training_step(twin, batch.on_first_device(fed, machine), workload, machine)
+        by_device = training_step(twin, batch.on_first_device(fed, model, machine), workload, machine)
         del twin
     first = by_device.pop(0)
     held = {}

@@ -1,0 +1,212 @@
+"""Moves the blocks of a model that has been dispatched to where another device map wants them, in place.
+
+Nothing is made anew that others may hold: parameters, buffers and gradients stay the objects that they were, and so do
+accelerate's hooks and the dict `hf_device_map`. Either everything moves or, if something fails on the way, everything
+is where it was.
+"""
+
+import traceback
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ..errors import BalanceError
+from ..units import format_size
+from . import align_hooks, movable
+from .map_file import DeviceMap
+from .movable import MoveError, Piece
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+__all__ = ["LostModelError", "MoveError", "Moved", "move"]
+
+GRANULE = 512  # bytes; CUDA's allocator rounds requests up to it
+UNKNOWN = 1 << 62  # free bytes of a device that cannot say
+
+
+class LostModelError(BalanceError):
+    """A model that is left between two maps. Not a `MoveError`, after which training can go on."""
+
+
+@dataclass(frozen=True)
+class Moved:
+    """What `move` did.
+
+    Attributes:
+        blocks: the keys of the new map that had something to move, in the model's order.
+        tensors: how many tensors were copied to another device; tied ones once.
+        size: their bytes.
+        over_host: how many of them waited in host memory because no order of moves had room for each.
+    """
+
+    blocks: tuple[str, ...] = ()
+    tensors: int = 0
+    size: int = 0
+    over_host: int = 0
+
+
+def move(model: "nn.Module", device_map: DeviceMap, optimizers: "Iterable[torch.optim.Optimizer]" = ()) -> Moved:
+    """Bring every parameter and buffer of `model` to its device in `device_map`, and accelerate's hooks with them.
+
+    To be called between steps: a graph that still waits for its backward pass would not survive it.
+
+    Args:
+        model: the model that was dispatched, not a wrapper around it (PEFT's adapters inside of it move along).
+        device_map: names of modules or tensors -> device index, for all of the model. Devices of parameters that PEFT
+            has put away under `base_layer` are those of the names that they had.
+        optimizers: those whose state for these parameters moves along. One that has made no step has none.
+
+    Raises:
+        MoveError: the map does not fit the model or the machine, the model holds something that cannot be moved in
+            place, or moving failed; the old map is then in force as before.
+        LostModelError: moving failed, and so did moving back.
+    """
+    import torch
+
+    device_map = dict(device_map)  # the caller's may be the very dict that is changed below
+    places = movable.Places(model, device_map)
+    movable.refuse_unmovable(model)
+    pieces = movable.to_move(model, places, optimizers)
+    if not pieces and getattr(model, "hf_device_map", None) == device_map:
+        return Moved()
+    _check_room(pieces)
+    with _all_or_nothing(pieces) as undo, torch.no_grad():
+        # Undone last, when the tensors are back: the addresses in it are theirs.
+        undo.callback(align_hooks.renew_tied_addresses, model)
+        over_host = _transfer(pieces, undo)
+        align_hooks.align(model, places, undo)
+        _note_map(model, device_map, undo)
+        align_hooks.renew_tied_addresses(model)
+    blocks = tuple(dict.fromkeys(piece.block for piece in pieces))
+    return Moved(blocks, len(pieces), sum(piece.size for piece in pieces), over_host)
+
+
+@contextmanager
+def _all_or_nothing(pieces: list[Piece]) -> Iterator[ExitStack]:
+    """Undo, if the body raises, what it has registered, last first: every state on the way back has had room before."""
+    undo = ExitStack()
+    try:
+        yield undo
+    except BaseException as error:
+        # Copies that were half-way are held by the frames of the error, and would take the room needed to go back.
+        traceback.clear_frames(error.__traceback__)
+        _empty_caches()
+        try:
+            undo.close()
+        except Exception as second:
+            raise LostModelError(
+                f"moving blocks failed ({_first_line(error)}), and so did moving them back ({_first_line(second)}): "
+                "the model cannot be used any more; load it again"
+            ) from error
+        if not isinstance(error, Exception):  # a Ctrl-C stays one
+            raise
+        raise MoveError(f"moving blocks failed, the map stays as it was: {_first_line(error)}") from error
+    finally:
+        if pieces:
+            _empty_caches()
+
+
+def _transfer(pieces: list[Piece], undo: ExitStack) -> int:
+    """Copy each piece to its device when there is room for it; return how many had to wait on the host.
+
+    One piece at a time, whose old memory is free again at once, so no device ever holds more than one tensor above
+    what it holds before or after. Two full devices that exchange something are helped by the host.
+    """
+    import torch
+
+    host = torch.device("cpu")
+    waiting, over_host = list(pieces), 0
+    while waiting:
+        free = {device: _free_bytes(device) for device in {piece.goal for piece in waiting}}
+        stuck = []
+        for piece in waiting:
+            size, source = _rounded(piece.size), piece.device
+            if size > free[piece.goal]:
+                stuck.append(piece)
+                continue
+            _put(piece, piece.goal, undo)
+            free[piece.goal] -= size
+            if source in free:
+                free[source] += size
+        if len(stuck) == len(waiting):
+            wanted = {piece.goal for piece in stuck}
+            helpful = [piece for piece in stuck if piece.device in wanted]
+            if not helpful:  # nothing that we could take away would help; the allocator knows best whether it fits
+                _put(stuck[0], stuck[0].goal, undo)
+                stuck = stuck[1:]
+            else:
+                _put(max(helpful, key=lambda piece: piece.size), host, undo)
+                over_host += 1
+        waiting = stuck
+    return over_host
+
+
+def _put(piece: Piece, device: "torch.device", undo: ExitStack) -> None:
+    # Registered first: a piece of several tensors may fail between two of them.
+    undo.callback(piece.put, piece.device)
+    piece.put(device)
+
+
+def _check_room(pieces: list[Piece]) -> None:
+    """Raise if some device lacks room for what is to be there in the end, before anything is touched."""
+    arriving: dict[torch.device, int] = {}
+    for piece in pieces:
+        arriving[piece.goal] = arriving.get(piece.goal, 0) + _rounded(piece.size)
+    for piece in pieces:
+        if piece.device in arriving:
+            arriving[piece.device] -= _rounded(piece.size)
+    for device, more in sorted(arriving.items(), key=lambda item: str(item[0])):
+        missing = more - _free_bytes(device)
+        if missing > 0:
+            raise MoveError(
+                f"moving blocks would need {format_size(missing)} more than {device} has free; the map stays as it was"
+            )
+
+
+def _note_map(model: "nn.Module", device_map: DeviceMap, undo: ExitStack) -> None:
+    held: Any = getattr(model, "hf_device_map", None)
+    if isinstance(held, dict):
+        undo.callback(held.update, dict(held))
+        undo.callback(held.clear)
+        held.clear()
+        held.update(device_map)
+    else:  # transformers 5 notes no map of one device
+        undo.callback(delattr, model, "hf_device_map")
+        model.hf_device_map = device_map  # type: ignore[assignment]
+
+
+def _free_bytes(device: "torch.device") -> int:
+    """Return what can be allocated on `device`, with what this process's allocator keeps there without using it."""
+    import torch
+
+    module: Any = torch.get_device_module(device)
+    if not hasattr(module, "mem_get_info"):
+        return UNKNOWN
+    free = module.mem_get_info(device.index)[0]
+    if hasattr(module, "memory_reserved") and hasattr(module, "memory_allocated"):
+        free += max(0, module.memory_reserved(device.index) - module.memory_allocated(device.index))
+    return int(free)
+
+
+def _empty_caches() -> None:
+    """Give what moved away back to the devices: other processes and other allocators do not see our cache."""
+    import torch
+
+    from .. import devices
+
+    kind = devices.accelerator_type()
+    module: Any = None if kind is None else torch.get_device_module(kind)
+    if hasattr(module, "empty_cache"):
+        module.empty_cache()
+
+
+def _rounded(size: int) -> int:
+    return -(-size // GRANULE) * GRANULE
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip().partition("\n")[0]
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__

@@ -1,0 +1,36 @@
+"""The workload as a Trainer really has it: its arguments, what trains in its model, its longest batch."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from ..memory.workload import Workload, from_arguments
+from .longest_batch import longest_batch
+
+
+def actual_workload(trainer: Any, assumed: Workload) -> tuple[Workload, Mapping[str, Any] | None]:
+    """Return the workload of a `transformers.Trainer` that is about to train, and the largest batch that can be seen.
+
+    The batch is what the collator makes of the longest rows; None where looking could have an effect.
+    """
+    known = from_arguments(trainer.args)
+    known["tuning"] = tuning(trainer.model)
+    known["gradient_checkpointing"] |= _checkpoints_already(trainer.model)
+    batch = longest_batch(trainer, known["batch_size"])
+    ids: Any = None if batch is None else batch.get("input_ids")
+    if hasattr(ids, "shape") and len(ids.shape) == 2:
+        known["batch_size"], known["seq_len"] = map(int, ids.shape)
+    workload = replace(assumed, **known, guessed=assumed.guessed and "seq_len" not in known)
+    return workload, batch
+
+
+def tuning(model: Any) -> str:
+    """Return "full", "lora" or "frozen" by which parameters of `model` train."""
+    trained = [(name, parameter.requires_grad) for name, parameter in model.named_parameters()]
+    if all(trains for _, trains in trained):
+        return "full"
+    return "lora" if any("lora_" in name or "adapter" in name for name, trains in trained if trains) else "frozen"
+
+
+def _checkpoints_already(model: Any) -> bool:
+    return any(getattr(module, "gradient_checkpointing", False) is True for module in model.modules())

@@ -1,0 +1,82 @@
+"""The largest batch of a training, made as the Trainer will make it, without the training noticing."""
+
+import contextlib
+import random
+import sys
+from collections.abc import Iterator, Mapping
+from itertools import islice
+from typing import Any
+
+from .. import log
+
+ROWS_READ = 256  # of plain lists; enough to see the longest rows of most data sets, and read in milliseconds
+COLUMN_READ = 20_000  # of data sets that hold columns
+
+
+def longest_batch(trainer: Any, batch_size: int) -> Mapping[str, Any] | None:
+    """Return what `trainer.data_collator` makes of the `batch_size` longest rows; None where that cannot be had.
+
+    Only lists and plain `datasets.Dataset`s are read. Any other data set may augment at random, download or count
+    when it is asked for a row, and training must not notice that somebody looked.
+    """
+    rows = longest_rows(trainer.train_dataset, batch_size)
+    if not rows:
+        return None
+    try:
+        with _undisturbed_randomness():
+            batch = trainer.data_collator([_without_unused_columns(trainer, row) for row in rows])
+    except Exception as error:  # the training itself will say what is wrong with it, in its own words
+        log.debug(f"the collator makes no batch of the longest rows ({type(error).__name__}: {error})")
+        return None
+    return dict(batch) if isinstance(batch, Mapping) and batch else None
+
+
+def longest_rows(dataset: Any, count: int) -> list[Any]:
+    """Return the `count` rows with the most tokens among the first of a data set, the longest first.
+
+    Rows that are not tokenized yet are taken as they come. There are fewer where the data set has fewer.
+    """
+    library = sys.modules.get("datasets")
+    if library is not None and isinstance(dataset, library.Dataset):
+        if dataset.format["type"] == "custom":
+            return []
+        positions: list[int] = list(range(min(len(dataset), COLUMN_READ)))
+        if "input_ids" in dataset.column_names:
+            # One column only: decoding pictures would take long.
+            column = dataset.select_columns(["input_ids"]).with_format(None)[: len(positions)]["input_ids"]
+            positions.sort(key=lambda position: -len(column[position]))
+        return [dataset[position] for position in positions[:count]]
+    if isinstance(dataset, list):
+        rows = [row for row in islice(dataset, ROWS_READ) if isinstance(row, Mapping)]
+        return sorted(rows, key=lambda row: -_length(row))[:count]
+    return []
+
+
+def _length(row: Mapping[str, Any]) -> int:
+    ids: Any = row.get("input_ids")
+    return len(ids) if hasattr(ids, "__len__") else 0
+
+
+def _without_unused_columns(trainer: Any, row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the row as the Trainer's own loader hands it to the collator."""
+    if not trainer.args.remove_unused_columns:
+        return dict(row)
+    trainer._set_signature_columns_if_needed()
+    return {name: value for name, value in row.items() if name in trainer._signature_columns}
+
+
+@contextlib.contextmanager
+def _undisturbed_randomness() -> Iterator[None]:
+    """Give every generator that a collator may use its state back."""
+    import torch
+
+    numpy = sys.modules.get("numpy")
+    python_state = random.getstate()
+    numpy_state = numpy.random.get_state() if numpy else None
+    with torch.random.fork_rng(devices=()):
+        try:
+            yield
+        finally:
+            random.setstate(python_state)
+            if numpy is not None:
+                numpy.random.set_state(numpy_state)

@@ -1,0 +1,101 @@
+"""Where training begins the workload is known: plan again, and move blocks if that pays."""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from .. import devices, log, state
+from ..devices import Device
+from ..placement import planner
+from ..placement.balance import balance
+from ..placement.move import MoveError, move
+from ..placement.plan import CostedModel, Plan, evaluate
+from ..report import plan_report
+from ..units import format_size
+from .actual_workload import actual_workload
+
+WORTH_MOVING = 0.95  # blocks move when that brings the worst device to this part of what it is, or below
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What the second pass leaves behind.
+
+    Attributes:
+        plan: for the real workload and the map that is now in force.
+        moved: whether that map is a new one.
+    """
+
+    plan: Plan
+    moved: bool = False
+
+
+def second_pass(trainer: Any, model: Any, assumed: Plan, loss_on_first: bool) -> Outcome:
+    """Plan for what `trainer` really does and say so; move the blocks of `model` where that pays.
+
+    Args:
+        trainer: a `transformers.Trainer` about to train.
+        model: the model that was placed: the trainer's, or one inside of it.
+        assumed: the plan that it was placed by.
+        loss_on_first: as in `planner.Request`.
+    """
+    workload, batch = actual_workload(trainer, assumed.workload)
+    usable = _usable(model, assumed)
+    request = planner.Request(
+        model,
+        workload,
+        usable,
+        trains=lambda _, parameter: parameter.requires_grad,
+        batch=batch,
+        loss_on_first=loss_on_first,
+    )
+    costed = planner.cost(request)
+    actual = evaluate(assumed.mode, costed, assumed.device_map, usable)
+    if state.settings().report != "off":
+        log.info(plan_report.beside(assumed, actual))
+    outcome = Outcome(actual)
+    if assumed.mode == "balanced" and len(set(assumed.device_map.values())) > 1:
+        outcome = _better(trainer, model, costed, actual, usable)
+    plan_report.show(outcome.plan, state.settings().report, again=not outcome.moved)
+    if outcome.plan.shortfall:
+        log.warning(plan_report.shortfall_line(outcome.plan, planner.what_would_fit(outcome.plan, request)))
+    return outcome
+
+
+def _better(trainer: Any, model: Any, costed: CostedModel, actual: Plan, usable: tuple[Device, ...]) -> Outcome:
+    """Move the blocks if another map is better by a useful margin."""
+    better = evaluate(actual.mode, costed, balance(costed, usable), usable)
+    if better.worst.filled > WORTH_MOVING * actual.worst.filled or len(set(better.device_map.values())) == 1:
+        return Outcome(actual)
+    optimizer = getattr(trainer, "optimizer", None)
+    try:
+        moved = move(
+            model, better.device_map, [] if optimizer is None else [getattr(optimizer, "optimizer", optimizer)]
+        )
+    except MoveError as error:
+        log.warning(f"a better map was found for this workload, but {error}; training goes on with the map it has")
+        return Outcome(actual)
+    if state.settings().report != "off":
+        log.info(
+            f"moved {len(moved.blocks)} blocks ({format_size(moved.size)}) for this workload: worst device "
+            f"{format_size(better.worst.predicted_peak)} instead of {format_size(actual.worst.predicted_peak)}"
+        )
+    return Outcome(better, moved=True)
+
+
+def _usable(model: Any, assumed: Plan) -> tuple[Device, ...]:
+    """Return the devices of the first plan with what is free on them now: other models may have come since."""
+    ours: dict[int, int] = {}
+    for tensor in {id(each): each for each in (*model.parameters(), *model.buffers())}.values():
+        if tensor.device.index is not None:
+            ours[tensor.device.index] = ours.get(tensor.device.index, 0) + tensor.numel() * tensor.element_size()
+    now = {device.index: device for device in devices.inventory(state.settings(), ours=ours)}
+    return tuple(
+        replace(
+            before.device,
+            available=min(before.device.available, now[before.device.index].available),
+            capacity=min(before.device.capacity, now[before.device.index].capacity),
+        )
+        if before.device.index in now
+        else before.device
+        for before in assumed.devices
+    )
