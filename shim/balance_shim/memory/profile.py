@@ -44,6 +44,7 @@ def profile(
     parameter_bytes: ParameterBytes | None = None,
     trains: "Callable[[str, Tensor], bool] | None" = None,
     batch: Mapping[str, Any] | None = None,
+    loss_on_first: bool = False,
 ) -> Profile:
     """Return the profile of `model`. Tied parameters count with the last of their blocks.
 
@@ -55,12 +56,13 @@ def profile(
         trains: which parameters get gradients; by default what `workload.tuning` supposes. Where it is given, adapters
             are parameters of the model already and none are supposed.
         batch: what the model gets in training; by default what its config suggests.
+        loss_on_first: whether the model computes its loss where its inputs arrive; see `seams/loss_device.py`.
     """
     optimizer = optimizer_named(workload.optimizer)
     schedule = Schedule(workload.accumulation > 1, optimizer.at_once)
     own = _own_parameters(model, blocks)
     weights = _weight_bytes(model, blocks, own, parameter_bytes)
-    found, method = _trace(model, blocks, workload, trains, batch)
+    found, method = _trace(model, blocks, workload, trains, batch, loss_on_first)
     costs = []
     untraced = []
     for block, held_weights in zip(blocks, weights, strict=True):
@@ -82,6 +84,7 @@ def _trace(
     workload: Workload,
     trains: "Callable[[str, Tensor], bool] | None",
     batch: Mapping[str, Any] | None,
+    loss_on_first: bool,
 ) -> "tuple[Traced | None, str]":
     """Return what a trace found, None if there can be none, and the method in words."""
     from .tracing.copy import CannotTrace
@@ -90,7 +93,7 @@ def _trace(
     reasons = []
     for fed in [None] if batch is None else [batch, None]:
         try:
-            return trace(model, blocks, workload, trains, fed), "traced"
+            return trace(model, blocks, workload, trains, fed, loss_on_first), "traced"
         except CannotTrace as error:
             reasons.append(str(error))
     return None, f"estimated by a formula, because {reasons[0]}"
@@ -103,8 +106,8 @@ def _traced_cost(
     speaker = found.speaks_for[block.name]
     held, trained = found.held.get(speaker), found.trained.get(speaker, [])
     gradients = sum(each.numel() * each.element_size() for each in trained)
-    if held is None:  # shares the device of another block, which has it all
-        return BlockCost(weights=weights) if not trained else None
+    if held is None:  # a follower, which has next to nothing
+        return BlockCost(weights=weights)
     if not held.ran and (trained or block.role == "tower"):
         return None
     return BlockCost(

@@ -48,7 +48,15 @@ class Request:
 def cost(request: Request) -> CostedModel:
     """Return the model of `request` reduced to blocks and what each takes."""
     blocks = chain(request.model, request.no_split)
-    found = profile(request.model, blocks, request.workload, request.parameter_bytes, request.trains, request.batch)
+    found = profile(
+        request.model,
+        blocks,
+        request.workload,
+        request.parameter_bytes,
+        request.trains,
+        request.batch,
+        request.loss_on_first,
+    )
     return CostedModel(
         model_class=type(request.model).__name__,
         parameters=parameter_count(request.model),

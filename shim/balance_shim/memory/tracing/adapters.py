@@ -27,10 +27,14 @@ def with_adapters(model: nn.Module, blocks: Sequence[Block]) -> nn.Module:
     targets = [
         name
         for name, module in model.named_modules()
-        if (type(module) is nn.Linear or is_quantized_linear(module)) and any(within(name, layer) for layer in layers)
+        if _takes_adapters(module) and any(within(name, layer) for layer in layers)
     ]
     if not targets:
         raise CannotTrace("its layers have no linear layers for adapters")
     with torch.device("meta"):
         wrapped = peft.get_peft_model(model, peft.LoraConfig(r=RANK, target_modules=targets))
     return cast(nn.Module, wrapped.base_model.model)
+
+
+def _takes_adapters(module: nn.Module) -> bool:
+    return type(module) is nn.Linear or type(module).__name__ == "Conv1D" or is_quantized_linear(module)

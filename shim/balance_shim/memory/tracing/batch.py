@@ -76,11 +76,15 @@ def _picture(model: nn.Module, ids: torch.Tensor, accepted: Mapping[str, Any]) -
         width = channels * vision.temporal_patch_size * vision.patch_size**2
         grid = torch.tensor([[1, side, side]] * rows)
         return {"pixel_values": torch.zeros(rows * side * side, width), "image_grid_thw": grid}
-    length = getattr(config, "image_seq_length", None)
     size = getattr(vision, "image_size", None)
-    if not isinstance(length, int) or size is None or length > tokens:
+    if size is None:
         return {}
     height, width = size if isinstance(size, (list, tuple)) else (size, size)
+    length = getattr(config, "image_seq_length", None)
+    if hasattr(config, "vision_feature_select_strategy") and isinstance(vision.patch_size, int):  # the Llava family
+        length = (height // vision.patch_size) * (width // vision.patch_size)
+    if not isinstance(length, int) or length > tokens:
+        return {}
     tiles = max(1, wanted // length)
     ids[:, : tiles * length] = token
     return {"pixel_values": torch.zeros(rows * tiles, channels, height, width)}

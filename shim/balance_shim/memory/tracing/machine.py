@@ -27,6 +27,11 @@ _one_at_a_time = threading.Lock()
 class TracedTensor(VirtualTensor):
     """A tensor of the trace under way."""
 
+    def cpu(self, *_: Any, **__: Any) -> torch.Tensor:
+        """Return it on the host, which torch takes a tensor on `cpu:1` to be on already."""
+        raw = self.raw.detach()
+        return shapes.blank(raw.shape, raw.dtype) if raw.is_meta else raw.clone()
+
 
 def traced(tensor: torch.Tensor, index: int, machine: Machine) -> torch.Tensor:
     """Return a tensor on traced device `index` that looks like `tensor`, with its numbers if they are whole numbers."""

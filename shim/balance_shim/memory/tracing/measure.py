@@ -13,7 +13,7 @@ from ..workload import Workload
 from . import adapters, batch, layers
 from .copy import CannotTrace, Trains, copy_of, traced_copy
 from .machine import MOST_DEVICES, tracing
-from .run import Held, place_inputs, training_step
+from .run import ELSEWHERE, Held, place_inputs, training_step
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -42,12 +42,14 @@ def trace(
     workload: Workload,
     trains: Trains = None,
     real_batch: Mapping[str, Any] | None = None,
+    loss_on_first: bool = False,
 ) -> Traced:
     """Run a training step of `model` on shapes, each distinct block once and on a device of its own.
 
     Args:
         trains: which parameters get gradients; None: what `workload.tuning` supposes.
         real_batch: what the model gets in training, on any device; None: what its config suggests.
+        loss_on_first: whether what comes behind the layers has to be where inputs arrive.
 
     Raises:
         CannotTrace: the model cannot be copied or does not run on shapes.
@@ -56,7 +58,7 @@ def trace(
         with warnings.catch_warnings():  # what the libraries have to say they will say in the real training
             warnings.simplefilter("ignore")
             fed = real_batch if real_batch is not None else batch.supposed_batch(model, workload)
-            return _sampled_or_whole(model, blocks, workload, trains, fed)
+            return _sampled_or_whole(model, blocks, workload, trains, fed, loss_on_first)
     except CannotTrace:
         raise
     except Exception as error:
@@ -64,15 +66,20 @@ def trace(
 
 
 def _sampled_or_whole(
-    model: nn.Module, blocks: Sequence[Block], workload: Workload, trains: Trains, fed: Mapping[str, Any]
+    model: nn.Module,
+    blocks: Sequence[Block],
+    workload: Workload,
+    trains: Trains,
+    fed: Mapping[str, Any],
+    loss_on_first: bool,
 ) -> Traced:
     sample = layers.sample(model, blocks)
     try:
-        return _trace(model, blocks, workload, trains, fed, sample)
+        return _trace(model, blocks, workload, trains, fed, sample, loss_on_first)
     except CannotTrace:
         if sample.whole:
             raise
-    return _trace(model, blocks, workload, trains, fed, layers.everything(blocks))
+    return _trace(model, blocks, workload, trains, fed, layers.everything(blocks), loss_on_first)
 
 
 def _trace(
@@ -82,10 +89,11 @@ def _trace(
     trains: Trains,
     fed: Mapping[str, Any],
     sample: layers.Sample,
+    loss_on_first: bool,
 ) -> Traced:
     there = [block for block in blocks if block.name not in sample.left_out]
     leads = anchors(there)
-    devices = _a_device_each(model, there)
+    devices = _a_device_each(model, there, loss_on_first)
     model, trains, left_out = _supposed(model, blocks, workload, trains, sample.left_out)
     with tracing(1 + max(devices.values())) as machine:
         twin = traced_copy(model, machine, _by_prefix(devices), left_out, trains)
@@ -93,12 +101,12 @@ def _trace(
         place_inputs(twin, {block.name: devices[block.name] for block in there if block.kind != "tensor"}, machine)
         by_device = training_step(twin, batch.on_first_device(fed, model, machine), workload, machine)
         del twin
-    first = by_device.pop(0)
+    first = ELSEWHERE if loss_on_first else by_device.pop(0)
     held = {}
     for position, block in reversed(list(enumerate(there))):
-        # Of tied blocks, which share a device, the last one has it all; followers add nothing to speak of.
-        if leads[position] == position and devices[block.name] in by_device:
-            held[block.name] = by_device.pop(devices[block.name])
+        # Of blocks that share a device, because they are tied, the last one has it all; followers add nothing.
+        if leads[position] == position:
+            held[block.name] = by_device.pop(devices[block.name], ELSEWHERE)
     return Traced(held, trained, first, sample.speaks_for)
 
 
@@ -115,8 +123,10 @@ def _supposed(
     return model, lambda name, _: not any(within(name, tower) for tower in towers), left_out
 
 
-def _a_device_each(model: nn.Module, blocks: Sequence[Block]) -> dict[str, int]:
+def _a_device_each(model: nn.Module, blocks: Sequence[Block], loss_on_first: bool) -> dict[str, int]:
     """Return block name -> device in the trace: one each, from 1 on; tied blocks and followers share theirs.
+
+    With `loss_on_first`, what comes behind the layers is on device 0, and what is tied to it.
 
     Raises:
         CannotTrace: there are more blocks than devices.
@@ -126,7 +136,10 @@ def _a_device_each(model: nn.Module, blocks: Sequence[Block]) -> dict[str, int]:
         holders = [position for position, block in enumerate(blocks) if not group.isdisjoint(block.parameters)]
         shared = {leads[position] for position in holders}
         leads = [min(shared) if lead in shared else lead for lead in leads]
-    numbers = {lead: number for number, lead in enumerate(sorted(set(leads)), start=1)}
+    last_layer = max((position for position, block in enumerate(blocks) if block.role == "layer"), default=len(blocks))
+    home = {lead for position, lead in enumerate(leads) if loss_on_first and position > last_layer}
+    numbers = {lead: number for number, lead in enumerate(sorted(set(leads) - home), start=1)}
+    numbers |= dict.fromkeys(home, 0)
     if len(numbers) >= MOST_DEVICES:
         raise CannotTrace(f"{type(model).__name__} has more distinct blocks than there are devices to trace on")
     return {block.name: numbers[lead] for block, lead in zip(blocks, leads, strict=True)}

@@ -31,6 +31,9 @@ class Held:
     ran: bool
 
 
+ELSEWHERE = Held(0, 0, 0, ran=True)  # for a block whose bytes are counted with those of another one
+
+
 def place_inputs(model: nn.Module, devices: Mapping[str, int], machine: Machine) -> None:
     """Bring to each module named in `devices` its inputs, as accelerate does at every module of a device map."""
     from accelerate.utils import send_to_device

@@ -1,0 +1,61 @@
+"""What transformers' own map would hold: the same costs on the same devices, laid out by its rule instead of ours."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ..devices import Device
+from .map_file import OFFLOADED, DeviceMap
+from .plan import CostedModel, Plan, device_of, evaluate
+
+
+@dataclass(frozen=True)
+class Offload:
+    """What a map keeps off the accelerators, where it cannot be trained.
+
+    Attributes:
+        place: "cpu" or "disk".
+        device_map: block name -> `place`.
+        weights: bytes.
+    """
+
+    place: str
+    device_map: DeviceMap
+    weights: int
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """The library's own map, predicted as ours is."""
+
+    plan: Plan
+    offloads: tuple[Offload, ...]
+
+    @property
+    def fits(self) -> bool:
+        """Whether everything is on an accelerator, and none of them is over its capacity."""
+        return not self.offloads and not self.plan.shortfall
+
+    def to_json(self) -> dict[str, Any]:
+        written = self.plan.to_json()
+        return {
+            "fits": self.fits,
+            "devices": written["devices"],
+            "offloaded": {
+                offload.place: {"weights": offload.weights, "blocks": list(offload.device_map)}
+                for offload in self.offloads
+            },
+            "device_map": written["device_map"],
+        }
+
+
+def judge(costed: CostedModel, device_map: DeviceMap, devices: Sequence[Device]) -> Baseline:
+    """Return what `device_map`, which the library made for `devices`, holds where."""
+    homes = [device_of(block.tensors[0], device_map) for block in costed.blocks]
+    offloads = []
+    for place in OFFLOADED:
+        there = [number for number, home in enumerate(homes) if home == place]
+        if there:
+            names: DeviceMap = {costed.blocks[number].name: place for number in there}
+            offloads.append(Offload(place, names, sum(costed.costs[number].weights for number in there)))
+    return Baseline(evaluate("auto", costed, device_map, devices), tuple(offloads))
