@@ -50,6 +50,7 @@ class Plan:
         devices: every device that could be used, in index order.
         device_map: full module name -> device index, "cpu" or "disk".
         lower_bound: bytes that the fullest device must hold at least, under any map.
+        method: how the costs were found: "traced", or what was estimated and why.
         notes: what a reader of the plan should know, a line each.
     """
 
@@ -60,6 +61,7 @@ class Plan:
     devices: tuple[DevicePlan, ...]
     device_map: DeviceMap
     lower_bound: int
+    method: str = ""
     notes: tuple[str, ...] = ()
 
     @property
@@ -89,6 +91,7 @@ class Plan:
             ],
             "device_map": self.device_map,
             "lower_bound": self.lower_bound,
+            "method": self.method,
             "notes": list(self.notes),
         }
 
@@ -150,6 +153,7 @@ def evaluate(
         devices=tuple(device_plans),
         device_map=dict(device_map),
         lower_bound=lower_bound(costed, devices),
+        method=costed.method,
         notes=tuple(notes),
     )
 

@@ -12,25 +12,22 @@ from ..units import format_size, gib
 from .table import table
 
 
-def show(plan: Plan, report: str, again: bool = False) -> None:
+def show(plan: Plan, report: str, files: int | None = None) -> int | None:
     """Say what was planned, as `BALANCE_REPORT` asks: "text", "off", or a folder for files beside the text.
 
-    With `again` the map is one that has been shown, and only the files are brought up to date.
+    Returns the number of the files, which is `files` where those of an earlier plan for the same model are replaced;
+    None where none were written.
     """
     if report == "off" or not log.is_first_process():
-        return
-    if again:
-        if report != "text":
-            _write(plan, report)
-        return
+        return None
     whose = {"balanced": "balanced map", "map": "the user's map"}[plan.mode]
     headline = (
         f"{whose} for {plan.model_class} ({_count(plan.parameters)} parameters), predicted for "
         f"{plan.workload.describe()} (GiB):"
     )
-    log.info(f"{headline}\n{plan_table(plan)}")
-    if report != "text":
-        _write(plan, report)
+    method = "" if plan.method in ("", "traced") else f"\n  {plan.method}"
+    log.info(f"{headline}\n{plan_table(plan)}{method}")
+    return None if report == "text" else write(plan, report, files)
 
 
 def plan_table(plan: Plan) -> str:
@@ -98,17 +95,21 @@ def _run(run: tuple[str, int, int]) -> str:
     return f"{stem.rpartition('.')[2]}.{numbers}"
 
 
-def _write(plan: Plan, folder: str) -> None:
-    """Write plan and map into `folder`; a second model of the same run gets a number."""
+def write(plan: Plan, folder: str, number: int | None = None) -> int | None:
+    """Write plan and map into `folder` and return the number of these files; a second model of the same run gets 2."""
     try:
         os.makedirs(folder, exist_ok=True)
-        number = sum(name.startswith("device_map") and name.endswith(".json") for name in os.listdir(folder))
-        suffix = f"-{number + 1}" if number else ""
+        if number is None:
+            there = os.listdir(folder)
+            number = 1 + sum(name.startswith("device_map") and name.endswith(".json") for name in there)
+        suffix = f"-{number}" if number > 1 else ""
         with open(os.path.join(folder, f"plan{suffix}.json"), "w", encoding="utf-8") as file:
             json.dump(plan.to_json(), file, indent=2)
         map_file.write(plan.device_map, os.path.join(folder, f"device_map{suffix}.json"))
+        return number
     except OSError as error:
         log.warning(f"BALANCE_REPORT={folder}: cannot be written ({error.strerror}); the plan is not kept")
+        return None
 
 
 def shortfall_line(plan: Plan, remedies: list[str]) -> str:

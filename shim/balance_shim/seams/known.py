@@ -1,6 +1,6 @@
 """What one seam learns and another needs: the last TrainingArguments, and the plan of each model that was placed."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 from weakref import WeakKeyDictionary, ref
 
 if TYPE_CHECKING:
@@ -10,7 +10,14 @@ if TYPE_CHECKING:
 
 # Both weakly: the shim must not keep a model, or arguments that hold a process group, alive.
 _arguments: "ref[Any] | None" = None
-_plans: "WeakKeyDictionary[nn.Module, Plan]" = WeakKeyDictionary()
+_placed: "WeakKeyDictionary[nn.Module, Placed]" = WeakKeyDictionary()
+
+
+class Placed(NamedTuple):
+    """A model that a plan has placed. `files` is the number of the plan's files in the report folder, if any."""
+
+    plan: "Plan"
+    files: int | None = None
 
 
 def remember_arguments(arguments: Any) -> None:
@@ -24,13 +31,13 @@ def arguments() -> Any | None:
     return None if _arguments is None else _arguments()
 
 
-def remember_plan(model: "nn.Module", plan: "Plan") -> None:
-    _plans[model] = plan
+def remember_placed(model: "nn.Module", placed: Placed) -> None:
+    _placed[model] = placed
 
 
-def placed(model: "nn.Module") -> "tuple[nn.Module, Plan] | None":
-    """Return the model that was placed by a plan, and the plan: `model` itself or one inside of it (PEFT wraps)."""
+def placed(model: "nn.Module") -> "tuple[nn.Module, Placed] | None":
+    """Return the model that was placed by a plan, and how: `model` itself or one inside of it (PEFT wraps)."""
     for module in model.modules():
-        if module in _plans:
-            return module, _plans[module]
+        if module in _placed:
+            return module, _placed[module]
     return None

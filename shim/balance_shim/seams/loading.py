@@ -204,8 +204,9 @@ def _place(load: _Load) -> DeviceMap | None:
         plan = planner.balanced(request)
     if plan is None:
         return None
-    known.remember_plan(load.model, plan)
-    attempt("reporting the plan", plan_report.show, plan, settings.report, instead="the plan is used all the same")
+    instead = "the plan is used all the same"
+    files = attempt("reporting the plan", plan_report.show, plan, settings.report, instead=instead)
+    known.remember_placed(load.model, known.Placed(plan, files))
     if mode == "balanced" and plan.shortfall and not workload.guessed:
         log.warning(plan_report.shortfall_line(plan, planner.what_would_fit(plan, request)))
     return collapse(plan.device_map)

@@ -3,7 +3,8 @@
 from collections.abc import Callable
 from typing import Any
 
-from .. import devices, log
+from .. import devices, log, state
+from ..report import plan_report
 from ..training.second_pass import second_pass
 from ..versions import version_of, version_text
 from . import known, registry
@@ -94,9 +95,14 @@ def _prepare(trainer: Any) -> None:
     if placed is None:
         _say_unused(trainer)
         return
-    model, plan = placed
+    model, (plan, files) = placed
     outcome = second_pass(trainer, model, plan, computes_loss_on_first_device(model))
-    known.remember_plan(model, outcome.plan)
+    known.remember_placed(model, known.Placed(outcome.plan, files))
+    report = state.settings().report
+    if outcome.moved:
+        plan_report.show(outcome.plan, report, files)
+    elif files is not None:
+        plan_report.write(outcome.plan, report, files)
 
 
 def _say_unused(trainer: Any) -> None:

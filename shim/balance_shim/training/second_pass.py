@@ -55,7 +55,6 @@ def second_pass(trainer: Any, model: Any, assumed: Plan, loss_on_first: bool) ->
     outcome = Outcome(actual)
     if assumed.mode == "balanced" and len(set(assumed.device_map.values())) > 1:
         outcome = _better(trainer, model, costed, actual, usable)
-    plan_report.show(outcome.plan, state.settings().report, again=not outcome.moved)
     if outcome.plan.shortfall:
         log.warning(plan_report.shortfall_line(outcome.plan, planner.what_would_fit(outcome.plan, request)))
     return outcome
