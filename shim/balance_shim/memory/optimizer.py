@@ -22,16 +22,20 @@ class Optimizer:
     Attributes:
         tensors: state tensors of the parameter's size.
         width: bytes of each value in them; None: as wide as the parameter's.
-        step: temporaries of a step, in bytes for each byte of a parameter.
+        step: temporary tensors of a step, each of the parameter's size.
+        left: how many of them are still there when the next parameter has its turn.
         at_once: whether a step takes all parameters of a device together, so that temporaries add up.
         factored: whether the state is a row and a column for each matrix.
+        widened: whether a step works in float32, and on copies of parameters and gradients that are not.
     """
 
     tensors: int = 0
     width: float | None = None
     step: float = 0
+    left: float = 0
     at_once: bool = False
     factored: bool = False
+    widened: bool = False
 
     def state_bytes(self, parameters: "Iterable[Tensor]") -> int:
         """Return the bytes kept between steps for `parameters`."""
@@ -46,8 +50,19 @@ class Optimizer:
 
     def step_bytes(self, parameters: "Iterable[Tensor]") -> int:
         """Return the most that a step on `parameters` adds."""
-        sizes = [each.numel() * each.element_size() for each in parameters]
-        return int(self.step * (sum(sizes) if self.at_once else max(sizes, default=0)))
+        parameters = list(parameters)
+        if self.at_once:
+            return int(self.step * sum(each.numel() * each.element_size() for each in parameters))
+        own = [self._tensor_bytes(each) * self._own_tensors(each) for each in parameters]
+        # The largest come one behind the other: a layer has several matrices of one size.
+        left = sorted((self._tensor_bytes(each) * self.left for each in parameters), reverse=True)
+        return int(max(own, default=0) + (left[1] if len(left) > 1 else 0))
+
+    def _tensor_bytes(self, parameter: "Tensor") -> int:
+        return parameter.numel() * (FLOAT32 if self.widened else parameter.element_size())
+
+    def _own_tensors(self, parameter: "Tensor") -> float:
+        return self.step + (2 if self.widened and parameter.element_size() != FLOAT32 else 0)
 
 
 _FOREACH_ADAM = Optimizer(2, step=1, at_once=True)
@@ -57,16 +72,17 @@ _EIGHT_BIT_LION = Optimizer(1, QUANTIZED)
 _PAGED = Optimizer()  # paged state lives in host memory and visits the device
 
 OPTIMIZERS: dict[str, Optimizer] = {
-    "adamw_torch": _FOREACH_ADAM, "adamw_hf": _FOREACH_ADAM, "adamw_torch_fused": _FUSED, "adamw_apex_fused": _FUSED,
+    "adamw_torch": _FOREACH_ADAM, "adamw_hf": Optimizer(2, step=1, left=1), "adamw_torch_fused": _FUSED,
+    "adamw_apex_fused": _FUSED,
     "adamw_torch_xla": _FUSED, "adamw_torch_npu_fused": _FUSED, "adamw_anyprecision": Optimizer(2, step=2),
     "adamw_8bit": _EIGHT_BIT, "adamw_bnb_8bit": _EIGHT_BIT, "ademamix": Optimizer(3, FLOAT32),
     "ademamix_8bit": Optimizer(3, QUANTIZED), "paged_ademamix_32bit": _PAGED, "paged_ademamix_8bit": _PAGED,
     "paged_adamw": _PAGED, "paged_adamw_32bit": _PAGED, "paged_adamw_8bit": _PAGED,
     "lion": Optimizer(1, FLOAT32), "lion_32bit": Optimizer(1, FLOAT32), "lion_8bit": _EIGHT_BIT_LION,
     "paged_lion": _PAGED, "paged_lion_32bit": _PAGED, "paged_lion_8bit": _PAGED,
-    "sgd": Optimizer(), "adagrad": Optimizer(1, step=1, at_once=True), "rmsprop": Optimizer(1, step=1, at_once=True),
+    "sgd": Optimizer(), "adagrad": Optimizer(1, step=2, at_once=True), "rmsprop": Optimizer(1, step=1, at_once=True),
     "rmsprop_bnb": Optimizer(1, FLOAT32), "rmsprop_bnb_32bit": Optimizer(1, FLOAT32),
-    "rmsprop_bnb_8bit": _EIGHT_BIT_LION, "adafactor": Optimizer(factored=True, step=6),
+    "rmsprop_bnb_8bit": _EIGHT_BIT_LION, "adafactor": Optimizer(factored=True, step=2, left=1, widened=True),
 }  # fmt: skip
 
 
