@@ -15,7 +15,7 @@ from .workload import Workload
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from .tracing.measure import Traced
+    from .tracing.found import Traced
 
 ParameterBytes = Callable[[str, "Tensor"], float]
 
@@ -74,7 +74,7 @@ def profile(
         costs.append(cost)
     first = BlockCost(activations=found.first.kept, forward=found.first.forward) if found else _returned(blocks, costs)
     if untraced:
-        method = f"traced, but for {_listed(untraced)}, which the supposed batch does not reach: estimated by a formula"
+        method = f"{method}, but for {_listed(untraced)}, which that does not reach: estimated by a formula"
     return Profile(tuple(costs), first, schedule, method)
 
 
@@ -93,7 +93,8 @@ def _trace(
     reasons = []
     for fed in [None] if batch is None else [batch, None]:
         try:
-            return trace(model, blocks, workload, trains, fed, loss_on_first), "traced"
+            found = trace(model, blocks, workload, trains, fed, loss_on_first)
+            return found, found.note or "traced"
         except CannotTrace as error:
             reasons.append(str(error))
     return None, f"estimated by a formula, because {reasons[0]}"

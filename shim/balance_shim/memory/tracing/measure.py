@@ -2,7 +2,6 @@
 
 import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
@@ -10,30 +9,14 @@ from torch import nn
 from ..blocks import Block, anchors, within
 from ..ties import tied_groups
 from ..workload import Workload
-from . import adapters, batch, layers
+from . import adapters, batch, layers, parts
 from .copy import CannotTrace, Trains, copy_of, traced_copy
+from .found import ELSEWHERE, Traced
 from .machine import MOST_DEVICES, tracing
-from .run import ELSEWHERE, Held, place_inputs, training_step
+from .run import place_inputs, training_step
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-
-@dataclass(frozen=True)
-class Traced:
-    """What a trace found, for each block that ran in it.
-
-    Attributes:
-        held: block name -> bytes beside weights.
-        trained: block name -> its parameters that train, as meta tensors.
-        first: bytes on the device where inputs arrive and outputs return to.
-        speaks_for: name of any block -> name of the block in the trace that is like it.
-    """
-
-    held: dict[str, Held]
-    trained: "dict[str, list[Tensor]]"
-    first: Held
-    speaks_for: dict[str, str]
 
 
 def trace(
@@ -57,15 +40,21 @@ def trace(
     try:
         with warnings.catch_warnings():  # what the libraries have to say they will say in the real training
             warnings.simplefilter("ignore")
-            fed = real_batch if real_batch is not None else batch.supposed_batch(model, workload)
-            return _sampled_or_whole(model, blocks, workload, trains, fed, loss_on_first)
+            if real_batch is not None:
+                return trace_with(model, blocks, workload, trains, real_batch, loss_on_first)
+            try:
+                fed = batch.supposed_batch(model, workload)
+                return trace_with(model, blocks, workload, trains, fed, loss_on_first)
+            except CannotTrace as error:
+                whole = error
+            return parts.trace_parts(model, blocks, workload, trains, loss_on_first, whole)
     except CannotTrace:
         raise
     except Exception as error:
         raise CannotTrace(f"tracing failed ({type(error).__name__}: {error})") from error
 
 
-def _sampled_or_whole(
+def trace_with(
     model: nn.Module,
     blocks: Sequence[Block],
     workload: Workload,
@@ -73,6 +62,7 @@ def _sampled_or_whole(
     fed: Mapping[str, Any],
     loss_on_first: bool,
 ) -> Traced:
+    """Trace `model` fed with a batch; its repeated layers once, or all of them if that cannot be told apart."""
     sample = layers.sample(model, blocks)
     try:
         return _trace(model, blocks, workload, trains, fed, sample, loss_on_first)

@@ -2,36 +2,19 @@
 
 import contextlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
+from balance_shim.versions import version_of
 from balance_shim.virtual.machine import Machine
 
 from ..workload import Workload
 from .copy import CannotTrace
+from .found import Held
 
-
-@dataclass(frozen=True)
-class Held:
-    """What one device held beside its weights, in bytes.
-
-    Attributes:
-        forward: the most in the forward pass.
-        kept: at its end, when only what backward needs is left.
-        backward: the most in the backward pass; gradients of earlier micro-batches do not count.
-        ran: whether anything was computed there.
-    """
-
-    forward: int
-    kept: int
-    backward: int
-    ran: bool
-
-
-ELSEWHERE = Held(0, 0, 0, ran=True)  # for a block whose bytes are counted with those of another one
+TRAINS_WITHOUT_CACHE = (5, 0)  # the Trainer then sets this very attribute; before, the cache fills up in training, too
 
 
 def place_inputs(model: nn.Module, devices: Mapping[str, int], machine: Machine) -> None:
@@ -88,10 +71,13 @@ def _training_step(model: nn.Module, batch: Mapping[str, Any], workload: Workloa
 
 def _prepare(model: nn.Module, workload: Workload) -> None:
     model.train()
+    config: Any = getattr(model, "config", None)
+    if config is not None and version_of("transformers") >= TRAINS_WITHOUT_CACHE:
+        config.use_cache = False
     if workload.gradient_checkpointing and getattr(model, "supports_gradient_checkpointing", False):
         model.gradient_checkpointing_enable()  # type: ignore[operator]
-        frozen = not any(each.requires_grad for each in model.get_input_embeddings().parameters())  # type: ignore[operator]
-        if frozen:
+        embedding = getattr(model, "get_input_embeddings", lambda: None)()
+        if isinstance(embedding, nn.Module) and not any(each.requires_grad for each in embedding.parameters()):
             model.enable_input_require_grads()  # type: ignore[operator]
 
 
@@ -99,20 +85,30 @@ def _forward(model: nn.Module, batch: Mapping[str, Any], workload: Workload, mac
     """Return the loss, as `Trainer.compute_loss` does: by then nobody holds the other outputs."""
     from accelerate.utils import convert_outputs_to_fp32, send_to_device
 
-    accepted = {"use_cache": False} if hasattr(getattr(model, "config", None), "use_cache") else {}
-
     def call() -> Any:
-        outputs = model(**batch, **accepted)
+        outputs = model(**batch)
         return send_to_device(outputs, machine.devices[0])  # where the inputs came from
 
     with _autocast(workload):
         if workload.autocast:
             call = convert_outputs_to_fp32(call)
         outputs = call()
-    loss = outputs["loss"] if isinstance(outputs, dict) else outputs[0]
-    if not isinstance(loss, torch.Tensor) or not loss.requires_grad:
+    loss = _loss(outputs)
+    if not loss.requires_grad:
         raise CannotTrace(f"{type(model).__name__} gives no loss that trains anything")
     return loss
+
+
+def _loss(outputs: Any) -> torch.Tensor:
+    """Return the loss; of a part of a model, which has none, something to go backward from that costs nothing."""
+    found = outputs.get("loss") if isinstance(outputs, Mapping) else None
+    if found is None:
+        values = outputs.values() if isinstance(outputs, Mapping) else outputs
+        values = [outputs] if isinstance(outputs, torch.Tensor) else values
+        found = next((each for each in values if isinstance(each, torch.Tensor) and each.is_floating_point()), None)
+    if found is None:
+        raise CannotTrace("its outputs hold no loss")
+    return found if found.dim() == 0 else found.sum()
 
 
 @contextlib.contextmanager

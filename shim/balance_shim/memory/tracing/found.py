@@ -1,0 +1,46 @@
+"""What a trace found."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Held:
+    """What one device held beside its weights, in bytes.
+
+    Attributes:
+        forward: the most in the forward pass.
+        kept: at its end, when only what backward needs is left.
+        backward: the most in the backward pass; gradients of earlier micro-batches do not count.
+        ran: whether anything was computed there.
+    """
+
+    forward: int
+    kept: int
+    backward: int
+    ran: bool
+
+
+ELSEWHERE = Held(0, 0, 0, ran=True)  # for a block whose bytes are counted with those of another one
+
+
+@dataclass(frozen=True)
+class Traced:
+    """What a trace found, for each block that ran in it.
+
+    Attributes:
+        held: block name -> bytes beside weights.
+        trained: block name -> its parameters that train, as meta tensors.
+        first: bytes on the device where inputs arrive and outputs return to.
+        speaks_for: name of any block -> name of the block in the trace that is like it.
+        note: how it was traced, where that was not as a whole; "" otherwise.
+    """
+
+    held: dict[str, Held]
+    trained: "dict[str, list[Tensor]]"
+    first: Held
+    speaks_for: dict[str, str]
+    note: str = ""

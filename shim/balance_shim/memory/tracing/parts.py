@@ -1,0 +1,107 @@
+"""Models that do not run as a whole on what can be supposed: the language model and each tower traced on its own."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..blocks import Block, within
+from ..workload import Workload
+from . import batch, measure
+from .copy import CannotTrace, Trains
+from .found import Held, Traced
+
+
+def trace_parts(
+    model: nn.Module,
+    blocks: Sequence[Block],
+    workload: Workload,
+    trains: Trains,
+    loss_on_first: bool,
+    whole: CannotTrace,
+) -> Traced:
+    """Return what the parts of `model` hold. Blocks between them (projectors) are left to the formula.
+
+    Raises:
+        CannotTrace: `whole`, if there is no language model inside that could be traced on its own.
+    """
+    text = _common([block.name for block in blocks if block.role in ("embedding", "layer", "head")])
+    if not text:
+        raise whole
+    found = [_part(model, text, blocks, workload, trains, loss_on_first)]
+    for tower in _towers(blocks):
+        try:
+            found.append(_part(model, tower, blocks, workload, trains))
+        except CannotTrace:
+            continue  # the formula has a figure for it
+    held: dict[str, Held] = {}
+    trained: dict[str, list[torch.Tensor]] = {}
+    speaks_for = {block.name: block.name for block in blocks}
+    for part in found:
+        held |= part.held
+        trained |= part.trained
+        speaks_for |= part.speaks_for
+    return Traced(held, trained, found[0].first, speaks_for, note=f"traced in parts, because {whole}")
+
+
+def _part(
+    model: nn.Module,
+    name: str,
+    blocks: Sequence[Block],
+    workload: Workload,
+    trains: Trains,
+    loss_on_first: bool = False,
+) -> Traced:
+    """Trace the module `name` of `model` by itself; what is found carries the names of the whole."""
+    module = model.get_submodule(name)
+    strip, inside = len(name) + 1, [block for block in blocks if within(block.name, name)]
+    if any(block.name == name for block in inside):  # declared to be one block: what is in it moves together
+        raise CannotTrace(f"{name} is one block")
+    inner = [
+        replace(
+            block,
+            name=block.name[strip:],
+            parameters=tuple(each[strip:] for each in block.parameters),
+            buffers=tuple(each[strip:] for each in block.buffers),
+        )
+        for block in inside
+    ]
+    own = None if trains is None else lambda each, tensor: trains(f"{name}.{each}", tensor)
+    fed = _pictures(module, workload) if inside[0].role == "tower" else batch.supposed_batch(module, workload)
+    found = measure.trace_with(module, inner, workload, own, fed, loss_on_first)
+    return Traced(
+        {f"{name}.{key}": each for key, each in found.held.items()},
+        {f"{name}.{key}": each for key, each in found.trained.items()},
+        found.first,
+        {f"{name}.{key}": f"{name}.{speaker}" for key, speaker in found.speaks_for.items()},
+    )
+
+
+def _pictures(tower: nn.Module, workload: Workload) -> Mapping[str, Any]:
+    config: Any = getattr(tower, "config", None)
+    size, channels = getattr(config, "image_size", None), getattr(config, "num_channels", 3)
+    if size is None:
+        raise CannotTrace("what its tower takes is unknown")
+    height, width = size if isinstance(size, (list, tuple)) else (size, size)
+    return {"pixel_values": torch.zeros(workload.batch_size, channels, height, width)}
+
+
+def _towers(blocks: Sequence[Block]) -> list[str]:
+    tops: dict[str, list[str]] = {}
+    for block in blocks:
+        if block.role == "tower":
+            tops.setdefault(block.name.partition(".")[0], []).append(block.name)
+    return [_common(names) for names in tops.values()]
+
+
+def _common(names: Sequence[str]) -> str:
+    """Return the name of the innermost module that holds all `names`."""
+    paths = [name.split(".") for name in names]
+    shared = []
+    for level in zip(*paths, strict=False):
+        if len(set(level)) > 1:
+            break
+        shared.append(level[0])
+    return ".".join(shared)
