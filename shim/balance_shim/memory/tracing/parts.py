@@ -57,8 +57,10 @@ def _part(
     """Trace the module `name` of `model` by itself; what is found carries the names of the whole."""
     module = model.get_submodule(name)
     strip, inside = len(name) + 1, [block for block in blocks if within(block.name, name)]
-    if any(block.name == name for block in inside):  # declared to be one block: what is in it moves together
-        raise CannotTrace(f"{name} is one block")
+
+    def outer(key: str) -> str:
+        return f"{name}.{key}" if key else name  # the part itself may be one block
+
     inner = [
         replace(
             block,
@@ -72,10 +74,10 @@ def _part(
     fed = _pictures(module, workload) if inside[0].role == "tower" else batch.supposed_batch(module, workload)
     found = measure.trace_with(module, inner, workload, own, fed, loss_on_first)
     return Traced(
-        {f"{name}.{key}": each for key, each in found.held.items()},
-        {f"{name}.{key}": each for key, each in found.trained.items()},
+        {outer(key): each for key, each in found.held.items()},
+        {outer(key): each for key, each in found.trained.items()},
         found.first,
-        {f"{name}.{key}": f"{name}.{speaker}" for key, speaker in found.speaks_for.items()},
+        {outer(key): outer(speaker) for key, speaker in found.speaks_for.items()},
     )
 
 
