@@ -126,6 +126,8 @@ def _groups(links: Sequence[Link], costed: CostedModel) -> list[Group]:
     if not layers:
         return []
     front, tail = links[: layers[0]], links[layers[-1] + 1 :]
+    if costed.layers_only:
+        return [Group(tuple(front), tuple(tail), pinned=True)]
     embedding = tuple(link for link in front if link.role == "embedding")
     tower = tuple(link for link in front if link.role == "tower" and len(link.blocks) > 1)
     # Behind the last layer come norm, pooler, head, classifier: all that makes the logits.

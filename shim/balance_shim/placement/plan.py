@@ -106,6 +106,7 @@ class CostedModel:
         schedule: how the costs of a device combine.
         method: how the costs were found.
         loss_on_first: whether the loss can only be computed on the first device, where the labels are.
+        layers_only: whether everything but the layers has to be on the first device.
     """
 
     model_class: str
@@ -118,6 +119,7 @@ class CostedModel:
     schedule: Schedule = PLAIN
     method: str = ""
     loss_on_first: bool = False
+    layers_only: bool = False
 
 
 def device_of(name: str, device_map: Mapping[str, int | str]) -> int | str | None:

@@ -11,7 +11,7 @@ from ..memory.profile import ParameterBytes, profile
 from ..memory.ties import parameter_count, tied_groups
 from ..memory.workload import Workload
 from ..units import format_size
-from . import map_check
+from . import map_check, proving
 from .balance import DoesNotFit, balance
 from .map_file import UserMap
 from .plan import CostedModel, Plan, evaluate
@@ -72,22 +72,39 @@ def cost(request: Request) -> CostedModel:
 
 
 def balanced(request: Request) -> Plan | None:
-    """Return the plan of mode `balanced`; None, with a line that says why, when not even the weights fit."""
+    """Return the plan of mode `balanced`; None, with a line that says why, when there is none.
+
+    That is when not even the weights fit, or when the model fails under every map that was tried out.
+    """
     costed = cost(request)
-    try:
-        device_map = balance(costed, request.devices)
-    except DoesNotFit as gap:
-        log.warning(
-            f"{costed.model_class} does not fit {table(request.devices)}: its weights alone are "
-            f"{format_size(gap.needed)}, {format_size(gap.needed - gap.available)} too many. The library's own map "
-            "applies, which keeps the rest in host memory or on disk, where it cannot be trained. What would help: "
-            "more devices, loading in 4 or 8 bits, or a half-precision dtype"
-            if gap.needed > gap.available
-            else f"{costed.model_class} has blocks that fit none of {table(request.devices)} together; the library's "
-            "own map applies"
-        )
-        return None
-    return evaluate("balanced", costed, device_map, request.devices)
+    for candidate in (costed, replace(costed, layers_only=True)):
+        try:
+            device_map = balance(candidate, request.devices)
+            notes = proving.check(request, candidate, device_map)
+        except DoesNotFit as gap:
+            _say_does_not_fit(costed, gap, request)
+            return None
+        except proving.CrossesDevices as error:
+            log.debug(f"a map that does not run: {error}")
+            continue
+        return evaluate("balanced", candidate, device_map, request.devices, notes)
+    log.warning(
+        f"{costed.model_class} does not run when its layers are on several devices, as a trial on shapes shows; the "
+        "library's own map applies"
+    )
+    return None
+
+
+def _say_does_not_fit(costed: CostedModel, gap: DoesNotFit, request: Request) -> None:
+    log.warning(
+        f"{costed.model_class} does not fit {table(request.devices)}: its weights alone are "
+        f"{format_size(gap.needed)}, {format_size(gap.needed - gap.available)} too many. The library's own map "
+        "applies, which keeps the rest in host memory or on disk, where it cannot be trained. What would help: "
+        "more devices, loading in 4 or 8 bits, or a half-precision dtype"
+        if gap.needed > gap.available
+        else f"{costed.model_class} has blocks that fit none of {table(request.devices)} together; the library's "
+        "own map applies"
+    )
 
 
 def from_user(request: Request, user_map: UserMap, devices: int) -> Plan:

@@ -25,8 +25,9 @@ def show(plan: Plan, report: str, files: int | None = None) -> int | None:
         f"{whose} for {plan.model_class} ({_count(plan.parameters)} parameters), predicted for "
         f"{plan.workload.describe()} (GiB):"
     )
-    method = "" if plan.method in ("", "traced") else f"\n  {plan.method}"
-    log.info(f"{headline}\n{plan_table(plan)}{method}")
+    remarks = [plan.method] if plan.method not in ("", "traced") else []
+    remarks += plan.notes if plan.mode == "balanced" else ()
+    log.info("\n  ".join([f"{headline}\n{plan_table(plan)}", *remarks]))
     return None if report == "text" else write(plan, report, files)
 
 

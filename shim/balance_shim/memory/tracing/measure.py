@@ -11,7 +11,7 @@ from ..ties import tied_groups
 from ..workload import Workload
 from . import adapters, batch, layers, parts
 from .copy import CannotTrace, Trains, copy_of, traced_copy
-from .found import ELSEWHERE, Traced
+from .found import ELSEWHERE, Held, Traced
 from .machine import MOST_DEVICES, tracing
 from .run import place_inputs, training_step
 
@@ -84,13 +84,7 @@ def _trace(
     there = [block for block in blocks if block.name not in sample.left_out]
     leads = anchors(there)
     devices = _a_device_each(model, there, loss_on_first)
-    model, trains, left_out = _supposed(model, blocks, workload, trains, sample.left_out)
-    with tracing(1 + max(devices.values())) as machine:
-        twin = traced_copy(model, machine, _by_prefix(devices), left_out, trains)
-        trained = _trained(twin, there)
-        place_inputs(twin, {block.name: devices[block.name] for block in there if block.kind != "tensor"}, machine)
-        by_device = training_step(twin, batch.on_first_device(fed, model, machine), workload, machine)
-        del twin
+    by_device, trained = run_placed(model, blocks, devices, workload, trains, fed, sample.left_out)
     first = ELSEWHERE if loss_on_first else by_device.pop(0)
     held = {}
     for position, block in reversed(list(enumerate(there))):
@@ -98,6 +92,32 @@ def _trace(
         if leads[position] == position:
             held[block.name] = by_device.pop(devices[block.name], ELSEWHERE)
     return Traced(held, trained, first, sample.speaks_for)
+
+
+def run_placed(
+    model: nn.Module,
+    blocks: Sequence[Block],
+    devices: Mapping[str, int],
+    workload: Workload,
+    trains: Trains,
+    fed: Mapping[str, Any],
+    left_out: Collection[str],
+) -> "tuple[dict[int, Held], dict[str, list[Tensor]]]":
+    """Run a training step with each block on its device; return what devices held, and what trains in each block.
+
+    Args:
+        devices: name of each block that runs -> index of its device; inputs arrive on device 0.
+        left_out: the names of layers that do not run.
+    """
+    there = [block for block in blocks if block.name not in left_out]
+    model, trains, left_out = _supposed(model, blocks, workload, trains, left_out)
+    with tracing(1 + max(devices.values())) as machine:
+        twin = traced_copy(model, machine, _by_prefix(devices), left_out, trains)
+        trained = _trained(twin, there)
+        place_inputs(twin, {block.name: devices[block.name] for block in there if block.kind != "tensor"}, machine)
+        held = training_step(twin, batch.on_first_device(fed, model, machine), workload, machine)
+        del twin
+    return held, trained
 
 
 def _supposed(

@@ -1,0 +1,104 @@
+"""The proof of a device map: a training step on shapes, with the blocks where the map puts them."""
+
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from ..blocks import Block
+from ..workload import Workload
+from . import batch, measure
+from .copy import CannotTrace, Trains
+
+LAYERS_A_DEVICE = 2  # of each list that run on a device; the rest is like them
+
+
+class CrossesDevices(CannotTrace):
+    """Under this map an operation meets tensors of two devices."""
+
+
+@dataclass(frozen=True)
+class Proof:
+    """What a shortened model held under a map.
+
+    Attributes:
+        blocks: the names of the blocks that ran.
+        peaks: device index -> the most bytes that it held beside weights, from forward to backward.
+    """
+
+    blocks: frozenset[str]
+    peaks: dict[int, int]
+
+
+def prove(
+    model: nn.Module,
+    blocks: Sequence[Block],
+    workload: Workload,
+    device_map: Mapping[str, int],
+    first: int,
+    trains: Trains = None,
+    real_batch: Mapping[str, Any] | None = None,
+) -> Proof:
+    """Run the model under `device_map` with no more than a few layers on each device.
+
+    Args:
+        device_map: block name -> device index.
+        first: index of the device where inputs arrive.
+
+    Raises:
+        CrossesDevices: the map cannot be used.
+        CannotTrace: this model does not run on shapes, so nothing is proved.
+    """
+    places = sorted({first, *device_map.values()}, key=lambda index: (index != first, index))
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            fed = real_batch if real_batch is not None else batch.supposed_batch(model, workload)
+            try:
+                return _run(model, blocks, workload, device_map, places, trains, fed, _left_out(blocks, device_map))
+            except CannotTrace as error:
+                if _crosses(error):
+                    raise
+            return _run(model, blocks, workload, device_map, places, trains, fed, frozenset())
+    except CannotTrace as error:
+        if _crosses(error):
+            raise CrossesDevices(str(error)) from error
+        raise
+    except Exception as error:
+        raise CannotTrace(f"tracing failed ({type(error).__name__}: {error})") from error
+
+
+def _run(
+    model: nn.Module,
+    blocks: Sequence[Block],
+    workload: Workload,
+    device_map: Mapping[str, int],
+    places: Sequence[int],
+    trains: Trains,
+    fed: Mapping[str, Any],
+    left_out: frozenset[str],
+) -> Proof:
+    devices = {block.name: places.index(device_map[block.name]) for block in blocks if block.name not in left_out}
+    held, _ = measure.run_placed(model, blocks, devices, workload, trains, fed, left_out)
+    peaks = {place: max(held[index].forward, held[index].backward) for index, place in enumerate(places)}
+    return Proof(frozenset(devices), peaks)
+
+
+def _crosses(error: CannotTrace) -> bool:
+    return "to be on the same device" in str(error)
+
+
+def _left_out(blocks: Sequence[Block], device_map: Mapping[str, int]) -> frozenset[str]:
+    kept: dict[tuple[str, int], int] = {}
+    left_out = set()
+    for block in blocks:
+        parent, _, number = block.name.rpartition(".")
+        if block.role not in ("layer", "tower") or not number.isdigit():
+            continue
+        key = parent, device_map[block.name]
+        kept[key] = kept.get(key, 0) + 1
+        if kept[key] > LAYERS_A_DEVICE:
+            left_out.add(block.name)
+    return frozenset(left_out)
