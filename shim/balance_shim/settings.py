@@ -29,8 +29,8 @@ OPTIMIZERS = (
 
 # Promised by the interface for later versions. Said, not passed over: a user who sets one believes it acts.
 PLANNED = (
-    "BALANCE_PRECISION", "BALANCE_GRADIENT_CHECKPOINTING", "BALANCE_LOSS", "BALANCE_MICRO_BATCH", "BALANCE_REBALANCE",
-    "BALANCE_ZERO_CONFIG", "BALANCE_OFFLOAD", "BALANCE_NPROC", "BALANCE_NCCL_TIMEOUT", "BALANCE_MONITOR",
+    "BALANCE_PRECISION", "BALANCE_LOSS", "BALANCE_MICRO_BATCH", "BALANCE_REBALANCE", "BALANCE_ZERO_CONFIG",
+    "BALANCE_OFFLOAD", "BALANCE_NPROC", "BALANCE_NCCL_TIMEOUT", "BALANCE_MONITOR",
 )  # fmt: skip
 PLANNED_MODES = ("zero3",)
 
@@ -47,7 +47,10 @@ class Reserve(NamedTuple):
 
 
 class Settings(NamedTuple):
-    """What the user asked for. Sizes in bytes; `None` where the user left it to the shim."""
+    """What the user asked for. Sizes in bytes; `None` where the user left it to the shim.
+
+    `cache` is a folder, "" for the usual one, and None for no cache.
+    """
 
     mode: str = "balanced"
     intercept: frozenset[str] = frozenset({"auto", "balanced"})
@@ -58,7 +61,9 @@ class Settings(NamedTuple):
     seq_len: int | None = None
     tuning: str | None = None
     optimizer: str | None = None
+    gradient_checkpointing: bool | str | None = None
     report: str = "text"
+    cache: str | None = ""
     simulate: "SimulationSpec | None" = None
     strict: bool = False
     log_level: str = "info"
@@ -158,6 +163,19 @@ def _report(text: str) -> str:
     return folder
 
 
+def _checkpointing(text: str) -> bool | str:
+    return "auto" if text.lower() == "auto" else _flag(text)
+
+
+def _cache(text: str) -> str | None:
+    if text.lower() == "off":
+        return None
+    folder = os.path.abspath(os.path.expanduser(text))
+    if os.path.lexists(folder) and not os.path.isdir(folder):
+        raise ValueError
+    return folder
+
+
 def _device_map(text: str) -> "UserMap":
     from .placement import map_file  # needs json: only those who bring a map pay for it
 
@@ -189,10 +207,14 @@ VARIABLES = (
              "what trains: everything, adapters, or everything but vision and audio towers"),
     Variable("BALANCE_OPTIMIZER", "optimizer", _one_of(OPTIMIZERS), "one of " + ", ".join(OPTIMIZERS),
              "the Trainer's, else adamw_torch", "optimizer assumed until the Trainer is known"),
+    Variable("BALANCE_GRADIENT_CHECKPOINTING", "gradient_checkpointing", _checkpointing, "1, 0 or auto",
+             "as the script says", "recompute activations: in all layers, in none, or in no more than it takes to fit"),
     Variable("BALANCE_REPORT", "report", _report, "text, off, or a folder that can be written", "text",
              "where the plan and the map go: standard error, nowhere, or files in a folder too"),
     Variable("BALANCE_SIMULATE", "simulate", _simulate, "devices such as 4x24GiB or 2x80GiB+2x24GiB", "",
              "run on simulated devices"),
+    Variable("BALANCE_CACHE", "cache", _cache, "a folder, or off", "~/.cache/balance_shim",
+             "where what was found out about models is kept"),
     Variable("BALANCE_STRICT", "strict", _flag, "1 or 0", "0",
              "an internal failure stops the program instead of falling back"),
     Variable("BALANCE_LOG_LEVEL", "log_level", _one_of(LEVELS), "one of " + ", ".join(LEVELS), "info",

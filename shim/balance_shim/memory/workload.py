@@ -69,6 +69,8 @@ def assume(settings: Settings, arguments: Any | None = None, longest: int | None
         said = getattr(settings, name)
         if said is not None:
             known[name] = said
+    if isinstance(settings.gradient_checkpointing, bool):
+        known["gradient_checkpointing"] = settings.gradient_checkpointing
     guessed = "seq_len" not in known
     if guessed and longest is not None:
         known["seq_len"] = min(DEFAULT_SEQUENCE_LENGTH, longest)

@@ -52,6 +52,7 @@ class Plan:
         lower_bound: bytes that the fullest device must hold at least, under any map.
         method: how the costs were found: "traced", or what was estimated and why.
         notes: what a reader of the plan should know, a line each.
+        recomputed: the layers to checkpoint, where they were chosen one by one; None: as the workload says.
     """
 
     mode: str
@@ -63,6 +64,7 @@ class Plan:
     lower_bound: int
     method: str = ""
     notes: tuple[str, ...] = ()
+    recomputed: frozenset[str] | None = None
 
     @property
     def worst(self) -> DevicePlan:
@@ -92,6 +94,7 @@ class Plan:
             "device_map": self.device_map,
             "lower_bound": self.lower_bound,
             "method": self.method,
+            "recomputed": None if self.recomputed is None else sorted(self.recomputed),
             "notes": list(self.notes),
         }
 

@@ -15,6 +15,7 @@ from . import map_check, proving
 from .balance import DoesNotFit, balance
 from .map_file import UserMap
 from .plan import CostedModel, Plan, evaluate
+from .recompute import least_recomputation
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -32,6 +33,7 @@ class Request:
         parameter_bytes: (name, parameter) -> bytes as it will be loaded; None: as it stands.
         trains: (name, parameter) -> whether it gets a gradient; None: what `workload.tuning` supposes.
         batch: what the model gets in training; None: what its config suggests.
+        selective: whether layers are recomputed only as far as it takes to fit, whatever `workload` says.
         loss_on_first: whether the model computes its loss where its inputs arrive; see `seams/loss_device.py`.
     """
 
@@ -43,6 +45,7 @@ class Request:
     trains: "Callable[[str, Tensor], bool] | None" = None
     batch: "Mapping[str, Any] | None" = None
     loss_on_first: bool = False
+    selective: bool = False
 
 
 def cost(request: Request) -> CostedModel:
@@ -76,23 +79,44 @@ def balanced(request: Request) -> Plan | None:
 
     That is when not even the weights fit, or when the model fails under every map that was tried out.
     """
-    costed = cost(request)
+    try:
+        costed, recomputed = costed_for(request)
+    except DoesNotFit as gap:
+        _say_does_not_fit(cost(request), gap, request)
+        return None
+    request = replace(request, workload=costed.workload)
     for candidate in (costed, replace(costed, layers_only=True)):
         try:
             device_map = balance(candidate, request.devices)
-            notes = proving.check(request, candidate, device_map)
+            notes = proving.check(request, candidate, device_map, compare=not recomputed)
         except DoesNotFit as gap:
             _say_does_not_fit(costed, gap, request)
             return None
         except proving.CrossesDevices as error:
             log.debug(f"a map that does not run: {error}")
             continue
-        return evaluate("balanced", candidate, device_map, request.devices, notes)
+        plan = evaluate("balanced", candidate, device_map, request.devices, notes)
+        return replace(plan, recomputed=recomputed)
     log.warning(
         f"{costed.model_class} does not run when its layers are on several devices, as a trial on shapes shows; the "
         "library's own map applies"
     )
     return None
+
+
+def costed_for(request: Request) -> tuple[CostedModel, frozenset[str] | None]:
+    """Return the costs to plan with, and the names of the layers to recompute; None: as the workload says.
+
+    Raises:
+        DoesNotFit: the weights alone do not fit.
+    """
+    if not request.selective:
+        return cost(request), None
+    plain, recomputed = (
+        cost(replace(request, workload=replace(request.workload, gradient_checkpointing=each)))
+        for each in (False, True)
+    )
+    return least_recomputation(plain, recomputed, request.devices)
 
 
 def _say_does_not_fit(costed: CostedModel, gap: DoesNotFit, request: Request) -> None:

@@ -19,8 +19,11 @@ class CrossesDevices(Exception):
     """Under a map the model would fail, because an operation meets tensors of two devices."""
 
 
-def check(request: "Request", costed: CostedModel, device_map: DeviceMap) -> tuple[str, ...]:
+def check(request: "Request", costed: CostedModel, device_map: DeviceMap, compare: bool = True) -> tuple[str, ...]:
     """Return what a reader of the plan should know of the proof: nothing when all is as predicted.
+
+    With `compare` off the peaks are not looked at, because layers differ in what they recompute, which a trial does
+    not reproduce.
 
     Raises:
         CrossesDevices: the map cannot be used.
@@ -39,7 +42,7 @@ def check(request: "Request", costed: CostedModel, device_map: DeviceMap) -> tup
     except CannotTrace as error:
         return (f"the map was not tried out on shapes: {error}",)
     notes = []
-    for device in request.devices:
+    for device in request.devices if compare else ():
         predicted = _predicted(costed, places, found.blocks, device.index, first)
         seen = found.peaks.get(device.index, 0)
         if abs(predicted - seen) > LARGEST_ERROR * max(seen, 1) and abs(predicted - seen) > _LEAST:

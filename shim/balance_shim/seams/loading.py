@@ -193,6 +193,7 @@ def _place(load: _Load) -> DeviceMap | None:
         load.no_split,
         load.parameter_bytes,
         loss_on_first=computes_loss_on_first_device(load.model),
+        selective=settings.gradient_checkpointing == "auto",
     )
     plan: Plan | None
     if mode == "map":

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from .. import state
 from ..memory.workload import Workload, from_arguments
 from .longest_batch import longest_batch
 
@@ -15,7 +16,11 @@ def actual_workload(trainer: Any, assumed: Workload) -> tuple[Workload, Mapping[
     """
     known = from_arguments(trainer.args)
     known["tuning"] = tuning(trainer.model)
-    known["gradient_checkpointing"] |= _checkpoints_already(trainer.model)
+    wish = state.settings().gradient_checkpointing
+    if isinstance(wish, bool):
+        known["gradient_checkpointing"] = wish
+    else:
+        known["gradient_checkpointing"] |= _checkpoints_already(trainer.model)
     batch = longest_batch(trainer, known["batch_size"])
     ids: Any = None if batch is None else batch.get("input_ids")
     if hasattr(ids, "shape") and len(ids.shape) == 2:

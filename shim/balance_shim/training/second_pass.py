@@ -11,6 +11,7 @@ from ..placement.move import MoveError, move
 from ..placement.plan import CostedModel, Plan, evaluate
 from ..report import plan_report
 from ..units import format_size
+from . import checkpointing
 from .actual_workload import actual_workload
 
 WORTH_MOVING = 0.95  # blocks move when that brings the worst device to this part of what it is, or below
@@ -38,6 +39,7 @@ def second_pass(trainer: Any, model: Any, assumed: Plan, loss_on_first: bool) ->
         assumed: the plan that it was placed by.
         loss_on_first: as in `planner.Request`.
     """
+    settings = state.settings()
     workload, batch = actual_workload(trainer, assumed.workload)
     usable = _usable(model, assumed)
     request = planner.Request(
@@ -47,22 +49,26 @@ def second_pass(trainer: Any, model: Any, assumed: Plan, loss_on_first: bool) ->
         trains=lambda _, parameter: parameter.requires_grad,
         batch=batch,
         loss_on_first=loss_on_first,
+        selective=settings.gradient_checkpointing == "auto",
     )
-    costed = planner.cost(request)
-    actual = evaluate(assumed.mode, costed, assumed.device_map, usable)
-    if state.settings().report != "off":
+    costed, recomputed = planner.costed_for(request)
+    actual = replace(evaluate(assumed.mode, costed, assumed.device_map, usable), recomputed=recomputed)
+    if settings.report != "off":
         log.info(plan_report.beside(assumed, actual))
     outcome = Outcome(actual)
     if assumed.mode == "balanced" and len(set(assumed.device_map.values())) > 1:
         outcome = _better(trainer, model, costed, actual, usable)
     if outcome.plan.shortfall:
         log.warning(plan_report.shortfall_line(outcome.plan, planner.what_would_fit(outcome.plan, request)))
+    if settings.gradient_checkpointing is not None:
+        checkpointing.arrange(trainer, model, outcome.plan)
     return outcome
 
 
 def _better(trainer: Any, model: Any, costed: CostedModel, actual: Plan, usable: tuple[Device, ...]) -> Outcome:
     """Move the blocks if another map is better by a useful margin."""
     better = evaluate(actual.mode, costed, balance(costed, usable), usable)
+    better = replace(better, recomputed=actual.recomputed)
     if better.worst.filled > WORTH_MOVING * actual.worst.filled or len(set(better.device_map.values())) == 1:
         return Outcome(actual)
     optimizer = getattr(trainer, "optimizer", None)

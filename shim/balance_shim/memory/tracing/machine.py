@@ -20,7 +20,6 @@ from balance_shim.virtual.tensor import VirtualTensor, wrap
 MOST_DEVICES = 120  # torch numbers devices with a signed byte
 _LIMITLESS = 1 << 60
 
-_plain_attention = torch.nn.functional.scaled_dot_product_attention
 _one_at_a_time = threading.Lock()
 
 
@@ -60,7 +59,7 @@ def tracing(devices: int) -> Iterator[Machine]:
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
         stack.enter_context(_default_dtype(torch.float32))
-        stack.enter_context(_fused_attention(fused))
+        stack.enter_context(_accelerators_kernels(fused))
         stack.enter_context(_Factories(machine))
         yield machine
 
@@ -76,18 +75,41 @@ def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _fused_attention(fused: Any) -> Iterator[None]:
-    """Let attention keep what an accelerator's kernels keep: the CPU's own choice depends on types and masks."""
-    before = torch.nn.functional.scaled_dot_product_attention
+def _accelerators_kernels(fused: Any) -> Iterator[None]:
+    """Let attention and dropout keep what an accelerator's kernels keep.
+
+    The CPU's own choice of attention depends on types and masks, and its dropout keeps noise as wide as its input
+    instead of a truth value for each.
+    """
+    functions: Any = torch.nn.functional
+    plain_attention, plain_dropout = functions.scaled_dot_product_attention, functions.dropout
 
     def scaled_dot_product_attention(query: Any, *args: Any, **kwargs: Any) -> Any:
-        return (fused if isinstance(query, TracedTensor) else before)(query, *args, **kwargs)
+        if not isinstance(query, TracedTensor):
+            return plain_attention(query, *args, **kwargs)
+        if not torch.is_autocast_enabled("cpu"):
+            return fused(query, *args, **kwargs)
+        named = {name: _cast(each) for name, each in kwargs.items()}
+        with torch.autocast("cpu", enabled=False):
+            return fused(_cast(query), *map(_cast, args), **named)
 
-    torch.nn.functional.scaled_dot_product_attention = scaled_dot_product_attention
+    def dropout(input: Any, p: float = 0.5, training: bool = True, inplace: bool = False) -> Any:
+        if isinstance(input, TracedTensor) and training and 0 < p < 1 and not inplace:
+            return torch.native_dropout(input, p, True)[0]
+        return plain_dropout(input, p, training, inplace)
+
+    functions.scaled_dot_product_attention, functions.dropout = scaled_dot_product_attention, dropout
     try:
         yield
     finally:
-        torch.nn.functional.scaled_dot_product_attention = before
+        functions.scaled_dot_product_attention, functions.dropout = plain_attention, plain_dropout
+
+
+def _cast(value: Any) -> Any:
+    """Return `value` as autocast hands it to attention, which it would not see here."""
+    if isinstance(value, torch.Tensor) and value.is_floating_point():
+        return value.to(torch.get_autocast_dtype("cpu"))
+    return value
 
 
 class _Factories(TorchDispatchMode):

@@ -74,7 +74,11 @@ def _prepare(model: nn.Module, workload: Workload) -> None:
     config: Any = getattr(model, "config", None)
     if config is not None and version_of("transformers") >= TRAINS_WITHOUT_CACHE:
         config.use_cache = False
-    if workload.gradient_checkpointing and getattr(model, "supports_gradient_checkpointing", False):
+    if not getattr(model, "supports_gradient_checkpointing", False):
+        return
+    if not workload.gradient_checkpointing:
+        model.gradient_checkpointing_disable()  # type: ignore[operator]
+    else:
         model.gradient_checkpointing_enable()  # type: ignore[operator]
         embedding = getattr(model, "get_input_embeddings", lambda: None)()
         if isinstance(embedding, nn.Module) and not any(each.requires_grad for each in embedding.parameters()):
