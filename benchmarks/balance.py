@@ -1,0 +1,581 @@
+"""How evenly each way of placing a model fills the devices in training, and how true the shim's predictions are.
+
+    python benchmarks/balance.py                              run what is not in the results yet, then print the tables
+    python benchmarks/balance.py --list                       the cases, and which of them there are results for
+    python benchmarks/balance.py --cases 'Qwen2.5-7B/*/4/*'   only these: model/workload/machine/method
+    python benchmarks/balance.py --table                      only print the tables, as Markdown
+
+An ordinary script (train.py) trains models of real size for two steps on simulated devices, with shapes only. Methods:
+
+    auto, balanced_low_0    transformers' own
+    split_model             the rule that InternVL gives its users, as an explicit map
+    shim                    balance_shim, told the length of the rows and what trains: the script makes its model first
+    shim-untold             the same with no variable set but the mode; not in the default list
+    search                  hill climbing over contiguous maps, each measured; from the shim's map and from an even one
+
+The devices of these machines are so large that nothing runs out of memory, so what is compared are peaks. The figure of
+merit is the fill of the fullest device: its peak in GiB where all devices are equal, its peak as a part of its size
+where they are not.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fnmatch
+import hashlib
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from models import MODELS, REPOSITORY, Model, Unit
+from simulated_runs import Run, Simulator
+
+GIB = 2**30
+SCRIPT = str(REPOSITORY / "benchmarks" / "train.py")
+CACHE = REPOSITORY / ".cache" / "benchmarks"
+RESULTS = CACHE / "balance.jsonl"
+
+
+@dataclass(frozen=True)
+class Workload:
+    """One way to train: the script's arguments, and what the shim is told of them."""
+
+    title: str
+    seq_len: int
+    lora: bool
+    checkpointing: bool
+
+    @property
+    def arguments(self) -> list[str]:
+        switches = ["--lora"] * self.lora + ["--checkpointing"] * self.checkpointing
+        return ["--seq-len", str(self.seq_len), *switches]
+
+    @property
+    def variables(self) -> dict[str, str]:
+        return {"BALANCE_SEQ_LEN": str(self.seq_len), "BALANCE_TUNING": "lora" if self.lora else "full"}
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Devices of these sizes in GiB, times `factor` so that no run is limited by them."""
+
+    title: str
+    sizes: tuple[int, ...]
+    factor: int
+
+    @property
+    def spec(self) -> str:
+        return "+".join(f"1x{size * self.factor}GiB" for size in self.sizes)
+
+    @property
+    def is_even(self) -> bool:
+        return len(set(self.sizes)) == 1
+
+
+WORKLOADS = {
+    "full": Workload("full", 2048, lora=False, checkpointing=False),
+    "full-ckpt": Workload("full, checkpointing", 4096, lora=False, checkpointing=True),
+    "lora": Workload("LoRA", 2048, lora=True, checkpointing=False),
+    "lora-ckpt": Workload("LoRA, checkpointing", 4096, lora=True, checkpointing=True),
+}
+MACHINES = {
+    "4": Machine("4 equal devices", (64,) * 4, 32),
+    "8": Machine("8 equal devices", (64,) * 8, 32),
+    "mixed": Machine("24+24+48+48", (24, 24, 48, 48), 64),
+}
+METHODS = ("auto", "balanced_low_0", "split_model", "shim", "shim-untold", "search")
+
+# What is run unless --cases asks for something else: an hour or so. balanced_low_0 and split_model know nothing of
+# unequal devices; search costs a dozen runs a case.
+DEFAULT = (
+    "*/*/[48]/auto", "*/*/[48]/balanced_low_0", "*/*/[48]/split_model", "*/*/[48]/shim",
+    "*/*/mixed/auto", "*/*/mixed/shim",
+    "Qwen2.5-7B/*/4/search", "Llama-3-8B/*/4/search", "Qwen2.5-VL-7B/*/4/search",
+)  # fmt: skip
+EVALUATIONS = 12  # of one search, the two maps it starts from included
+
+
+@dataclass(frozen=True)
+class Case:
+    model: Model
+    workload: str
+    machine: str
+    method: str
+
+    @property
+    def key(self) -> str:
+        return f"{self.model.name}/{self.workload}/{self.machine}/{self.method}"
+
+    def beside(self, method: str) -> Case:
+        return Case(self.model, self.workload, self.machine, method)
+
+
+class Results:
+    """A file of JSON lines, one a case, the last line of a case being the one that counts."""
+
+    def __init__(self, path: Path):
+        self._path = path
+        self.by_key: dict[str, dict[str, Any]] = {}
+        if path.exists():
+            for line in path.read_text(encoding="utf-8").splitlines():
+                result = json.loads(line)
+                self.by_key[result["key"]] = result
+
+    def add(self, key: str, result: dict[str, Any]) -> dict[str, Any]:
+        result = {"key": key, **result, "commit": _commit()}
+        self.by_key[key] = result
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(result) + "\n")
+        return result
+
+    def get(self, case: Case) -> dict[str, Any] | None:
+        """Return the result of `case`, if it has one to be counted."""
+        result = self.by_key.get(case.key)
+        return result if result is not None and result["status"] != "failed" else None
+
+
+class Bench:
+    """Runs cases."""
+
+    def __init__(self, simulator: Simulator, results: Results, again: bool):
+        self._simulator = simulator
+        self._results = results
+        self._again = again
+        self._fresh: set[str] = set()  # run by this process, so not to be run again
+
+    def result(self, case: Case) -> dict[str, Any]:
+        """Return the result of `case`, run now unless it is there already."""
+        if case.method == "search":
+            return self._known(case.key) or self._keep(case.key, self._search(case))
+        return self._known(case.key) or self._keep(case.key, self._measure(case, *_ways(case)))
+
+    def _known(self, key: str) -> dict[str, Any] | None:
+        result = self._results.by_key.get(key)
+        if result is None or result["status"] == "failed" or (self._again and key not in self._fresh):
+            return None
+        return result
+
+    def _keep(self, key: str, result: dict[str, Any]) -> dict[str, Any]:
+        self._fresh.add(key)
+        return self._results.add(key, result)
+
+    def _measure(self, case: Case, arguments: Sequence[str], variables: dict[str, str]) -> dict[str, Any]:
+        workload, machine = WORKLOADS[case.workload], MACHINES[case.machine]
+        folder = str(CACHE / case.model.name)
+        run = self._simulator.run(machine.spec, [SCRIPT, folder, *workload.arguments, *arguments], variables)
+        if run.status != "ok":
+            log = CACHE / "failed" / f"{case.key.replace('/', ' ')}.log"
+            log.parent.mkdir(parents=True, exist_ok=True)
+            log.write_text(run.log, encoding="utf-8")
+            say(f"  {run.status}: {_last_line(run.log)} ({log})")
+        return {
+            "status": run.status,
+            "seq_len": workload.seq_len,
+            "peaks": run.peaks,
+            "predicted": _predicted(run, len(machine.sizes)),
+            "lower_bound": (run.plan or {}).get("lower_bound"),
+            "device_map": run.device_map,
+            "seconds": run.seconds,
+        }
+
+    def _search(self, case: Case) -> dict[str, Any]:
+        """Return the best contiguous map that hill climbing finds, as the result of `case`."""
+        model, sizes = case.model, MACHINES[case.machine].sizes
+        start = time.monotonic()
+        tried: dict[tuple[int, ...], float] = {}
+        results: dict[tuple[int, ...], dict[str, Any]] = {}
+
+        def fill(places: tuple[int, ...]) -> float:
+            """Return the fill of the fullest device under the map that puts unit i on device places[i]."""
+            if places not in tried:
+                result = self._of_map(case, _as_map(model.chain, places))
+                tried[places], results[places] = worst_fill(result["peaks"], sizes), result
+            return tried[places]
+
+        even = _even_places(model, len(sizes))
+        fill(even)
+        origins = [even]
+        shim = self.result(case.beside("shim"))
+        if shim["status"] == "ok":  # its run is the measurement of its map
+            origins.append(_as_places(model.chain, shim["device_map"]))
+            tried[origins[-1]], results[origins[-1]] = worst_fill(shim["peaks"], sizes), shim
+        for origin in sorted(set(origins), key=lambda places: tried[places]):
+            current = origin
+            while True:
+                better = next(
+                    (
+                        moved
+                        for moved in _moves(current, results[current]["peaks"], sizes)
+                        if (moved in tried or len(tried) < EVALUATIONS) and fill(moved) < tried[current]
+                    ),
+                    None,
+                )
+                if better is None:
+                    break
+                current = better
+        best = min(tried, key=lambda places: tried[places])
+        return {
+            **{name: value for name, value in results[best].items() if name not in ("key", "commit")},
+            "device_map": _as_map(model.chain, best),
+            "evaluations": len(tried),
+            "from_even": tried[even],
+            "seconds": round(time.monotonic() - start, 1),
+        }
+
+    def _of_map(self, case: Case, device_map: dict[str, int]) -> dict[str, Any]:
+        """Return the result of an explicit map, which is kept, since it holds whatever becomes of the shim."""
+        text = json.dumps(device_map, sort_keys=True)
+        key = case.beside(f"map-{hashlib.sha256(text.encode()).hexdigest()[:12]}").key
+        found = self._results.by_key.get(key)
+        if found is not None and found["status"] == "ok":
+            return found
+        result = self._keep(key, self._measure(case, [], _map_variables(case, device_map)))
+        if result["status"] != "ok":
+            raise RuntimeError(f"{key}: {result['status']}")
+        return result
+
+
+def _ways(case: Case) -> tuple[list[str], dict[str, str]]:
+    """Return the script's arguments and the variables that make the run one of `case.method`."""
+    workload = WORKLOADS[case.workload]
+    if case.method in ("auto", "balanced_low_0"):
+        return ["--device-map", case.method], {"BALANCE_MODE": "off"}
+    if case.method == "split_model":
+        return [], _map_variables(case, split_model(case.model, len(MACHINES[case.machine].sizes)))
+    told = workload.variables if case.method == "shim" else {}
+    return [], {"BALANCE_MODE": "balanced", **told}
+
+
+def _map_variables(case: Case, device_map: dict[str, int]) -> dict[str, str]:
+    return {"BALANCE_MODE": "map", "BALANCE_DEVICE_MAP": json.dumps(device_map), **WORKLOADS[case.workload].variables}
+
+
+def split_model(model: Model, devices: int) -> dict[str, int]:
+    """Return the map that InternVL's README makes: the first device counts as half a device for decoder layers.
+
+    All that is no decoder layer is on the first device, and so is the last decoder layer.
+    """
+    layers = len(model.layers)
+    each = -(-2 * layers // (2 * devices - 1))  # ceil(layers / (devices - 0.5))
+    counts = [-(-each // 2), *[each] * (devices - 1)]
+    places = [device for device, count in enumerate(counts) for _ in range(count)][:layers]
+    device_map = {name: 0 for unit in model.chain for name in unit}
+    device_map |= dict(zip(model.layers, places, strict=True))
+    device_map[model.layers[-1]] = 0
+    return device_map
+
+
+def worst_fill(peaks: Sequence[float], sizes: Sequence[float]) -> float:
+    """Return the peak of the fullest device in GiB for each GiB of its nominal size."""
+    return max(peak / size for peak, size in zip(peaks, sizes, strict=True)) / GIB
+
+
+def _as_map(chain: Sequence[Unit], places: Sequence[int]) -> dict[str, int]:
+    return {name: place for unit, place in zip(chain, places, strict=True) for name in unit}
+
+
+def _as_places(chain: Sequence[Unit], device_map: dict[str, Any]) -> tuple[int, ...]:
+    """Return the device of each unit under `device_map`, which may name wholes of units, or parts."""
+    return tuple(_device_of(unit[0], device_map) for unit in chain)
+
+
+def _device_of(name: str, device_map: dict[str, Any]) -> int:
+    above = name
+    while above not in device_map and above:
+        above = above.rpartition(".")[0]
+    place = device_map.get(above)
+    if place is None:
+        place = next(place for key, place in device_map.items() if key.startswith(f"{name}."))
+    return int(str(place).rpartition(":")[2])  # 2, "2" or "npu:2"
+
+
+def _even_places(model: Model, devices: int) -> tuple[int, ...]:
+    """Return the split that gives each device as many decoder layers, what is before them to the first device."""
+    places, place, number = [], 0, 0
+    for unit in model.chain:
+        if unit[0] in model.layers:
+            place = number * devices // len(model.layers)
+            number += 1
+        places.append(place)
+    return tuple(places)
+
+
+def _moves(places: tuple[int, ...], peaks: Sequence[float], sizes: Sequence[float]) -> Iterator[tuple[int, ...]]:
+    """Yield what `places` becomes when the fullest device hands on one block.
+
+    A block goes over the boundary to a neighbour, which may hand on one of its own to the next, until it stays: first
+    where it goes to the emptiest device. Handing on only to the neighbour is one of these.
+    """
+    fills = [peak / size for peak, size in zip(peaks, sizes, strict=True)]
+    fullest = fills.index(max(fills))
+    bounds = [i for i in range(1, len(places)) if places[i] != places[i - 1]]
+    runs = [(start, end) for start, end in zip([0, *bounds], [*bounds, len(places)], strict=True)]
+    found = []
+    for index, (start, _) in enumerate(runs):
+        if places[start] != fullest:
+            continue
+        for step in (1, -1):
+            moved, at = list(places), index
+            while 0 <= at + step < len(runs):
+                last = runs[at][1] - 1 if step > 0 else runs[at][0]
+                target = places[runs[at + step][0]]
+                moved[last] = target
+                if target != fullest:
+                    found.append((fills[target], abs(at + step - index), tuple(moved)))
+                at += step
+    for _, _, moved in sorted(found):
+        yield moved
+
+
+def _predicted(run: Run, devices: int) -> list[int] | None:
+    """Return the peak of the tensors on each device as the plan has it: what the simulation counts.
+
+    Context and workspaces, which a plan counts as overhead, do not exist on simulated devices.
+    """
+    if run.plan is None:
+        return None
+    predicted = [0] * devices
+    for device in run.plan["devices"]:
+        index = int(device["name"].rpartition(":")[2])
+        predicted[index] = device["predicted_peak"] - device["terms"].get("overhead", 0)
+    return predicted
+
+
+def cases(patterns: Iterable[str]) -> list[Case]:
+    """Return the cases that one of `patterns` fits; those of a machine together, so that one server at a time works."""
+    found = [
+        Case(model, workload, machine, method)
+        for machine in MACHINES
+        for model in MODELS.values()
+        for workload in WORKLOADS
+        for method in METHODS
+    ]
+    return [case for case in found if any(fnmatch.fnmatchcase(case.key, pattern) for pattern in patterns)]
+
+
+# --- tables
+
+
+def tables(results: Results) -> str:
+    parts = []
+    for name, machine in MACHINES.items():
+        rows = list(_rows(results, name))
+        if rows:
+            parts.append(_balance_table(machine, rows))
+    parts += [_verdict(results), _truth_table(results)]
+    return "\n\n".join(part for part in parts if part)
+
+
+@dataclass(frozen=True)
+class Row:
+    """The results of one model and workload on one machine, by method."""
+
+    model: Model
+    workload: str
+    machine: str
+    by_method: dict[str, dict[str, Any]]
+
+    def fill(self, method: str) -> float | None:
+        """Return the fill of the fullest device."""
+        result = self.by_method.get(method)
+        if result is None or result["status"] != "ok":
+            return None
+        return worst_fill(result["peaks"], MACHINES[self.machine].sizes)
+
+    def ratio(self, method: str, other: str) -> float | None:
+        ours, theirs = self.fill(method), self.fill(other)
+        return None if ours is None or theirs is None else ours / theirs
+
+    def unevenness(self, method: str) -> float | None:
+        """Return the worst fill over the mean fill (all bytes over all sizes)."""
+        fill = self.fill(method)
+        if fill is None:
+            return None
+        return fill / (sum(self.by_method[method]["peaks"]) / GIB / sum(MACHINES[self.machine].sizes))
+
+
+def _rows(results: Results, machine: str) -> Iterator[Row]:
+    for model in MODELS.values():
+        for workload in WORKLOADS:
+            found = {method: results.get(Case(model, workload, machine, method)) for method in METHODS}
+            by_method = {method: result for method, result in found.items() if result is not None}
+            if by_method:
+                yield Row(model, workload, machine, by_method)
+
+
+def _balance_table(machine: Machine, rows: list[Row]) -> str:
+    methods = [method for method in METHODS if any(method in row.by_method for row in rows)]
+    columns = ["model", "training", *methods, "shim max/mean", "shim/auto"]
+    has_search = "search" in methods
+    columns += ["shim/search"] * has_search
+    lines = []
+    for row in rows:
+        cells = [row.model.name, WORKLOADS[row.workload].title]
+        for method in methods:
+            fill, status = row.fill(method), row.by_method.get(method, {}).get("status", "")
+            cells.append(status if fill is None else _shown(fill, machine, row.model))
+        cells += [_number(row.unevenness("shim")), _number(row.ratio("shim", "auto"))]
+        cells += [_number(row.ratio("shim", "search"), 3)] * has_search
+        lines.append(cells)
+    if machine.is_even:
+        title = f"{machine.title}: peak of the fullest device, GiB"
+    else:
+        larger = ", ".join(f"x{model.machine_scale} for {model.name}" for model in MODELS.values())
+        title = f"{machine.title} GiB: fill of the fullest device. The sizes are multiplied to suit the model: {larger}"
+    return f"**{title}**\n\n{_markdown(columns, lines)}"
+
+
+def _verdict(results: Results) -> str:
+    """Return the demands that are made on the shim, each with what was found."""
+    rows = [row for name in MACHINES for row in _rows(results, name)]
+    lines = []
+
+    def demand(text: str, values: dict[str, float], limit: float) -> None:
+        if values:
+            over = [f"{where} {value:.3f}" for where, value in values.items() if value > limit]
+            said = f"{len(values) - len(over)} of {len(values)}"
+            lines.append(f"* {text}: {said}" + (f"; not: {', '.join(over)}" if over else ""))
+
+    def every(figure: Callable[[Row], float | None]) -> dict[str, float]:
+        found = {f"{row.model.name}/{row.workload}/{row.machine}": figure(row) for row in rows}
+        return {where: value for where, value in found.items() if value is not None}
+
+    demand("worst device no fuller than under `auto`", every(lambda row: row.ratio("shim", "auto")), 1.0)
+    demand("within 3 % of the best map found by search", every(lambda row: row.ratio("shim", "search")), 1.03)
+    demand("max/mean at most 1.05", every(lambda row: row.unevenness("shim")), 1.05)
+    demand("the same, or within 5 % of the plan's own lower bound", every(_over_bound), 1.05)
+    return "\n".join(lines)
+
+
+def _over_bound(row: Row) -> float | None:
+    """Return max/mean, or worst/lower bound where that is nearer to 1: some blocks are too large to be evened out."""
+    uneven, fill = row.unevenness("shim"), row.fill("shim")
+    if uneven is None or fill is None:
+        return None
+    machine, bound = MACHINES[row.machine], row.by_method["shim"].get("lower_bound")
+    if not bound:
+        return uneven
+    return min(uneven, fill / (bound / GIB / max(machine.sizes)))  # the bound is that of a device of the largest size
+
+
+def _truth_table(results: Results) -> str:
+    """Return how far predicted peaks are from simulated ones, by kind of model and by who made the map."""
+    groups: dict[tuple[str, str], list[tuple[float, str]]] = {}
+    for key, result in results.by_key.items():
+        name, _, _, method = key.split("/")
+        if result["status"] != "ok" or not result.get("predicted") or method == "search":
+            continue
+        kind = "vision-language" if MODELS[name].is_vision else "text"
+        whose = "the shim's maps" if method.startswith("shim") else "other maps"
+        if method == "shim-untold":
+            whose = "the shim's maps, nothing told"
+        least = 0.01 * max(result["peaks"])  # a device that is all but empty says nothing
+        for device, (said, seen) in enumerate(zip(result["predicted"], result["peaks"], strict=True)):
+            if seen > least:
+                groups.setdefault((whose, kind), []).append((abs(said - seen) / seen, f"{key} device {device}"))
+    rows = []
+    for (whose, kind), errors in sorted(groups.items(), reverse=True):
+        worst, where = max(errors)
+        median = statistics.median(error for error, _ in errors)
+        rows.append([whose, kind, str(len(errors)), f"{median:.1%}", f"{worst:.1%}", where])
+    if not rows:
+        return ""
+    columns = ["map", "models", "devices", "median error", "worst error", "where"]
+    return f"**Predicted against simulated peak of each device**\n\n{_markdown(columns, rows)}"
+
+
+def _markdown(columns: list[str], rows: list[list[str]]) -> str:
+    left = [all(not cell[:1].isdigit() for cell in cells) for cells in zip(*rows, strict=True)]
+    rule = ["---" if is_left else "---:" for is_left in left]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in [columns, rule, *rows])
+
+
+def _shown(fill: float, machine: Machine, model: Model) -> str:
+    """Return `fill` in GiB on equal devices; on others in percent, on a machine of the size that suits the model."""
+    return f"{fill * machine.sizes[0]:.1f}" if machine.is_even else f"{fill / model.machine_scale:.0%}"
+
+
+def _number(value: float | None, digits: int = 2) -> str:
+    return "" if value is None else f"{value:.{digits}f}"
+
+
+# --- the command
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cases", nargs="+", metavar="PATTERN", help="model/workload/machine/method, with * and ?")
+    parser.add_argument("--again", action="store_true", help="run the cases though there are results for them")
+    parser.add_argument("--list", action="store_true", help="list the cases and run nothing")
+    parser.add_argument("--table", action="store_true", help="print the tables of what there is and run nothing")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="file of JSON lines (default: %(default)s)")
+    parser.add_argument("--cold", action="store_true", help="start each run by the command that users have; slower")
+    options = parser.parse_args()
+
+    chosen = cases(options.cases or DEFAULT)
+    results = Results(options.results)
+    if not chosen:
+        parser.error("no case fits")
+    if options.list:
+        for case in chosen:
+            print(f"{'done' if results.get(case) else '    '} {case.key}")
+        return 0
+    if not options.table and not _run(chosen, results, options):
+        return 1
+    print(tables(results))
+    return 0
+
+
+def _run(chosen: list[Case], results: Results, options: argparse.Namespace) -> bool:
+    """Run `chosen`; return whether all of them could be."""
+    write_checkpoints({case.model.name for case in chosen})
+    failed = 0
+    start = time.monotonic()
+    with Simulator(cold=options.cold) as simulator:
+        bench = Bench(simulator, results, options.again)
+        for number, case in enumerate(chosen, 1):
+            result = bench.result(case)
+            failed += result["status"] == "failed"
+            worst = result["status"]
+            if worst == "ok":
+                machine = MACHINES[case.machine]
+                worst = _shown(worst_fill(result["peaks"], machine.sizes), machine, case.model)
+            minutes = (time.monotonic() - start) / 60
+            say(f"{number}/{len(chosen)} {case.key}: {worst}, {result['seconds']:.0f} s; {minutes:.0f} min in all")
+    return not failed
+
+
+def write_checkpoints(names: Iterable[str]) -> None:
+    """Write the checkpoints that are not there; in a process of its own, which may import what it likes."""
+    missing = sorted(name for name in names if not (CACHE / name / "written").exists())
+    if missing:
+        say(f"writing checkpoints without weights: {', '.join(missing)}")
+        script = str(REPOSITORY / "benchmarks" / "models.py")
+        subprocess.run([sys.executable, script, str(CACHE), *missing], check=True, stdout=subprocess.DEVNULL)
+
+
+def say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def _last_line(log: str) -> str:
+    lines = [line for line in log.splitlines() if line.strip()]
+    return lines[-1][:300] if lines else "it said nothing"
+
+
+def _commit() -> str:
+    done = subprocess.run(
+        ["git", "describe", "--always", "--dirty"], cwd=REPOSITORY, capture_output=True, text=True, check=False
+    )
+    return done.stdout.strip()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
