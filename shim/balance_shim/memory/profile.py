@@ -1,7 +1,7 @@
 """What every block of a model takes in training: weights as they are loaded, the rest as a trace of the model shows."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from . import formula
@@ -35,6 +35,15 @@ class Profile:
     first: BlockCost
     schedule: Schedule
     method: str
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, found: Mapping[str, Any]) -> "Profile":
+        """Return the profile that `to_json` has been called on."""
+        costs = tuple(BlockCost(**cost) for cost in found["costs"])
+        return cls(costs, BlockCost(**found["first"]), Schedule(**found["schedule"]), found["method"])
 
 
 def profile(

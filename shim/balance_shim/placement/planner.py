@@ -2,18 +2,21 @@
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import log
+from ..cache import cached, digest
 from ..devices import Device, table
-from ..memory.blocks import chain
-from ..memory.profile import ParameterBytes, profile
+from ..memory.blocks import Block, chain
+from ..memory.fingerprint import fingerprint
+from ..memory.profile import ParameterBytes, Profile, profile
 from ..memory.ties import parameter_count, tied_groups
 from ..memory.workload import Workload
 from ..units import format_size
 from . import map_check, proving
 from .balance import DoesNotFit, balance
-from .map_file import UserMap
+from .map_file import DeviceMap, UserMap
 from .plan import CostedModel, Plan, evaluate
 from .recompute import least_recomputation
 
@@ -33,6 +36,7 @@ class Request:
         parameter_bytes: (name, parameter) -> bytes as it will be loaded; None: as it stands.
         trains: (name, parameter) -> whether it gets a gradient; None: what `workload.tuning` supposes.
         batch: what the model gets in training; None: what its config suggests.
+        cache: folder of what has been found out before; None: nothing is kept.
         selective: whether layers are recomputed only as far as it takes to fit, whatever `workload` says.
         loss_on_first: whether the model computes its loss where its inputs arrive; see `seams/loss_device.py`.
     """
@@ -46,19 +50,29 @@ class Request:
     batch: "Mapping[str, Any] | None" = None
     loss_on_first: bool = False
     selective: bool = False
+    cache: Path | None = None
+
+    def key(self, *what: Any) -> str:
+        """Return the key of a result that follows from this request and `what`, but not from the devices."""
+        if self.cache is None:
+            return ""
+        sizes = self.parameter_bytes
+        weights = sizes and [sizes(name, each) for name, each in self.model.named_parameters(remove_duplicate=False)]
+        return digest(
+            fingerprint(self.model, self.trains, self.batch),
+            self.workload.to_json(),
+            sorted(self.no_split or ()),
+            weights,
+            self.loss_on_first,
+            *what,
+        )
 
 
 def cost(request: Request) -> CostedModel:
     """Return the model of `request` reduced to blocks and what each takes."""
     blocks = chain(request.model, request.no_split)
-    found = profile(
-        request.model,
-        blocks,
-        request.workload,
-        request.parameter_bytes,
-        request.trains,
-        request.batch,
-        request.loss_on_first,
+    found = Profile.from_json(
+        cached(request.cache, request.key("profile"), lambda: _profile(request, blocks).to_json())
     )
     return CostedModel(
         model_class=type(request.model).__name__,
@@ -71,6 +85,18 @@ def cost(request: Request) -> CostedModel:
         schedule=found.schedule,
         method=found.method,
         loss_on_first=request.loss_on_first,
+    )
+
+
+def _profile(request: Request, blocks: tuple[Block, ...]) -> Profile:
+    return profile(
+        request.model,
+        blocks,
+        request.workload,
+        request.parameter_bytes,
+        request.trains,
+        request.batch,
+        request.loss_on_first,
     )
 
 
@@ -88,7 +114,7 @@ def balanced(request: Request) -> Plan | None:
     for candidate in (costed, replace(costed, layers_only=True)):
         try:
             device_map = balance(candidate, request.devices)
-            notes = proving.check(request, candidate, device_map, compare=not recomputed)
+            notes = _proved(request, candidate, device_map, bool(recomputed))
         except DoesNotFit as gap:
             _say_does_not_fit(costed, gap, request)
             return None
@@ -102,6 +128,25 @@ def balanced(request: Request) -> Plan | None:
         "library's own map applies"
     )
     return None
+
+
+def _proved(request: Request, costed: CostedModel, device_map: DeviceMap, mixed: bool) -> tuple[str, ...]:
+    """Return the notes of `proving.check`, which is run once for a model and a map.
+
+    Raises:
+        CrossesDevices: the map cannot be used.
+    """
+
+    def prove() -> dict[str, Any]:
+        try:
+            return {"notes": proving.check(request, costed, device_map, compare=not mixed)}
+        except proving.CrossesDevices as error:
+            return {"crosses": str(error)}
+
+    found = cached(request.cache, request.key("proof", device_map, mixed, request.devices[0].index), prove)
+    if "crosses" in found:
+        raise proving.CrossesDevices(found["crosses"])
+    return tuple(found["notes"])
 
 
 def costed_for(request: Request) -> tuple[CostedModel, frozenset[str] | None]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from threading import local
 from typing import Any
 
-from .. import devices, log, state
+from .. import cache, devices, log, state
 from ..memory.workload import assume
 from ..placement import planner
 from ..placement.map_file import DeviceMap
@@ -194,6 +194,7 @@ def _place(load: _Load) -> DeviceMap | None:
         load.parameter_bytes,
         loss_on_first=computes_loss_on_first_device(load.model),
         selective=settings.gradient_checkpointing == "auto",
+        cache=cache.folder_of(settings.cache),
     )
     plan: Plan | None
     if mode == "map":

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 from typing import Any
 
-from .. import devices, log, state
+from .. import cache, devices, log, state
 from ..devices import Device
 from ..placement import planner
 from ..placement.balance import balance
@@ -50,6 +50,7 @@ def second_pass(trainer: Any, model: Any, assumed: Plan, loss_on_first: bool) ->
         batch=batch,
         loss_on_first=loss_on_first,
         selective=settings.gradient_checkpointing == "auto",
+        cache=cache.folder_of(settings.cache),
     )
     costed, recomputed = planner.costed_for(request)
     actual = replace(evaluate(assumed.mode, costed, assumed.device_map, usable), recomputed=recomputed)

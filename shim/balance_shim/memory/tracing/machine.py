@@ -60,6 +60,7 @@ def tracing(devices: int) -> Iterator[Machine]:
         stack.enter_context(torch.enable_grad())
         stack.enter_context(_default_dtype(torch.float32))
         stack.enter_context(_accelerators_kernels(fused))
+        stack.enter_context(_tensors_of_numbers())
         stack.enter_context(_Factories(machine))
         yield machine
 
@@ -103,6 +104,27 @@ def _accelerators_kernels(fused: Any) -> Iterator[None]:
         yield
     finally:
         functions.scaled_dot_product_attention, functions.dropout = plain_attention, plain_dropout
+
+
+@contextlib.contextmanager
+def _tensors_of_numbers() -> Iterator[None]:
+    """Let `torch.tensor([one, two])` take traced numbers, whose memory it would read without asking them."""
+    before = torch.tensor
+
+    def tensor(data: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
+        return before(_numbers(data), *args, **kwargs)
+
+    torch.tensor = tensor  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        torch.tensor = before  # type: ignore[assignment]
+
+
+def _numbers(data: Any) -> Any:
+    if isinstance(data, TracedTensor):
+        return data.tolist()
+    return type(data)(map(_numbers, data)) if type(data) in (list, tuple) else data
 
 
 def _cast(value: Any) -> Any:

@@ -1,0 +1,87 @@
+"""Small results on disk, each under a key of everything it depends on; what is stale or damaged is made again.
+
+A file holds the key in full and a checksum of the content. It is trusted when both are right, and written under
+another name first, so that two processes, or one that is killed, leave nothing half-written under the final one.
+"""
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from . import __version__, log
+
+FORMAT = 1
+MOST_FILES = 400  # a few kilobytes each; the oldest go first
+
+
+def folder_of(setting: str | None) -> Path | None:
+    """Return the folder that `Settings.cache` means; None for no cache."""
+    if setting is None:
+        return None
+    if setting:
+        return Path(setting)
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    return (Path(base) if os.path.isabs(base) else Path.home() / ".cache") / "balance_shim"
+
+
+def digest(*parts: Any) -> str:
+    """Return a key for `parts`, which have to be JSON, of this version of the shim."""
+    text = json.dumps([FORMAT, __version__, _own_source(), parts], sort_keys=True, default=repr)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def cached(folder: Path | None, key: str, make: Callable[[], Any]) -> Any:
+    """Return what `make` returns, which has to be JSON, from the cache if it is there. Disks' errors cost only time."""
+    if folder is None:
+        return make()
+    path = folder / f"{key}.json"
+    content = _read(path, key)
+    if content is None:
+        content = make()
+        try:
+            _write(path, key, content)
+        except OSError as error:
+            log.debug(f"{folder}: what was found out is not kept ({error.strerror})")
+    return content
+
+
+def _read(path: Path, key: str) -> Any:
+    try:
+        entry = json.loads(path.read_text(encoding="utf-8"))
+        if entry["key"] == key and entry["checksum"] == _checksum(entry["content"]):
+            os.utime(path)  # the oldest go by when they were last of use
+            return entry["content"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        pass  # not there, of another program, or damaged: made again either way
+    return None
+
+
+def _write(path: Path, key: str, content: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".part")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            json.dump({"key": key, "checksum": _checksum(content), "content": content}, file)
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+    there = sorted(path.parent.glob("*.json"), key=lambda each: each.stat().st_mtime)
+    for old in there[:-MOST_FILES]:
+        old.unlink(missing_ok=True)
+
+
+def _checksum(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _own_source() -> str:
+    """Return what tells this state of the shim from another one of the same version: someone is at work on it."""
+    folder = Path(__file__).parent
+    rooms = ("memory", "virtual", "placement")
+    files = sorted(file for room in rooms for file in (folder / room).rglob("*.py"))
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()

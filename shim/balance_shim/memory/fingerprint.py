@@ -1,0 +1,91 @@
+"""Everything about a model that decides what it takes in training, as a text: the key under which that is kept."""
+
+import contextlib
+import hashlib
+import inspect
+import sys
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from ..versions import version_text
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+PACKAGES = ("torch", "transformers", "accelerate", "peft", "trl")
+_PLAIN = (int, float, str, bool, type(None))
+
+
+def fingerprint(
+    model: "nn.Module", trains: "Callable[[str, Tensor], bool] | None", batch: Mapping[str, Any] | None
+) -> list[Any]:
+    """Return the parts of the key that concern `model`, what trains in it, and what it is fed with."""
+    return [
+        [version_text(package) for package in PACKAGES],
+        sys.version_info[:3],
+        _config(model),
+        _modules(model, trains),
+        _code(model),
+        None if batch is None else {name: _tensor(each) for name, each in batch.items()},
+    ]
+
+
+def _config(model: "nn.Module") -> Any:
+    config: Any = getattr(model, "config", None)
+    if config is None:
+        return None
+    return [config.to_json_string(use_diff=False), repr(getattr(config, "_attn_implementation", None))]
+
+
+def _modules(model: "nn.Module", trains: "Callable[[str, Tensor], bool] | None") -> str:
+    """Return a digest of the module tree: classes, plain attributes, tensors, and what others have put on it."""
+
+    def trained(name: str, tensor: "Tensor") -> bool:
+        return tensor.requires_grad if trains is None else trains(name, tensor)
+
+    parts = []
+    for name, module in model.named_modules(remove_duplicate=False):
+        inside = f"{name}." if name else ""
+        state = vars(module)
+        plain = [(key, value) for key, value in state.items() if isinstance(value, _PLAIN)]
+        tensors = [
+            (
+                key,
+                tuple(each.shape),
+                str(each.dtype),
+                each.requires_grad if trains is None else trains(inside + key, each),
+            )
+            for key, each in (*module._parameters.items(), *module._buffers.items())
+            if each is not None
+        ]
+        hooks = [len(each) for each in (module._forward_hooks, module._forward_pre_hooks)]
+        parts.append((name, _name(type(module)), plain, tensors, hooks, _name(state.get("forward"))))
+    return hashlib.sha256(repr(parts).encode()).hexdigest()
+
+
+def _code(model: "nn.Module") -> str:
+    """Return a digest of the model's code: its files, and functions that others have put in their places."""
+    seen = sorted({type(module).__module__ for module in model.modules()})
+    found = hashlib.sha256()
+    for name in seen:
+        module = sys.modules.get(name)
+        if name.startswith("torch.") or module is None:
+            continue
+        with contextlib.suppress(OSError, TypeError):  # typed into an interpreter; its classes' names have to do
+            found.update(inspect.getsource(module).encode())
+        found.update(repr([(key, _name(each)) for key, each in vars(module).items() if callable(each)]).encode())
+    return found.hexdigest()
+
+
+def _name(thing: Any) -> str:
+    return f"{getattr(thing, '__module__', '')}.{getattr(thing, '__qualname__', type(thing).__qualname__)}"
+
+
+def _tensor(value: Any) -> Any:
+    """Return what matters of a batch's entry: shapes, and whole numbers, which decide what a model does with them."""
+    if not hasattr(value, "shape"):
+        return repr(value)
+    numbers = ""
+    if not value.is_floating_point() and not value.is_meta and value.numel() <= 1 << 22:
+        numbers = hashlib.sha256(value.detach().cpu().contiguous().numpy().tobytes()).hexdigest()
+    return [list(value.shape), str(value.dtype), numbers]
