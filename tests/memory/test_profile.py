@@ -64,7 +64,8 @@ def test_costs_keep_what_the_composition_relies_on(name, way):
     for cost in [*found.costs, found.first]:
         assert 0 <= cost.activations <= min(cost.forward, cost.backward or cost.activations)
         assert min(cost.weights, cost.gradients, cost.optimizer, cost.step) >= 0
-        assert not cost.gradients or cost.backward >= cost.gradients or found.schedule.accumulating
+        # Some parameters have no part in the loss: a norm behind the layer whose output Llava takes.
+        assert not cost.backward or cost.backward >= cost.gradients
 
 
 def test_what_trains_decides(way):

@@ -114,7 +114,9 @@ def _traced_cost(
 ) -> BlockCost | None:
     """Return the cost of `block` as the trace has it; None if it was not reached."""
     speaker = found.speaks_for[block.name]
-    held, trained = found.held.get(speaker), found.trained.get(speaker, [])
+    if speaker not in found.trained:  # of a part that was not traced
+        return None
+    held, trained = found.held.get(speaker), found.trained[speaker]
     gradients = sum(each.numel() * each.element_size() for each in trained)
     if held is None:  # a follower, which has next to nothing
         return BlockCost(weights=weights)

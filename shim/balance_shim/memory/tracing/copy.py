@@ -63,6 +63,11 @@ class Form:
         else:
             raise CannotTrace("its layers hand on more than hidden states")
 
+    def forget(self, *_: Any) -> None:
+        """Be a forward hook of the model: keep the form only, not the cache that 4.x hands through its layers."""
+        if self._rest is not None:
+            self._rest = (None,) * len(self._rest)
+
     def made_of(self, hidden: Any) -> Any:
         return hidden if self._rest is None else (hidden, *self._rest)
 
@@ -115,6 +120,7 @@ def copy_of(
         for layer in twin.get_submodule(list_name).children():
             if not isinstance(layer, PassOn):
                 layer.register_forward_hook(form.learn)
+        twin.register_forward_hook(form.forget)
     return twin
 
 

@@ -114,11 +114,11 @@ def _tensors_of_numbers() -> Iterator[None]:
     def tensor(data: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
         return before(_numbers(data), *args, **kwargs)
 
-    torch.tensor = tensor  # type: ignore[assignment]
+    torch.tensor = tensor
     try:
         yield
     finally:
-        torch.tensor = before  # type: ignore[assignment]
+        torch.tensor = before
 
 
 def _numbers(data: Any) -> Any:
