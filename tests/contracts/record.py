@@ -29,6 +29,7 @@ SEAMS = {
     "training_args.py": ["TrainingArguments.__post_init__"],
     "trainer.py": [
         "Trainer.__init__",
+        "Trainer.train",
         "Trainer.training_step",
         "Trainer.get_batch_samples",
         "Trainer._get_num_items_in_batch",

@@ -85,7 +85,7 @@ def test_how_quantizers_say_sizes(version, seams):
 @pytest.mark.parametrize(("version", "seams"), VERSIONS)
 def test_where_the_trainer_is_patched(version, seams):
     """The methods exist, and label tokens are counted where the wrapper of that version is."""
-    assert seams["trainer.py:Trainer.__init__"][:3] == ["self", "model", "args"]
+    assert seams["trainer.py:Trainer.train"][:2] == ["self", "resume_from_checkpoint"]
     assert seams["trainer.py:Trainer.training_step"][:3] == ["self", "model", "inputs"]
     assert seams["training_args.py:TrainingArguments.__post_init__"] == ["self"]
     assert seams["trainer.py: says is_model_parallel"]

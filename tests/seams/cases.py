@@ -11,11 +11,11 @@ from tests.processes import REPOSITORY, SHIM, python
 START = "import balance_shim, runpy, sys; sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0])"
 
 
-def results_of(script: str, model: Path, folder: Path) -> dict[str, Any]:
-    """Return what `script`, a file of this folder, wrote about `model` to a file in `folder`."""
+def results_of(script: "str | Path", model: Path, folder: Path) -> dict[str, Any]:
+    """Return what `script`, a file of this folder unless its path is absolute, wrote to a file in `folder`."""
     result = folder / "results.json"
     variables = {**OFFLINE, "BALANCE_SIMULATE": "4x1GiB", "BALANCE_MODE": "off"}
-    words = [str(Path(__file__).with_name(script)), str(model), str(result)]
+    words = [str(Path(__file__).parent / script), str(model), str(result)]
     done = python("-c", START, *words, paths=(SHIM, REPOSITORY), timeout=600, **variables)
     assert done.returncode == 0, done.stderr[-4000:]
     found: dict[str, Any] = json.loads(result.read_text())

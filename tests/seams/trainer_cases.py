@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, Trainer, TrainingArguments, set_seed
+from transformers import AutoModelForCausalLM, Trainer, TrainerCallback, TrainingArguments, set_seed
 
 import balance_shim
 
@@ -77,14 +77,19 @@ def train(trainer_class=Trainer, dataset=rows, device_map="auto", arguments_firs
     model = AutoModelForCausalLM.from_pretrained(model_folder, device_map=device_map)
     set_seed(7)
     trainer = trainer_class(model=model, args=made or arguments(), train_dataset=dataset)
-    after_init = torch.rand(1).item()
-    looked = getattr(dataset, "looked", None)
+    seen = {}
+
+    class Noting(TrainerCallback):
+        def on_train_begin(self, *_, **__):
+            seen["random"] = torch.rand(1).item()
+
+    trainer.add_callback(Noting())
     trainer.train()
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     return {
         "losses": losses,
-        "random number after init": after_init,
-        "rows read by init": looked,
+        "random number at the start": seen["random"],
+        "rows read": getattr(dataset, "looked", None),
         "divisors": sorted(set(getattr(trainer, "divisors", ()))),
         "devices": sorted({str(parameter.device) for parameter in model.parameters()}),
     }
@@ -119,6 +124,7 @@ case("own loss", device_map=head_apart, trainer_class=OwnLoss)
 case("own loss that moves the count", device_map=head_apart, trainer_class=OwnLossMoved)
 case("own loss, one device", mode="off", device_map={"": 0}, trainer_class=OwnLoss)
 case("data set that counts", dataset=Counting())
+case("data set that counts, off", mode="off", dataset=Counting())
 case("no device map", device_map=None)
 case("explicit map", device_map={"model": 0, "lm_head": 1})
 case("does not fit", environ={"BALANCE_MAX_MEMORY": "1MiB"})

@@ -6,6 +6,9 @@ from typing import Any
 from .. import log
 from ..memory.blocks import chain
 from ..placement.plan import Plan
+from ..versions import version_of
+
+RENAMED_SINCE = (5, 23)  # the old names warn
 
 
 def arrange(trainer: Any, model: Any, plan: Plan) -> None:
@@ -35,12 +38,14 @@ def arrange(trainer: Any, model: Any, plan: Plan) -> None:
 
 def recompute_only(model: Any, wanted: frozenset[str]) -> None:
     """Switch checkpointing on for the layers named in `wanted` and off for all others."""
+    word = "activation" if version_of("transformers") >= RENAMED_SINCE else "gradient"
     if not wanted:
-        model.gradient_checkpointing_disable()
+        getattr(model, f"{word}_checkpointing_disable")()
         return
     if not _is_on(model):
         # Without re-entrance inputs need no gradients, so frozen embeddings need no hooks.
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        options = {f"{word}_checkpointing_kwargs": {"use_reentrant": False}}
+        getattr(model, f"{word}_checkpointing_enable")(**options)
     named = dict(model.named_modules())
     layers = _layers(model)
     chosen = {id(named[name]) for name in wanted}

@@ -1,0 +1,175 @@
+"""Predicted beside simulated peaks of trainings as scripts do them: `... RESULT FOLDER shapes|numbers`."""
+
+import gc
+import sys
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from balance_shim import simulation
+
+SHAPES = sys.argv[3] == "shapes"
+simulation.install(simulation.parse_spec("4x64GiB:shapes" if SHAPES else "4x4GiB"))
+
+import transformers  # noqa: E402 - as in a script, where the simulation is there before anything else
+from transformers import Trainer, TrainingArguments  # noqa: E402
+
+from balance_shim.devices import describe  # noqa: E402
+from balance_shim.memory.blocks import chain  # noqa: E402
+from balance_shim.memory.workload import Workload  # noqa: E402
+from balance_shim.placement import planner  # noqa: E402
+from balance_shim.placement.plan import evaluate  # noqa: E402
+from balance_shim.seams.loss_device import computes_loss_on_first_device  # noqa: E402
+from balance_shim.settings import Settings  # noqa: E402
+from balance_shim.training.actual_workload import actual_workload  # noqa: E402
+from tests.memory.simulated_cases import CASES, REAL_CASES, device_map  # noqa: E402
+from tests.simulation.child import main  # noqa: E402
+from tests.simulation.sparse_checkpoint import write_sparse_checkpoint  # noqa: E402
+
+transformers.logging.set_verbosity_error()
+FOLDER = Path(sys.argv[2])
+DTYPE = "dtype" if transformers.__version__ >= "4.56" else "torch_dtype"
+SLACK = 64 * 1024  # bytes: inputs, norms of gradients, step counts
+
+
+def loaded(name, case):
+    config = case.config()
+    folder = FOLDER / name
+    if SHAPES:
+        write_sparse_checkpoint(config, folder, case.dtype)
+    else:
+        torch.manual_seed(0)
+        transformers.AutoModelForCausalLM.from_config(config).to(case.dtype).save_pretrained(folder)
+    model_class = getattr(transformers, (config.architectures or ["LlamaForCausalLM"])[0])
+    with torch.device("meta"):
+        blocks = chain(model_class(config))
+    places = device_map(blocks, case)
+    options = {DTYPE: case.dtype, "attn_implementation": getattr(config, "_attn_implementation", None) or "sdpa"}
+    return model_class.from_pretrained(folder, device_map=places, **options), places
+
+
+def prepared(model, kind):
+    """Return (what is given to the Trainer, the model in it that was placed)."""
+    if kind == "lora":
+        from peft import LoraConfig, get_peft_model
+
+        wrapped = get_peft_model(model, LoraConfig(r=8, target_modules=["q_proj", "v_proj"], lora_dropout=0.1))
+        return wrapped, wrapped.base_model.model
+    trains = {
+        "frozen": lambda name: "visual" not in name,
+        "frozen embedding": lambda name: "embed_tokens" not in name,
+        "head only": lambda name: "lm_head" in name,
+    }.get(kind, lambda _: True)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(trains(name))
+    return model, model
+
+
+def rows(case, batch):
+    torch.manual_seed(1)
+    ids = torch.randint(200, 500, (4 * batch, case.tokens))
+    if case.rows == "classes":
+        return [{"input_ids": row, "attention_mask": torch.ones_like(row), "labels": 1} for row in ids]
+    if case.rows == "translation":
+        return [{"input_ids": row, "attention_mask": torch.ones_like(row), "labels": row[:128]} for row in ids]
+    if case.rows == "pictures":
+        side = 32  # patches; four of them make a token
+        ids[:, 10 : 10 + side * side // 4] = 100
+        pixels, grid = torch.rand(side * side, 3 * 2 * 14 * 14), torch.tensor([1, side, side])
+        return [
+            {"input_ids": row, "attention_mask": torch.ones_like(row), "labels": row, "pixel_values": pixels,
+             "image_grid_thw": grid} | ({"mm_token_type_ids": (row == 100).long()} if TYPES else {})
+            for row in ids
+        ]  # fmt: skip
+    if case.rows == "ragged":
+        lengths = [case.tokens - 100 * (number % 4) for number in range(len(ids))]
+        return [{"input_ids": row[:end].tolist()} for row, end in zip(ids, lengths, strict=True)]
+    return [{"input_ids": row, "labels": row} for row in ids]
+
+
+TYPES = transformers.__version__ >= "5"
+
+
+def padded(features):
+    """Pad on the right, as a collator for language models does."""
+    longest = max(len(each["input_ids"]) for each in features)
+
+    def fill(each, value):
+        return each["input_ids"] + [value] * (longest - len(each["input_ids"]))
+
+    mask = [[1] * len(each["input_ids"]) + [0] * (longest - len(each["input_ids"])) for each in features]
+    return {
+        "input_ids": torch.tensor([fill(each, 0) for each in features]),
+        "attention_mask": torch.tensor(mask),
+        "labels": torch.tensor([fill(each, -100) for each in features]),
+    }
+
+
+def pictures(features):
+    whole = {"pixel_values", "image_grid_thw"}
+    batch = {name: torch.stack([each[name] for each in features]) for name in features[0] if name not in whole}
+    batch["pixel_values"] = torch.cat([each["pixel_values"] for each in features])
+    batch["image_grid_thw"] = torch.stack([each["image_grid_thw"] for each in features])
+    return batch
+
+
+COLLATORS = {"ragged": padded, "pictures": pictures}
+
+
+def compare(name, case):
+    """Train, and raise if the predicted peak of a device is off by more than the tolerance of `case`."""
+    model, places = loaded(name, case)
+    given, placed = prepared(model, case.prepare)
+    arguments = {"per_device_train_batch_size": 2, **case.arguments}
+    settings = TrainingArguments(
+        output_dir=str(FOLDER / "out"),
+        max_steps=3,
+        save_strategy="no",
+        logging_steps=1,
+        report_to=[],
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        **arguments,
+    )
+    data = rows(case, arguments["per_device_train_batch_size"])
+    trainer = Trainer(model=given, args=settings, train_dataset=data, data_collator=COLLATORS.get(case.rows))
+    trainer.remove_callback(transformers.PrinterCallback)
+
+    workload, batch = actual_workload(trainer, Workload())
+    devices = tuple(
+        describe(index, each.name, each.capacity, Settings())
+        for index, each in enumerate(simulation.usage()[: case.devices])
+    )
+    request = planner.Request(
+        placed,
+        workload,
+        devices,
+        trains=lambda _, parameter: parameter.requires_grad,
+        batch=batch,
+        loss_on_first=computes_loss_on_first_device(placed),
+    )
+    costed = planner.cost(request)
+    plan = evaluate("map", costed, places, devices)
+    predicted = [device.predicted_peak for device in plan.devices]
+
+    gc.collect()  # loading leaves cycles behind, which keep what was loaded until Python happens to look for them
+    simulation.reset_peaks()
+    trainer.train()
+    found = [each.peak for each in simulation.usage()[: case.devices]]
+    text = [f"{name}: {costed.method}"]
+    wrong = costed.method != "traced"
+    for device, expected, peak in zip(plan.devices, predicted, found, strict=True):
+        error = expected / peak - 1
+        wrong |= abs(expected - peak) > max(case.tolerance * peak, SLACK)
+        terms = ", ".join(f"{term} {size / 2**20:.2f}" for term, size in device.terms.items())
+        text.append(
+            f"  {device.name}: predicted {expected / 2**20:.2f}, found {peak / 2**20:.2f} ({error:+.2%}): {terms}"
+        )
+    print("\n".join(text), flush=True)
+    assert not wrong, "\n".join(text)
+
+
+wanted = sys.argv[4:]
+cases = CASES if SHAPES else REAL_CASES
+main({f"check_{name}": partial(compare, name, case) for name, case in cases.items() if not wanted or name in wanted})

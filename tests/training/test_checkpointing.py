@@ -1,0 +1,105 @@
+"""Layers that are recomputed one by one: which, and what that changes."""
+
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+
+from balance_shim.devices import Device
+from balance_shim.memory.workload import Workload
+from balance_shim.placement import planner
+from balance_shim.training.checkpointing import recompute_only
+from tests import models
+from tests.seams.cases import results_of
+
+MIB = 1 << 20
+
+
+def plan_on(sizes, **changes):
+    devices = tuple(Device(index, f"npu:{index}", size, size) for index, size in enumerate(sizes))
+    workload = Workload(seq_len=512, batch_size=4, **changes)
+    return planner.balanced(planner.Request(models.llama(), workload, devices, selective=True))
+
+
+def test_no_more_layers_than_it_takes():
+    """With room nothing is recomputed, with none everything; between, one layer less would not fit."""
+    roomy = plan_on([1 << 30] * 2)
+    assert roomy.recomputed == frozenset() and not roomy.workload.gradient_checkpointing
+    peaks = [roomy.worst.predicted_peak]
+    tight = plan_on([MIB] * 2)
+    assert len(tight.recomputed) == models.SIZES["num_hidden_layers"] and tight.shortfall
+    least = tight.worst.predicted_peak
+    counts = []
+    for part in (0.2, 0.4, 0.6, 0.8):
+        size = int(least + part * (peaks[0] - least))
+        found = plan_on([size] * 2)
+        assert not found.shortfall
+        counts.append(len(found.recomputed))
+    assert counts == sorted(counts, reverse=True) and counts[0] > counts[-1] >= 0
+
+
+def test_unequal_devices_recompute_where_it_is_tight():
+    """The small device's layers are recomputed before the large one's."""
+    roomy = plan_on([1 << 30] * 2)
+    total = sum(device.predicted_peak for device in roomy.devices)
+    found = plan_on([int(total * 0.28), total])
+    assert not found.shortfall and 0 <= len(found.recomputed) < models.SIZES["num_hidden_layers"]
+
+
+@pytest.mark.parametrize("number", [0, 1, 3, 6])
+def test_only_the_chosen_layers_run_twice(number):
+    """Layers that are named run their forward twice in a step, the others once; gradients are the same."""
+    torch.manual_seed(0)
+    sizes = {**models.SIZES, "num_key_value_heads": 2}
+    model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**sizes)).train()
+    ids = torch.randint(0, 500, (2, 16))
+
+    def gradients():
+        model.zero_grad()
+        model(input_ids=ids, labels=ids, use_cache=False).loss.backward()
+        return [parameter.grad.clone() for parameter in model.parameters()]
+
+    before = gradients()
+    chosen = frozenset(f"model.layers.{index}" for index in range(number))
+    recompute_only(model, chosen)
+    calls = {}
+    for name, module in model.named_modules():
+        if name.endswith(".self_attn"):
+            module.register_forward_pre_hook(lambda *_, name=name: calls.update({name: calls.get(name, 0) + 1}))
+    after = gradients()
+    assert calls == {f"model.layers.{index}.self_attn": 2 if index < number else 1 for index in range(6)}
+    assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+
+
+def test_one_set_of_layers_after_another():
+    """Choosing again leaves nothing of the choice before."""
+    model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**models.SIZES)).train()
+    ids = torch.randint(0, 500, (1, 8))
+    calls = []
+    model.model.layers[0].self_attn.register_forward_pre_hook(lambda *_: calls.append(0))
+    model.model.layers[1].self_attn.register_forward_pre_hook(lambda *_: calls.append(1))
+    for chosen, expected in (({0}, [0, 0, 1]), ({1}, [0, 1, 1]), (set(), [0, 1])):
+        recompute_only(model, frozenset(f"model.layers.{index}" for index in chosen))
+        calls.clear()
+        model(input_ids=ids, labels=ids, use_cache=False).loss.backward()
+        assert sorted(calls) == expected
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("checkpointing")
+    cases = Path(__file__).with_name("checkpointing_cases.py")
+    return results_of(cases, models.saved_llama(folder / "model"), folder)
+
+
+@pytest.mark.parametrize("name", ["auto, roomy", "auto, tight", "on", "off", "auto, LoRA"])
+def test_a_script_trains_with_the_variable(results, name):
+    """Whatever the variable says, a plain script has the losses that it had, and recomputes what it should."""
+    found = results[name]
+    plain = results["without, LoRA" if "LoRA" in name else "without"]
+    assert found["losses"] == pytest.approx(plain["losses"], rel=1e-5)
+    twice = sum(count == 2 for count in found["runs"])
+    layers = len(found["runs"])
+    expected = {"auto, roomy": 0, "on": layers, "off": 0}
+    assert twice == expected[name] if name in expected else 0 < twice < layers
