@@ -13,6 +13,7 @@ Even out the training memory of several devices, whoever wrote the script.
 commands:
   run TARGET ...                      run a program with the shim armed
   simulate --gpus DEVICES TARGET ...  run it on simulated devices; the peak of each is printed at the end
+  plan MODEL --gpus DEVICES           plan the training of a model from its config, without weights or devices
   env                                 list the BALANCE_* variables and what they are set to
 
 TARGET is a script, -m and a module, or a program such as swift, each with its own arguments.
@@ -71,6 +72,12 @@ def _simulate(words: list[str]) -> int:
     return _become(target, {"BALANCE_SIMULATE": spec})
 
 
+def _plan(words: list[str]) -> int:
+    from balance_shim import plan_command
+
+    return plan_command.run(words)
+
+
 def _env(words: list[str]) -> int:
     from balance_shim.settings import PLANNED, VARIABLES, read
 
@@ -89,7 +96,7 @@ def _env(words: list[str]) -> int:
     return 1 if any(problem.fatal for problem in problems) else 0
 
 
-COMMANDS: dict[str, Callable[[list[str]], int]] = {"run": _run, "simulate": _simulate, "env": _env}
+COMMANDS: dict[str, Callable[[list[str]], int]] = {"run": _run, "simulate": _simulate, "plan": _plan, "env": _env}
 
 
 def _split(words: list[str], flags: tuple[str, ...], with_value: tuple[str, ...]) -> tuple[list[str], list[str]]:

@@ -1,12 +1,12 @@
 """A model from its config alone, just as the library has it when it makes a device map: no weights, no accelerator.
 
-`from_pretrained` itself is run, up to the seam that `loading` patches. So dtype rules, quantizer and ties are those of a
-real load in each version of transformers, and what "auto" would give is asked of the library's own function.
+`from_pretrained` itself is run, up to the seam that `loading` patches. So dtype rules, quantizer and ties are those of
+a real load in each version of transformers, and what "auto" would give is asked of the library's own function.
 """
 
 import importlib.util
 import inspect
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -195,11 +195,10 @@ class _Torch:
     """torch, but for what a number alone means as a device."""
 
     def __init__(self, torch: Any) -> None:
-        self._torch: Mapping[str, Any] = vars(torch)
-        self.device = lambda device: torch.device("cuda", device) if isinstance(device, int) else torch.device(device)
+        self._torch = torch
+
+    def device(self, device: Any) -> Any:
+        return self._torch.device("cuda", device) if isinstance(device, int) else self._torch.device(device)
 
     def __getattr__(self, name: str) -> Any:
-        try:
-            return self._torch[name]
-        except KeyError:
-            raise AttributeError(name) from None
+        return getattr(self._torch, name)

@@ -1,0 +1,247 @@
+"""The words after `balance-shim plan`, and the variables that stand in for them, read into `PlanOptions`."""
+
+import argparse
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, NoReturn
+
+from .errors import BalanceError
+from .settings import VARIABLES, Reserve, Settings, read
+from .simulation.spec import FORMS, SimulationSpec, parse_spec
+
+PRECISIONS = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
+CHECKPOINTING = {
+    "1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False,
+}  # fmt: skip
+_BY_NAME = {variable.name: variable for variable in VARIABLES}
+
+DESCRIPTION = """\
+Plan the training of a model on devices that need not be there: the device map, the predicted peak of each device, how
+far that is from the best there can be, and what transformers' own "auto" would give. A config is enough: no weights are
+read, and no accelerator is needed.
+
+BALANCE_* variables are defaults for the options of the same name, BALANCE_SIMULATE for --gpus; BALANCE_RESERVE and
+BALANCE_MAX_MEMORY hold as in training.
+"""
+EXIT_CODES = "Exit code: 0 if the plan fits, 1 if it does not, 2 if something asked for cannot be and there is no plan."
+
+
+class UsageError(BalanceError):
+    """Something asked for that cannot be; each line of the message is about one thing."""
+
+
+class PlanOptions(NamedTuple):
+    """What to plan.
+
+    Attributes:
+        model: a folder with a config.json, such a file, or a hub id.
+        machine: the devices.
+        settings: workload, caps and reserve, as the shim has them in training.
+        accumulation: micro-batches before an optimizer step.
+        gradient_checkpointing: whether layers are recomputed in the backward pass.
+        precision: a key of `PRECISIONS`; None: what the config says.
+        as_json: whether to print one JSON object instead of tables.
+        output: where to write the device map; None: nowhere.
+        trust_remote_code: whether code that comes with the model may run.
+    """
+
+    model: str
+    machine: SimulationSpec
+    settings: Settings
+    accumulation: int = 1
+    gradient_checkpointing: bool = False
+    precision: str | None = None
+    as_json: bool = False
+    output: str | None = None
+    trust_remote_code: bool = False
+
+
+class _Option(NamedTuple):
+    """One option with a value: how it is read, and which variable stands in for it."""
+
+    flag: str
+    variable: str | None
+    parse: Callable[[str], Any]
+    allowed: str
+    meaning: str
+
+    @property
+    def field(self) -> str:
+        return self.flag.removeprefix("--").replace("-", "_")
+
+
+def _key_of(allowed: Mapping[str, Any]) -> Callable[[str], str]:
+    def parse(text: str) -> str:
+        if text.lower() not in allowed:
+            raise ValueError
+        return text.lower()
+
+    return parse
+
+
+def _output(text: str) -> str:
+    path = os.path.abspath(os.path.expanduser(text))
+    if os.path.isdir(path):
+        raise UsageError("is a folder")
+    folder = os.path.dirname(path)
+    if not os.path.isdir(folder):
+        raise UsageError(f"cannot be written: there is no folder {folder}")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise UsageError(f"cannot be written: no permission in {folder}")
+    return path
+
+
+def _like(name: str, flag: str, meaning: str) -> _Option:
+    variable = _BY_NAME[name]
+    return _Option(flag, name, variable.parse, variable.allowed, meaning)
+
+
+_OPTIONS = (
+    _Option("--gpus", "BALANCE_SIMULATE", parse_spec, FORMS, "the devices, such as 4x24GiB or 2x80GiB+2x24GiB"),
+    _like("BALANCE_BATCH_SIZE", "--batch-size", "rows in a micro-batch (1)"),
+    _like("BALANCE_SEQ_LEN", "--seq-len", "tokens a row (2048, or what the model takes at most)"),
+    _Option("--accumulation", None, _BY_NAME["BALANCE_BATCH_SIZE"].parse, "a whole number from 1",
+            "micro-batches before an optimizer step (1)"),
+    _like("BALANCE_TUNING", "--tuning", "what trains: full, lora, or frozen (everything but towers) (full)"),
+    _like("BALANCE_OPTIMIZER", "--optimizer", "as in TrainingArguments(optim=...) (adamw_torch)"),
+    _Option("--precision", "BALANCE_PRECISION", _key_of(PRECISIONS), "one of " + ", ".join(PRECISIONS),
+            "what weights are loaded in (what the config says, else bf16)"),
+    _Option("--gradient-checkpointing", "BALANCE_GRADIENT_CHECKPOINTING",
+            lambda text: CHECKPOINTING[text.lower()], "1 or 0 (auto is not in this version)",
+            "whether layers are recomputed in the backward pass; alone it means 1 (0)"),
+    _Option("--output", None, _output, "the path of a file",
+            "write the device map there, for device_map=json.load(...), BALANCE_DEVICE_MAP, and ms-swift"),
+)  # fmt: skip
+_SETTINGS = ("BALANCE_RESERVE", "BALANCE_MAX_MEMORY")
+
+
+def read_options(words: Sequence[str], environ: Mapping[str, str]) -> tuple[PlanOptions, list[str]]:
+    """Return what the command line asks for, with the variables where it says nothing; and warnings, a line each.
+
+    Raises:
+        UsageError: a line for each thing that cannot be used.
+        SystemExit: help was asked for.
+    """
+    given = _parser().parse_args(_with_bare_checkpointing(words))
+    found: dict[str, Any] = {}
+    faults: list[str] = []
+    for option in _OPTIONS:
+        name, text = option.flag, getattr(given, option.field)
+        if text is None and option.variable is not None:
+            name, text = option.variable, environ.get(option.variable, "").strip() or None
+        if text is not None:
+            _read_into(found, faults, option.field, name, text.strip(), option.parse, option.allowed)
+    for name in _SETTINGS:
+        text = environ.get(name, "").strip()
+        if text:
+            _read_into(found, faults, _BY_NAME[name].field, name, text, _BY_NAME[name].parse, _BY_NAME[name].allowed)
+    if "gpus" not in found and not any("gpus" in fault or "BALANCE_SIMULATE" in fault for fault in faults):
+        faults.append(f"--gpus is needed: {FORMS}")
+    faults += _absent_devices(found)
+    if faults:
+        raise UsageError("\n".join(faults))
+    settings = Settings(
+        max_memory=found.get("max_memory"),
+        reserve=found.get("reserve", Settings().reserve),
+        batch_size=found.get("batch_size"),
+        seq_len=found.get("seq_len"),
+        tuning=found.get("tuning"),
+        optimizer=found.get("optimizer"),
+    )
+    options = PlanOptions(
+        model=given.model,
+        machine=found["gpus"],
+        settings=settings,
+        accumulation=found.get("accumulation", 1),
+        gradient_checkpointing=found.get("gradient_checkpointing", False),
+        precision=found.get("precision"),
+        as_json=given.json,
+        output=found.get("output"),
+        trust_remote_code=given.trust_remote_code,
+    )
+    return options, _unknown_variables(environ)
+
+
+def _absent_devices(found: Mapping[str, Any]) -> list[str]:
+    caps, machine = found.get("max_memory"), found.get("gpus")
+    if machine is None or not isinstance(caps, dict):
+        return []
+    number = len(machine.capacities)
+    return [f"BALANCE_MAX_MEMORY names device {index}, but there are {number}" for index in caps if index >= number]
+
+
+def reserve_text(reserve: Reserve) -> str:
+    """Return a reserve for people: "8%" or "2.0 GiB"."""
+    from .units import format_size
+
+    return format_size(reserve.fixed) if reserve.fixed else f"{reserve.fraction:.0%}"
+
+
+def _read_into(
+    found: dict[str, Any],
+    faults: list[str],
+    field: str,
+    name: str,
+    text: str,
+    parse: Callable[[str], Any],
+    allowed: str,
+) -> None:
+    shown = text if len(text) <= 60 else f"{text[:57]}..."
+    try:
+        found[field] = parse(text)
+    except UsageError as error:
+        faults.append(f"{name}={shown!r} {error}")
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+        # What describes machines says itself what is wrong with them, and what is allowed.
+        faults.append(f"{name} {error}" if parse is parse_spec else f"{name}={shown!r} is not {allowed}")
+
+
+def _unknown_variables(environ: Mapping[str, str]) -> list[str]:
+    """Return a line for each variable that looks like a misspelled one of ours."""
+    known = {*_BY_NAME, *(option.variable for option in _OPTIONS)}
+    others = {name: text for name, text in environ.items() if name.startswith("BALANCE_") and name not in known}
+    _, problems = read(others)
+    return [problem.message for problem in problems if "did you mean" in problem.message]
+
+
+def _with_bare_checkpointing(words: Sequence[str]) -> list[str]:
+    """Return `words` with `--gradient-checkpointing` spelled out where it stands alone: MODEL may come behind it."""
+    spelled = []
+    for position, word in enumerate(words):
+        following = words[position + 1].lower() if position + 1 < len(words) else ""
+        is_value = following in CHECKPOINTING or following == "auto" or following.isdigit()
+        bare = word == "--gradient-checkpointing" and not is_value
+        spelled.append(f"{word}=1" if bare else word)
+    return spelled
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse, but for the usage that it prints ahead of what is wrong, and its words for it."""
+
+    def error(self, message: str) -> NoReturn:
+        if "required: MODEL" in message:
+            message = "MODEL is needed: a folder with a config.json, such a file, or a hub id"
+        elif message.endswith("expected one argument"):
+            flag = message.split()[1].rstrip(":")
+            message = f"{flag} needs a value: {next(each.allowed for each in _OPTIONS if each.flag == flag)}"
+        elif message.startswith("unrecognized arguments: "):
+            options = ", ".join(sorted(option for option in self._option_string_actions if option.startswith("--")))
+            message = f"cannot use {message.partition(': ')[2]!r}; there is one MODEL, and the options are {options}"
+        raise UsageError(message)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="balance-shim plan",
+        description=DESCRIPTION,
+        epilog=EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("model", metavar="MODEL", help="a folder with a config.json, such a file, or a hub id")
+    for option in _OPTIONS:
+        shown = "DEVICES" if option.flag == "--gpus" else "FILE" if option.flag == "--output" else "VALUE"
+        parser.add_argument(option.flag, metavar=shown, help=option.meaning.replace("%", "%%"))
+    parser.add_argument("--json", action="store_true", help="print one JSON object, sizes in bytes, and nothing else")
+    parser.add_argument("--trust-remote-code", action="store_true", help="let code that comes with the model run")
+    return parser
