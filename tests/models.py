@@ -48,7 +48,8 @@ def _bert_config() -> Any:
 
 
 def t5() -> Any:
-    config = transformers.T5Config(d_model=64, d_ff=128, d_kv=16, num_layers=3, num_heads=4, vocab_size=512)
+    sizes = {"d_model": 64, "d_ff": 128, "d_kv": 16, "num_layers": 3, "num_heads": 4}
+    config = transformers.T5Config(**sizes, vocab_size=512, decoder_start_token_id=0)
     return on_meta(transformers.T5ForConditionalGeneration, config)
 
 
@@ -63,6 +64,7 @@ def qwen_vl() -> Any:
     text = {**SIZES, "num_key_value_heads": 2, "rope_scaling": {"type": "mrope", "mrope_section": [2, 3, 3]}}
     vision = {"hidden_size": 32, "out_hidden_size": 64, "depth": 3, "num_heads": 2, "intermediate_size": 64}
     config = transformers.Qwen2_5_VLConfig(**text, vision_config=vision)
+    config.image_token_id, config.video_token_id, config.vision_start_token_id = 500, 501, 502
     return on_meta(transformers.Qwen2_5_VLForConditionalGeneration, config)
 
 

@@ -1,6 +1,7 @@
 """Predicted beside simulated peaks of trainings as scripts do them: `... RESULT FOLDER shapes|numbers`."""
 
 import gc
+import os
 import sys
 from functools import partial
 from pathlib import Path
@@ -121,6 +122,7 @@ def compare(name, case):
     """Train, and raise if the predicted peak of a device is off by more than the tolerance of `case`."""
     model, places = loaded(name, case)
     given, placed = prepared(model, case.prepare)
+    os.environ.pop("ACCELERATE_MIXED_PRECISION", None)  # 4.x leaves it behind, for whoever trains next
     arguments = {"per_device_train_batch_size": 2, **case.arguments}
     settings = TrainingArguments(
         output_dir=str(FOLDER / "out"),

@@ -36,7 +36,8 @@ def sample(model: "nn.Module", blocks: Sequence[Block]) -> Sample:
     """Return the layers to trace: of each kind the first two in a list of layers, and the one behind each.
 
     The first layer is special where its input needs no gradient, so the second one speaks for the rest. What a layer
-    keeps may be kept by the layer behind it, as its input, so that one has to run as well.
+    keeps may be kept by the layer behind it, as its input, so that one has to run as well. The last layer of a tower
+    is a kind of its own, because many models take the output of the one before.
     """
     modules = dict(model.named_modules(remove_duplicate=False))
     lists: dict[str, list[Block]] = {}
@@ -48,7 +49,8 @@ def sample(model: "nn.Module", blocks: Sequence[Block]) -> Sample:
     for layers in lists.values():
         kinds: dict[Any, list[int]] = {}
         for position, block in enumerate(layers):
-            kinds.setdefault(_kind(model, block.name, modules[block.name]), []).append(position)
+            unused = block.role == "tower" and position == len(layers) - 1
+            kinds.setdefault((unused, *_kind(model, block.name, modules[block.name])), []).append(position)
         run: set[int] = set()
         for positions in kinds.values():
             run.update(positions[:2])
