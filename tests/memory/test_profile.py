@@ -8,11 +8,13 @@ import torch
 from balance_shim.memory import formula
 from balance_shim.memory.blocks import chain
 from balance_shim.memory.compose import Schedule
+from balance_shim.memory.optimizer import QUANTIZED, SPARES_SINCE
 from balance_shim.memory.profile import profile
 from balance_shim.memory.ties import parameter_count
 from balance_shim.memory.tracing import measure
 from balance_shim.memory.tracing.copy import CannotTrace
 from balance_shim.memory.workload import Workload
+from balance_shim.versions import version_of
 from tests import models
 
 WORKLOAD = Workload(batch_size=2, seq_len=64)
@@ -127,6 +129,19 @@ def test_quantized_sizes_are_what_the_quantizer_says(way):
     assert total(model, WORKLOAD, "gradients", parameter_bytes=lambda _, tensor: 0) == total(
         model, WORKLOAD, "gradients"
     )
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_eight_bit_optimizers_keep_embeddings_in_float32(way, tied):
+    """The Trainer has bitsandbytes keep the state of embeddings in full; a tied head is one of them."""
+    if version_of("transformers") < SPARES_SINCE:
+        pytest.skip("this version's Trainer asks for the embeddings of a class that it never makes")
+    model = models.llama(tie_word_embeddings=tied)
+    found = by_role(model, replace(WORKLOAD, optimizer="adamw_bnb_8bit"), "optimizer")
+    values = models.SIZES["vocab_size"] * models.SIZES["hidden_size"]
+    assert found["embedding"] == pytest.approx(0 if tied else 8 * values, abs=1)
+    assert found["head"] == pytest.approx(8 * values if tied else 2 * QUANTIZED * values, abs=1)
+    assert by_role(model, replace(WORKLOAD, tuning="lora", optimizer="adamw_bnb_8bit"), "optimizer")["embedding"] == 0
 
 
 def test_accumulation_and_optimizer_make_the_schedule(way):

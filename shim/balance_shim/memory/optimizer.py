@@ -8,10 +8,14 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from ..versions import version_of
+
 if TYPE_CHECKING:
     from torch import Tensor
 
 FLOAT32 = 4
+# The Trainer asks bitsandbytes for that; 4.51 looks for a class that its own choices do not give, 4.53 does not.
+SPARES_SINCE = (4, 53)
 QUANTIZED = 1.03  # bytes of a value kept in 8 bits, its share of the scales of blocks of 256 included
 
 
@@ -27,6 +31,7 @@ class Optimizer:
         at_once: whether a step takes all parameters of a device together, so that temporaries add up.
         factored: whether the state is a row and a column for each matrix.
         widened: whether a step works in float32, and on copies of parameters and gradients that are not.
+        spares_embeddings: whether the Trainer has the state of embeddings kept in float32.
     """
 
     tensors: int = 0
@@ -36,6 +41,7 @@ class Optimizer:
     at_once: bool = False
     factored: bool = False
     widened: bool = False
+    spares_embeddings: bool = False
 
     def state_bytes(self, parameters: "Iterable[Tensor]") -> int:
         """Return the bytes kept between steps for `parameters`."""
@@ -47,6 +53,12 @@ class Optimizer:
                 for parameter in parameters
             )
         return int(sum(each.numel() * self.tensors * (self.width or each.element_size()) for each in parameters))
+
+    def spared_bytes(self, values: int) -> int:
+        """Return the bytes kept beside that because so many of the values are embeddings'."""
+        if not self.spares_embeddings or self.width is None or version_of("transformers") < SPARES_SINCE:
+            return 0
+        return int(values * self.tensors * (FLOAT32 - self.width))
 
     def step_bytes(self, parameters: "Iterable[Tensor]") -> int:
         """Return the most that a step on `parameters` adds."""
@@ -67,8 +79,8 @@ class Optimizer:
 
 _FOREACH_ADAM = Optimizer(2, step=1, at_once=True)
 _FUSED = Optimizer(2)
-_EIGHT_BIT = Optimizer(2, QUANTIZED)
-_EIGHT_BIT_LION = Optimizer(1, QUANTIZED)
+_EIGHT_BIT = Optimizer(2, QUANTIZED, spares_embeddings=True)
+_EIGHT_BIT_LION = Optimizer(1, QUANTIZED, spares_embeddings=True)
 _PAGED = Optimizer()  # paged state lives in host memory and visits the device
 
 OPTIMIZERS: dict[str, Optimizer] = {
@@ -76,7 +88,8 @@ OPTIMIZERS: dict[str, Optimizer] = {
     "adamw_apex_fused": _FUSED,
     "adamw_torch_xla": _FUSED, "adamw_torch_npu_fused": _FUSED, "adamw_anyprecision": Optimizer(2, step=2),
     "adamw_8bit": _EIGHT_BIT, "adamw_bnb_8bit": _EIGHT_BIT, "ademamix": Optimizer(3, FLOAT32),
-    "ademamix_8bit": Optimizer(3, QUANTIZED), "paged_ademamix_32bit": _PAGED, "paged_ademamix_8bit": _PAGED,
+    "ademamix_8bit": Optimizer(3, QUANTIZED, spares_embeddings=True),
+    "paged_ademamix_32bit": _PAGED, "paged_ademamix_8bit": _PAGED,
     "paged_adamw": _PAGED, "paged_adamw_32bit": _PAGED, "paged_adamw_8bit": _PAGED,
     "lion": Optimizer(1, FLOAT32), "lion_32bit": Optimizer(1, FLOAT32), "lion_8bit": _EIGHT_BIT_LION,
     "paged_lion": _PAGED, "paged_lion_32bit": _PAGED, "paged_lion_8bit": _PAGED,

@@ -1,7 +1,7 @@
 """What every block of a model takes in training: weights as they are loaded, the rest as a trace of the model shows."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from . import formula
@@ -72,6 +72,7 @@ def profile(
     own = _own_parameters(model, blocks)
     weights = _weight_bytes(model, blocks, own, parameter_bytes)
     found, method = _trace(model, blocks, workload, trains, batch, loss_on_first)
+    embeddings = _embeddings(model)
     costs = []
     untraced = []
     for block, held_weights in zip(blocks, weights, strict=True):
@@ -80,6 +81,10 @@ def profile(
             if found and own[block.name]:
                 untraced.append(block.name)
             cost = _estimated_cost(block, held_weights, own[block.name], workload, optimizer, schedule, trains)
+        if optimizer.spares_embeddings:
+            trained = _supposedly_trained(block, own[block.name], workload, trains)
+            values = sum(each.numel() for each in trained if id(each) in embeddings)
+            cost = replace(cost, optimizer=cost.optimizer + optimizer.spared_bytes(values))
         costs.append(cost)
     first = BlockCost(activations=found.first.kept, forward=found.first.forward) if found else _returned(blocks, costs)
     if untraced:
@@ -173,6 +178,19 @@ def _supposedly_trained(
     if workload.tuning == "frozen" and block.role == "tower":
         return []
     return [tensor for tensor in own.values() if tensor.is_floating_point()]
+
+
+def _embeddings(model: "nn.Module") -> set[int]:
+    """Return the identities of the parameters that are, or will be tied to, the weight of an `nn.Embedding`."""
+    from torch import nn
+
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    looked_up = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
+    for group in tied_groups(model):
+        identities = {id(parameters[name]) for name in group}
+        if identities & looked_up:
+            looked_up |= identities
+    return looked_up
 
 
 def _own_parameters(model: "nn.Module", blocks: Sequence[Block]) -> "dict[str, dict[str, Tensor]]":
