@@ -44,7 +44,8 @@ class Run:
 
     Attributes:
         status: "ok", "oom" (it ended for lack of memory on a device), or "failed".
-        peaks: bytes that each device held at most.
+        peaks: bytes that each device held at most, from the first step on where the script lets them start again there.
+        loading_peaks: the same before the first step, if the script prints them.
         plan: the last `plan.json` that the shim wrote, if it made a plan.
         device_map: the map that the model says it has when the script ends.
         seconds: of the run alone.
@@ -53,6 +54,7 @@ class Run:
 
     status: str
     peaks: list[int]
+    loading_peaks: list[int] | None
     plan: dict[str, Any] | None
     device_map: dict[str, Any] | None
     seconds: float
@@ -66,6 +68,8 @@ class Simulator:
         """`cold`: start each run from nothing, by the command that users have."""
         self._cold = cold
         self._servers: dict[str, _Server] = {}
+        # What the shim finds out about a model serves the next run, but none from before.
+        self._cache = tempfile.TemporaryDirectory()
 
     def __enter__(self) -> Simulator:
         return self
@@ -73,6 +77,7 @@ class Simulator:
     def __exit__(self, *_: object) -> None:
         for server in self._servers.values():
             server.stop()
+        self._cache.cleanup()
 
     def run(self, machine: str, command: Sequence[str], variables: Mapping[str, str] | None = None) -> Run:
         """Run `command`, a script and its arguments, on `machine` ("4x80GiB"), with shapes only.
@@ -82,6 +87,7 @@ class Simulator:
         with tempfile.TemporaryDirectory() as folder:
             environment = {**(variables or {}), "BALANCE_REPORT": str(Path(folder, "report"))}
             environment.setdefault("BALANCE_MODE", "balanced")
+            environment.setdefault("BALANCE_CACHE", self._cache.name)
             log = Path(folder, "log")
             start = time.monotonic()
             if self._cold:
@@ -143,12 +149,17 @@ def _read(folder: Path, code: int, seconds: float) -> Run:
     record = _json(report / "simulation.json") or []
     # A plan that is made again once more is known gets a file of its own.
     plans = sorted(report.glob("plan*.json"), key=lambda path: (path.stat().st_mtime_ns, path.name))
-    printed = re.search(r'^\{"hf_device_map": .*\}$', log, re.MULTILINE)
+
+    def printed(name: str) -> Any:
+        found = re.search(rf'^\{{"{name}": .*\}}$', log, re.MULTILINE)
+        return json.loads(found[0])[name] if found else None
+
     return Run(
         status="ok" if code == 0 else "oom" if "OutOfMemoryError" in log else "failed",
         peaks=[device["peak"] for device in record],
+        loading_peaks=printed("loading_peaks"),
         plan=_json(plans[-1]) if plans else None,
-        device_map=json.loads(printed[0])["hf_device_map"] if printed else None,
+        device_map=printed("hf_device_map"),
         seconds=round(seconds, 1),
         log=log,
     )

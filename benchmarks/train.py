@@ -15,12 +15,25 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
     Trainer,
+    TrainerCallback,
     TrainingArguments,
 )
 
 # The linear layers of the decoder. The vision towers have layers of the same names.
 LANGUAGE_LAYERS = r"^(?!.*(visual|vision)).*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)$"
 PICTURE_SHARE = 5 / 8
+
+
+class LoadingPeaks(TrainerCallback):
+    """Prints what each device held at most before the first step, and lets the peaks of training start from there."""
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        if state.global_step == 0:
+            device = torch.get_device_module()
+            places = range(device.device_count())
+            print(json.dumps({"loading_peaks": [device.max_memory_allocated(place) for place in places]}))
+            for place in places:
+                device.reset_peak_memory_stats(place)
 
 
 def main():
@@ -62,7 +75,7 @@ def main():
 
     rows = [ROWS.get(config.model_type, text_row)(config, options.seq_len)]
     rows *= options.steps * options.batch_size * options.accumulation
-    Trainer(model=model, args=arguments, train_dataset=rows, data_collator=collate).train()
+    Trainer(model=model, args=arguments, train_dataset=rows, data_collator=collate, callbacks=[LoadingPeaks()]).train()
     print(json.dumps({"hf_device_map": getattr(model, "hf_device_map", None)}, default=str))
 
 
