@@ -1,7 +1,7 @@
 """Trainings whose predicted peaks are compared with simulated ones: models, maps and workloads."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -156,10 +156,14 @@ CASES = {
     "qwen-vl-checkpointing": Case(qwen_vl, rows="pictures", arguments={**_FUSED, **_CHECKPOINTING}, tolerance=0.08),
     "qwen-vl-lora": Case(qwen_vl, prepare="lora", rows="pictures", arguments=_FUSED, tolerance=0.08),
 }
-if version_of("transformers") < (5, 0):  # the heads of 4.x fail on any device but the first one
-    CASES = {
-        name: Case(**{**vars(case), "head": 0 if case.rows == "text" else case.head}) for name, case in CASES.items()
-    }
+if version_of("transformers") < (5, 0):
+    for name, case in CASES.items():
+        if case.rows == "text":  # the heads of 4.x fail on any device but the first one
+            CASES[name] = replace(case, head=0)
+    # Its Trainer leaves the cache on, which fills up in the forward pass: what frozen layers put there is counted for
+    # one layer at a time, and a decoder's keys and values of the encoder's states are copied to each device once.
+    for name in ("head-only", "t5", "t5-autocast"):
+        CASES[name] = replace(CASES[name], tolerance=0.06)
 
 # With numbers, and therefore small.
 REAL_CASES = {
