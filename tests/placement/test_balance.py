@@ -195,7 +195,7 @@ def test_a_loss_that_does_not_follow_the_logits_keeps_its_head_on_the_first_devi
     layers = {name: place for name, place in device_map.items() if ".layer." in name}
     behind = list(device_map.items())[max(list(device_map).index(name) for name in layers) + 1 :]
     assert behind and {place for _, place in behind} == {0}
-    assert len(set(layers.values())) >= 3
+    assert len(set(layers.values())) >= 2
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "t5", "mixtral"])
