@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from . import log
 from .errors import BalanceError
 from .plan_options import PRECISIONS, PlanOptions, UsageError, read_options, reserve_text
 from .units import format_size
@@ -55,6 +56,7 @@ class Forecast:
 
 def run(words: Sequence[str], environ: Mapping[str, str] = os.environ) -> int:
     """Run `balance-shim plan` with these words; return the exit code: 0 it fits, 1 it does not, 2 there is no plan."""
+    log.set_level("error")  # what the planner says is about loading; all of it is said here in its own words
     try:
         options, warned = read_options(words, environ)
         for line in warned:
@@ -87,12 +89,11 @@ def forecast_for(options: PlanOptions) -> Forecast:
 
     import torch
 
-    from . import devices
+    from . import cache, devices
     from .memory.workload import assume
     from .placement import planner
     from .placement.balance import DoesNotFit, balance
     from .placement.baseline import judge
-    from .placement.plan import evaluate
     from .seams.config_only import unloaded
     from .seams.loss_device import computes_loss_on_first_device
 
@@ -113,7 +114,6 @@ def forecast_for(options: PlanOptions) -> Forecast:
     workload = replace(
         assume(settings, None, model_config.longest_row(ready.model.config)),
         accumulation=options.accumulation,
-        gradient_checkpointing=options.gradient_checkpointing,
     )
     request = planner.Request(
         ready.model,
@@ -122,12 +122,18 @@ def forecast_for(options: PlanOptions) -> Forecast:
         ready.no_split,
         ready.parameter_bytes,
         loss_on_first=computes_loss_on_first_device(ready.model),
+        selective=settings.gradient_checkpointing == "auto",
+        cache=cache.folder_of(settings.cache),
     )
-    costed = planner.cost(request)
+    plan = planner.balanced(request)
     try:
-        plan: Plan | None = evaluate("balanced", costed, balance(costed, usable), usable)
+        costed, _ = planner.costed_for(request)
+        if plan is None:
+            balance(costed, usable)
+            reason = "does not run with its layers on several devices, as a trial on shapes shows"
+            raise model_config.ModelError(f"{options.model}: {costed.model_class} {reason}")
     except DoesNotFit:
-        plan = None
+        costed = planner.cost(request)
     remedies = planner.what_would_fit(plan, request) if plan is not None and plan.shortfall else []
     notes = [found.note] if found.note else []
     if said is None:
@@ -135,7 +141,10 @@ def forecast_for(options: PlanOptions) -> Forecast:
     if workload.guessed:
         notes.append(f"rows of {workload.seq_len} tokens are a guess (--seq-len)")
     if costed.method != "traced":
-        notes.append(f"costs are {costed.method}" if costed.method.startswith("estimated") else costed.method)
+        notes.append(f"what blocks take is {costed.method}")
+    if plan is not None and plan.recomputed is not None:
+        enough = "as far as it goes" if plan.shortfall else "which is what it takes to fit"
+        notes.append(f"{len(plan.recomputed)} layers are recomputed in the backward pass, {enough}")
     return Forecast(
         costed=costed,
         dtype=_short(dtype),
@@ -164,6 +173,8 @@ def to_json(forecast: Forecast) -> dict[str, Any]:
         ],
         "device_map": None,
         "lower_bound": lower_bound(costed, forecast.devices),
+        "method": costed.method,
+        "recomputed": None,
         "notes": [],
     }
     if plan is not None:
@@ -172,7 +183,6 @@ def to_json(forecast: Forecast) -> dict[str, Any]:
     found["notes"] = [*found["notes"], *forecast.notes]
     return {
         **found,
-        "method": costed.method,
         "fits": forecast.fits,
         "shortfall": _missing(forecast),
         "gap": None if plan is None else gap(plan),
@@ -194,7 +204,7 @@ def to_text(forecast: Forecast, options: PlanOptions) -> str:
         f"{costed.model_class}, {costed.parameters / 1e9:.2f} B parameters in {forecast.dtype}, on {machine} "
         f"(of which {reserve_text(options.settings.reserve)} is kept free)",
         costed.workload.describe().partition(";")[0],
-        *(f"note: {note}" for note in forecast.notes),
+        *(f"note: {note}" for note in (*forecast.notes, *(plan.notes if plan is not None else ()))),
         "",
     ]
     if plan is not None:

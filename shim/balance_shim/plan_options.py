@@ -10,9 +10,7 @@ from .settings import VARIABLES, Reserve, Settings, read
 from .simulation.spec import FORMS, SimulationSpec, parse_spec
 
 PRECISIONS = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
-CHECKPOINTING = {
-    "1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False,
-}  # fmt: skip
+_CHECKPOINTING = ("1", "true", "yes", "on", "0", "false", "no", "off", "auto")
 _BY_NAME = {variable.name: variable for variable in VARIABLES}
 
 DESCRIPTION = """\
@@ -20,8 +18,8 @@ Plan the training of a model on devices that need not be there: the device map, 
 far that is from the best there can be, and what transformers' own "auto" would give. A config is enough: no weights are
 read, and no accelerator is needed.
 
-BALANCE_* variables are defaults for the options of the same name, BALANCE_SIMULATE for --gpus; BALANCE_RESERVE and
-BALANCE_MAX_MEMORY hold as in training.
+BALANCE_* variables are defaults for the options of the same name, BALANCE_SIMULATE for --gpus; BALANCE_RESERVE,
+BALANCE_MAX_MEMORY and BALANCE_CACHE hold as in training.
 """
 EXIT_CODES = "Exit code: 0 if the plan fits, 1 if it does not, 2 if something asked for cannot be and there is no plan."
 
@@ -36,9 +34,8 @@ class PlanOptions(NamedTuple):
     Attributes:
         model: a folder with a config.json, such a file, or a hub id.
         machine: the devices.
-        settings: workload, caps and reserve, as the shim has them in training.
+        settings: workload, caps, reserve and cache, as the shim has them in training.
         accumulation: micro-batches before an optimizer step.
-        gradient_checkpointing: whether layers are recomputed in the backward pass.
         precision: a key of `PRECISIONS`; None: what the config says.
         as_json: whether to print one JSON object instead of tables.
         output: where to write the device map; None: nowhere.
@@ -49,7 +46,6 @@ class PlanOptions(NamedTuple):
     machine: SimulationSpec
     settings: Settings
     accumulation: int = 1
-    gradient_checkpointing: bool = False
     precision: str | None = None
     as_json: bool = False
     output: str | None = None
@@ -106,13 +102,12 @@ _OPTIONS = (
     _like("BALANCE_OPTIMIZER", "--optimizer", "as in TrainingArguments(optim=...) (adamw_torch)"),
     _Option("--precision", "BALANCE_PRECISION", _key_of(PRECISIONS), "one of " + ", ".join(PRECISIONS),
             "what weights are loaded in (what the config says, else bf16)"),
-    _Option("--gradient-checkpointing", "BALANCE_GRADIENT_CHECKPOINTING",
-            lambda text: CHECKPOINTING[text.lower()], "1 or 0 (auto is not in this version)",
-            "whether layers are recomputed in the backward pass; alone it means 1 (0)"),
+    _like("BALANCE_GRADIENT_CHECKPOINTING", "--gradient-checkpointing",
+          "recompute layers in the backward pass: 1 all, 0 none, auto no more than it takes; alone it means 1 (0)"),
     _Option("--output", None, _output, "the path of a file",
             "write the device map there, for device_map=json.load(...), BALANCE_DEVICE_MAP, and ms-swift"),
 )  # fmt: skip
-_SETTINGS = ("BALANCE_RESERVE", "BALANCE_MAX_MEMORY")
+_SETTINGS = ("BALANCE_RESERVE", "BALANCE_MAX_MEMORY", "BALANCE_CACHE")
 
 
 def read_options(words: Sequence[str], environ: Mapping[str, str]) -> tuple[PlanOptions, list[str]]:
@@ -147,13 +142,14 @@ def read_options(words: Sequence[str], environ: Mapping[str, str]) -> tuple[Plan
         seq_len=found.get("seq_len"),
         tuning=found.get("tuning"),
         optimizer=found.get("optimizer"),
+        gradient_checkpointing=found.get("gradient_checkpointing"),
+        cache=found.get("cache", Settings().cache),
     )
     options = PlanOptions(
         model=given.model,
         machine=found["gpus"],
         settings=settings,
         accumulation=found.get("accumulation", 1),
-        gradient_checkpointing=found.get("gradient_checkpointing", False),
         precision=found.get("precision"),
         as_json=given.json,
         output=found.get("output"),
@@ -209,7 +205,7 @@ def _with_bare_checkpointing(words: Sequence[str]) -> list[str]:
     spelled = []
     for position, word in enumerate(words):
         following = words[position + 1].lower() if position + 1 < len(words) else ""
-        is_value = following in CHECKPOINTING or following == "auto" or following.isdigit()
+        is_value = following in _CHECKPOINTING or following.isdigit()
         bare = word == "--gradient-checkpointing" and not is_value
         spelled.append(f"{word}=1" if bare else word)
     return spelled
