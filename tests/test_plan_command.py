@@ -1,6 +1,9 @@
 """`balance-shim plan` as its users run it: in processes of its own, on configs in folders."""
 
 import json
+import os
+import subprocess
+import sys
 import textwrap
 
 import pytest
@@ -243,6 +246,22 @@ def test_text_shows_plan_bound_and_baseline(saved):
     assert done.returncode == 0 and not done.stderr
     for phrase in ("balanced map, predicted", "cuda:3", "above the best there can be", "it fits", "transformers' auto"):
         assert phrase in done.stdout
+
+
+def test_a_reader_that_leaves_early_changes_nothing(saved):
+    """With standard output closed by its reader, as `| head` does, there is no traceback and the exit code holds."""
+    read, write = os.pipe()
+    os.close(read)
+    words = ("-m", "balance_shim", "plan", str(saved / "llama"), "--gpus", MACHINE, *SHORT)
+    done = subprocess.run(
+        [sys.executable, *words],
+        stdout=write,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=processes.environment(processes.SHIM, **QUIET),
+    )
+    os.close(write)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_variables_are_defaults_for_options(saved):
