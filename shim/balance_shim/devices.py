@@ -13,8 +13,8 @@ from .placement.map_file import ACCELERATOR_TYPES
 from .settings import Settings
 from .units import MIB, format_size, parse_size
 
-# What the runtime of an accelerator takes beside tensors once work begins, in bytes a device. The context is there by the
-# time that free memory has been asked for. cuBLAS takes a workspace for each thread that works, which are two in
+# What the runtime of an accelerator takes beside tensors once work begins, in bytes a device. The context is there by
+# the time that free memory has been asked for. cuBLAS takes a workspace for each thread that works, which are two in
 # training, of up to 32 MiB (compute capability 9.0, ATen's CUDABlas.cpp). Not measured on a device yet. What the
 # allocator wastes is what BALANCE_RESERVE is for.
 OVERHEAD = {"cuda": 64 * MIB}

@@ -54,7 +54,16 @@ def balance(costed: CostedModel, devices: Sequence[Device]) -> DeviceMap:
         if not _weights_fit(costed, device_map, devices):
             needed = sum(cost.weights for cost in costed.costs)
             raise DoesNotFit(needed, sum(device.available for device in devices))
-    return {block.name: device_map[block.name] for block in costed.blocks}
+    return _home_first({block.name: device_map[block.name] for block in costed.blocks}, devices[0].index)
+
+
+def _home_first(device_map: DeviceMap, home: int) -> DeviceMap:
+    """Return the map with something on the first device in front.
+
+    Up to 1.10 at least, accelerate has inputs arrive where the first entry is.
+    """
+    front = next((name for name, place in device_map.items() if place == home), None)
+    return device_map if front is None else {front: home, **device_map}
 
 
 def _solve(chain: Chain, first: BlockCost, devices: Sequence[Device]) -> DeviceMap:

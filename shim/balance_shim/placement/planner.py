@@ -107,26 +107,33 @@ def balanced(request: Request) -> Plan | None:
     """
     try:
         costed, recomputed = costed_for(request)
+        plan = solved(request, costed, recomputed)
     except DoesNotFit as gap:
-        _say_does_not_fit(cost(request), gap, request)
+        _say_does_not_fit(type(request.model).__name__, gap, request)
         return None
+    if plan is None:
+        log.warning(
+            f"{costed.model_class} does not run when its layers are on several devices, as a trial on shapes shows; "
+            "the library's own map applies"
+        )
+    return plan
+
+
+def solved(request: Request, costed: CostedModel, recomputed: frozenset[str] | None) -> Plan | None:
+    """Return the best plan that the proof lets pass, for what `costed_for(request)` gave; None if there is none.
+
+    Raises:
+        DoesNotFit: the weights alone do not fit.
+    """
     request = replace(request, workload=costed.workload)
     for candidate in (costed, replace(costed, layers_only=True)):
+        device_map = balance(candidate, request.devices)
         try:
-            device_map = balance(candidate, request.devices)
             notes = _proved(request, candidate, device_map, bool(recomputed))
-        except DoesNotFit as gap:
-            _say_does_not_fit(costed, gap, request)
-            return None
         except proving.CrossesDevices as error:
             log.debug(f"a map that does not run: {error}")
             continue
-        plan = evaluate("balanced", candidate, device_map, request.devices, notes)
-        return replace(plan, recomputed=recomputed)
-    log.warning(
-        f"{costed.model_class} does not run when its layers are on several devices, as a trial on shapes shows; the "
-        "library's own map applies"
-    )
+        return replace(evaluate("balanced", candidate, device_map, request.devices, notes), recomputed=recomputed)
     return None
 
 
@@ -164,15 +171,15 @@ def costed_for(request: Request) -> tuple[CostedModel, frozenset[str] | None]:
     return least_recomputation(plain, recomputed, request.devices)
 
 
-def _say_does_not_fit(costed: CostedModel, gap: DoesNotFit, request: Request) -> None:
+def _say_does_not_fit(model_class: str, gap: DoesNotFit, request: Request) -> None:
     log.warning(
-        f"{costed.model_class} does not fit {table(request.devices)}: its weights alone are "
+        f"{model_class} does not fit {table(request.devices)}: its weights alone are "
         f"{format_size(gap.needed)}, {format_size(gap.needed - gap.available)} too many. The library's own map "
         "applies, which keeps the rest in host memory or on disk, where it cannot be trained. What would help: "
         "more devices, loading in 4 or 8 bits, or a half-precision dtype"
         if gap.needed > gap.available
-        else f"{costed.model_class} has blocks that fit none of {table(request.devices)} together; the library's "
-        "own map applies"
+        else f"{model_class} has blocks that fit none of {table(request.devices)} together; the library's own map "
+        "applies"
     )
 
 

@@ -6,7 +6,6 @@ from typing import Any
 from .. import cache, devices, log, state
 from ..devices import Device
 from ..placement import planner
-from ..placement.balance import balance
 from ..placement.move import MoveError, move
 from ..placement.plan import CostedModel, Plan, evaluate
 from ..report import plan_report
@@ -58,7 +57,7 @@ def second_pass(trainer: Any, model: Any, assumed: Plan, loss_on_first: bool) ->
         log.info(plan_report.beside(assumed, actual))
     outcome = Outcome(actual)
     if assumed.mode == "balanced" and len(set(assumed.device_map.values())) > 1:
-        outcome = _better(trainer, model, costed, actual, usable)
+        outcome = _better(trainer, request, costed, actual)
     if outcome.plan.shortfall:
         log.warning(plan_report.shortfall_line(outcome.plan, planner.what_would_fit(outcome.plan, request)))
     if settings.gradient_checkpointing is not None:
@@ -66,16 +65,17 @@ def second_pass(trainer: Any, model: Any, assumed: Plan, loss_on_first: bool) ->
     return outcome
 
 
-def _better(trainer: Any, model: Any, costed: CostedModel, actual: Plan, usable: tuple[Device, ...]) -> Outcome:
+def _better(trainer: Any, request: planner.Request, costed: CostedModel, actual: Plan) -> Outcome:
     """Move the blocks if another map is better by a useful margin."""
-    better = evaluate(actual.mode, costed, balance(costed, usable), usable)
-    better = replace(better, recomputed=actual.recomputed)
-    if better.worst.filled > WORTH_MOVING * actual.worst.filled or len(set(better.device_map.values())) == 1:
+    better = planner.solved(request, costed, actual.recomputed)
+    if better is None or better.worst.filled > WORTH_MOVING * actual.worst.filled:
+        return Outcome(actual)
+    if len(set(better.device_map.values())) == 1:
         return Outcome(actual)
     optimizer = getattr(trainer, "optimizer", None)
     try:
         moved = move(
-            model, better.device_map, [] if optimizer is None else [getattr(optimizer, "optimizer", optimizer)]
+            request.model, better.device_map, [] if optimizer is None else [getattr(optimizer, "optimizer", optimizer)]
         )
     except MoveError as error:
         log.warning(f"a better map was found for this workload, but {error}; training goes on with the map it has")
