@@ -83,11 +83,23 @@ def test_real_classes_are_traced_and_left_as_they_were(name, tuning):
 IN_PARTS = {"internvl-remote"} | ({"llava"} if version_of("transformers") < (5, 0) else set())
 
 
-@pytest.mark.parametrize("name", [name for name in models.ALL if name != "internvl-remote"])
+CHANGES = {
+    "plain": {},
+    "checkpointing": {"gradient_checkpointing": True},
+    "autocast": {"autocast": True},
+    "accumulation": {"accumulation": 2},
+}
+TOWERS = {"qwen-vl", "llava"} & set(models.ALL)
+
+
 @pytest.mark.parametrize(
-    "changes",
-    [{}, {"gradient_checkpointing": True}, {"autocast": True}, {"accumulation": 2}, {"tuning": "frozen"}],
-    ids=["plain", "checkpointing", "autocast", "accumulation", "frozen"],
+    ("name", "changes"),
+    [
+        pytest.param(name, changes, id=f"{name}-{kind}")
+        for name in models.ALL
+        for kind, changes in ({"plain": {}, "frozen": {"tuning": "frozen"}} if name in TOWERS else CHANGES).items()
+        if name != "internvl-remote"
+    ],
 )
 def test_a_sample_of_the_layers_stands_for_all(name, changes, monkeypatch):
     """Tracing each distinct layer once gives the very figures of a trace that runs all of them."""
