@@ -50,7 +50,7 @@ class Setup:
 SETUPS = (
     Setup("lora", "Qwen2.5-7B, LoRA, checkpointing, 4 x 16 GiB", "Qwen2.5-7B", "4x16GiB", lora=True),
     Setup("full", "Qwen2.5-7B, all weights, checkpointing, 4 x 32 GiB", "Qwen2.5-7B", "4x32GiB", lora=False),
-    Setup("full-24", "Qwen2.5-7B, all weights, checkpointing, 4 x 24 GiB", "Qwen2.5-7B", "4x24GiB", lora=False),
+    Setup("full-20", "Qwen2.5-7B, all weights, checkpointing, 4 x 20 GiB", "Qwen2.5-7B", "4x20GiB", lora=False),
     Setup("lora-24", "Qwen2.5-7B, LoRA, 4 x 24 GiB", "Qwen2.5-7B", "4x24GiB", lora=True, checkpointing=False),
     Setup(
         "internvl-24",
@@ -73,6 +73,8 @@ def longest(setup: Setup, method: str, simulator: Simulator) -> int:
     fits, length = 0, SHORTEST
     while trains(length):
         fits, length = length, length * 2
+    if not fits:
+        return 0
     fails = length
     while fails - fits > STEP:
         middle = (fits + fails) // 2 // STEP * STEP
