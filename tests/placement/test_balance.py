@@ -4,7 +4,7 @@ from itertools import combinations_with_replacement, product
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from balance_shim.devices import describe
@@ -123,6 +123,7 @@ SHAPES = st.recursive(
 
 @settings(max_examples=100, deadline=None)
 @given(SHAPES, st.integers(1, 4), st.sampled_from([(), ("Linear",), None]))
+@example((0, [], [(1, [1], [])]), 2, ())  # what is ahead of the layers and tied is no embedding
 def test_every_tensor_of_any_model_is_placed_once(shape, devices, no_split):
     """Models of any tree of modules, with ties across it: each parameter and buffer has one block and one device."""
     with torch.device("meta"):

@@ -173,6 +173,8 @@ def lower_bound(costed: CostedModel, devices: Sequence[Device]) -> int:
     gradients = sum(cost.gradients for cost in costed.costs)
     activations = sum(cost.activations for cost in costed.costs)
     moving = gradients + activations if costed.schedule.accumulating else max(gradients, activations)
+    if costed.schedule.step_at_once:
+        moving = max(moving, gradients + sum(cost.step for cost in costed.costs))
     largest_device = max(device.capacity for device in devices)
     even = (held + moving) / sum(device.capacity for device in devices) * largest_device
     largest_block = max(sum(peak_terms([cost], costed.schedule).values()) for cost in costed.costs)

@@ -224,7 +224,8 @@ def _remedies(workload: Workload) -> list[tuple[str, dict[str, Any]]]:
     if workload.tuning == "full":
         remedies.append(("an 8-bit optimizer", {"optimizer": "adamw_8bit"}))
         remedies.append(("LoRA", {"tuning": "lora"}))
-        remedies.append(("LoRA with gradient checkpointing", {"tuning": "lora", "gradient_checkpointing": True}))
+        if not workload.gradient_checkpointing:
+            remedies.append(("LoRA with gradient checkpointing", {"tuning": "lora", "gradient_checkpointing": True}))
     if workload.seq_len >= 512:
         remedies.append((f"rows of {workload.seq_len // 2} tokens", {"seq_len": workload.seq_len // 2}))
     return remedies
