@@ -108,7 +108,8 @@ def _trace(
     for fed in [None] if batch is None else [batch, None]:
         try:
             found = trace(model, blocks, workload, trains, fed, loss_on_first)
-            return found, found.note or "traced"
+            supposed = f"traced with a supposed batch, because {reasons[0]}" if reasons else "traced"
+            return found, found.note or supposed
         except CannotTrace as error:
             reasons.append(str(error))
     return None, f"estimated by a formula, because {reasons[0]}"

@@ -116,9 +116,11 @@ def _joined_by_ties(links: list[Link], costed: CostedModel) -> list[Link]:
 
 
 def _are_ends(links: Sequence[Link], holders: Sequence[int]) -> bool:
-    """Whether one of two holders is ahead of all layers and the other behind them."""
+    """Whether two holders are the embedding, ahead of all layers, and something behind them."""
     layers = [position for position, link in enumerate(links) if link.role == "layer"]
-    return len(holders) == 2 and bool(layers) and holders[0] < layers[0] and holders[1] > layers[-1]
+    if len(holders) != 2 or not layers or links[holders[0]].role != "embedding":
+        return False
+    return holders[0] < layers[0] and holders[1] > layers[-1]
 
 
 def _groups(links: Sequence[Link], costed: CostedModel) -> list[Group]:

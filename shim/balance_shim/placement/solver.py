@@ -123,7 +123,7 @@ def _most_even(loads: Sequence[Loads], capacities: Sequence[float], fill: float,
     back: list[list[int]] = []
     for device, capacity in zip(loads, capacities, strict=True):
         following, starts = [infinity] * (blocks + 1), [0] * (blocks + 1)
-        limit = fill * capacity
+        limit = fill * capacity or 1.0  # a chain of no bytes
         for start, so_far in enumerate(best):
             if so_far == infinity:
                 continue

@@ -25,10 +25,25 @@ def longest_batch(trainer: Any, batch_size: int) -> Mapping[str, Any] | None:
     try:
         with _undisturbed_randomness():
             batch = trainer.data_collator([_without_unused_columns(trainer, row) for row in rows])
+            if _rectangular(batch) and _length(rows[-1]) == _length(rows[0]) and len(rows) > 1:
+                batch = _padded(trainer, rows, batch)
     except Exception as error:  # the training itself will say what is wrong with it, in its own words
         log.debug(f"the collator makes no batch of the longest rows ({type(error).__name__}: {error})")
         return None
     return dict(batch) if isinstance(batch, Mapping) and batch else None
+
+
+def _padded(trainer: Any, rows: list[Any], batch: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the batch with a short row in it, which brings the mask of a batch with padding; or `batch` as it is."""
+    short = longest_rows(trainer.train_dataset, ROWS_READ)[-1]
+    if _length(short) == _length(rows[0]):
+        return batch
+    mixed = trainer.data_collator([_without_unused_columns(trainer, row) for row in (*rows[:-1], short)])
+    return mixed if _rectangular(mixed) and mixed["input_ids"].shape == batch["input_ids"].shape else batch
+
+
+def _rectangular(batch: Any) -> bool:
+    return isinstance(batch, Mapping) and len(getattr(batch.get("input_ids"), "shape", ())) == 2
 
 
 def longest_rows(dataset: Any, count: int) -> list[Any]:

@@ -44,6 +44,23 @@ def supposed_batch(model: nn.Module, workload: Workload) -> dict[str, torch.Tens
     return {name: each for name, each in batch.items() if name in accepted}
 
 
+def supposed_pictures(model: nn.Module, tower: nn.Module, workload: Workload) -> dict[str, torch.Tensor]:
+    """Return what the vision tower of `model` gets by itself: pictures for a good part of each row.
+
+    Raises:
+        CannotTrace: the tower does not say what size it takes.
+    """
+    vision: Any = getattr(tower, "config", None)
+    size, patch = getattr(vision, "image_size", None), getattr(vision, "patch_size", None)
+    if size is None or not isinstance(patch, int):
+        raise CannotTrace("what its tower takes is unknown")
+    height, width = size if isinstance(size, (list, tuple)) else (size, size)
+    shrunk = getattr(getattr(model, "config", None), "downsample_ratio", 1) ** 2  # InternVL's word for merging patches
+    tokens = max(1, int(height // patch * (width // patch) * shrunk))
+    pictures = workload.batch_size * max(1, min(IMAGE_TOKENS, workload.seq_len // 2) // tokens)
+    return {"pixel_values": torch.zeros(pictures, getattr(vision, "num_channels", 3), height, width)}
+
+
 def _labels(model: nn.Module, ids: torch.Tensor) -> torch.Tensor:
     kind = type(model).__name__
     if kind.endswith(("ForSequenceClassification", "ForMultipleChoice")):

@@ -110,12 +110,13 @@ def run_placed(
         left_out: the names of layers that do not run.
     """
     there = [block for block in blocks if block.name not in left_out]
+    supposed = trains is None
     model, trains, left_out = _supposed(model, blocks, workload, trains, left_out)
     with tracing(1 + max(devices.values())) as machine:
         twin = traced_copy(model, machine, _by_prefix(devices), left_out, trains)
         trained = _trained(twin, there)
         place_inputs(twin, {block.name: devices[block.name] for block in there if block.kind != "tensor"}, machine)
-        held = training_step(twin, batch.on_first_device(fed, model, machine), workload, machine)
+        held = training_step(twin, batch.on_first_device(fed, model, machine), workload, machine, supposed)
         del twin
     return held, trained
 

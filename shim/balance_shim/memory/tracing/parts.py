@@ -1,8 +1,7 @@
 """Models that do not run as a whole on what can be supposed: the language model and each tower traced on its own."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import nn
@@ -70,8 +69,11 @@ def _part(
         )
         for block in inside
     ]
-    own = None if trains is None else lambda each, tensor: trains(f"{name}.{each}", tensor)
-    fed = _pictures(module, workload) if inside[0].role == "tower" else batch.supposed_batch(module, workload)
+    own: Trains = None if trains is None else lambda each, tensor: trains(f"{name}.{each}", tensor)
+    is_tower = inside[0].role == "tower"
+    if is_tower and trains is None and workload.tuning != "full":
+        own = lambda each, tensor: False  # noqa: E731 - adapters are for the language model
+    fed = batch.supposed_pictures(model, module, workload) if is_tower else batch.supposed_batch(module, workload)
     found = measure.trace_with(module, inner, workload, own, fed, loss_on_first)
     return Traced(
         {outer(key): each for key, each in found.held.items()},
@@ -79,15 +81,6 @@ def _part(
         found.first,
         {outer(key): outer(speaker) for key, speaker in found.speaks_for.items()},
     )
-
-
-def _pictures(tower: nn.Module, workload: Workload) -> Mapping[str, Any]:
-    config: Any = getattr(tower, "config", None)
-    size, channels = getattr(config, "image_size", None), getattr(config, "num_channels", 3)
-    if size is None:
-        raise CannotTrace("what its tower takes is unknown")
-    height, width = size if isinstance(size, (list, tuple)) else (size, size)
-    return {"pixel_values": torch.zeros(workload.batch_size, channels, height, width)}
 
 
 def _towers(blocks: Sequence[Block]) -> list[str]:

@@ -15,6 +15,7 @@ from .copy import CannotTrace
 from .found import Held
 
 TRAINS_WITHOUT_CACHE = (5, 0)  # the Trainer then sets this very attribute; before, the cache fills up in training, too
+CHECKPOINTS_WITHOUT_REENTRANCE = (5, 0)  # by default; before, scripts with frozen embeddings had to ask for gradients
 
 
 def place_inputs(model: nn.Module, devices: Mapping[str, int], machine: Machine) -> None:
@@ -31,13 +32,19 @@ def place_inputs(model: nn.Module, devices: Mapping[str, int], machine: Machine)
         module.register_forward_pre_hook(arrive, with_kwargs=True)
 
 
-def training_step(model: nn.Module, batch: Mapping[str, Any], workload: Workload, machine: Machine) -> dict[int, Held]:
+def training_step(
+    model: nn.Module, batch: Mapping[str, Any], workload: Workload, machine: Machine, supposed: bool = False
+) -> dict[int, Held]:
     """Run forward and backward of `model` and return what each device held.
+
+    Args:
+        supposed: whether what trains in the model is supposed: then so is what scripts do to have it trained.
 
     Raises:
         CannotTrace: the model does not run on shapes, or gives no loss to go backward from.
     """
     try:
+        _prepare(model, workload, supposed)
         return _training_step(model, batch, workload, machine)
     except CannotTrace:
         raise
@@ -47,15 +54,14 @@ def training_step(model: nn.Module, batch: Mapping[str, Any], workload: Workload
 
 
 def _training_step(model: nn.Module, batch: Mapping[str, Any], workload: Workload, machine: Machine) -> dict[int, Held]:
-    _prepare(model, workload)
     if workload.accumulation > 1:  # the first micro-batch brings the gradients
-        _forward(model, batch, workload, machine).backward()
+        _backward(_forward(model, batch, workload, machine))
     before = _live(machine)
     _reset(machine)
     loss = _forward(model, batch, workload, machine)
     forward, kept = _peaks(machine), _live(machine)
     _reset(machine)
-    loss.backward()
+    _backward(loss)
     del loss
     backward = _peaks(machine)
     return {
@@ -69,7 +75,12 @@ def _training_step(model: nn.Module, batch: Mapping[str, Any], workload: Workloa
     }
 
 
-def _prepare(model: nn.Module, workload: Workload) -> None:
+def _backward(loss: torch.Tensor) -> None:
+    if loss.requires_grad:  # not so for a part in which nothing trains
+        loss.backward()
+
+
+def _prepare(model: nn.Module, workload: Workload, supposed: bool) -> None:
     model.train()
     config: Any = getattr(model, "config", None)
     if config is not None and version_of("transformers") >= TRAINS_WITHOUT_CACHE:
@@ -78,11 +89,12 @@ def _prepare(model: nn.Module, workload: Workload) -> None:
         return
     if not workload.gradient_checkpointing:
         model.gradient_checkpointing_disable()  # type: ignore[operator]
-    else:
-        model.gradient_checkpointing_enable()  # type: ignore[operator]
-        embedding = getattr(model, "get_input_embeddings", lambda: None)()
-        if isinstance(embedding, nn.Module) and not any(each.requires_grad for each in embedding.parameters()):
-            model.enable_input_require_grads()  # type: ignore[operator]
+        return
+    model.gradient_checkpointing_enable()  # type: ignore[operator]
+    embedding = getattr(model, "get_input_embeddings", lambda: None)()
+    frozen = isinstance(embedding, nn.Module) and not any(each.requires_grad for each in embedding.parameters())
+    if supposed and frozen and version_of("transformers") < CHECKPOINTS_WITHOUT_REENTRANCE:
+        model.enable_input_require_grads()  # type: ignore[operator]
 
 
 def _forward(model: nn.Module, batch: Mapping[str, Any], workload: Workload, machine: Machine) -> torch.Tensor:
@@ -98,7 +110,7 @@ def _forward(model: nn.Module, batch: Mapping[str, Any], workload: Workload, mac
             call = convert_outputs_to_fp32(call)
         outputs = call()
     loss = _loss(outputs)
-    if not loss.requires_grad:
+    if not loss.requires_grad and any(each.requires_grad for each in model.parameters()):
         raise CannotTrace(f"{type(model).__name__} gives no loss that trains anything")
     return loss
 
