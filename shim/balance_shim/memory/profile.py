@@ -104,7 +104,7 @@ def _trace(
     from .tracing.copy import CannotTrace
     from .tracing.measure import trace
 
-    reasons = []
+    reasons: list[str] = []
     for fed in [None] if batch is None else [batch, None]:
         try:
             found = trace(model, blocks, workload, trains, fed, loss_on_first)
