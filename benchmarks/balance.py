@@ -479,7 +479,9 @@ def _truth_table(results: Results) -> str:
         if method == "shim-untold":
             whose = "the shim's maps, nothing told"
         least = 0.01 * max(result["peaks"])  # a device that is all but empty says nothing
-        for device, (said, seen) in enumerate(zip(result["predicted"], result["training_peaks"], strict=True)):
+        for device, (said, seen) in enumerate(
+            zip(result["predicted"], result.get("training_peaks") or result["peaks"], strict=True)
+        ):
             if seen > least:
                 groups.setdefault((whose, kind), []).append((abs(said - seen) / seen, f"{key} device {device}"))
     rows = []

@@ -92,7 +92,9 @@ def _whole_tower(links: list[Link], schedule: Schedule, devices: int) -> list[Li
     if not tower or tower != list(range(tower[0], tower[-1] + 1)):
         return links
     whole = _joined([links[position] for position in tower], schedule)
-    if _bytes(whole.cost) * devices > sum(_bytes(link.cost) for link in links):
+    # The sum of what blocks take by themselves would be far too much: their temporaries come one after the other.
+    everything = merged((link.cost for link in links), schedule)
+    if _bytes(whole.cost) * devices > _bytes(everything):
         return links
     return [*links[: tower[0]], whole, *links[tower[-1] + 1 :]]
 
