@@ -52,13 +52,18 @@ def supposed_pictures(model: nn.Module, tower: nn.Module, workload: Workload) ->
     """
     vision: Any = getattr(tower, "config", None)
     size, patch = getattr(vision, "image_size", None), getattr(vision, "patch_size", None)
-    if size is None or not isinstance(patch, int):
+    if size is None or patch is None:
         raise CannotTrace("what its tower takes is unknown")
-    height, width = size if isinstance(size, (list, tuple)) else (size, size)
+    height, width = _pair(size)
+    patch = _pair(patch)[0]
     shrunk = getattr(getattr(model, "config", None), "downsample_ratio", 1) ** 2  # InternVL's word for merging patches
     tokens = max(1, int(height // patch * (width // patch) * shrunk))
     pictures = workload.batch_size * max(1, min(IMAGE_TOKENS, workload.seq_len // 2) // tokens)
     return {"pixel_values": torch.zeros(pictures, getattr(vision, "num_channels", 3), height, width)}
+
+
+def _pair(size: Any) -> tuple[int, int]:
+    return (size[0], size[1]) if isinstance(size, (list, tuple)) else (size, size)
 
 
 def _labels(model: nn.Module, ids: torch.Tensor) -> torch.Tensor:
@@ -96,7 +101,7 @@ def _picture(model: nn.Module, ids: torch.Tensor, accepted: Mapping[str, Any]) -
     size = getattr(vision, "image_size", None)
     if size is None:
         return {}
-    height, width = size if isinstance(size, (list, tuple)) else (size, size)
+    height, width = _pair(size)
     length = getattr(config, "image_seq_length", None)
     if hasattr(config, "vision_feature_select_strategy") and isinstance(vision.patch_size, int):  # the Llava family
         length = (height // vision.patch_size) * (width // vision.patch_size)
