@@ -90,7 +90,7 @@ def forecast_for(options: PlanOptions) -> Forecast:
     import torch
 
     from . import cache, devices
-    from .memory.workload import assume
+    from .memory.workload import assume, longest_row
     from .placement import planner
     from .placement.balance import DoesNotFit, balance
     from .placement.baseline import judge
@@ -112,7 +112,7 @@ def forecast_for(options: PlanOptions) -> Forecast:
         for index, capacity in enumerate(capacities)
     )
     workload = replace(
-        assume(settings, None, model_config.longest_row(ready.model.config)),
+        assume(settings, None, longest_row(ready.model.config)),
         accumulation=options.accumulation,
     )
     request = planner.Request(

@@ -91,3 +91,10 @@ def from_arguments(arguments: Any) -> dict[str, Any]:
     if isinstance(longest, int) and longest > 0:
         known["seq_len"] = longest
     return known
+
+
+def longest_row(config: Any) -> int | None:
+    """Return the most positions that a model of `config` takes, as far as it says."""
+    text = config.get_text_config() if hasattr(config, "get_text_config") else config
+    longest = getattr(text, "max_position_embeddings", None)
+    return longest if isinstance(longest, int) and longest > 0 else None

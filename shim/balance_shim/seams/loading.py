@@ -12,7 +12,7 @@ from threading import local
 from typing import Any
 
 from .. import cache, devices, log, state
-from ..memory.workload import assume
+from ..memory.workload import assume, longest_row
 from ..placement import planner
 from ..placement.map_file import DeviceMap
 from ..placement.plan import Plan, collapse
@@ -185,7 +185,7 @@ def _place(load: _Load) -> DeviceMap | None:
         there = f"{len(usable)} device" if usable else "no accelerator"
         log.once("info", f"{there} to use: nothing to balance, the library places the model")
         return None
-    workload = assume(settings, known.arguments(), _longest(load.model))
+    workload = assume(settings, known.arguments(), longest_row(load.model.config))
     request = planner.Request(
         load.model,
         workload,
@@ -220,14 +220,6 @@ def _chosen_mode(settings: Any) -> str:
     mode, why = ("map", "BALANCE_DEVICE_MAP is set") if settings.device_map else ("balanced", "no map was given")
     log.once("info", f"mode auto takes {mode}: {why}")
     return mode
-
-
-def _longest(model: Any) -> int | None:
-    """Return the most positions that the model takes, as far as its config says."""
-    config = model.config
-    text = config.get_text_config() if hasattr(config, "get_text_config") else config
-    longest = getattr(text, "max_position_embeddings", None)
-    return longest if isinstance(longest, int) and longest > 0 else None
 
 
 def _world_size() -> int:

@@ -70,13 +70,6 @@ def dtype_of(config: Any) -> Any | None:
     return None
 
 
-def longest_row(config: Any) -> int | None:
-    """Return the most positions that a model of `config` takes, as far as it says."""
-    text = config.get_text_config() if hasattr(config, "get_text_config") else config
-    longest = getattr(text, "max_position_embeddings", None)
-    return longest if isinstance(longest, int) and longest > 0 else None
-
-
 def one_line(error: BaseException) -> str:
     """Return what `error` says, in one line of reasonable length."""
     text = " ".join(str(error).split())

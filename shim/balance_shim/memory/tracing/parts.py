@@ -1,7 +1,8 @@
 """Models that do not run as a whole on what can be supposed: the language model and each tower traced on its own."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import nn
@@ -69,10 +70,10 @@ def _part(
         )
         for block in inside
     ]
-    own: Trains = None if trains is None else lambda each, tensor: trains(f"{name}.{each}", tensor)
     is_tower = inside[0].role == "tower"
-    if is_tower and trains is None and workload.tuning != "full":
-        own = lambda each, tensor: False  # noqa: E731 - adapters are for the language model
+    if trains is None and is_tower and workload.tuning != "full":
+        trains = _nothing  # adapters are for the language model
+    own = None if trains is None else partial(_under, name, trains)
     fed = batch.supposed_pictures(model, module, workload) if is_tower else batch.supposed_batch(module, workload)
     found = measure.trace_with(module, inner, workload, own, fed, loss_on_first)
     return Traced(
@@ -81,6 +82,14 @@ def _part(
         found.first,
         {outer(key): outer(speaker) for key, speaker in found.speaks_for.items()},
     )
+
+
+def _nothing(_: str, __: torch.Tensor) -> bool:
+    return False
+
+
+def _under(part: str, trains: Callable[[str, torch.Tensor], bool], name: str, tensor: torch.Tensor) -> bool:
+    return trains(f"{part}.{name}", tensor)
 
 
 def _towers(blocks: Sequence[Block]) -> list[str]:
