@@ -1,5 +1,6 @@
 """Traces of real model classes: that they are had, that they leave no trace, and that they measure what is there."""
 
+import inspect
 import warnings
 from contextlib import contextmanager
 from dataclasses import replace
@@ -356,3 +357,23 @@ def test_a_trace_ends_with_all_memory_given_back():
     model = models.llama()
     found = trace(model, chain(model), WORKLOAD)
     assert not any(isinstance(each, TracedTensor) for trained in found.trained.values() for each in trained)
+
+
+def test_a_model_that_talks_is_not_heard(capfd):
+    """What the model prints or logs while it is traced is not on the program's standard output or error."""
+    model = models.llama()
+    original = type(model).forward
+
+    class Talking(type(model)):
+        def forward(self, *args, **kwargs):
+            print("a picture!")
+            transformers.utils.logging.get_logger("transformers").warning("a warning!")
+            return original(self, *args, **kwargs)
+
+    Talking.forward.__signature__ = inspect.signature(original)
+    model.__class__ = Talking
+    assert profile(model, chain(model), Workload(seq_len=64)).method == "traced"
+    heard = capfd.readouterr()
+    assert "a picture!" not in heard.out and "a warning!" not in heard.err
+    print("heard")
+    assert capfd.readouterr().out == "heard\n"

@@ -5,6 +5,8 @@ of a real accelerator is touched; other programs in this process notice nothing.
 """
 
 import contextlib
+import io
+import logging
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -61,8 +63,21 @@ def tracing(devices: int) -> Iterator[Machine]:
         stack.enter_context(_default_dtype(torch.float32))
         stack.enter_context(_accelerators_kernels(fused))
         stack.enter_context(_tensors_of_numbers())
+        stack.enter_context(_silence())
         stack.enter_context(_Factories(machine))
         yield machine
+
+
+@contextlib.contextmanager
+def _silence() -> Iterator[None]:
+    """Keep back what the model and its library say: they will say it again in the real training."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        logging.disable(before)
 
 
 @contextlib.contextmanager
