@@ -9,7 +9,7 @@ from ..memory.compose import NOTHING, RunPeaks, merged
 from ..memory.cost import BlockCost
 from .chain import Chain, Group, Link, chain_of
 from .map_file import DeviceMap
-from .plan import CostedModel
+from .plan import CostedModel, lower_bound
 from .solver import least_fill, partition
 
 # A crossing more costs time in each step, so that it must bring the worst device down by this part at least.
@@ -46,7 +46,8 @@ def balance(costed: CostedModel, devices: Sequence[Device]) -> DeviceMap:
         DoesNotFit: the weights alone do not fit the devices without going to the host.
     """
     chain = chain_of(costed, len(devices))
-    device_map = _solve(chain, costed.first, devices)
+    least = lower_bound(costed, devices) / max(device.capacity for device in devices)
+    device_map = _solve(chain, costed.first, devices, least)
     if not _weights_fit(costed, device_map, devices):
         # The prediction is over capacity everywhere; what can still be had is that everything loads.
         bare = chain_of(replace(costed, costs=tuple(BlockCost(weights=cost.weights) for cost in costed.costs)), 1)
@@ -66,7 +67,8 @@ def _home_first(device_map: DeviceMap, home: int) -> DeviceMap:
     return device_map if front is None else {front: home, **device_map}
 
 
-def _solve(chain: Chain, first: BlockCost, devices: Sequence[Device]) -> DeviceMap:
+def _solve(chain: Chain, first: BlockCost, devices: Sequence[Device], least: float = 0) -> DeviceMap:
+    """Return the map of the best layout. `least` is a fill fraction that none can go below: close to it is enough."""
     best: _Layout | None = None
     worst = None
     most = MOST_WORK // len(chain.links)
@@ -76,6 +78,8 @@ def _solve(chain: Chain, first: BlockCost, devices: Sequence[Device]) -> DeviceM
         fill, cuts = least_fill(loads, capacities, blocks, below=target)
         if cuts is not None:
             best, worst = layout, fill
+            if fill <= least * (1 + WORTH_A_CROSSING):
+                break
     assert best is not None, "the first layout is always solved"
     loads, capacities, blocks = _problem(chain, best, first, devices[0])
     cuts = partition(loads, capacities, blocks)
