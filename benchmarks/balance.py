@@ -21,124 +21,22 @@ where they are not.
 from __future__ import annotations
 
 import argparse
-import fnmatch
 import hashlib
 import json
-import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from models import MODELS, REPOSITORY, Model, Unit
+from balance_cases import CACHE, DEFAULT, MACHINES, RESULTS, WORKLOADS, Case, Results, cases, shown, worst_fill
+from balance_tables import tables
+from models import REPOSITORY, Model, Unit
 from simulated_runs import Run, Simulator
 
-GIB = 2**30
 SCRIPT = str(REPOSITORY / "benchmarks" / "train.py")
-CACHE = REPOSITORY / ".cache" / "benchmarks"
-RESULTS = CACHE / "balance.jsonl"
-
-
-@dataclass(frozen=True)
-class Workload:
-    """One way to train: the script's arguments, and what the shim is told of them."""
-
-    title: str
-    seq_len: int
-    lora: bool
-    checkpointing: bool
-
-    @property
-    def arguments(self) -> list[str]:
-        switches = ["--lora"] * self.lora + ["--checkpointing"] * self.checkpointing
-        return ["--seq-len", str(self.seq_len), *switches]
-
-    @property
-    def variables(self) -> dict[str, str]:
-        return {"BALANCE_SEQ_LEN": str(self.seq_len), "BALANCE_TUNING": "lora" if self.lora else "full"}
-
-
-@dataclass(frozen=True)
-class Machine:
-    """Devices of these sizes in GiB, times `factor` so that no run is limited by them."""
-
-    title: str
-    sizes: tuple[int, ...]
-    factor: int
-
-    @property
-    def spec(self) -> str:
-        return "+".join(f"1x{size * self.factor}GiB" for size in self.sizes)
-
-    @property
-    def is_even(self) -> bool:
-        return len(set(self.sizes)) == 1
-
-
-WORKLOADS = {
-    "full": Workload("full", 2048, lora=False, checkpointing=False),
-    "full-ckpt": Workload("full, checkpointing", 4096, lora=False, checkpointing=True),
-    "lora": Workload("LoRA", 2048, lora=True, checkpointing=False),
-    "lora-ckpt": Workload("LoRA, checkpointing", 4096, lora=True, checkpointing=True),
-}
-MACHINES = {
-    "4": Machine("4 equal devices", (64,) * 4, 32),
-    "8": Machine("8 equal devices", (64,) * 8, 32),
-    "mixed": Machine("24+24+48+48", (24, 24, 48, 48), 64),
-}
-METHODS = ("auto", "balanced_low_0", "split_model", "shim", "shim-untold", "search")
-
-# What is run unless --cases asks for something else: an hour or so. balanced_low_0 and split_model know nothing of
-# unequal devices; search costs a dozen runs a case.
-DEFAULT = (
-    "*/*/[48]/auto", "*/*/[48]/balanced_low_0", "*/*/[48]/split_model", "*/*/[48]/shim",
-    "*/*/mixed/auto", "*/*/mixed/shim",
-    "Qwen2.5-7B/*/4/search", "Llama-3-8B/*/4/search", "Qwen2.5-VL-7B/*/4/search",
-)  # fmt: skip
 EVALUATIONS = 12  # of one search, the two maps it starts from included
-
-
-@dataclass(frozen=True)
-class Case:
-    model: Model
-    workload: str
-    machine: str
-    method: str
-
-    @property
-    def key(self) -> str:
-        return f"{self.model.name}/{self.workload}/{self.machine}/{self.method}"
-
-    def beside(self, method: str) -> Case:
-        return Case(self.model, self.workload, self.machine, method)
-
-
-class Results:
-    """A file of JSON lines, one a case, the last line of a case being the one that counts."""
-
-    def __init__(self, path: Path):
-        self._path = path
-        self.by_key: dict[str, dict[str, Any]] = {}
-        if path.exists():
-            for line in path.read_text(encoding="utf-8").splitlines():
-                result = json.loads(line)
-                self.by_key[result["key"]] = result
-
-    def add(self, key: str, result: dict[str, Any]) -> dict[str, Any]:
-        result = {"key": key, **result, "commit": _commit()}
-        self.by_key[key] = result
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(result) + "\n")
-        return result
-
-    def get(self, case: Case) -> dict[str, Any] | None:
-        """Return the result of `case`, if it has one to be counted."""
-        result = self.by_key.get(case.key)
-        return result if result is not None and result["status"] != "failed" else None
 
 
 class Bench:
@@ -274,11 +172,6 @@ def split_model(model: Model, devices: int) -> dict[str, int]:
     return device_map
 
 
-def worst_fill(peaks: Sequence[float], sizes: Sequence[float]) -> float:
-    """Return the peak of the fullest device in GiB for each GiB of its nominal size."""
-    return max(peak / size for peak, size in zip(peaks, sizes, strict=True)) / GIB
-
-
 def _as_map(chain: Sequence[Unit], places: Sequence[int]) -> dict[str, int]:
     return {name: place for unit, place in zip(chain, places, strict=True) for name in unit}
 
@@ -350,169 +243,6 @@ def _predicted(run: Run, devices: int) -> list[int] | None:
     return predicted
 
 
-def cases(patterns: Iterable[str]) -> list[Case]:
-    """Return the cases that one of `patterns` fits; those of a machine together, so that one server at a time works."""
-    found = [
-        Case(model, workload, machine, method)
-        for machine in MACHINES
-        for model in MODELS.values()
-        for workload in WORKLOADS
-        for method in METHODS
-    ]
-    return [case for case in found if any(fnmatch.fnmatchcase(case.key, pattern) for pattern in patterns)]
-
-
-# --- tables
-
-
-def tables(results: Results) -> str:
-    parts = []
-    for name, machine in MACHINES.items():
-        rows = list(_rows(results, name))
-        if rows:
-            parts.append(_balance_table(machine, rows))
-    parts += [_verdict(results), _truth_table(results)]
-    return "\n\n".join(part for part in parts if part)
-
-
-@dataclass(frozen=True)
-class Row:
-    """The results of one model and workload on one machine, by method."""
-
-    model: Model
-    workload: str
-    machine: str
-    by_method: dict[str, dict[str, Any]]
-
-    def fill(self, method: str) -> float | None:
-        """Return the fill of the fullest device."""
-        result = self.by_method.get(method)
-        if result is None or result["status"] != "ok":
-            return None
-        return worst_fill(result["peaks"], MACHINES[self.machine].sizes)
-
-    def ratio(self, method: str, other: str) -> float | None:
-        ours, theirs = self.fill(method), self.fill(other)
-        return None if ours is None or theirs is None else ours / theirs
-
-    def unevenness(self, method: str) -> float | None:
-        """Return the worst fill over the mean fill (all bytes over all sizes)."""
-        fill = self.fill(method)
-        if fill is None:
-            return None
-        return fill / (sum(self.by_method[method]["peaks"]) / GIB / sum(MACHINES[self.machine].sizes))
-
-
-def _rows(results: Results, machine: str) -> Iterator[Row]:
-    for model in MODELS.values():
-        for workload in WORKLOADS:
-            found = {method: results.get(Case(model, workload, machine, method)) for method in METHODS}
-            by_method = {method: result for method, result in found.items() if result is not None}
-            if by_method:
-                yield Row(model, workload, machine, by_method)
-
-
-def _balance_table(machine: Machine, rows: list[Row]) -> str:
-    methods = [method for method in METHODS if any(method in row.by_method for row in rows)]
-    columns = ["model", "training", *methods, "shim max/mean", "shim/auto"]
-    has_search = "search" in methods
-    columns += ["shim/search"] * has_search
-    lines = []
-    for row in rows:
-        cells = [row.model.name, WORKLOADS[row.workload].title]
-        for method in methods:
-            fill, status = row.fill(method), row.by_method.get(method, {}).get("status", "")
-            cells.append(status if fill is None else _shown(fill, machine, row.model))
-        cells += [_number(row.unevenness("shim")), _number(row.ratio("shim", "auto"))]
-        cells += [_number(row.ratio("shim", "search"), 3)] * has_search
-        lines.append(cells)
-    if machine.is_even:
-        title = f"{machine.title}: peak of the fullest device, GiB"
-    else:
-        larger = ", ".join(f"x{model.machine_scale} for {model.name}" for model in MODELS.values())
-        title = f"{machine.title} GiB: fill of the fullest device. The sizes are multiplied to suit the model: {larger}"
-    return f"**{title}**\n\n{_markdown(columns, lines)}"
-
-
-def _verdict(results: Results) -> str:
-    """Return the demands that are made on the shim, each with what was found."""
-    rows = [row for name in MACHINES for row in _rows(results, name)]
-    lines = []
-
-    def demand(text: str, values: dict[str, float], limit: float) -> None:
-        if values:
-            over = [f"{where} {value:.3f}" for where, value in values.items() if value > limit]
-            said = f"{len(values) - len(over)} of {len(values)}"
-            lines.append(f"* {text}: {said}" + (f"; not: {', '.join(over)}" if over else ""))
-
-    def every(figure: Callable[[Row], float | None]) -> dict[str, float]:
-        found = {f"{row.model.name}/{row.workload}/{row.machine}": figure(row) for row in rows}
-        return {where: value for where, value in found.items() if value is not None}
-
-    demand("worst device no fuller than under `auto`", every(lambda row: row.ratio("shim", "auto")), 1.0)
-    demand("within 3 % of the best map found by search", every(lambda row: row.ratio("shim", "search")), 1.03)
-    demand("max/mean at most 1.05", every(lambda row: row.unevenness("shim")), 1.05)
-    demand("the same, or within 5 % of the plan's own lower bound", every(_over_bound), 1.05)
-    return "\n".join(lines)
-
-
-def _over_bound(row: Row) -> float | None:
-    """Return max/mean, or worst/lower bound where that is nearer to 1: some blocks are too large to be evened out."""
-    uneven, fill = row.unevenness("shim"), row.fill("shim")
-    if uneven is None or fill is None:
-        return None
-    machine, bound = MACHINES[row.machine], row.by_method["shim"].get("lower_bound")
-    if not bound:
-        return uneven
-    return min(uneven, fill / (bound / GIB / max(machine.sizes)))  # the bound is that of a device of the largest size
-
-
-def _truth_table(results: Results) -> str:
-    """Return how far predicted peaks are from simulated ones in training, by kind of model and by who made the map."""
-    groups: dict[tuple[str, str], list[tuple[float, str]]] = {}
-    for key, result in results.by_key.items():
-        name, _, _, method = key.split("/")
-        if result["status"] != "ok" or not result.get("predicted") or method == "search":
-            continue
-        kind = "vision-language" if MODELS[name].is_vision else "text"
-        whose = "the shim's maps" if method.startswith("shim") else "other maps"
-        if method == "shim-untold":
-            whose = "the shim's maps, nothing told"
-        least = 0.01 * max(result["peaks"])  # a device that is all but empty says nothing
-        for device, (said, seen) in enumerate(
-            zip(result["predicted"], result.get("training_peaks") or result["peaks"], strict=True)
-        ):
-            if seen > least:
-                groups.setdefault((whose, kind), []).append((abs(said - seen) / seen, f"{key} device {device}"))
-    rows = []
-    for (whose, kind), errors in sorted(groups.items(), reverse=True):
-        worst, where = max(errors)
-        median = statistics.median(error for error, _ in errors)
-        rows.append([whose, kind, str(len(errors)), f"{median:.1%}", f"{worst:.1%}", where])
-    if not rows:
-        return ""
-    columns = ["map", "models", "devices", "median error", "worst error", "where"]
-    return f"**Predicted against simulated peak of each device**\n\n{_markdown(columns, rows)}"
-
-
-def _markdown(columns: list[str], rows: list[list[str]]) -> str:
-    left = [all(not cell[:1].isdigit() for cell in cells) for cells in zip(*rows, strict=True)]
-    rule = ["---" if is_left else "---:" for is_left in left]
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in [columns, rule, *rows])
-
-
-def _shown(fill: float, machine: Machine, model: Model) -> str:
-    """Return `fill` in GiB on equal devices; on others in percent, on a machine of the size that suits the model."""
-    return f"{fill * machine.sizes[0]:.1f}" if machine.is_even else f"{fill / model.machine_scale:.0%}"
-
-
-def _number(value: float | None, digits: int = 2) -> str:
-    return "" if value is None else f"{value:.{digits}f}"
-
-
-# --- the command
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cases", nargs="+", metavar="PATTERN", help="model/workload/machine/method, with * and ?")
@@ -550,7 +280,7 @@ def _run(chosen: list[Case], results: Results, options: argparse.Namespace) -> b
             worst = result["status"]
             if worst == "ok":
                 machine = MACHINES[case.machine]
-                worst = _shown(worst_fill(result["peaks"], machine.sizes), machine, case.model)
+                worst = shown(worst_fill(result["peaks"], machine.sizes), machine, case.model)
             minutes = (time.monotonic() - start) / 60
             say(f"{number}/{len(chosen)} {case.key}: {worst}, {result['seconds']:.0f} s; {minutes:.0f} min in all")
     return not failed
@@ -572,12 +302,6 @@ def say(line: str) -> None:
 def _last_line(log: str) -> str:
     lines = [line for line in log.splitlines() if line.strip()]
     return lines[-1][:300] if lines else "it said nothing"
-
-
-def _commit() -> str:
-    # Without locks: somebody may be committing in this checkout while the benchmark runs.
-    command = ["git", "--no-optional-locks", "describe", "--always", "--dirty"]
-    return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False).stdout.strip()
 
 
 if __name__ == "__main__":

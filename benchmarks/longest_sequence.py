@@ -17,7 +17,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from balance import CACHE, SCRIPT, Results, say, write_checkpoints
+from balance import SCRIPT, say, write_checkpoints
+from balance_cases import CACHE, Results
 from simulated_runs import Simulator
 
 RESULTS = CACHE / "longest_sequence.jsonl"

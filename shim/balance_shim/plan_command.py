@@ -92,7 +92,7 @@ def forecast_for(options: PlanOptions) -> Forecast:
     from . import cache, devices
     from .memory.workload import assume, longest_row
     from .placement import planner
-    from .placement.balance import DoesNotFit, balance
+    from .placement.balance import DoesNotFit
     from .placement.baseline import judge
     from .seams.config_only import unloaded
     from .seams.loss_device import computes_loss_on_first_device
@@ -125,11 +125,11 @@ def forecast_for(options: PlanOptions) -> Forecast:
         selective=settings.gradient_checkpointing == "auto",
         cache=cache.folder_of(settings.cache),
     )
-    plan = planner.balanced(request)
+    plan = None
     try:
-        costed, _ = planner.costed_for(request)
+        costed, recomputed = planner.costed_for(request)
+        plan = planner.solved(request, costed, recomputed)
         if plan is None:
-            balance(costed, usable)
             reason = "does not run with its layers on several devices, as a trial on shapes shows"
             raise model_config.ModelError(f"{options.model}: {costed.model_class} {reason}")
     except DoesNotFit:

@@ -15,7 +15,6 @@ SCRIPT = Path(__file__).with_name("simulated_peaks.py")
 # What is known to be off.
 APART = {
     "label-smoothing": "the Trainer computes the loss where the logits return, of which the model knows nothing",
-    "ragged": "the longest rows have no padding between them, so that no mask is traced",
 }
 
 

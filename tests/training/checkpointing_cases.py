@@ -18,13 +18,13 @@ rows = [{"input_ids": [token] * 256, "labels": [token] * 256} for token in range
 results = {}
 
 
-def train(lora=False, **options):
+def train(lora=False, places="auto", **options):
     set_seed(7)
     arguments = TrainingArguments(
         output_dir=str(result_path.parent / "out"), max_steps=2, per_device_train_batch_size=4, logging_steps=1,
         save_strategy="no", report_to=[], disable_tqdm=True, **options,
     )  # fmt: skip
-    model = AutoModelForCausalLM.from_pretrained(model_folder, device_map="auto")
+    model = AutoModelForCausalLM.from_pretrained(model_folder, device_map=places)
     if lora:
         import peft
 
@@ -61,7 +61,8 @@ def case(name, value=None, room=None, mode="balanced", **options):
     report = result_path.parent / name
     os.environ["BALANCE_REPORT"] = str(report)
     balance_shim.install(mode=mode)
-    results[name] = train(**options)
+    # Without the shim on one device: transformers 4.51 by itself fails where the loss is on another than the rows.
+    results[name] = train(places="auto" if mode != "off" else {"": 0}, **options)
     if mode != "off":
         plan = json.loads((report / "plan.json").read_text())
         results[name]["worst"] = max(device["predicted_peak"] for device in plan["devices"])

@@ -81,10 +81,7 @@ class Composition:
 
 def peak(costs: Iterable[BlockCost], schedule: Schedule = PLAIN) -> int:
     """Return the most bytes that a device holds at once in a training step with these blocks, in forward order."""
-    composition = Composition(schedule)
-    for cost in costs:
-        composition.add(cost)
-    return composition.peak()
+    return _composed(costs, schedule).peak()
 
 
 def peak_terms(costs: Sequence[BlockCost], schedule: Schedule = PLAIN) -> dict[str, int]:
@@ -150,7 +147,11 @@ class RunPeaks:
 
 def merged(costs: Iterable[BlockCost], schedule: Schedule = PLAIN) -> BlockCost:
     """Return the cost of blocks that follow each other on one device, as one."""
+    return _composed(costs, schedule).whole()
+
+
+def _composed(costs: Iterable[BlockCost], schedule: Schedule) -> Composition:
     composition = Composition(schedule)
     for cost in costs:
         composition.add(cost)
-    return composition.whole()
+    return composition

@@ -49,12 +49,7 @@ def _modules(model: "nn.Module", trains: "Callable[[str, Tensor], bool] | None")
         state = vars(module)
         plain = [(key, value) for key, value in state.items() if isinstance(value, _PLAIN)]
         tensors = [
-            (
-                key,
-                tuple(each.shape),
-                str(each.dtype),
-                each.requires_grad if trains is None else trains(inside + key, each),
-            )
+            (key, tuple(each.shape), str(each.dtype), trained(inside + key, each))
             for key, each in (*module._parameters.items(), *module._buffers.items())
             if each is not None
         ]

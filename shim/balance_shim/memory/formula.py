@@ -17,6 +17,7 @@ KEPT_HIDDEN_VALUES = 13
 # The loss of causal models from full logits: a float32 copy, its log-softmax and its gradient live at once, beside
 # the logits themselves. Traced: 12 bytes a logit at the peak of the backward pass with 2-byte logits.
 LOSS_BYTES_PER_LOGIT = 10
+# Adapters are supposed on every linear layer of the language model; PEFT's own default rank is 8, guides say 16.
 LORA_RANK = 16
 FLOAT32 = 4
 

@@ -76,7 +76,7 @@ def profile(
     costs = []
     untraced = []
     for block, held_weights in zip(blocks, weights, strict=True):
-        cost = _traced_cost(block, held_weights, found, optimizer, schedule) if found else None
+        cost = _traced_cost(block, held_weights, found, optimizer) if found else None
         if cost is None:
             if found and own[block.name]:
                 untraced.append(block.name)
@@ -115,9 +115,7 @@ def _trace(
     return None, f"estimated by a formula, because {reasons[0]}"
 
 
-def _traced_cost(
-    block: Block, weights: int, found: "Traced", optimizer: Optimizer, schedule: Schedule
-) -> BlockCost | None:
+def _traced_cost(block: Block, weights: int, found: "Traced", optimizer: Optimizer) -> BlockCost | None:
     """Return the cost of `block` as the trace has it; None if it was not reached."""
     speaker = found.speaks_for[block.name]
     if speaker not in found.trained:  # of a part that was not traced

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -54,18 +55,19 @@ class Request:
 
     def key(self, *what: Any) -> str:
         """Return the key of a result that follows from this request and `what`, but not from the devices."""
-        if self.cache is None:
-            return ""
+        return "" if self.cache is None else digest(self._identity, *what)
+
+    @cached_property
+    def _identity(self) -> list[Any]:
         sizes = self.parameter_bytes
         weights = sizes and [sizes(name, each) for name, each in self.model.named_parameters(remove_duplicate=False)]
-        return digest(
+        return [
             fingerprint(self.model, self.trains, self.batch),
             self.workload.to_json(),
             sorted(self.no_split or ()),
             weights,
             self.loss_on_first,
-            *what,
-        )
+        ]
 
 
 def cost(request: Request) -> CostedModel:
@@ -125,7 +127,8 @@ def solved(request: Request, costed: CostedModel, recomputed: frozenset[str] | N
     Raises:
         DoesNotFit: the weights alone do not fit.
     """
-    request = replace(request, workload=costed.workload)
+    if request.workload != costed.workload:
+        request = replace(request, workload=costed.workload)
     for candidate in (costed, replace(costed, layers_only=True)):
         device_map = balance(candidate, request.devices)
         try:

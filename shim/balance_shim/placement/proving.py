@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from .planner import Request
 
 LARGEST_ERROR = 0.05  # of a device's peak; beyond that a plan says so
+LEAST_ERROR = 64 << 20  # bytes; differences below decide nothing
 
 
 class CrossesDevices(Exception):
@@ -45,15 +46,12 @@ def check(request: "Request", costed: CostedModel, device_map: DeviceMap, compar
     for device in request.devices if compare else ():
         predicted = _predicted(costed, places, found.blocks, device.index, first)
         seen = found.peaks.get(device.index, 0)
-        if abs(predicted - seen) > LARGEST_ERROR * max(seen, 1) and abs(predicted - seen) > _LEAST:
+        if abs(predicted - seen) > LARGEST_ERROR * max(seen, 1) and abs(predicted - seen) > LEAST_ERROR:
             notes.append(
                 f"{device.name}: tried out on shapes, activations and gradients take {format_size(seen)} where "
                 f"{format_size(predicted)} were predicted"
             )
     return tuple(notes)
-
-
-_LEAST = 64 << 20  # bytes; differences below decide nothing
 
 
 def _predicted(costed: CostedModel, places: Mapping[str, int], blocks: frozenset[str], device: int, first: int) -> int:

@@ -1,6 +1,7 @@
 """Activation checkpointing layer by layer, whatever this version of transformers calls its switches."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from .. import log
@@ -64,7 +65,8 @@ def _selecting(function: Callable[..., Any], chosen: set[int], layers: set[int])
     """Return the checkpoint function that just calls what belongs to a layer that is not chosen."""
 
     def checkpoint(call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        owner = id(getattr(call, "__self__", None))
+        layer_call = call.func if isinstance(call, partial) else call
+        owner = id(getattr(layer_call, "__self__", None))
         if owner in layers and owner not in chosen:
             return call(*args, **kwargs)
         return function(call, *args, **kwargs)

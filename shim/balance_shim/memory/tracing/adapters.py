@@ -7,10 +7,8 @@ import torch
 from torch import nn
 
 from ..blocks import Block, within
+from ..formula import LORA_RANK
 from .copy import CannotTrace, is_quantized_linear
-
-# Adapters are supposed on every linear layer of the language model; PEFT's own default rank is 8, guides say 16.
-RANK = 16
 
 
 def with_adapters(model: nn.Module, blocks: Sequence[Block]) -> nn.Module:
@@ -32,7 +30,7 @@ def with_adapters(model: nn.Module, blocks: Sequence[Block]) -> nn.Module:
     if not targets:
         raise CannotTrace("its layers have no linear layers for adapters")
     with torch.device("meta"):
-        wrapped = peft.get_peft_model(model, peft.LoraConfig(r=RANK, target_modules=targets))
+        wrapped = peft.get_peft_model(model, peft.LoraConfig(r=LORA_RANK, target_modules=targets))
     return cast(nn.Module, wrapped.base_model.model)
 
 

@@ -3,8 +3,10 @@
 The original is not touched, so it may be on the meta device, half loaded, or in use.
 """
 
+import contextlib
 import copy
-from collections.abc import Callable, Iterable
+import warnings
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
@@ -23,6 +25,22 @@ Trains: TypeAlias = "Callable[[str, Tensor], bool] | None"
 
 class CannotTrace(Exception):
     """This model, or this part of it, cannot be traced; the message says why."""
+
+
+@contextlib.contextmanager
+def tracing_errors() -> Iterator[None]:
+    """Turn whatever goes wrong in the body into `CannotTrace`, and keep warnings back.
+
+    What the libraries have to say they will say in the real training.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    except CannotTrace:
+        raise
+    except Exception as error:
+        raise CannotTrace(f"tracing failed ({type(error).__name__}: {error})") from error
 
 
 class PassOn(nn.Module):

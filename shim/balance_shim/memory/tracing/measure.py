@@ -1,6 +1,5 @@
 """From a model to what each of its blocks holds in a training step: copy, place, run, read."""
 
-import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +9,7 @@ from ..blocks import Block, anchors, within
 from ..ties import tied_groups
 from ..workload import Workload
 from . import adapters, batch, layers, parts
-from .copy import CannotTrace, Trains, copy_of, traced_copy
+from .copy import CannotTrace, Trains, copy_of, traced_copy, tracing_errors
 from .found import ELSEWHERE, Held, Traced
 from .machine import MOST_DEVICES, tracing
 from .run import place_inputs, training_step
@@ -37,21 +36,15 @@ def trace(
     Raises:
         CannotTrace: the model cannot be copied or does not run on shapes.
     """
-    try:
-        with warnings.catch_warnings():  # what the libraries have to say they will say in the real training
-            warnings.simplefilter("ignore")
-            if real_batch is not None:
-                return trace_with(model, blocks, workload, trains, real_batch, loss_on_first)
-            try:
-                fed = batch.supposed_batch(model, workload)
-                return trace_with(model, blocks, workload, trains, fed, loss_on_first)
-            except CannotTrace as error:
-                whole = error
-            return parts.trace_parts(model, blocks, workload, trains, loss_on_first, whole)
-    except CannotTrace:
-        raise
-    except Exception as error:
-        raise CannotTrace(f"tracing failed ({type(error).__name__}: {error})") from error
+    with tracing_errors():
+        if real_batch is not None:
+            return trace_with(model, blocks, workload, trains, real_batch, loss_on_first)
+        try:
+            fed = batch.supposed_batch(model, workload)
+            return trace_with(model, blocks, workload, trains, fed, loss_on_first)
+        except CannotTrace as error:
+            whole = error
+        return parts.trace_parts(model, blocks, workload, trains, loss_on_first, whole)
 
 
 def trace_with(

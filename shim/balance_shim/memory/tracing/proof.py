@@ -1,6 +1,5 @@
 """The proof of a device map: a training step on shapes, with the blocks where the map puts them."""
 
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +9,7 @@ from torch import nn
 from ..blocks import Block
 from ..workload import Workload
 from . import batch, measure
-from .copy import CannotTrace, Trains
+from .copy import CannotTrace, Trains, tracing_errors
 
 LAYERS_A_DEVICE = 2  # of each list that run on a device; the rest is like them
 
@@ -53,8 +52,7 @@ def prove(
     """
     places = sorted({first, *device_map.values()}, key=lambda index: (index != first, index))
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with tracing_errors():
             fed = real_batch if real_batch is not None else batch.supposed_batch(model, workload)
             try:
                 return _run(model, blocks, workload, device_map, places, trains, fed, _left_out(blocks, device_map))
@@ -66,8 +64,6 @@ def prove(
         if _crosses(error):
             raise CrossesDevices(str(error)) from error
         raise
-    except Exception as error:
-        raise CannotTrace(f"tracing failed ({type(error).__name__}: {error})") from error
 
 
 def _run(

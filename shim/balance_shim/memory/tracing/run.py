@@ -90,7 +90,8 @@ def _prepare(model: nn.Module, workload: Workload, supposed: bool) -> None:
     if not workload.gradient_checkpointing:
         model.gradient_checkpointing_disable()  # type: ignore[operator]
         return
-    model.gradient_checkpointing_enable()  # type: ignore[operator]
+    # Both kinds keep and recompute the same; this one also trains layers whose inputs need no gradients.
+    model.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
     embedding = getattr(model, "get_input_embeddings", lambda: None)()
     frozen = isinstance(embedding, nn.Module) and not any(each.requires_grad for each in embedding.parameters())
     if supposed and frozen and version_of("transformers") < CHECKPOINTS_WITHOUT_REENTRANCE:
