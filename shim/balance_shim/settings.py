@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from .errors import DeviceMapError
+from .errors import DeviceMapError, SettingError
 from .log import LEVELS
 from .units import SIZE_FORMS, parse_size
 
@@ -28,11 +28,9 @@ OPTIMIZERS = (
 )  # fmt: skip
 
 # Promised by the interface for later versions. Said, not passed over: a user who sets one believes it acts.
-PLANNED = (
-    "BALANCE_PRECISION", "BALANCE_LOSS", "BALANCE_MICRO_BATCH", "BALANCE_REBALANCE", "BALANCE_ZERO_CONFIG",
-    "BALANCE_OFFLOAD", "BALANCE_NPROC", "BALANCE_NCCL_TIMEOUT", "BALANCE_MONITOR",
-)  # fmt: skip
-PLANNED_MODES = ("zero3",)
+PLANNED = ("BALANCE_PRECISION", "BALANCE_LOSS", "BALANCE_MICRO_BATCH", "BALANCE_REBALANCE", "BALANCE_MONITOR")
+OFFLOADS = ("none", "optimizer", "all")
+ZERO_VARIABLES = ("BALANCE_ZERO_CONFIG", "BALANCE_OFFLOAD", "BALANCE_NPROC", "BALANCE_NCCL_TIMEOUT")
 
 
 class Reserve(NamedTuple):
@@ -49,7 +47,7 @@ class Reserve(NamedTuple):
 class Settings(NamedTuple):
     """What the user asked for. Sizes in bytes; `None` where the user left it to the shim.
 
-    `cache` is a folder, "" for the usual one, and None for no cache.
+    `cache` is a folder, "" for the usual one, and None for no cache. `nccl_timeout` is in seconds.
     """
 
     mode: str = "balanced"
@@ -62,6 +60,10 @@ class Settings(NamedTuple):
     tuning: str | None = None
     optimizer: str | None = None
     gradient_checkpointing: bool | str | None = None
+    zero_config: dict[str, Any] | None = None
+    offload: str = "none"
+    nproc: int | None = None
+    nccl_timeout: int | None = None
     report: str = "text"
     cache: str | None = ""
     simulate: "SimulationSpec | None" = None
@@ -182,6 +184,12 @@ def _device_map(text: str) -> "UserMap":
     return map_file.read(text)
 
 
+def _zero_config(text: str) -> dict[str, Any]:
+    from .zero import config_file  # needs json
+
+    return config_file.read(text)
+
+
 def _simulate(text: str) -> "SimulationSpec":
     from .simulation.spec import parse_spec  # needs re
 
@@ -190,7 +198,7 @@ def _simulate(text: str) -> "SimulationSpec":
 
 VARIABLES = (
     Variable("BALANCE_MODE", "mode", _one_of(MODES), "one of " + ", ".join(MODES), "balanced",
-             "which remedy: even out training memory, the user's own map, or choose (zero3 is not in this version)"),
+             "which remedy: even out training memory, the user's own map, DeepSpeed ZeRO-3, or choose"),
     Variable("BALANCE_INTERCEPT", "intercept", _intercept, "a comma list of " + ", ".join(INTERCEPTABLE),
              "auto,balanced", "which device_map values are replaced; explicit maps are left alone"),
     Variable("BALANCE_DEVICE_MAP", "device_map", _device_map, "the path of a JSON file, or JSON", "",
@@ -209,6 +217,14 @@ VARIABLES = (
              "the Trainer's, else adamw_torch", "optimizer assumed until the Trainer is known"),
     Variable("BALANCE_GRADIENT_CHECKPOINTING", "gradient_checkpointing", _checkpointing, "1, 0 or auto",
              "as the script says", "recompute activations: in all layers, in none, or in no more than it takes to fit"),
+    Variable("BALANCE_ZERO_CONFIG", "zero_config", _zero_config, "the path of a DeepSpeed JSON file, or JSON", "",
+             "mode zero3: merged over the shim's own ZeRO-3 config"),
+    Variable("BALANCE_OFFLOAD", "offload", _one_of(OFFLOADS), "one of " + ", ".join(OFFLOADS), "none",
+             "mode zero3: what is kept in host memory, all being optimizer state and weights"),
+    Variable("BALANCE_NPROC", "nproc", _count, "a whole number from 1", "one for each device",
+             "mode zero3: processes to start on this machine; CPU processes where there is no device"),
+    Variable("BALANCE_NCCL_TIMEOUT", "nccl_timeout", _count, "seconds, a whole number from 1", "the libraries' own",
+             "mode zero3: how long ranks wait for each other in a collective operation"),
     Variable("BALANCE_REPORT", "report", _report, "text, off, or a folder that can be written", "text",
              "where the plan and the map go: standard error, nowhere, or files in a folder too"),
     Variable("BALANCE_SIMULATE", "simulate", _simulate, "devices such as 4x24GiB or 2x80GiB+2x24GiB", "",
@@ -238,10 +254,14 @@ def read(environ: Mapping[str, str], default_mode: str = "balanced") -> tuple[Se
             continue
         if variable.name == "BALANCE_DEVICE_MAP" and fields["mode"] not in ("map", "auto"):
             continue  # not used, so not read: it may be a file of another machine
+        if variable.name == "BALANCE_ZERO_CONFIG" and fields["mode"] != "zero3":
+            continue
         try:
             fields[variable.field] = variable.parse(text)
         except DeviceMapError as error:
             faults.append((variable.name, f"{error}; no model will be loaded with this map", True))
+        except SettingError as error:
+            faults.append((variable.name, f"{error}; no model will be loaded", True))
         except (ValueError, KeyError, TypeError, AttributeError, OverflowError, OSError, RecursionError):
             fatal = variable.name == "BALANCE_SIMULATE"
             if variable.name == "BALANCE_MODE":
@@ -255,15 +275,16 @@ def read(environ: Mapping[str, str], default_mode: str = "balanced") -> tuple[Se
             )
 
     mode = fields["mode"]
-    if mode in PLANNED_MODES:
-        text = f"BALANCE_MODE={mode} is not in this version; use balanced, map or auto"
-        faults.append(("BALANCE_MODE", text, True))
-    elif mode == "map" and not environ.get("BALANCE_DEVICE_MAP", "").strip():
+    if mode == "map" and not environ.get("BALANCE_DEVICE_MAP", "").strip():
         text = "BALANCE_MODE=map needs BALANCE_DEVICE_MAP, the path of a JSON file or JSON; no model will be loaded"
         faults.append(("BALANCE_DEVICE_MAP", text, True))
-    elif mode == "balanced" and environ.get("BALANCE_DEVICE_MAP", "").strip():
-        text = "BALANCE_DEVICE_MAP is set but BALANCE_MODE=balanced; the map is not used (BALANCE_MODE=map uses it)"
+    elif mode in ("balanced", "zero3") and environ.get("BALANCE_DEVICE_MAP", "").strip():
+        text = f"BALANCE_DEVICE_MAP is set but BALANCE_MODE={mode}; the map is not used (BALANCE_MODE=map uses it)"
         faults.append(("BALANCE_DEVICE_MAP", text, False))
+    if mode != "zero3":
+        for name in ZERO_VARIABLES:
+            if environ.get(name, "").strip():
+                faults.append((name, f"{name} is set but BALANCE_MODE={mode}; it is for BALANCE_MODE=zero3", False))
 
     faults += [(name, message, False) for name, message in _unknown(environ)]
     strict = bool(fields.get("strict", False))

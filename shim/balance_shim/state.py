@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 
-from balance_shim.errors import SettingError
+from balance_shim.errors import BalanceError
 
 TYPE_CHECKING = False  # `typing` costs more than everything else arming imports; type checkers know this name
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ class Arming:
     def __init__(self, environ: Mapping[str, str], default_mode: str):
         self.environ = {name: text for name, text in environ.items() if name.startswith("BALANCE_") and text.strip()}
         self.default_mode = default_mode
-        self.pending: SettingError | None = None  # what could not be raised at interpreter start
+        self.pending: BalanceError | None = None  # what could not be raised when it was found
         self._read: tuple[Settings, tuple[Problem, ...]] | None = None
 
     @property
@@ -58,6 +58,14 @@ class Arming:
         return self._read
 
 
+def _current_folder() -> str | None:
+    try:
+        return os.getcwd()
+    except OSError:  # it has been deleted
+        return None
+
+
+_folder = _current_folder()
 _arming: Arming | None = None
 _enabled = False
 _changes = 0
@@ -97,13 +105,26 @@ def settings() -> Settings:
     return (_arming or Arming(os.environ, "off")).settings
 
 
+def folder_at_start() -> str | None:
+    """Return the folder in which this process was when the shim was imported; None if that cannot be known."""
+    return _folder
+
+
+def postpone(error: BalanceError) -> None:
+    """Have `raise_pending` raise `error`."""
+    if _arming is not None:
+        _arming.pending = error
+
+
 def raise_pending() -> None:
-    """Raise what was wrong with the settings and could not be raised while the interpreter started.
+    """Raise what is wrong with an explicit wish and could not be raised when that was found.
+
+    At interpreter start nothing may be raised, and libraries turn what comes from an import into errors of their own.
 
     Wrappers call this before they act, outside of `guard.attempt`: at the first model rather than never.
 
     Raises:
-        SettingError: an explicit wish in a `BALANCE_*` variable cannot be honoured.
+        BalanceError: an explicit wish in a `BALANCE_*` variable cannot be honoured.
     """
     if _arming is not None and _arming.pending is not None:
-        raise SettingError(str(_arming.pending))
+        raise type(_arming.pending)(str(_arming.pending))

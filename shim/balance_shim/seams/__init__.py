@@ -10,6 +10,17 @@ SEAMS = {
     "transformers.training_args": "balance_shim.seams.arguments",
     "transformers.trainer": "balance_shim.seams.trainer",
     "transformers.loss.loss_utils": "balance_shim.seams.loss",
+    "transformers.integrations.deepspeed": "balance_shim.seams.deepspeed_config",
+    "accelerate.state": "balance_shim.seams.accelerate_state",
+    "deepspeed.comm.torch": "balance_shim.seams.deepspeed_comm",
+    "swift.cli.main": "balance_shim.seams.launchers",
+    "llamafactory.launcher": "balance_shim.seams.launchers",
 }
 
-KNOWN_TO_WORK = {"transformers": "4.45.2 to 5.23.0"}
+KNOWN_TO_WORK = {
+    "transformers": "4.45.2 to 5.23.0",
+    "accelerate": "1.6.0 to 1.15.0",
+    "deepspeed": "0.16.9 to 0.19.8",
+    "swift": "4.6.0",
+    "llamafactory": "0.9.4",
+}

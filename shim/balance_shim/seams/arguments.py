@@ -3,9 +3,13 @@
 from collections.abc import Callable
 from typing import Any
 
+from .. import devices, log, state
+from ..errors import BalanceError
 from ..versions import version_text
+from ..zero import arguments as zero_arguments
+from ..zero import relaunch, session
 from . import known, registry
-from .guard import SeamMoved, attempt
+from .guard import SeamMoved, attempt, insist
 
 
 def apply(module: Any) -> None:
@@ -17,12 +21,34 @@ def apply(module: Any) -> None:
     if not callable(getattr(getattr(module, "TrainingArguments", None), "__post_init__", None)):
         raise SeamMoved("transformers.TrainingArguments.__post_init__", version_text("transformers"))
     registry.replace(module.TrainingArguments, "__post_init__", _around_post_init)
+    if callable(getattr(module, "is_torch_bf16_gpu_available", None)):
+        registry.replace(module, "is_torch_bf16_gpu_available", _around_bf16_check)
+    if session.is_wanted():
+        # Here and not at start: only now is this program about training. And not later, when it has done half its work.
+        try:
+            relaunch.ensure_launched()
+        except BalanceError as error:
+            log.error(str(error))
+            state.postpone(error)
 
 
 def _around_post_init(original: Callable[..., Any]) -> Callable[..., Any]:
     def __post_init__(self: Any, *args: Any, **kwargs: Any) -> Any:
+        state.raise_pending()
+        if session.is_wanted():
+            insist("preparing the TrainingArguments for ZeRO-3", zero_arguments.prepare, self)
         result = original(self, *args, **kwargs)
+        if session.is_wanted():
+            insist("taking over the DeepSpeed config", zero_arguments.take_over, self)
         attempt("recording the TrainingArguments", known.remember_arguments, self)
         return result
 
     return __post_init__
+
+
+def _around_bf16_check(original: Callable[..., Any]) -> Callable[..., Any]:
+    def is_torch_bf16_gpu_available(*args: Any, **kwargs: Any) -> Any:
+        # Up to 5.x bf16 without an accelerator is refused unless the script says use_cpu.
+        return original(*args, **kwargs) or (session.is_wanted() and devices.accelerator_type() is None)
+
+    return is_torch_bf16_gpu_available

@@ -52,3 +52,18 @@ def attempt(
             raise
         log.once("warning", f"{line}; {instead}")
         return default
+
+
+def insist(what: str, function: Callable[..., Any], *args: Any) -> Any:
+    """Return `function(*args)`, for what the user has asked for in so many words: nothing else may happen instead.
+
+    Raises:
+        BalanceError: it failed.
+    """
+    try:
+        return function(*args)
+    except BalanceError:
+        raise
+    except Exception as failure:
+        reason = " ".join(f"{type(failure).__name__}: {failure}".split())
+        raise BalanceError(f"{what} failed ({reason})") from failure

@@ -18,6 +18,8 @@ from ..placement.map_file import DeviceMap
 from ..placement.plan import Plan, collapse
 from ..report import plan_report
 from ..versions import version_of, version_text
+from ..zero import loading as zero_loading
+from ..zero import session
 from . import known, registry
 from .guard import SeamMoved, attempt
 from .loss_device import computes_loss_on_first_device
@@ -68,6 +70,8 @@ def apply(module: Any) -> None:
 def _around_from_pretrained(original: Callable[..., Any]) -> Callable[..., Any]:
     def from_pretrained(cls: Any, *args: Any, **kwargs: Any) -> Any:
         state.raise_pending()
+        if session.is_wanted():
+            return zero_loading.load(original, cls, args, kwargs)
         kwargs = attempt("preparing from_pretrained", _prepared, kwargs, default=kwargs)
         _loads.stack.append((kwargs.get("device_map"), kwargs.get("max_memory")))
         try:
@@ -157,7 +161,7 @@ def _plan_inferred(model: Any, kwargs: dict[str, Any]) -> DeviceMap | None:
 def _intercepted(device_map: Any) -> bool:
     """Whether this map is ours to make."""
     settings = state.settings()
-    if not isinstance(device_map, str) or settings.mode == "off":
+    if not isinstance(device_map, str) or settings.mode in ("off", "zero3"):
         return False
     # "none" was turned into "auto" on the way here.
     wanted = device_map in settings.intercept or (device_map == "auto" and "none" in settings.intercept)

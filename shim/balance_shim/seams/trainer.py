@@ -7,8 +7,9 @@ from .. import devices, log, state
 from ..report import plan_report
 from ..training.second_pass import second_pass
 from ..versions import version_of, version_text
+from ..zero import engine, session
 from . import known, registry
-from .guard import SeamMoved, attempt
+from .guard import SeamMoved, attempt, insist
 from .loss_device import computes_loss_on_first_device
 
 # The versions that count the label tokens of a step, and those that do it in a method of its own.
@@ -38,7 +39,10 @@ def apply(module: Any) -> None:
 def _around_train(original: Callable[..., Any]) -> Callable[..., Any]:
     def train(self: Any, *args: Any, **kwargs: Any) -> Any:
         # Not when the trainer is made: trainers derived from this one load their other models after that.
-        attempt("planning for the real workload", _prepare, self, instead="training goes on with the map it has")
+        if session.is_wanted():
+            insist("preparing the training with ZeRO-3", engine.prepare, self)
+        else:
+            attempt("planning for the real workload", _prepare, self, instead="training goes on with the map it has")
         return original(self, *args, **kwargs)
 
     return train

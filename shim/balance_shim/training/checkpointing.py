@@ -63,6 +63,7 @@ def recompute_only(model: Any, wanted: frozenset[str]) -> None:
 
 def _selecting(function: Callable[..., Any], chosen: set[int], layers: set[int]) -> Callable[..., Any]:
     """Return the checkpoint function that just calls what belongs to a layer that is not chosen."""
+    function = getattr(function, "for_all_layers", function)  # of the choice before
 
     def checkpoint(call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         layer_call = call.func if isinstance(call, partial) else call
@@ -71,6 +72,7 @@ def _selecting(function: Callable[..., Any], chosen: set[int], layers: set[int])
             return call(*args, **kwargs)
         return function(call, *args, **kwargs)
 
+    checkpoint.for_all_layers = function  # type: ignore[attr-defined]
     return checkpoint
 
 

@@ -1,0 +1,26 @@
+"""`deepspeed.comm.torch`: on CPU processes it compiles an operation of its own first, which takes a minute.
+
+It needs a compiler, prints to standard output, and speeds up what stays within one machine; gloo does the same.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from .. import devices
+from ..zero import session
+from . import registry
+
+
+def apply(module: Any) -> None:
+    """Patch `deepspeed.comm.torch`. Versions that compile nothing have nothing to patch."""
+    if callable(getattr(module, "build_shm_op", None)):
+        registry.replace(module, "build_shm_op", _around_build_shm_op)
+
+
+def _around_build_shm_op(original: Callable[..., Any]) -> Callable[..., Any]:
+    def build_shm_op(*args: Any, **kwargs: Any) -> Any:
+        if session.is_wanted() and devices.accelerator_type() is None:
+            return None
+        return original(*args, **kwargs)
+
+    return build_shm_op

@@ -1,0 +1,29 @@
+"""Programs that start their ranks themselves, ms-swift and LLaMA-Factory: they are told how many in their own words."""
+
+import os
+import sys
+from typing import Any
+
+from .. import devices, log, state
+from ..zero import relaunch, requirements, session
+
+
+def apply(module: Any) -> None:
+    """Set the variables that the launcher in `module` is about to read, unless the user has set them.
+
+    Raises:
+        BalanceError: ZeRO-3 is asked for and cannot be had.
+    """
+    if not session.is_wanted() or relaunch.is_launched(os.environ) or not relaunch.has_own_launcher(sys.orig_argv):
+        return
+    if os.environ.get("NPROC_PER_NODE", "").strip() or os.environ.get("NNODES", "").strip():
+        return
+    requirements.check()
+    count = state.settings().nproc or devices.count()
+    if count < 1:
+        relaunch.refuse_without_devices()
+    os.environ["NPROC_PER_NODE"] = str(count)
+    if module.__name__.startswith("llamafactory"):
+        os.environ["FORCE_TORCHRUN"] = "1"
+    os.environ.update(relaunch.cpu_threads(count) if devices.accelerator_type() is None else {})
+    log.info(f"{module.__name__.partition('.')[0]} starts {count} processes for ZeRO-3")

@@ -1,0 +1,159 @@
+"""What DeepSpeed is told: a ZeRO-3 config that is complete for any model, under whatever the user has said himself.
+
+Sources: DeepSpeed's config reference, and what transformers does with "auto" (`integrations/deepspeed.py`).
+"""
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from .. import state
+from . import config_file
+
+Config = dict[str, Any]
+
+# What transformers takes from the config's `hidden_size`, which not every vision-language config has.
+HIDDEN_SIZE_KEYS = ("reduce_bucket_size", "stage3_prefetch_bucket_size", "stage3_param_persistence_threshold")
+
+
+def own(offload: str = "none") -> Config:
+    """Return our config. "auto" is what transformers takes from the `TrainingArguments`.
+
+    The optimizer and the scheduler are the Trainer's, so there is none in it. Nor is there a `train_batch_size`, which
+    follows from what is there and the number of processes.
+
+    Args:
+        offload: "none", "optimizer", or "all" (weights too): what is kept in host memory.
+    """
+    zero: Config = {
+        "stage": 3,
+        "contiguous_gradients": True,
+        "overlap_comm": False,  # would keep a second set of buckets
+        "sub_group_size": int(1e9),
+        "reduce_bucket_size": "auto",
+        "stage3_prefetch_bucket_size": "auto",
+        "stage3_param_persistence_threshold": "auto",
+        "stage3_max_live_parameters": int(1e9),
+        "stage3_max_reuse_distance": int(1e9),
+        "stage3_gather_16bit_weights_on_model_save": True,
+    }
+    if offload != "none":
+        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": True}
+    if offload == "all":
+        zero["offload_param"] = {"device": "cpu", "pin_memory": True}
+    return {
+        "zero_optimization": zero,
+        "bf16": {"enabled": "auto"},
+        "fp16": {"enabled": "auto"},
+        "gradient_clipping": "auto",
+        "gradient_accumulation_steps": "auto",
+        "train_micro_batch_size_per_gpu": "auto",
+        "zero_allow_untested_optimizer": True,  # whatever the Trainer brings
+        "zero_force_ds_cpu_optimizer": False,  # with offload too: DeepSpeed's own has to be compiled
+        "steps_per_print": 2**31 - 1,
+    }
+
+
+def for_training(script: Any) -> tuple[Config, list[str]]:
+    """Return the config for `TrainingArguments`, and the names of what was added to the user's own config.
+
+    Args:
+        script: what the script passed as `deepspeed`: a path, JSON, a dict, or nothing.
+
+    Raises:
+        SettingError: the script's config cannot be read, or asks for another stage.
+    """
+    settings = state.settings()
+    ours = own(settings.offload)
+    if isinstance(script, Mapping):
+        theirs = config_file.checked(dict(script), "the DeepSpeed config of the script")
+    elif script:
+        theirs = config_file.read(os.fspath(script), "the DeepSpeed config of the script")
+    else:
+        theirs = {}
+    theirs = merged(theirs, settings.zero_config or {})
+    found = merged(ours, theirs)
+    found["zero_optimization"]["stage"] = 3
+    if found.get("train_batch_size") == "auto":
+        # transformers would fill in what it believes the number of processes to be.
+        del found["train_batch_size"]
+    if "optimizer" in theirs:
+        found.pop("zero_force_ds_cpu_optimizer", None)
+    return found, missing(ours, theirs) if theirs else []
+
+
+def for_loading(dtype: Any) -> Config:
+    """Return the config for a model that loads before there are `TrainingArguments`: how to divide it, and its type.
+
+    Args:
+        dtype: the torch dtype that its weights are to have.
+    """
+    zero = for_training(None)[0]["zero_optimization"]
+    kept = {name: value for name, value in zero.items() if value != "auto"}
+    config = {"zero_optimization": kept, "train_micro_batch_size_per_gpu": 1}
+    return {**config, **precision(dtype)}
+
+
+def precision(dtype: Any) -> Config:
+    """Return the part of a config that makes DeepSpeed keep weights of `dtype`."""
+    name = str(dtype).rpartition(".")[2]
+    return {"bf16": {"enabled": name == "bfloat16"}, "fp16": {"enabled": name == "float16"}}
+
+
+def merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> Config:
+    """Return both configs in one; `above` wins, key by key down into the objects."""
+    result = dict(below)
+    for name, value in above.items():
+        under = result.get(name)
+        both = isinstance(value, Mapping) and isinstance(under, Mapping)
+        result[name] = merged(under, value) if both else value  # type: ignore[arg-type]
+    return result
+
+
+def missing(ours: Mapping[str, Any], theirs: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Return the full names of the keys that `theirs` does not have, such as "zero_optimization.stage"."""
+    names = []
+    for name, value in ours.items():
+        if name not in theirs:
+            names.append(prefix + name)
+        elif isinstance(value, Mapping) and isinstance(theirs[name], Mapping):
+            names += missing(value, theirs[name], f"{prefix}{name}.")
+    return names
+
+
+def fill_hidden_size(config: Config, model: Any) -> None:
+    """Put numbers where `config` has "auto" for what depends on the width of `model`, by transformers' own rule."""
+    zero = config.get("zero_optimization", {})
+    if all(zero.get(key) != "auto" for key in HIDDEN_SIZE_KEYS):
+        return
+    width = hidden_size(model)
+    values = {
+        "reduce_bucket_size": width * width,
+        "stage3_prefetch_bucket_size": int(0.9 * width * width),
+        "stage3_param_persistence_threshold": 10 * width,
+    }
+    for key, value in values.items():
+        if zero.get(key) == "auto":
+            zero[key] = value
+
+
+def hidden_size(model: Any) -> int:
+    """Return the width of the language model in `model`, else of its widest part, else of its widest matrix."""
+    config = getattr(model, "config", None)
+    for part in ("text_config", "llm_config", "language_config", "thinker_config", None):
+        found = _widths(config if part is None else getattr(config, part, None))
+        if found:
+            return max(found)
+    inner = [value for value in vars(config).values() if hasattr(value, "to_dict")] if config is not None else []
+    widths = [width for each in inner for width in _widths(each)]
+    shapes = [getattr(each, "ds_shape", each.shape) for each in model.parameters()]
+    return max(widths, default=0) or max((min(shape) for shape in shapes if len(shape) == 2), default=1024)
+
+
+def _widths(config: Any) -> list[int]:
+    """Return what a config says of its width; `hidden_sizes` of some is a list."""
+    found: list[int] = []
+    for name in ("hidden_size", "hidden_sizes", "d_model", "n_embd"):
+        value = getattr(config, name, None)
+        found += [each for each in (value if isinstance(value, list | tuple) else [value]) if isinstance(each, int)]
+    return found

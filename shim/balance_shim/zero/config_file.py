@@ -1,0 +1,50 @@
+"""Reads a DeepSpeed config of the user's: a JSON file or JSON text -> a dict that is one of ZeRO stage 3."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from ..errors import SettingError
+
+
+def read(text: str, source: str = "BALANCE_ZERO_CONFIG") -> dict[str, Any]:
+    """Return the config that `text`, a path or JSON, holds.
+
+    Args:
+        source: what the message names.
+
+    Raises:
+        SettingError: it cannot be read, is not a JSON object, or asks for another stage than 3.
+    """
+    shown = source
+    if not text.lstrip().startswith(("{", "[")):
+        path = Path(text).expanduser()
+        shown = f"{source}={os.fspath(path)}"
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            reason = getattr(error, "strerror", None) or "not text"
+            raise SettingError(f"{shown} cannot be read ({reason})") from None
+    try:
+        found = json.loads(text)
+    except ValueError as error:
+        raise SettingError(f"{shown} is not JSON ({error})") from None
+    return checked(found, shown)
+
+
+def checked(found: Any, shown: str) -> dict[str, Any]:
+    """Return `found` if it can be merged into a config of ZeRO-3.
+
+    Raises:
+        SettingError: it is no object, or asks for another stage than 3.
+    """
+    if not isinstance(found, dict):
+        raise SettingError(f"{shown} is not a DeepSpeed config, which is a JSON object")
+    zero = found.get("zero_optimization", {})
+    if not isinstance(zero, dict):
+        raise SettingError(f"{shown}: zero_optimization is {zero!r}, not an object")
+    stage = zero.get("stage", 3)
+    if stage not in (3, "3", "auto"):
+        raise SettingError(f"{shown} asks for ZeRO stage {stage!r}, but BALANCE_MODE=zero3 is stage 3")
+    return found

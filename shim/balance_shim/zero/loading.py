@@ -1,0 +1,116 @@
+"""`from_pretrained` under ZeRO-3: what it must not be passed, and whether the model really came out divided."""
+
+from collections.abc import Callable
+from typing import Any
+
+from .. import log
+from ..errors import BalanceError
+from ..seams.guard import insist
+from ..versions import version_of
+from . import session
+
+# What transformers refuses together with ZeRO-3, or what has no meaning there.
+DROPPED = ("device_map", "max_memory", "offload_folder", "low_cpu_mem_usage")
+# Half-precision weights with which something has been loaded, when no TrainingArguments asked for mixed precision.
+_half: list[Any] = []
+
+
+def load(original: Callable[..., Any], cls: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Return what `from_pretrained` returns, its parameters divided among the ranks.
+
+    Raises:
+        BalanceError: ZeRO-3 cannot be had, or not for this model.
+    """
+    kwargs = insist("preparing from_pretrained for ZeRO-3", _prepared, cls, args, kwargs)
+    loaded = original(cls, *args, **kwargs)
+    check(loaded[0] if isinstance(loaded, tuple) else loaded)  # output_loading_info=True
+    return loaded
+
+
+def check(model: Any) -> None:
+    """Say so, loudly, where parameters of `model` have not been divided: nothing else would show it."""
+    whole = [name for name, parameter in model.named_parameters() if not hasattr(parameter, "ds_id")]
+    if whole:
+        log.warning(
+            f"{len(whole)} parameters of {type(model).__name__} were loaded whole by every process ({whole[0]}, ...): "
+            "ZeRO-3 divides them only once training begins, so loading needs room for the whole model in each"
+        )
+
+
+def adopt_precision() -> None:
+    """Have DeepSpeed train half-precision weights as what they are, where no arguments ask for mixed precision.
+
+    Without that it would turn them into float32, at twice the memory. It keeps float32 master weights either way.
+    """
+    live = session.live_config()
+    if not _half or live is None or not hasattr(live, "trainer_config_process"):
+        return
+    kind = {"torch.bfloat16": "bf16", "torch.float16": "fp16"}[str(_half[-1])]
+    parts = [live.config.get(name, {}) for name in ("bf16", "fp16")]
+    if any(part.get("enabled") is True for part in parts):
+        return
+    live.config.setdefault(kind, {})["enabled"] = True
+    log.once("info", f"the model loads in {_half[-1]}: DeepSpeed trains it as {kind} with float32 master weights")
+
+
+def _prepared(cls: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    session.begin()
+    config = _config_of(cls, args, kwargs)
+    _refuse_quantized(cls, config, kwargs)
+    dtype = _dtype_of(config, kwargs)
+    if dtype in _half_types():
+        _half.append(dtype)
+    session.divide_from_now_on(dtype)
+    adopt_precision()
+    dropped = [name for name in DROPPED if kwargs.get(name) is not None]
+    if "device_map" in dropped:
+        log.once("info", f"device_map={_shortened(kwargs['device_map'])} is dropped: ZeRO-3 divides every layer itself")
+    return {name: value for name, value in kwargs.items() if name not in DROPPED}
+
+
+def _shortened(device_map: Any) -> str:
+    return repr(device_map) if isinstance(device_map, str) else "{...}"
+
+
+def _refuse_quantized(cls: Any, config: Any, kwargs: dict[str, Any]) -> None:
+    asked = any(kwargs.get(name) for name in ("quantization_config", "load_in_4bit", "load_in_8bit"))
+    if asked or getattr(config, "quantization_config", None):
+        raise BalanceError(
+            f"BALANCE_MODE=zero3 cannot divide quantized weights ({cls.__name__}): transformers loads them whole into "
+            "every process; use BALANCE_MODE=balanced, which places them, or load the model unquantized"
+        )
+
+
+def _config_of(cls: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Return the model's config: Auto classes pass it on, others read it, as is done here."""
+    given = kwargs.get("config")
+    if hasattr(given, "to_dict"):
+        return given
+    name = given or (args[0] if args else kwargs.get("pretrained_model_name_or_path"))
+    passed = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder", "trust_remote_code")
+    options = {key: kwargs[key] for key in passed if key in kwargs}
+    try:
+        return cls.config_class.from_pretrained(name, **options)
+    except Exception as error:  # the load itself will say what is wrong, in its own words
+        log.debug(f"the config of {name} cannot be read ({type(error).__name__}: {error})")
+        return None
+
+
+def _dtype_of(config: Any, kwargs: dict[str, Any]) -> Any:
+    """Return the torch dtype that the weights will have, by this version's rules."""
+    import torch
+
+    default = "auto" if version_of("transformers") >= (5,) else None
+    asked = kwargs.get("dtype", kwargs.get("torch_dtype", default))
+    if asked == "auto":
+        name = "dtype" if version_of("transformers") >= (4, 56) else "torch_dtype"
+        asked = getattr(config, name, None)
+    if isinstance(asked, str):
+        asked = getattr(torch, asked, None)
+    return asked if isinstance(asked, torch.dtype) else torch.get_default_dtype()
+
+
+def _half_types() -> tuple[Any, ...]:
+    import torch
+
+    return torch.bfloat16, torch.float16

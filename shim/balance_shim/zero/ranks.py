@@ -1,0 +1,77 @@
+"""What a rank owes to its neighbours: variables that launchers leave out, and an orderly end."""
+
+import atexit
+import os
+import sys
+from collections.abc import MutableMapping
+
+from ..errors import BalanceError
+from .relaunch import steps_of_slurm
+
+
+def complete_environment(environ: MutableMapping[str, str]) -> None:
+    """Put in what `torch.distributed` reads and the launcher has not set.
+
+    `srun` and `mpirun` start the tasks and tell them who they are in variables of their own.
+
+    Raises:
+        BalanceError: it is not known where the ranks meet.
+    """
+    names = {}
+    if steps_of_slurm(environ) > 1:
+        rank, local = environ["SLURM_PROCID"], environ.get("SLURM_LOCALID", "0")
+        names = {"RANK": rank, "LOCAL_RANK": local, "WORLD_SIZE": str(steps_of_slurm(environ))}
+    else:
+        for kind in ("OMPI_COMM_WORLD", "MV2_COMM_WORLD", "PMI"):
+            if f"{kind}_RANK" in environ and f"{kind}_SIZE" in environ:
+                local = environ.get(f"{kind}_LOCAL_RANK", "0")
+                names = {"RANK": environ[f"{kind}_RANK"], "LOCAL_RANK": local, "WORLD_SIZE": environ[f"{kind}_SIZE"]}
+                break
+    for name, value in names.items():
+        environ.setdefault(name, value)
+    if "MASTER_ADDR" not in environ and environ.get("SLURM_STEP_NODELIST", environ.get("SLURM_NODELIST")):
+        environ["MASTER_ADDR"] = first_host(environ.get("SLURM_STEP_NODELIST") or environ["SLURM_NODELIST"])
+    if "MASTER_ADDR" not in environ and environ.get("WORLD_SIZE", "1") == environ.get("LOCAL_WORLD_SIZE", "1"):
+        environ["MASTER_ADDR"] = "127.0.0.1"
+    job = environ.get("SLURM_JOB_ID", "")
+    environ.setdefault("MASTER_PORT", str(20000 + int(job) % 20000) if job.isdigit() else "29500")
+    environ.setdefault("RANK", "0")
+    environ.setdefault("LOCAL_RANK", environ["RANK"] if "SLURM_LOCALID" not in environ else environ["SLURM_LOCALID"])
+    environ.setdefault("WORLD_SIZE", "1")
+    if "MASTER_ADDR" not in environ:
+        raise BalanceError(
+            f"BALANCE_MODE=zero3: rank {environ['RANK']} of {environ['WORLD_SIZE']} does not know where the ranks "
+            "meet; set MASTER_ADDR to the host of rank 0 (and MASTER_PORT to a free port of it)"
+        )
+
+
+def first_host(nodes: str) -> str:
+    """Return the first host of a list as SLURM writes it: "gpu[003-007,9],login" -> "gpu003"."""
+    name, bracket, rest = nodes.partition("[")
+    if not bracket or "," in name:
+        return name.partition(",")[0]
+    numbers, _, _ = rest.partition("]")
+    return name + numbers.replace("-", ",").partition(",")[0]
+
+
+def leave_group_at_exit() -> None:
+    """Have this rank close its connections before the interpreter goes, or gloo's threads may abort it."""
+
+    def leave() -> None:
+        import torch.distributed as dist
+
+        if dist.is_initialized() and getattr(sys, "last_value", None) is None:
+            dist.destroy_process_group()
+
+    atexit.register(leave)
+
+
+def die_with_launcher() -> None:
+    """Have the kernel end this rank when its launcher is killed by a signal that it cannot pass on."""
+    if not sys.platform.startswith("linux") or "TORCHELASTIC_RUN_ID" not in os.environ:
+        return
+    import ctypes
+    import signal
+
+    parent_dies = 1  # PR_SET_PDEATHSIG
+    ctypes.CDLL(None).prctl(parent_dies, signal.SIGTERM)

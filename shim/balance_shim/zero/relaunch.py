@@ -1,0 +1,203 @@
+"""One process becomes several: it executes itself again under `torch.distributed.run`, which starts it N times.
+
+By `exec`, so that the launcher has this very process number: signals and exit codes reach who started it, and nobody
+is left over. Only a program that was started plainly is treated so, and only once it turns out to be about training.
+"""
+
+import os
+import socket
+import sys
+from collections.abc import Mapping, Sequence
+from typing import NoReturn
+
+from .. import devices, log, state
+from ..errors import BalanceError
+from . import requirements
+
+# Any of these says that a launcher has started this process, or that it works below one that a launcher has started.
+OF_A_LAUNCHER = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "TORCHELASTIC_RUN_ID", "OMPI_COMM_WORLD_RANK", "PMI_RANK",
+                 "MV2_COMM_WORLD_RANK")  # fmt: skip
+# Programs, and modules that `python -m` runs, which start the ranks themselves.
+LAUNCHERS = ("torchrun", "accelerate", "deepspeed", "axolotl", "swift", "megatron", "llamafactory-cli", "llamafactory",
+             "lmf", "torch.distributed", "ray", "mpirun")  # fmt: skip
+NOTEBOOKS = ("ipykernel", "ipykernel_launcher", "IPython", "ipython", "ipython3", "jupyter")
+
+
+class Unrepeatable(Exception):
+    """The command of this process cannot be executed a second time; the message says why."""
+
+
+def is_launched(environ: Mapping[str, str]) -> bool:
+    """Whether a launcher has started this process as one of several, or as the only one."""
+    return any(environ.get(name, "").strip() for name in OF_A_LAUNCHER) or steps_of_slurm(environ) > 1
+
+
+def steps_of_slurm(environ: Mapping[str, str]) -> int:
+    """Return how many tasks `srun` has started beside this one, itself included; 0 where it has not."""
+    if not environ.get("SLURM_PROCID", "").isdigit():
+        return 0
+    tasks = environ.get("SLURM_STEP_NUM_TASKS") or environ.get("SLURM_NTASKS") or "1"
+    return int(tasks) if tasks.isdigit() else 1
+
+
+def has_own_launcher(words: Sequence[str]) -> bool:
+    """Whether this is the command of a program that starts the ranks itself. `words`: `sys.orig_argv`."""
+    try:
+        named = program(words)
+    except Unrepeatable:
+        return False
+    module = named[named.index("-m") + 1] if "-m" in named else ""
+    name = os.path.basename(named[_script_place(named)])
+    return name in LAUNCHERS or any(module == each or module.startswith(f"{each}.") for each in LAUNCHERS)
+
+
+def program(words: Sequence[str]) -> list[str]:
+    """Return the arguments of the interpreter that run the program again: its own options first.
+
+    Args:
+        words: `sys.orig_argv`; `sys.argv` has lost the options, and at start the module's name too.
+
+    Raises:
+        Unrepeatable: there is no program that could be run again: `-c`, standard input, a prompt, a notebook.
+    """
+    arguments = list(words[1:])
+    place = _script_place(arguments)
+    if place >= len(arguments):
+        raise Unrepeatable("an interactive prompt cannot be run as several processes: save it as a script")
+    word = arguments[place]
+    if word == "-":
+        raise Unrepeatable("a program from standard input cannot be run as several processes: save it as a script")
+    if word.startswith("-"):
+        letter, rest = _last_option(word)
+        if letter == "c":
+            raise Unrepeatable("python -c cannot be run as several processes: save it as a script")
+        if not rest:
+            place += 1
+        module = rest or (arguments[place] if place < len(arguments) else "")
+        if module.partition(".")[0] in NOTEBOOKS:
+            raise Unrepeatable("a notebook cannot be run as several processes: save it as a script")
+    elif os.path.basename(word) in NOTEBOOKS:
+        raise Unrepeatable("a notebook cannot be run as several processes: save it as a script")
+    return arguments
+
+
+def command(words: Sequence[str], count: int, environ: Mapping[str, str]) -> list[str]:
+    """Return the command that starts the program of `words` (`sys.orig_argv`) `count` times on this machine.
+
+    Raises:
+        Unrepeatable: see `program`.
+    """
+    if environ.get("MASTER_PORT", "").strip():
+        where = [f"--master-addr={environ.get('MASTER_ADDR', '').strip() or '127.0.0.1'}",
+                 f"--master-port={environ['MASTER_PORT'].strip()}"]  # fmt: skip
+    else:
+        where = ["--standalone"]  # a free port is looked for
+    # --no-python: the ranks get the interpreter's options too, which torch.distributed.run would drop.
+    return [sys.executable, "-m", "torch.distributed.run", *where, f"--nproc-per-node={count}", "--no-python",
+            sys.executable, *program(words)]  # fmt: skip
+
+
+def ensure_launched() -> None:
+    """Execute this process again as several, unless it is one of several already.
+
+    Raises:
+        BalanceError: that is asked for and not possible.
+    """
+    if is_launched(os.environ):
+        return
+    if _is_child():  # it works for a process that has its ranks, or it will be started again with that process
+        return
+    if has_own_launcher(sys.orig_argv):
+        return
+    wanted = state.settings().nproc
+    requirements.check()
+    count = wanted or devices.count()
+    if count < 1:
+        refuse_without_devices()
+    if count == 1 and wanted is None and state.settings().offload == "none":
+        raise BalanceError(
+            "BALANCE_MODE=zero3: one device only, so there is nothing to divide; unset BALANCE_MODE, or set "
+            "BALANCE_NPROC=1 or BALANCE_OFFLOAD to use DeepSpeed all the same"
+        )
+    try:
+        words = command(sys.orig_argv, count, os.environ)
+    except Unrepeatable as error:
+        raise BalanceError(f"BALANCE_MODE=zero3: {error}") from None
+    _check_port(os.environ)
+    where = devices.accelerator_type()
+    log.info(f"starting {count} processes for ZeRO-3, {'on the CPU' if where is None else f'one for each {where}'}")
+    _become(words, cpu_threads(count) if where is None else {})
+
+
+def refuse_without_devices() -> NoReturn:
+    """Raise what there is to say where nothing tells how many processes to start."""
+    raise BalanceError("BALANCE_MODE=zero3: no accelerator here; BALANCE_NPROC=2 trains in 2 processes on the CPU")
+
+
+def cpu_threads(count: int) -> dict[str, str]:
+    """Return what shares this machine's cores among `count` processes; torch.distributed.run would give each one."""
+    if os.environ.get("OMP_NUM_THREADS", "").strip():
+        return {}
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return {"OMP_NUM_THREADS": str(max(1, cores // count))}
+
+
+def _become(words: list[str], variables: Mapping[str, str]) -> NoReturn:
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:
+            stream.flush()
+    folder = state.folder_at_start()
+    if folder is not None and os.path.isdir(folder):  # a relative path of the script is relative to this
+        os.chdir(folder)
+    os.execve(words[0], words, {**os.environ, **variables})
+
+
+def _check_port(environ: Mapping[str, str]) -> None:
+    text = environ.get("MASTER_PORT", "").strip()
+    if not text:
+        return
+    host = environ.get("MASTER_ADDR", "").strip() or "127.0.0.1"
+    if not (text.isdigit() and 0 < int(text) < 65536):
+        raise BalanceError(f"BALANCE_MODE=zero3: MASTER_PORT={text!r} is not a port; unset it to have one chosen")
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, int(text)))
+        except OSError as error:
+            raise BalanceError(
+                f"BALANCE_MODE=zero3: port {text} of {host} cannot be used ({error.strerror}); "
+                "unset MASTER_PORT to have a free one chosen"
+            ) from None
+
+
+def _is_child() -> bool:
+    """Whether `multiprocessing` or a fork has made this process, for the sake of another one."""
+    process = sys.modules.get("multiprocessing.process")
+    if process is None:
+        return False
+    return process.parent_process() is not None or bool(getattr(process.current_process(), "_inheriting", False))
+
+
+def _script_place(arguments: Sequence[str]) -> int:
+    """Return where among the interpreter's arguments the program stands: a path, "-", "-m..." or "-c..."."""
+    place = 0
+    while place < len(arguments):
+        word = arguments[place]
+        if not word.startswith("-") or word == "-":
+            return place
+        if word.startswith("--"):
+            place += 2 if word == "--check-hash-based-pycs" else 1
+            continue
+        letter, rest = _last_option(word)
+        if letter in ("m", "c"):
+            return place
+        place += 2 if letter in ("W", "X") and not rest else 1
+    return place
+
+
+def _last_option(word: str) -> tuple[str, str]:
+    """Return the letter in `word`, such as "-um", that takes an argument, and the argument if it stands there too."""
+    for place, letter in enumerate(word[1:], start=2):
+        if letter in "mcWX":
+            return letter, word[place:]
+    return "", ""

@@ -1,0 +1,109 @@
+"""What has to stand before a ZeRO-3 model loads: the processes, the process group, and a config that stays alive."""
+
+import logging
+import os
+import warnings
+from datetime import timedelta
+from typing import Any
+
+from .. import devices, log, state
+from . import config, ranks, relaunch, requirements
+
+# transformers keeps only a weak reference to the config that counts, in every version.
+_alive: list[Any] = []
+_ready = False
+
+
+def is_wanted() -> bool:
+    """Whether the mode is zero3."""
+    return state.settings().mode == "zero3"
+
+
+def begin() -> None:
+    """Make this process one of several that train with ZeRO-3, with its process group up. May not return: see exec.
+
+    Raises:
+        BalanceError: that cannot be done.
+    """
+    global _ready
+    relaunch.ensure_launched()
+    if _ready:
+        return
+    requirements.check()
+    ranks.complete_environment(os.environ)
+    ranks.die_with_launcher()
+    if devices.accelerator_type() is None:
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    _start_group()
+    _ready = True
+
+
+def divide_from_now_on(dtype: Any) -> None:
+    """Have transformers divide each model from the moment it is made, although no `TrainingArguments` say so yet.
+
+    Args:
+        dtype: the torch dtype of the weights to come.
+    """
+    from transformers.integrations import deepspeed
+
+    if not _is_ours_or_dead(deepspeed):
+        return
+    _alive.append(deepspeed.HfDeepSpeedConfig(config.for_loading(dtype)))
+
+
+def keep_alive(hf_config: Any) -> None:
+    """Keep the config of `TrainingArguments` alive, however long those are: models may load after they are gone."""
+    _alive.append(hf_config)
+
+
+def live_config() -> Any:
+    """Return the config object that counts now, or None."""
+    from transformers.integrations import deepspeed
+
+    reference = deepspeed._hf_deepspeed_config_weak_ref
+    return None if reference is None else reference()
+
+
+def _is_ours_or_dead(deepspeed: Any) -> bool:
+    found = live_config()
+    return found is None or not isinstance(found, deepspeed.HfTrainerDeepSpeedConfig)
+
+
+def _start_group() -> None:
+    import torch.distributed as dist
+
+    quiet = logging.WARNING if state.settings().log_level != "debug" else logging.INFO
+    os.environ.setdefault("DS_LOG_LEVEL", "debug" if quiet == logging.INFO else "warning")
+    import deepspeed
+    from deepspeed.utils import logger
+
+    logger.setLevel(quiet)  # it writes to standard output
+    # torch 2.13 says so at each of DeepSpeed's collective operations, thousands of times in a short training.
+    warnings.filterwarnings("ignore", r"`torch\.distributed\.\w+` is deprecated", FutureWarning)
+    kind = devices.accelerator_type()
+    seconds = state.settings().nccl_timeout
+    if seconds is not None:
+        _set_default_timeouts(timedelta(seconds=seconds))
+    if kind is not None:
+        import torch
+
+        torch.get_device_module(kind).set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    if not dist.is_initialized():
+        options = {"timeout": timedelta(seconds=seconds)} if seconds is not None else {}
+        backend = "gloo" if kind is None else deepspeed.get_accelerator().communication_backend_name()
+        deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False, **options)
+    log.debug(f"process group of {dist.get_world_size()} ranks, {dist.get_backend()}")
+    if kind is None:
+        ranks.leave_group_at_exit()
+
+
+def _set_default_timeouts(timeout: timedelta) -> None:
+    """Have every process group of this process that names no time-out of its own use `timeout`.
+
+    DeepSpeed makes further groups, and torch looks up these two names for each.
+    """
+    from torch.distributed import distributed_c10d
+
+    for name in ("default_pg_timeout", "default_pg_nccl_timeout"):
+        if hasattr(distributed_c10d, name):
+            setattr(distributed_c10d, name, timeout)
