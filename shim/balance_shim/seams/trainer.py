@@ -65,6 +65,9 @@ def _around_batch_samples(original: Callable[..., Any]) -> Callable[..., Any]:
 
 def _around_step(original: Callable[..., Any]) -> Callable[..., Any]:
     def training_step(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if session.is_wanted():
+            with engine.watched(self, kwargs.get("inputs", args[1] if len(args) > 1 else None)):
+                return original(self, *args, **kwargs)
         return _returned(self, original(self, *args, **kwargs))
 
     return training_step

@@ -1,11 +1,15 @@
 """The Trainer under ZeRO-3: what is checked once DeepSpeed's engine stands."""
 
+import contextlib
 import os
 from typing import Any
 
 from .. import log
 from ..errors import BalanceError
+from ..seams.guard import attempt
 from ..units import format_size
+from . import watch
+from .watch import Watch
 
 
 def prepare(trainer: Any) -> None:
@@ -18,6 +22,8 @@ def prepare(trainer: Any) -> None:
     class ZeroCheck(TrainerCallback):
         def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             check(trainer.model_wrapped)
+            what = "watching for ranks that run different modules"
+            trainer._balance_shim_watch = attempt(what, watch_of, trainer, instead="a hang will not be explained")
 
     trainer.add_callback(ZeroCheck())
 
@@ -38,6 +44,19 @@ def check(engine: Any) -> None:
             "train a model of its own (report this with the output of `balance-shim doctor`)"
         )
     log.once("info", f"ZeRO-3 over {wanted} processes; each holds {format_size(share(engine.module))} of weights")
+
+
+def watch_of(trainer: Any) -> Watch | None:
+    """Return the watch over the ranks of this training; None for one rank alone."""
+    if int(os.environ["WORLD_SIZE"]) < 2:
+        return None
+    return watch.start(trainer.model_wrapped.module, float(trainer.args.ddp_timeout))
+
+
+def watched(trainer: Any, inputs: Any) -> contextlib.AbstractContextManager[None]:
+    """Return what is to be around one step of `trainer`. `inputs`: its batch."""
+    found = getattr(trainer, "_balance_shim_watch", None)
+    return contextlib.nullcontext() if found is None else found.watching(inputs)
 
 
 def share(model: Any) -> int:

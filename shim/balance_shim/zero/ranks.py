@@ -17,7 +17,7 @@ def complete_environment(environ: MutableMapping[str, str]) -> None:
     Raises:
         BalanceError: it is not known where the ranks meet.
     """
-    names = {}
+    names: dict[str, str] = {}
     if steps_of_slurm(environ) > 1:
         rank, local = environ["SLURM_PROCID"], environ.get("SLURM_LOCALID", "0")
         names = {"RANK": rank, "LOCAL_RANK": local, "WORLD_SIZE": str(steps_of_slurm(environ))}
@@ -29,14 +29,15 @@ def complete_environment(environ: MutableMapping[str, str]) -> None:
                 break
     for name, value in names.items():
         environ.setdefault(name, value)
-    if "MASTER_ADDR" not in environ and environ.get("SLURM_STEP_NODELIST", environ.get("SLURM_NODELIST")):
-        environ["MASTER_ADDR"] = first_host(environ.get("SLURM_STEP_NODELIST") or environ["SLURM_NODELIST"])
+    nodes = environ.get("SLURM_STEP_NODELIST") or environ.get("SLURM_NODELIST") or ""
+    if "MASTER_ADDR" not in environ and nodes:
+        environ["MASTER_ADDR"] = first_host(nodes)
     if "MASTER_ADDR" not in environ and environ.get("WORLD_SIZE", "1") == environ.get("LOCAL_WORLD_SIZE", "1"):
         environ["MASTER_ADDR"] = "127.0.0.1"
     job = environ.get("SLURM_JOB_ID", "")
     environ.setdefault("MASTER_PORT", str(20000 + int(job) % 20000) if job.isdigit() else "29500")
     environ.setdefault("RANK", "0")
-    environ.setdefault("LOCAL_RANK", environ["RANK"] if "SLURM_LOCALID" not in environ else environ["SLURM_LOCALID"])
+    environ.setdefault("LOCAL_RANK", environ["RANK"])
     environ.setdefault("WORLD_SIZE", "1")
     if "MASTER_ADDR" not in environ:
         raise BalanceError(

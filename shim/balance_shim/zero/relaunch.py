@@ -20,6 +20,7 @@ OF_A_LAUNCHER = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "TORCHELASTIC_RUN_ID", "OMP
 # Programs, and modules that `python -m` runs, which start the ranks themselves.
 LAUNCHERS = ("torchrun", "accelerate", "deepspeed", "axolotl", "swift", "megatron", "llamafactory-cli", "llamafactory",
              "lmf", "torch.distributed", "ray", "mpirun")  # fmt: skip
+LAUNCHER = os.path.join(os.path.dirname(os.path.abspath(__file__)), "launcher.py")
 NOTEBOOKS = ("ipykernel", "ipykernel_launcher", "IPython", "ipython", "ipython3", "jupyter")
 
 
@@ -93,7 +94,7 @@ def command(words: Sequence[str], count: int, environ: Mapping[str, str]) -> lis
     else:
         where = ["--standalone"]  # a free port is looked for
     # --no-python: the ranks get the interpreter's options too, which torch.distributed.run would drop.
-    return [sys.executable, "-m", "torch.distributed.run", *where, f"--nproc-per-node={count}", "--no-python",
+    return [sys.executable, LAUNCHER, *where, f"--nproc-per-node={count}", "--no-python",
             sys.executable, *program(words)]  # fmt: skip
 
 
