@@ -19,12 +19,23 @@ BAD_VALUES = {
     "BALANCE_TUNING": ["qlora-ish", "none"],
     "BALANCE_OPTIMIZER": ["adam", "my_optimizer"],
     "BALANCE_GRADIENT_CHECKPOINTING": ["2", "some"],
+    "BALANCE_ZERO_CONFIG": [
+        "/no/ds.json", "{1}", "[]", '{"zero_optimization": {"stage": 2}}', '{"zero_optimization": 3}',
+    ],
+    "BALANCE_OFFLOAD": ["cpu", "nvme"],
+    "BALANCE_NPROC": ["0", "gpu", "-1"],
+    "BALANCE_NCCL_TIMEOUT": ["0", "30m", "1.5"],
     "BALANCE_REPORT": ["/dev/null/folder/x", "/etc/hostname"],
     "BALANCE_SIMULATE": ["4", "0x1GiB", "4x", "x24GiB", "100x1GiB", "4x24GiB:sizes", "+"],
     "BALANCE_CACHE": ["/etc/hostname"],
     "BALANCE_STRICT": ["maybe", "2"],
     "BALANCE_LOG_LEVEL": ["loud", "5"],
 }  # fmt: skip
+
+
+def with_its_mode(name, value):
+    """The variable in the environment, with the mode that it is for."""
+    return {name: value} | ({"BALANCE_MODE": "zero3"} if name in settings.ZERO_VARIABLES else {})
 
 
 def test_each_variable_has_its_bad_values_tried():
@@ -38,7 +49,7 @@ def test_each_variable_has_its_bad_values_tried():
 )
 def test_a_bad_value_gives_one_line_and_leaves_the_default(name, value):
     """The line names the variable, and says what is allowed and what happens now."""
-    read, problems = settings.read({name: value})
+    read, problems = settings.read(with_its_mode(name, value))
     assert [problem.variable for problem in problems] == [name]
     message = problems[0].message
     assert message.startswith(name) and "\n" not in message and ";" in message
@@ -47,16 +58,19 @@ def test_a_bad_value_gives_one_line_and_leaves_the_default(name, value):
         expected = expected._replace(mode="off")
     if name == "BALANCE_DEVICE_MAP":
         expected = expected._replace(mode="map")
+    if name in settings.ZERO_VARIABLES:
+        expected = expected._replace(mode="zero3")
     assert read == expected
 
 
 @pytest.mark.parametrize(("name", "value"), [(name, values[0]) for name, values in BAD_VALUES.items()])
 def test_strict_makes_every_problem_fatal(name, value):
     """Without BALANCE_STRICT only a wish that would be passed over in silence is fatal."""
-    _, problems = settings.read({name: value})
-    assert problems[0].fatal == (name in ("BALANCE_DEVICE_MAP", "BALANCE_SIMULATE"))
+    environ = with_its_mode(name, value)
+    _, problems = settings.read(environ)
+    assert problems[0].fatal == (name in ("BALANCE_DEVICE_MAP", "BALANCE_SIMULATE", "BALANCE_ZERO_CONFIG"))
     if name != "BALANCE_STRICT":
-        _, problems = settings.read({name: value, "BALANCE_STRICT": "1"})
+        _, problems = settings.read({**environ, "BALANCE_STRICT": "1"})
         assert problems[0].fatal and "using the default" not in problems[0].message
 
 
@@ -101,12 +115,10 @@ def test_a_map_alone_implies_mode_map():
 
 
 def test_what_is_not_in_this_version_is_said():
-    """Variables and modes of later versions are not passed over: zero3 is an explicit wish."""
+    """Variables of later versions are not passed over."""
     for name in settings.PLANNED:
         _, problems = settings.read({name: "1"})
         assert problems[0].message == f"{name}='1' is not in this version; it is ignored" and not problems[0].fatal
-    _, problems = settings.read({"BALANCE_MODE": "zero3"})
-    assert "zero3 is not in this version" in problems[0].message and problems[0].fatal
 
 
 def test_misspelled_names_are_noticed_and_foreign_ones_are_not():
@@ -120,3 +132,11 @@ def test_reserve_is_taken_from_the_capacity():
     """A percentage is of the device, a size is the same on each, and neither exceeds the device."""
     assert settings.Reserve(fraction=0.1).of(1000) == 100
     assert settings.Reserve(fixed=300).of(1000) == 300 and settings.Reserve(fixed=3000).of(1000) == 1000
+
+
+@pytest.mark.parametrize("name", settings.ZERO_VARIABLES)
+def test_variables_of_zero3_in_another_mode_are_said_to_be_ignored(name):
+    """They would change nothing, which who sets them should know; they are not even read."""
+    read, problems = settings.read({name: "2", "BALANCE_MODE": "balanced"})
+    assert read == settings.Settings()
+    assert [problem.message for problem in problems] == [f"{name} is for BALANCE_MODE=zero3 only; it is ignored"]

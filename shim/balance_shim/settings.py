@@ -254,7 +254,8 @@ def read(environ: Mapping[str, str], default_mode: str = "balanced") -> tuple[Se
             continue
         if variable.name == "BALANCE_DEVICE_MAP" and fields["mode"] not in ("map", "auto"):
             continue  # not used, so not read: it may be a file of another machine
-        if variable.name == "BALANCE_ZERO_CONFIG" and fields["mode"] != "zero3":
+        if variable.name in ZERO_VARIABLES and fields["mode"] != "zero3":
+            faults.append((variable.name, f"{variable.name} is for BALANCE_MODE=zero3 only; it is ignored", False))
             continue
         try:
             fields[variable.field] = variable.parse(text)
@@ -281,10 +282,6 @@ def read(environ: Mapping[str, str], default_mode: str = "balanced") -> tuple[Se
     elif mode in ("balanced", "zero3") and environ.get("BALANCE_DEVICE_MAP", "").strip():
         text = f"BALANCE_DEVICE_MAP is set but BALANCE_MODE={mode}; the map is not used (BALANCE_MODE=map uses it)"
         faults.append(("BALANCE_DEVICE_MAP", text, False))
-    if mode != "zero3":
-        for name in ZERO_VARIABLES:
-            if environ.get(name, "").strip():
-                faults.append((name, f"{name} is set but BALANCE_MODE={mode}; it is for BALANCE_MODE=zero3", False))
 
     faults += [(name, message, False) for name, message in _unknown(environ)]
     strict = bool(fields.get("strict", False))

@@ -116,6 +116,11 @@ def postpone(error: BalanceError) -> None:
         _arming.pending = error
 
 
+def is_pending() -> bool:
+    """Whether `raise_pending` would raise."""
+    return _arming is not None and _arming.pending is not None
+
+
 def raise_pending() -> None:
     """Raise what is wrong with an explicit wish and could not be raised when that was found.
 

@@ -74,7 +74,7 @@ def test_install_takes_settings():
 
 @pytest.mark.parametrize(
     ("arguments", "error"),
-    [("nothing=1", "TypeError"), ("mode='zero3'", "balance_shim.errors.SettingError"),
+    [("nothing=1", "TypeError"), ("mode='map'", "balance_shim.errors.SettingError"),
      ("mode='x', strict=True", "balance_shim.errors.SettingError")],
 )  # fmt: skip
 def test_install_refuses(arguments, error):
@@ -115,8 +115,8 @@ def test_a_fatal_problem_is_raised_by_the_import():
             print(type(error).__name__, error)
         assert sys.meta_path == before and "balance_shim" not in sys.modules
         """
-    done = code(text, BALANCE_MODE="zero3")
-    assert done.stdout.startswith("SettingError BALANCE_MODE=zero3") and done.stderr == ""
+    done = code(text, BALANCE_MODE="map")
+    assert done.stdout.startswith("SettingError BALANCE_MODE=map") and done.stderr == ""
 
 
 def test_a_spawned_worker_repeats_nothing(tmp_path):

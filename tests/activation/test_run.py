@@ -147,7 +147,7 @@ def test_the_command_does_not_arm_itself(tmp_path):
         "import balance_shim\nassert not balance_shim.status().armed\nsys.exit(main())\n",
     )
     for words in ((sys.executable, "-m", "balance_shim"), (sys.executable, "-mbalance_shim"), (command,)):
-        done = run(*words, "--version", BALANCE_MODE="zero3", BALANCE_SEQ_LEN="x")
+        done = run(*words, "--version", BALANCE_MODE="map", BALANCE_SEQ_LEN="x")
         assert (done.returncode, done.stderr) == (0, "") and done.stdout.startswith("balance-shim ")
 
 
@@ -159,7 +159,7 @@ def test_env_lists_every_variable():
     assert all(variable.name in done.stdout and variable.allowed in done.stdout for variable in VARIABLES)
     assert "BALANCE_MODE = auto" in done.stdout and "warning: BALANCE_SEQ_LEN='x'" in done.stdout
     assert done.returncode == 0
-    assert python("-m", "balance_shim", "env", BALANCE_MODE="zero3").returncode == 1
+    assert python("-m", "balance_shim", "env", BALANCE_MODE="map").returncode == 1
 
 
 def test_simulate_hands_the_devices_on(script):

@@ -41,10 +41,10 @@ def test_asked_for(variables, paths):
 def test_one_problem_one_line_nothing_raised():
     """A fatal problem is one line at start; the program runs, and is stopped where it would load a model."""
     text = "import balance_shim, balance_shim.state as s\nprint(1)\ns.raise_pending()"
-    done = code(text, paths=START, BALANCE_MODE="zero3")
+    done = code(text, paths=START, BALANCE_MODE="map")
     assert done.stdout == "1\n"
-    assert done.stderr.startswith("balance_shim: error: BALANCE_MODE=zero3")
-    assert done.stderr.splitlines()[-1].startswith("balance_shim.errors.SettingError: BALANCE_MODE=zero3")
+    assert done.stderr.startswith("balance_shim: error: BALANCE_MODE=map")
+    assert done.stderr.splitlines()[-1].startswith("balance_shim.errors.SettingError: BALANCE_MODE=map")
 
 
 def test_the_first_model_is_refused():
@@ -73,7 +73,7 @@ def test_simulation_alone_balances_nothing():
 @pytest.mark.parametrize("flag", ["-S", "-I", "-E"])
 def test_flags_that_mean_without(flag):
     """Interpreters told to ignore the environment or site do."""
-    done = python(flag, "-c", STATUS, paths=START, BALANCE_MODE="zero3")
+    done = python(flag, "-c", STATUS, paths=START, BALANCE_MODE="map")
     assert (done.stdout, done.stderr) == ("False\n", "")
 
 
@@ -94,7 +94,7 @@ BYSTANDERS = {
 @pytest.mark.parametrize("name", BYSTANDERS)
 def test_interpreters_that_do_not_train(name):
     """pip, builds, helpers: not armed, nothing printed, whatever stands in our variables."""
-    with_us = python(*BYSTANDERS[name], paths=START, BALANCE_MODE="zero3", BALANCE_SEQ_LEN="x")
+    with_us = python(*BYSTANDERS[name], paths=START, BALANCE_MODE="map", BALANCE_SEQ_LEN="x")
     without = python(*BYSTANDERS[name])
     assert (with_us.returncode, with_us.stderr) == (without.returncode, without.stderr)
     assert with_us.stdout == without.stdout
@@ -104,7 +104,7 @@ def test_interpreters_that_do_not_train(name):
 def test_programs_that_do_not_train(name, tmp_path):
     """The same told by the name of the script."""
     (tmp_path / name).write_text("import sys; print('balance_shim' in sys.modules)")
-    done = python(str(tmp_path / name), paths=START, BALANCE_MODE="zero3")
+    done = python(str(tmp_path / name), paths=START, BALANCE_MODE="map")
     assert (done.stdout, done.stderr) == ("False\n", "")
 
 
@@ -135,7 +135,7 @@ def test_workers(method, tmp_path):
 def test_an_interpreter_without_torch(bare):
     """Another environment that inherits our variables runs as without us, silently."""
     for paths in (START, (SHIM / "balance_shim" / "injection",)):
-        done = code("print(1)", executable=bare, paths=paths, BALANCE_MODE="zero3", BALANCE_SEQ_LEN="x")
+        done = code("print(1)", executable=bare, paths=paths, BALANCE_MODE="map", BALANCE_SEQ_LEN="x")
         assert (done.returncode, done.stdout, done.stderr) == (0, "1\n", "")
 
 
@@ -264,7 +264,7 @@ def test_pip_installs_under_us(bare, tmp_path):
     done = run(
         sys.executable, "-m", "pip", "install", "-q", "--no-build-isolation", "--no-deps", "--no-index",
         "--disable-pip-version-check", "--target", tmp_path / "target", project,
-        paths=START, BALANCE_MODE="zero3", BALANCE_SEQ_LEN="x",
+        paths=START, BALANCE_MODE="map", BALANCE_SEQ_LEN="x",
     )  # fmt: skip
     assert done.returncode == 0 and "balance_shim" not in done.stdout + done.stderr, done.stderr
     assert list((tmp_path / "target").glob("nothing_at_all*"))

@@ -23,7 +23,7 @@ def apply(module: Any) -> None:
     registry.replace(module.TrainingArguments, "__post_init__", _around_post_init)
     if callable(getattr(module, "is_torch_bf16_gpu_available", None)):
         registry.replace(module, "is_torch_bf16_gpu_available", _around_bf16_check)
-    if session.is_wanted():
+    if session.is_wanted() and not state.is_pending():
         # Here and not at start: only now is this program about training. And not later, when it has done half its work.
         try:
             relaunch.ensure_launched()

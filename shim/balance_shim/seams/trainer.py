@@ -7,7 +7,7 @@ from .. import devices, log, state
 from ..report import plan_report
 from ..training.second_pass import second_pass
 from ..versions import version_of, version_text
-from ..zero import engine, session
+from ..zero import engine, resume, session
 from . import known, registry
 from .guard import SeamMoved, attempt, insist
 from .loss_device import computes_loss_on_first_device
@@ -34,6 +34,7 @@ def apply(module: Any) -> None:
             raise SeamMoved(f"transformers.Trainer.{name}", version_text("transformers"))
     for name, wrapper in patches:
         registry.replace(module.Trainer, name, wrapper)
+    registry.replace(module, "deepspeed_load_checkpoint", _around_load_checkpoint)
 
 
 def _around_train(original: Callable[..., Any]) -> Callable[..., Any]:
@@ -46,6 +47,15 @@ def _around_train(original: Callable[..., Any]) -> Callable[..., Any]:
         return original(self, *args, **kwargs)
 
     return train
+
+
+def _around_load_checkpoint(original: Callable[..., Any]) -> Callable[..., Any]:
+    def deepspeed_load_checkpoint(deepspeed_engine: Any, checkpoint_path: Any, *args: Any, **kwargs: Any) -> Any:
+        if session.is_wanted():
+            insist("preparing the checkpoint", resume.prepare, deepspeed_engine, checkpoint_path)
+        return original(deepspeed_engine, checkpoint_path, *args, **kwargs)
+
+    return deepspeed_load_checkpoint
 
 
 def _around_item_count(original: Callable[..., Any]) -> Callable[..., Any]:

@@ -3,7 +3,7 @@
 from ..errors import BalanceError
 from ..versions import numbers, version_text
 
-OLDEST = {"deepspeed": "0.15.0", "accelerate": "1.0.0"}
+OLDEST = {"deepspeed": "0.16.0", "accelerate": "1.0.0"}
 
 
 def check() -> None:

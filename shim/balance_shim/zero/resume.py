@@ -1,0 +1,83 @@
+"""Resuming what another number of processes has written, which DeepSpeed's universal format makes possible."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+from weakref import WeakSet
+
+from .. import log
+from ..errors import BalanceError
+
+_SHARD = re.compile(
+    r"zero_pp_rank_(\d+)_mp_rank_\d+_optim_states\.pt|bf16_zero_pp_rank_(\d+)_mp_rank_\d+_optim_states\.pt"
+)
+_converted: "WeakSet[Any]" = WeakSet()  # engines that have loaded a universal checkpoint because of us
+
+
+def prepare(engine: Any, folder: str) -> None:
+    """Have `engine` load the checkpoint in `folder` whichever number of processes wrote it.
+
+    Where that differs from now, the first process converts it once, beside what is there.
+
+    Raises:
+        BalanceError: it cannot be converted.
+    """
+    import torch.distributed as dist
+
+    step = newest_step(Path(folder))
+    if step is None:
+        return  # transformers says what is missing
+    wrote = shards(step)
+    if wrote in (0, dist.get_world_size()):
+        if engine in _converted:  # the best checkpoint of this training, say, after it began with another one
+            engine._config.load_universal_checkpoint = False
+        return
+    universal = step.with_name(f"{step.name}_universal")
+    done = Path(folder, "latest_universal")  # DeepSpeed writes it last
+    failure: list[str | None] = [None]
+    if dist.get_rank() == 0 and not (universal.is_dir() and done.exists()):
+        log.info(f"{folder} was written by {wrote} processes; it is converted for {dist.get_world_size()}")
+        failure[0] = _convert(step, universal)
+    dist.broadcast_object_list(failure)
+    if failure[0]:
+        raise BalanceError(
+            f"{folder} was written by {wrote} processes and cannot be converted for {dist.get_world_size()} "
+            f"({failure[0]}); resume with BALANCE_NPROC={wrote}"
+        )
+    engine._config.load_universal_checkpoint = True
+    _converted.add(engine)
+
+
+def newest_step(folder: Path) -> Path | None:
+    """Return the folder of DeepSpeed's shards in a Trainer's checkpoint, None where there is none."""
+    latest = folder / "latest"
+    if not latest.is_file():
+        return None
+    step = folder / latest.read_text().strip()
+    return step if step.is_dir() else None
+
+
+def shards(step: Path) -> int:
+    """Return the number of processes that wrote the optimizer's state in `step`."""
+    return len(
+        {next(filter(None, found.groups())) for file in step.iterdir() if (found := _SHARD.fullmatch(file.name))}
+    )
+
+
+def _convert(step: Path, universal: Path) -> str | None:
+    """Return what went wrong, if something did."""
+    kept = {name: text for name, text in os.environ.items() if name not in ("RANK", "LOCAL_RANK", "WORLD_SIZE")}
+    done = subprocess.run(
+        [sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal", "--input_folder", str(step),
+         "--output_folder", str(universal), "--num_extract_workers", "1", "--num_merge_workers", "1"],
+        env={**kept, "BALANCE_MODE": "off"},
+        capture_output=True,
+        text=True,
+    )  # fmt: skip
+    if done.returncode == 0:
+        return None
+    lines = done.stderr.strip().splitlines()
+    return lines[-1] if lines else f"exit code {done.returncode}"

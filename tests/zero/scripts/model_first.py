@@ -1,0 +1,80 @@
+"""Fine-tune with the model loaded before there are TrainingArguments; reports what this process holds of it.
+
+python model_first.py --model FOLDER --data ROWS.jsonl --output FOLDER --losses FILE [--resume]
+"""
+
+import argparse
+import json
+import os
+from pathlib import Path
+
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    DataCollatorForLanguageModeling,
+    Trainer,
+    TrainingArguments,
+    set_seed,
+)
+
+
+def share(model):
+    """Return how many weights this process holds, how many there are, and how many of the parameters are divided."""
+    parameters = list(model.parameters())
+    held = sum(getattr(each, "ds_tensor", each).numel() for each in parameters)
+    whole = sum(getattr(each, "ds_numel", each.numel()) for each in parameters)
+    return {
+        "held": held,
+        "whole": whole,
+        "divided": sum(hasattr(each, "ds_id") for each in parameters),
+        "of": len(parameters),
+    }
+
+
+parser = argparse.ArgumentParser()
+parser.add_argument("--model", required=True)
+parser.add_argument("--data", required=True)
+parser.add_argument("--output", required=True)
+parser.add_argument("--losses", required=True)
+parser.add_argument("--batch-size", type=int, default=1)
+parser.add_argument("--steps", type=int, default=4)
+parser.add_argument("--save-steps", type=int, default=2)
+parser.add_argument("--dtype", default="float32")
+parser.add_argument("--resume", action="store_true")
+options = parser.parse_args()
+
+set_seed(42)
+model = AutoModelForCausalLM.from_pretrained(options.model, torch_dtype=getattr(torch, options.dtype))
+report = {"loaded": share(model)}
+
+tokenizer = AutoTokenizer.from_pretrained(options.model)
+texts = [json.loads(line)["text"] for line in Path(options.data).read_text().splitlines()[:64]]
+rows = [tokenizer(text, truncation=True, max_length=64) for text in texts]
+arguments = TrainingArguments(
+    output_dir=options.output,
+    max_steps=options.steps,
+    per_device_train_batch_size=options.batch_size,
+    learning_rate=2e-4,
+    logging_steps=1,
+    save_steps=options.save_steps,
+    eval_strategy="steps",
+    eval_steps=options.save_steps,
+    load_best_model_at_end=True,
+    report_to=[],
+    disable_tqdm=True,
+)
+trainer = Trainer(
+    model=model,
+    args=arguments,
+    train_dataset=rows,
+    eval_dataset=rows[:8],
+    data_collator=DataCollatorForLanguageModeling(tokenizer, mlm=False),
+)
+trainer.train(resume_from_checkpoint=options.resume)
+report["trained"] = share(model)
+report["world"] = {"asked": os.environ.get("WORLD_SIZE"), "arguments": arguments.world_size}
+trainer.save_model(options.output)
+if arguments.process_index == 0:
+    Path(options.losses).write_text("".join(json.dumps(entry) + "\n" for entry in trainer.state.log_history))
+Path(options.output, f"rank-{arguments.process_index}.json").write_text(json.dumps(report))

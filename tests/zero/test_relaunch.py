@@ -1,0 +1,163 @@
+"""Which programs are executed again as several processes, and by which command."""
+
+import sys
+
+import pytest
+
+from balance_shim.zero import ranks, relaunch
+from tests.processes import INJECTED, SHIM, python
+
+WORDS = {
+    "a script": ["train.py", "--name", "two words", "-x"],
+    "options of Python": ["-u", "-X", "dev", "-Wignore", "train.py", "-m"],
+    "a module": ["-m", "pkg.train", "--steps", "1"],
+    "a module in one word": ["-Bmpkg.train", "1"],
+    "a console program": ["/usr/bin/tune", "run"],
+    "hash-based": ["--check-hash-based-pycs", "always", "train.py"],
+}
+
+
+@pytest.mark.parametrize("name", WORDS)
+def test_the_command_of_each_rank_is_the_users_own(name):
+    """Options of the interpreter, the program and its arguments come back word for word."""
+    command = relaunch.command(["python", *WORDS[name]], 3, {})
+    assert command[:2] == [sys.executable, relaunch.LAUNCHER] and "--standalone" in command
+    place = command.index("--no-python")
+    assert "--nproc-per-node=3" in command[:place]
+    assert command[place + 1 :] == [sys.executable, *WORDS[name]]
+
+
+def test_the_users_own_port_is_used():
+    """MASTER_PORT, and MASTER_ADDR with it, are obeyed instead of a free port of this host."""
+    command = relaunch.command(["python", "a.py"], 2, {"MASTER_PORT": "29511", "MASTER_ADDR": "10.0.0.1"})
+    assert {"--master-addr=10.0.0.1", "--master-port=29511"} <= set(command) and "--standalone" not in command
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["-c", "pass"], ["-cpass"], ["-ucpass"], ["-"], [], ["-i"], ["-m", "ipykernel_launcher", "-f", "x"],
+     ["-m", "IPython"], ["/usr/bin/ipython3"], ["-mipykernel"]],
+)  # fmt: skip
+def test_what_cannot_be_run_again_is_refused(words):
+    """Code on the command line or from a pipe, prompts and notebooks; the line says what to do."""
+    with pytest.raises(relaunch.Unrepeatable, match="save it as a script"):
+        relaunch.program(["python", *words])
+
+
+@pytest.mark.parametrize(
+    ("environ", "launched"),
+    [({}, False), ({"RANK": "0"}, True), ({"WORLD_SIZE": "1"}, True), ({"TORCHELASTIC_RUN_ID": "x"}, True),
+     ({"OMPI_COMM_WORLD_RANK": "0"}, True), ({"PMI_RANK": "1"}, True), ({"SLURM_PROCID": "0"}, False),
+     ({"SLURM_PROCID": "0", "SLURM_NTASKS": "1"}, False), ({"SLURM_PROCID": "0", "SLURM_NTASKS": "4"}, True),
+     ({"SLURM_PROCID": "0", "SLURM_NTASKS": "4", "SLURM_STEP_NUM_TASKS": "1"}, False), ({"RANK": ""}, False)],
+)  # fmt: skip
+def test_inside_another_launcher(environ, launched):
+    """torchrun, accelerate, deepspeed, MPI and srun are known by what they tell their ranks."""
+    assert relaunch.is_launched(environ) is launched
+
+
+@pytest.mark.parametrize(
+    ("words", "own"),
+    [(["/x/bin/accelerate", "launch", "a.py"], True), (["-m", "accelerate.commands.launch", "a.py"], True),
+     (["-m", "torch.distributed.run", "a.py"], True), (["/x/bin/swift", "sft"], True), (["train.py"], False),
+     (["-m", "deepspeed_free.train"], False), (["-m", "pkg.accelerate"], False), (["-c", "swift"], False)],
+)  # fmt: skip
+def test_programs_with_a_launcher_of_their_own(words, own):
+    """They start the ranks themselves, so they are not started several times."""
+    assert relaunch.has_own_launcher(["python", *words]) is own
+
+
+def test_ranks_of_srun_know_where_to_meet():
+    """SLURM's variables become those that torch.distributed reads."""
+    environ = {"SLURM_PROCID": "5", "SLURM_LOCALID": "1", "SLURM_NTASKS": "8", "SLURM_NODELIST": "gpu[003-004,7]",
+               "SLURM_JOB_ID": "123"}  # fmt: skip
+    ranks.complete_environment(environ)
+    assert {name: environ[name] for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")} == {
+        "RANK": "5", "LOCAL_RANK": "1", "WORLD_SIZE": "8", "MASTER_ADDR": "gpu003", "MASTER_PORT": "20123"}  # fmt: skip
+
+
+def test_ranks_of_mpi_without_an_address_are_told_what_to_set():
+    """Nothing in MPI's variables says where rank 0 is."""
+    with pytest.raises(RuntimeError, match="set MASTER_ADDR"):
+        ranks.complete_environment({"OMPI_COMM_WORLD_RANK": "1", "OMPI_COMM_WORLD_SIZE": "2"})
+
+
+@pytest.mark.parametrize(
+    ("nodes", "first"), [("a", "a"), ("a,b", "a"), ("n[1-3]", "n1"), ("n[01,03-4]", "n01"), ("a,n[1-2]", "a")]
+)
+def test_first_host_of_a_list(nodes, first):
+    """As SLURM writes lists of hosts."""
+    assert ranks.first_host(nodes) == first
+
+
+TRAIN = """\
+import os, sys
+from transformers import TrainingArguments
+print(os.environ["RANK"], os.getcwd(), sys.argv[1:], sys.flags.dev_mode, flush=True)
+os.environ.pop("RANK")
+"""
+ZERO = {"BALANCE_MODE": "zero3", "BALANCE_NPROC": "2", "CUDA_VISIBLE_DEVICES": ""}
+INJECTED_PATHS = (SHIM, INJECTED)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", ["script", "module"])
+def test_started_plainly_it_runs_twice(way, tmp_path):
+    """Both ranks get the arguments and options of the one process, in the folder where it was started."""
+    package = tmp_path / "pkg"
+    package.mkdir()
+    (package / "train.py").write_text("import os; os.chdir('/'); " + TRAIN)
+    program = ["-m", "pkg.train"] if way == "module" else [str(package / "train.py")]
+    paths = (*INJECTED_PATHS, tmp_path)
+    done = python("-X", "dev", *program, "two words", "--x", paths=paths, timeout=200, **ZERO)
+    assert done.returncode == 0, done.stderr[-3000:]
+    lines = [line for line in done.stdout.splitlines() if "two words" in line]
+    assert sorted(lines) == [f"{rank} / ['two words', '--x'] True" for rank in (0, 1)]
+
+
+REFUSALS = {
+    "code": (["-c", "from transformers import TrainingArguments as A; A('o')"], {}, "python -c cannot be run"),
+    "one device": (["SCRIPT"], {"BALANCE_NPROC": "", "BALANCE_SIMULATE": "1x1GiB"}, "one device only"),
+    "no device": (["SCRIPT"], {"BALANCE_NPROC": ""}, "no accelerator here; BALANCE_NPROC=2"),
+    "port in use": (["SCRIPT"], {"MASTER_PORT": "USED"}, "cannot be used (Address already in use)"),
+    "no port": (["SCRIPT"], {"MASTER_PORT": "x"}, "MASTER_PORT='x' is not a port"),
+    "bad JSON": (["SCRIPT"], {"BALANCE_ZERO_CONFIG": "{1}"}, "BALANCE_ZERO_CONFIG is not JSON"),
+    "no file": (["SCRIPT"], {"BALANCE_ZERO_CONFIG": "/no/file.json"}, "cannot be read (No such file or directory)"),
+    "stage 2": (
+        ["SCRIPT"], {"BALANCE_ZERO_CONFIG": '{"zero_optimization": {"stage": 2}}'}, "asks for ZeRO stage 2",
+    ),
+    "DeepSpeed missing": (["SCRIPT"], {"HIDE": "deepspeed"}, "needs deepspeed, which is not installed (pip install"),
+    "DeepSpeed too old": (["SCRIPT"], {"OLD": "deepspeed"}, "needs deepspeed 0.16.0 or newer; 0.9.1 is installed"),
+}  # fmt: skip
+HIDING = """\
+import importlib.metadata as metadata, os
+original = metadata.version
+def version(name):
+    if name == os.environ.get("HIDE"):
+        raise metadata.PackageNotFoundError(name)
+    return "0.9.1" if name == os.environ.get("OLD") else original(name)
+metadata.version = version
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", REFUSALS)
+def test_what_cannot_be_had_is_one_line(name, tmp_path):
+    """A wish that cannot be met ends the program before anything is trained, with one line that says why."""
+    import socket
+
+    arguments, variables, expected = REFUSALS[name]
+    script = tmp_path / "train.py"
+    script.write_text("from transformers import TrainingArguments\nTrainingArguments('out')\nprint('went on')\n")
+    (tmp_path / "sitecustomize.py").write_text(HIDING)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        variables = {key: port if text == "USED" else text for key, text in variables.items()}
+        words = [str(script) if word == "SCRIPT" else word for word in arguments]
+        done = python(*words, paths=(*INJECTED_PATHS, tmp_path), **{**ZERO, **variables})
+    assert done.returncode != 0 and "went on" not in done.stdout
+    said = [line for line in done.stderr.splitlines() if line.startswith("balance_shim: ")]
+    assert len(said) == 1 and expected in said[0], done.stderr[-3000:]
+    assert expected in done.stderr.splitlines()[-1]
