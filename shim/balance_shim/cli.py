@@ -14,6 +14,7 @@ commands:
   run TARGET ...                      run a program with the shim armed
   simulate --gpus DEVICES TARGET ...  run it on simulated devices; the peak of each is printed at the end
   plan MODEL --gpus DEVICES           plan the training of a model from its config, without weights or devices
+  doctor                              examine versions, seams, devices, links, NCCL; name problems and remedies
   env                                 list the BALANCE_* variables and what they are set to
 
 TARGET is a script, -m and a module, or a program such as swift, each with its own arguments.
@@ -96,7 +97,15 @@ def _env(words: list[str]) -> int:
     return 1 if any(problem.fatal for problem in problems) else 0
 
 
-COMMANDS: dict[str, Callable[[list[str]], int]] = {"run": _run, "simulate": _simulate, "plan": _plan, "env": _env}
+def _doctor(words: list[str]) -> int:
+    from balance_shim.doctor import command
+
+    return command.run(words)
+
+
+COMMANDS: dict[str, Callable[[list[str]], int]] = {
+    "run": _run, "simulate": _simulate, "plan": _plan, "doctor": _doctor, "env": _env,
+}  # fmt: skip
 
 
 def _split(words: list[str], flags: tuple[str, ...], with_value: tuple[str, ...]) -> tuple[list[str], list[str]]:

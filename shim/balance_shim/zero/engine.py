@@ -25,6 +25,11 @@ def prepare(trainer: Any) -> None:
             what = "watching for ranks that run different modules"
             trainer._balance_shim_watch = attempt(what, watch_of, trainer, instead="a hang will not be explained")
 
+        def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            found = vars(trainer).pop("_balance_shim_watch", None)
+            if found is not None:
+                found.stop()
+
     trainer.add_callback(ZeroCheck())
 
 

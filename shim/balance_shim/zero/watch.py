@@ -6,6 +6,7 @@ then is an error of NCCL or gloo. So each rank notes which modules it runs, and 
 ended a step with other notes than the first rank, the notes are compared, over a connection of their own.
 """
 
+import atexit
 import contextlib
 import json
 import os
@@ -42,7 +43,17 @@ class Watch:
         self._explained = False
         self._answered = b""
         self._lock = threading.Lock()
-        threading.Thread(target=self._look, name="balance_shim.zero.watch", daemon=True).start()
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._look, name="balance_shim.zero.watch", daemon=True)
+        self._thread.start()
+        # A thread that is inside the store when the interpreter goes takes the process down with SIGABRT.
+        atexit.register(self.stop)
+
+    def stop(self) -> None:
+        """End the thread; the notes are kept."""
+        self._over.set()
+        self._thread.join(timeout=2 * POLL)
+        atexit.unregister(self.stop)
 
     @contextlib.contextmanager
     def watching(self, inputs: Any) -> Iterator[None]:
@@ -101,8 +112,7 @@ class Watch:
     def _look(self) -> None:
         """Be the thread that notices that this rank gets no further, or that another one has asked."""
         seen, since = (0, 0), time.monotonic()
-        while True:
-            time.sleep(POLL)
+        while not self._over.wait(POLL):
             now = (self.notes.step, self.notes.count)
             if now != seen or not self.inside:
                 seen, since = now, time.monotonic()

@@ -1,0 +1,69 @@
+"""Versions of the libraries that matter, and the seams that were found and patched in them."""
+
+import os
+import sys
+from importlib import import_module, util
+
+from .. import devices, status
+from ..report.table import table
+from ..seams import KNOWN_TO_WORK, SEAMS
+from ..settings import Settings
+from ..versions import numbers, version_text
+from ..zero import requirements
+from .section import Section
+
+# As they are called on PyPI.
+LIBRARIES = ("torch", "transformers", "accelerate", "wrapt", "deepspeed", "trl", "peft", "ms_swift", "llamafactory")
+NEEDED = ("torch", "transformers", "accelerate")
+# Launchers that act when they are imported under zero3; the others are only patched.
+NEVER_EMPTY = ("transformers.modeling_utils", "transformers.training_args", "transformers.trainer")
+NOT_IMPORTED = ("swift", "llamafactory")
+
+
+def versions(settings: Settings) -> Section:
+    """Return the versions installed, beside those with which this package is tested."""
+    rows, problems = [["python", sys.version.split()[0], "3.10 on"]], []
+    for name in LIBRARIES:
+        found = version_text(name)
+        known = KNOWN_TO_WORK.get("swift" if name == "ms_swift" else name, "")
+        rows.append([name, found or "-", known])
+        if not found and name in NEEDED:
+            problems.append(f"{name} is not installed: pip install {name}")
+        if found and known and not _is_within(found, known):
+            problems.append(
+                f"{name} {found} has not been tried ({known} have): pip install '{name}=={known.split()[-1]}'"
+            )
+    if not version_text("wrapt"):
+        problems.append("wrapt is not installed, so others see that functions are patched: pip install wrapt")
+    if settings.mode == "zero3":
+        try:
+            requirements.check()
+        except RuntimeError as error:
+            problems.append(str(error))
+    return Section("Versions", table(["library", "installed", "known to work"], rows, left=3), tuple(problems))
+
+
+def seams() -> Section:
+    """Import what is patched, and return which of it was found. Takes seconds; the shim has to be armed."""
+    problems = []
+    if devices.accelerator_type() is None:
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # DeepSpeed complains otherwise
+    for module in SEAMS:
+        library = module.partition(".")[0]
+        if library in NOT_IMPORTED or util.find_spec(library) is None:
+            continue
+        try:
+            import_module(module)
+        except Exception as error:
+            problems.append(f"{module} cannot be imported ({type(error).__name__}: {error}): reinstall {library}")
+    patched = status().seams
+    for module in NEVER_EMPTY:
+        if module in sys.modules and not any(seam.target.startswith(module) for seam in patched):
+            problems.append(f"nothing of {module} could be patched, so this version runs without the shim")
+    rows = [[seam.target, seam.version] for seam in patched]
+    return Section("Seams patched", table(["function", "version"], rows, left=2), tuple(problems))
+
+
+def _is_within(version: str, known: str) -> bool:
+    oldest, _, newest = known.partition(" to ")
+    return numbers(oldest) <= numbers(version) <= numbers(newest or oldest)
