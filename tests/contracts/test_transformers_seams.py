@@ -105,6 +105,34 @@ def test_where_the_loss_is_divided(version, seams):
         assert parameters[:3] == ["source", "target", "num_items_in_batch"]
 
 
+@pytest.mark.parametrize(("version", "seams"), VERSIONS)
+def test_where_deepspeed_is_set_up(version, seams):
+    """The config comes from TrainingArguments.deepspeed, is completed with the model, and is only weakly held."""
+    del version
+    config = "integrations/deepspeed.py:HfTrainerDeepSpeedConfig"
+    assert seams[f"{config}.trainer_config_process"][:2] == ["self", "args"]
+    assert seams[f"{config}.trainer_config_finalize"] == ["self", "args", "model", "num_training_steps"]
+    assert seams["integrations/deepspeed.py:deepspeed_load_checkpoint"][:2] == ["deepspeed_engine", "checkpoint_path"]
+    assert seams["training_args.py: makes the DeepSpeed config from self.deepspeed"]
+    assert seams["training_args.py: asks for bf16 by name"]
+    assert seams["integrations/deepspeed.py: keeps a weak reference to the config"]
+    assert seams["trainer.py: loads DeepSpeed checkpoints by name"]
+
+
+def test_deepspeed_and_accelerate_have_what_zero3_needs():
+    """The functions of both that are patched, the engine's attributes that are read, and names that are set."""
+    from accelerate.state import PartialState
+    from deepspeed.runtime.config import DeepSpeedConfig
+    from deepspeed.runtime.engine import DeepSpeedEngine
+    from torch.distributed import distributed_c10d
+
+    assert list(inspect.signature(PartialState._prepare_backend).parameters)[:2] == ["self", "cpu"]
+    assert callable(DeepSpeedEngine.zero_optimization_stage)
+    assert "self.world_size" in inspect.getsource(DeepSpeedEngine)
+    assert "self.load_universal_checkpoint" in inspect.getsource(DeepSpeedConfig)
+    assert hasattr(distributed_c10d, "default_pg_timeout")
+
+
 def test_auto_classes_lead_to_the_base_class():
     """The auto classes load through PreTrainedModel.from_pretrained, so one seam serves both."""
     from transformers.models.auto import auto_factory
