@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 MODES = ("balanced", "map", "auto", "zero3", "off")
 INTERCEPTABLE = ("auto", "balanced", "balanced_low_0", "sequential", "none")
 TUNINGS = ("full", "lora", "frozen")
+LOSSES = ("auto", "chunked", "full")
 
 # The optimizers of `transformers.TrainingArguments(optim=...)`, by how their state grows with what they train.
 # `memory/optimizer.py` holds the sizes; the names stand here because they are validated without importing torch.
@@ -29,7 +30,7 @@ OPTIMIZERS = (
 
 # Promised by the interface for later versions. Said, not passed over: a user who sets one believes it acts.
 PLANNED = (
-    "BALANCE_PRECISION", "BALANCE_LOSS", "BALANCE_MICRO_BATCH", "BALANCE_REBALANCE", "BALANCE_ZERO_CONFIG",
+    "BALANCE_PRECISION", "BALANCE_MICRO_BATCH", "BALANCE_REBALANCE", "BALANCE_ZERO_CONFIG",
     "BALANCE_OFFLOAD", "BALANCE_NPROC", "BALANCE_NCCL_TIMEOUT", "BALANCE_MONITOR",
 )  # fmt: skip
 PLANNED_MODES = ("zero3",)
@@ -62,6 +63,7 @@ class Settings(NamedTuple):
     tuning: str | None = None
     optimizer: str | None = None
     gradient_checkpointing: bool | str | None = None
+    loss: str = "auto"
     report: str = "text"
     cache: str | None = ""
     simulate: "SimulationSpec | None" = None
@@ -209,6 +211,8 @@ VARIABLES = (
              "the Trainer's, else adamw_torch", "optimizer assumed until the Trainer is known"),
     Variable("BALANCE_GRADIENT_CHECKPOINTING", "gradient_checkpointing", _checkpointing, "1, 0 or auto",
              "as the script says", "recompute activations: in all layers, in none, or in no more than it takes to fit"),
+    Variable("BALANCE_LOSS", "loss", _one_of(LOSSES), "one of " + ", ".join(LOSSES), "auto",
+             "the loss in chunks, without full logits: in models that the shim has placed, in any, or in none"),
     Variable("BALANCE_REPORT", "report", _report, "text, off, or a folder that can be written", "text",
              "where the plan and the map go: standard error, nowhere, or files in a folder too"),
     Variable("BALANCE_SIMULATE", "simulate", _simulate, "devices such as 4x24GiB or 2x80GiB+2x24GiB", "",

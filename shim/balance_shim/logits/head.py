@@ -58,21 +58,25 @@ def _is_linear(module: nn.Module) -> bool:
     return is_quantized_linear(module)
 
 
-@contextlib.contextmanager
-def deferring(model: Any) -> Iterator[None]:
-    """Have the head of `model` hand out deferred logits where gradients are wanted, until the context ends."""
+def deferring(model: Any) -> contextlib.AbstractContextManager[None]:
+    """Return a context in which the head of `model` hands out deferred logits where gradients are wanted."""
     head = head_of(model)
-    reason = "" if head is None else reason_for_full(head)
-    if head is None or reason:
-        if reason:
-            log.once("info", FULL + reason)
-        yield
-        return
+    if head is None:
+        return contextlib.nullcontext()
+    reason = reason_for_full(head)
+    if reason:
+        log.once("info", FULL + reason)
+        return contextlib.nullcontext()
+    return _deferring(head)
+
+
+@contextlib.contextmanager
+def _deferring(head: nn.Module) -> Iterator[None]:
     own = vars(head)
     inner, was_there, before = head.forward, "forward" in own, own.get("forward")
 
     def forward(*args: Any, **kwargs: Any) -> Any:
-        made = attempt("deferring the logits", _deferred, head, inner, args, kwargs, instead=f"{FULL}that is why")
+        made = attempt("deferring the logits", _deferred, head, inner, args, kwargs, instead="they are made in full")
         return inner(*args, **kwargs) if made is None else made
 
     own["forward"] = forward  # where accelerate's hooks have theirs, which is then `inner`
