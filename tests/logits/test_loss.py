@@ -39,10 +39,9 @@ class MostRows(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         found = func(*args, **(kwargs or {}))
-        # The head's weight and its gradients are as wide, but not over the vocabulary in the last dimension.
-        if isinstance(found, torch.Tensor) and found.dim() > 1 and found.shape[-1] == VOCABULARY:
-            if "t.default" not in str(func) and found.shape[-2:] != (SIZES["hidden_size"], VOCABULARY):
-                self.rows = max(self.rows, found.numel() // VOCABULARY)
+        weight = (SIZES["hidden_size"], VOCABULARY)
+        if isinstance(found, torch.Tensor) and found.shape[-1:] == (VOCABULARY,) and found.shape[-2:] != weight:
+            self.rows = max(self.rows, found.numel() // VOCABULARY)
         return found
 
 

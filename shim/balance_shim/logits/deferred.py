@@ -1,7 +1,7 @@
 """A tensor without values that stands for logits: it becomes them when somebody needs more than a chunk at a time."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch.utils._pytree import tree_map
@@ -15,8 +15,8 @@ Handler = Callable[[Callable[..., Any], Recipe, tuple[Any, ...], dict[str, Any]]
 _SHELL = {
     getattr(torch.Tensor, name).__get__
     for name in (
-        "shape", "dtype", "device", "ndim", "requires_grad", "is_leaf", "grad_fn", "grad", "layout", "is_cuda", "is_cpu",
-        "is_meta", "is_sparse", "is_quantized", "is_nested", "itemsize", "nbytes", "output_nr", "_version",
+        "shape", "dtype", "device", "ndim", "requires_grad", "is_leaf", "grad_fn", "grad", "layout", "is_cuda",
+        "is_cpu", "is_meta", "is_sparse", "is_quantized", "is_nested", "itemsize", "nbytes", "output_nr", "_version",
     )
 } | {
     getattr(torch.Tensor, name)
@@ -32,10 +32,10 @@ class DeferredLogits(torch.Tensor):
 
     recipe: Recipe
     full: torch.Tensor | None
-    handlers: dict[Any, Handler] = {}  # operation -> how it is done in chunks; filled by `operations`
+    handlers: ClassVar[dict[Any, Handler]] = {}  # operation -> how it is done in chunks; filled by `operations`
 
     @classmethod
-    def __torch_function__(cls, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def, override]
+    def __torch_function__(cls, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         if func in _SHELL:
             with torch._C.DisableTorchFunctionSubclass():
@@ -52,7 +52,7 @@ class DeferredLogits(torch.Tensor):
         return func(*args, **kwargs)
 
     @classmethod
-    def __torch_dispatch__(cls, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def, override]
+    def __torch_dispatch__(cls, func, types, args=(), kwargs=None):  # type: ignore[override]
         # What calls operations from C++, or inside of an autograd function, where gradients go through `_Shell`.
         args, kwargs = tree_map(lambda each: _in_full(each, func, detached=True), (args, kwargs or {}))
         return func(*args, **kwargs)
@@ -72,7 +72,7 @@ def _shell(recipe: Recipe) -> torch.Tensor:
         DeferredLogits, recipe.shape, dtype=sample.dtype, device=sample.device, requires_grad=False
     )
     made.recipe, made.full = recipe, None
-    return made  # type: ignore[no-any-return]
+    return made
 
 
 class _Shell(torch.autograd.Function):
@@ -82,12 +82,12 @@ class _Shell(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, recipe, rows, *parameters):  # type: ignore[no-untyped-def]
+    def forward(ctx, recipe, rows, *parameters):
         ctx.recipe = recipe
         return _shell(recipe)
 
     @staticmethod
-    def backward(ctx, gradient):  # type: ignore[no-untyped-def, override]
+    def backward(ctx, gradient):
         recipe, needed = ctx.recipe, ctx.needs_input_grad[1:]
         with torch.enable_grad():
             rows = recipe.rows.detach().requires_grad_(needed[0])

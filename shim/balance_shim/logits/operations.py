@@ -96,9 +96,7 @@ def _cross_entropy(func: Callable[..., Any], recipe: Recipe, args: Args, kwargs:
     each = "none" if reduction == "none" else "sum"
 
     def loss(values: Tensor, labels: Tensor) -> Tensor:
-        return functional.cross_entropy(
-            values, labels, ignore_index=ignored, reduction=each, label_smoothing=smoothing
-        )
+        return functional.cross_entropy(values, labels, ignore_index=ignored, reduction=each, label_smoothing=smoothing)
 
     parts = recipe.by_chunks(loss, target)
     if reduction == "none":
