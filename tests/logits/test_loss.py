@@ -81,6 +81,18 @@ def gpt2():
     return transformers.GPT2LMHeadModel(transformers.GPT2Config(**sizes, **no_dropout, bos_token_id=1, eos_token_id=2))
 
 
+def t5():
+    sizes = {"d_model": 48, "d_ff": 96, "d_kv": 12, "num_layers": 2, "num_heads": 4, "vocab_size": VOCABULARY}
+    config = transformers.T5Config(**sizes, decoder_start_token_id=0, dropout_rate=0)
+    return transformers.T5ForConditionalGeneration(config)
+
+
+def bert():
+    sizes = {"hidden_size": 48, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4}
+    no_dropout = {"hidden_dropout_prob": 0, "attention_probs_dropout_prob": 0}
+    return transformers.BertForMaskedLM(transformers.BertConfig(**sizes, **no_dropout, vocab_size=VOCABULARY))
+
+
 def quantized():
     model = llama()
     model.lm_head = PackedLinear(model.lm_head)
@@ -108,6 +120,8 @@ MODELS = {
     "scaled": scaled,
     "multiplied": multiplied,
     "gpt2": gpt2,
+    "t5": t5,
+    "bert": bert,
     "quantized": quantized,
     "lora": with_lora_head,
     "modules to save": with_head_kept_by_peft,
@@ -410,6 +424,27 @@ def test_left_alone(how):
         else:
             short = {name: each[:1, : 2 * CHUNK - 1] for name, each in batch().items()}
             assert type(model(**short).logits) is torch.Tensor
+
+
+@pytest.mark.parametrize("unused", [False, True])
+def test_same_gradients_under_data_parallelism(unused, tmp_path):
+    """DDP takes the outputs apart, and with `find_unused_parameters` copies them; gradients are the same."""
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        results = []
+        for in_chunks in (False, True):
+            model = made()
+            parallel = nn.parallel.DistributedDataParallel(model, find_unused_parameters=unused)
+            with MostRows() as most, head.deferring(parallel) if in_chunks else contextlib.nullcontext():
+                loss = parallel(**batch()).loss
+                loss.backward()
+            results.append(({name: each.grad for name, each in model.named_parameters()}, most.rows))
+        (expected, rows), (found, found_rows) = results
+        assert rows == ROWS * TOKENS and (found_rows <= CHUNK or unused)
+        for name, gradient in expected.items():
+            assert (found[name] - gradient).abs().max() <= 1e-5 * gradient.abs().max(), name
+    finally:
+        torch.distributed.destroy_process_group()
 
 
 def test_the_head_is_as_it_was_afterwards():
