@@ -153,8 +153,7 @@ SMALL_CHUNKS = (
 def test_same_losses_in_chunks(script, arguments, tmp_path):
     """With the loss in chunks the losses are the same to 1e-4, and no library reads the logits behind its back.
 
-    TRL up to 0.25 looks at them in each step, for the accuracy that it logs, and does so in chunks; later ones make
-    chunks of their own.
+    TRL 0.19 looks at them in each step, for the accuracy that it logs, which is done in chunks; 1.16 never has them.
     """
     words = trl_arguments(arguments) if script.startswith("trl") else arguments
     runs = {}
