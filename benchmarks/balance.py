@@ -149,7 +149,7 @@ def _ways(case: Case) -> tuple[list[str], dict[str, str]]:
         return ["--device-map", case.method], {"BALANCE_MODE": "off"}
     if case.method == "split_model":
         return [], _map_variables(case, split_model(case.model, len(MACHINES[case.machine].sizes)))
-    told = workload.variables if case.method == "shim" else {}
+    told = workload.variables if case.method == "shim" else {"BALANCE_LOSS": "full"}
     return [], {"BALANCE_MODE": "balanced", **told}
 
 

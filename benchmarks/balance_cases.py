@@ -33,7 +33,9 @@ class Workload:
 
     @property
     def variables(self) -> dict[str, str]:
-        return {"BALANCE_SEQ_LEN": str(self.seq_len), "BALANCE_TUNING": "lora" if self.lora else "full"}
+        # Full logits: what is compared are maps.
+        tuning = "lora" if self.lora else "full"
+        return {"BALANCE_SEQ_LEN": str(self.seq_len), "BALANCE_TUNING": tuning, "BALANCE_LOSS": "full"}
 
 
 @dataclass(frozen=True)

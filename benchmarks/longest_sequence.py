@@ -1,4 +1,4 @@
-"""The longest row that trains on given devices, under transformers' `auto` and under balance_shim.
+"""The longest row that trains on given devices: transformers' `auto`, balance_shim, and that with its loss in chunks.
 
     python benchmarks/longest_sequence.py            measure what is not known yet, then print a table
     python benchmarks/longest_sequence.py --again    measure everything
@@ -23,7 +23,7 @@ from simulated_runs import Simulator
 
 RESULTS = CACHE / "longest_sequence.jsonl"
 SHORTEST, STEP = 1024, 64  # tokens
-METHODS = ("auto", "shim")
+METHODS = {"auto": "transformers' `auto`", "shim": "balance_shim, full logits", "chunked": "balance_shim, chunks"}
 
 
 @dataclass(frozen=True)
@@ -38,9 +38,10 @@ class Setup:
     def runs(self, simulator: Simulator, method: str, length: int) -> bool:
         """Return whether rows of `length` tokens train."""
         variables = {"BALANCE_MODE": "off"}
-        if method == "shim":
+        if method != "auto":
             tuning = "lora" if self.lora else "full"
             variables = {"BALANCE_MODE": "balanced", "BALANCE_TUNING": tuning, "BALANCE_SEQ_LEN": str(length)}
+            variables["BALANCE_LOSS"] = "full" if method == "shim" else "auto"
         arguments = ["--seq-len", str(length), *["--checkpointing"] * self.checkpointing, *["--lora"] * self.lora]
         run = simulator.run(self.machine, [SCRIPT, str(CACHE / self.model), *arguments], variables)
         if run.status == "failed":
@@ -88,21 +89,21 @@ def longest(setup: Setup, method: str, simulator: Simulator) -> int:
 
 def table(results: Results) -> str:
     lines = [
-        "| Longest row that trains, tokens | transformers' `auto` | balance_shim | times |",
-        "| --- | ---: | ---: | ---: |",
+        f"| Longest row that trains, tokens | {' | '.join(METHODS.values())} | chunks, times `auto` |",
+        "| --- |" + " ---: |" * (len(METHODS) + 1),
     ]
     for setup in SETUPS:
         found = [results.by_key.get(f"{setup.name}/{method}", {}).get("tokens") for method in METHODS]
         cells = ["" if tokens is None else f"{tokens:,}" if tokens else "none" for tokens in found]
-        ratio = f"{found[1] / found[0]:.2f}" if all(found) else ""
-        lines.append(f"| {setup.title} | {cells[0]} | {cells[1]} | {ratio} |")
+        ratio = f"{found[-1] / found[0]:.2f}" if found[0] and found[-1] else ""
+        lines.append(f"| {setup.title} | {' | '.join(cells)} | {ratio} |")
     return "\n".join(lines)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--again", action="store_true", help="measure what there are results for, too")
-    parser.add_argument("--only", choices=METHODS, action="append", help="measure only this way; may be repeated")
+    parser.add_argument("--only", choices=list(METHODS), action="append", help="measure only this way; may be repeated")
     parser.add_argument("--setup", choices=[setup.name for setup in SETUPS], action="append")
     parser.add_argument("--table", action="store_true", help="print the table of what there is and run nothing")
     parser.add_argument("--results", type=Path, default=RESULTS, help="file of JSON lines (default: %(default)s)")

@@ -289,6 +289,26 @@ def test_variables_are_defaults_for_options(saved):
     assert [device["capacity"] for device in found["devices"]] == [511 * MIB, 255 * MIB]
 
 
+def test_what_chunks_would_save_is_said_where_they_are_off(tmp_path):
+    """With full logits a note names the device and the size; the library's own map is predicted with full logits."""
+    config = models.llama(vocab_size=65536, max_position_embeddings=8192).config
+    config.architectures = ["LlamaForCausalLM"]
+    config.save_pretrained(tmp_path)
+    rest = (tmp_path, "--json", "--gpus", "2x16GiB", "--seq-len", "8192")
+    done = together(("--loss", "full", *rest), rest, ("--loss", "full", *rest[:3], "2x4GiB", *rest[4:]))
+    full, chunked, short = (json.loads(output) for _, output, _ in done)
+    assert [found["workload"]["loss"] for found in (full, chunked)] == ["full", "chunked"]
+    said = [note for note in full["notes"] if note.startswith("BALANCE_LOSS=chunked would save ")]
+    assert len(said) == 1 and " GiB on cuda:" in said[0]
+    assert not any("BALANCE_LOSS" in note for note in chunked["notes"])
+    worst = [max(device["predicted_peak"] for device in found["devices"]) for found in (full, chunked)]
+    assert worst[1] < worst[0] - GIB
+    saved = float(said[0].split()[3]) * GIB
+    assert saved > 0.9 * (worst[0] - worst[1])
+    assert full["baseline"]["devices"] == chunked["baseline"]["devices"]
+    assert any(remedy.startswith("BALANCE_LOSS=chunked") for remedy in short["remedies"])
+
+
 def test_bare_checkpointing_in_front_of_the_model(saved):
     """`--gradient-checkpointing MODEL` means 1, and 0 can be said; less is kept with it."""
     rest = (saved / "llama", "--json", "--gpus", MACHINE, "--batch-size", "8", *SHORT)

@@ -19,6 +19,7 @@ BAD_VALUES = {
     "BALANCE_TUNING": ["qlora-ish", "none"],
     "BALANCE_OPTIMIZER": ["adam", "my_optimizer"],
     "BALANCE_GRADIENT_CHECKPOINTING": ["2", "some"],
+    "BALANCE_LOSS": ["chunks", "1"],
     "BALANCE_ZERO_CONFIG": [
         "/no/ds.json", "{1}", "[]", '{"zero_optimization": {"stage": 2}}', '{"zero_optimization": 3}',
     ],
@@ -90,6 +91,7 @@ def test_strict_makes_every_problem_fatal(name, value):
         ({"BALANCE_SEQ_LEN": "4096"}, "seq_len", 4096),
         ({"BALANCE_GRADIENT_CHECKPOINTING": "1"}, "gradient_checkpointing", True),
         ({"BALANCE_GRADIENT_CHECKPOINTING": "Auto"}, "gradient_checkpointing", "auto"),
+        ({"BALANCE_LOSS": "Chunked"}, "loss", "chunked"),
         ({"BALANCE_CACHE": "off"}, "cache", None),
         ({"BALANCE_CACHE": "/tmp/plans"}, "cache", "/tmp/plans"),
         ({"BALANCE_STRICT": "yes"}, "strict", True),

@@ -94,6 +94,7 @@ def forecast_for(options: PlanOptions) -> Forecast:
     from .placement import planner
     from .placement.balance import DoesNotFit
     from .placement.baseline import judge
+    from .report.plan_report import chunks_line
     from .seams.config_only import unloaded
     from .seams.loss_device import computes_loss_on_first_device
 
@@ -123,6 +124,7 @@ def forecast_for(options: PlanOptions) -> Forecast:
         ready.parameter_bytes,
         loss_on_first=computes_loss_on_first_device(ready.model),
         selective=settings.gradient_checkpointing == "auto",
+        may_chunk=settings.loss == "full",
         cache=cache.folder_of(settings.cache),
     )
     plan = None
@@ -145,12 +147,18 @@ def forecast_for(options: PlanOptions) -> Forecast:
     if plan is not None and plan.recomputed is not None:
         enough = "as far as it goes" if plan.shortfall else "which is what it takes to fit"
         notes.append(f"{len(plan.recomputed)} layers are recomputed in the backward pass, {enough}")
+    if plan is not None:
+        line = chunks_line(planner.saved_by_chunks(plan, request))
+        notes += [line] if line else []
+    # Without the shim nobody cuts up the loss.
+    alone = replace(costed.workload, loss="full")
+    without = costed if costed.workload == alone else planner.cost(replace(request, workload=alone))
     return Forecast(
         costed=costed,
         dtype=_short(dtype),
         devices=usable,
         plan=plan,
-        baseline=judge(costed, ready.auto_map, usable) if ready.auto_map is not None else None,
+        baseline=judge(without, ready.auto_map, usable) if ready.auto_map is not None else None,
         baseline_failure=ready.auto_failure,
         remedies=tuple(remedies),
         notes=tuple(notes),

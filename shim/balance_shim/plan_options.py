@@ -104,6 +104,7 @@ _OPTIONS = (
             "what weights are loaded in (what the config says, else bf16)"),
     _like("BALANCE_GRADIENT_CHECKPOINTING", "--gradient-checkpointing",
           "recompute layers in the backward pass: 1 all, 0 none, auto no more than it takes; alone it means 1 (0)"),
+    _like("BALANCE_LOSS", "--loss", "chunked or full: the loss of causal models with or without full logits (chunked)"),
     _Option("--output", None, _output, "the path of a file",
             "write the device map there, for device_map=json.load(...), BALANCE_DEVICE_MAP, and ms-swift"),
 )  # fmt: skip
@@ -143,6 +144,7 @@ def read_options(words: Sequence[str], environ: Mapping[str, str]) -> tuple[Plan
         tuning=found.get("tuning"),
         optimizer=found.get("optimizer"),
         gradient_checkpointing=found.get("gradient_checkpointing"),
+        loss=found.get("loss", Settings().loss),
         cache=found.get("cache", Settings().cache),
     )
     options = PlanOptions(

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 MODES = ("balanced", "map", "auto", "zero3", "off")
 INTERCEPTABLE = ("auto", "balanced", "balanced_low_0", "sequential", "none")
 TUNINGS = ("full", "lora", "frozen")
+LOSSES = ("auto", "chunked", "full")
 
 # The optimizers of `transformers.TrainingArguments(optim=...)`, by how their state grows with what they train.
 # `memory/optimizer.py` holds the sizes; the names stand here because they are validated without importing torch.
@@ -28,7 +29,7 @@ OPTIMIZERS = (
 )  # fmt: skip
 
 # Promised by the interface for later versions. Said, not passed over: a user who sets one believes it acts.
-PLANNED = ("BALANCE_PRECISION", "BALANCE_LOSS", "BALANCE_MICRO_BATCH", "BALANCE_REBALANCE", "BALANCE_MONITOR")
+PLANNED = ("BALANCE_PRECISION", "BALANCE_MICRO_BATCH", "BALANCE_REBALANCE", "BALANCE_MONITOR")
 OFFLOADS = ("none", "optimizer", "all")
 ZERO_VARIABLES = ("BALANCE_ZERO_CONFIG", "BALANCE_OFFLOAD", "BALANCE_NPROC", "BALANCE_NCCL_TIMEOUT")
 
@@ -60,6 +61,7 @@ class Settings(NamedTuple):
     tuning: str | None = None
     optimizer: str | None = None
     gradient_checkpointing: bool | str | None = None
+    loss: str = "auto"
     zero_config: dict[str, Any] | None = None
     offload: str = "none"
     nproc: int | None = None
@@ -217,6 +219,8 @@ VARIABLES = (
              "the Trainer's, else adamw_torch", "optimizer assumed until the Trainer is known"),
     Variable("BALANCE_GRADIENT_CHECKPOINTING", "gradient_checkpointing", _checkpointing, "1, 0 or auto",
              "as the script says", "recompute activations: in all layers, in none, or in no more than it takes to fit"),
+    Variable("BALANCE_LOSS", "loss", _one_of(LOSSES), "one of " + ", ".join(LOSSES), "auto",
+             "the loss in chunks, without full logits: in models that the shim has placed, in any, or in none"),
     Variable("BALANCE_ZERO_CONFIG", "zero_config", _zero_config, "the path of a DeepSpeed JSON file, or JSON", "",
              "mode zero3: merged over the shim's own ZeRO-3 config"),
     Variable("BALANCE_OFFLOAD", "offload", _one_of(OFFLOADS), "one of " + ", ".join(OFFLOADS), "none",

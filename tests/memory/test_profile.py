@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from balance_shim.logits import chunks
 from balance_shim.memory import formula
 from balance_shim.memory.blocks import chain
 from balance_shim.memory.compose import Schedule
@@ -68,6 +69,20 @@ def test_costs_keep_what_the_composition_relies_on(name, way):
         assert min(cost.weights, cost.gradients, cost.optimizer, cost.step) >= 0
         # Some parameters have no part in the loss: a norm behind the layer whose output Llava takes.
         assert not cost.backward or cost.backward >= cost.gradients
+
+
+def test_a_loss_in_chunks_needs_a_chunk(way):
+    """The head holds hidden states and one chunk; what returns to the first device is not the logits."""
+    model = models.llama(vocab_size=65536)
+    blocks = chain(model)
+    full, chunked = (
+        profile(model, blocks, Workload(seq_len=8192, tuning="lora", loss=loss)) for loss in ("full", "chunked")
+    )
+    logits = 8192 * 65536 * torch.float32.itemsize
+    assert full.costs[-1].backward > 2 * logits and full.first.forward >= logits
+    assert chunked.costs[-1].backward < 1.2 * chunks.CHUNK_BYTES + 8192 * 64 * 4 * 8
+    assert chunked.first.forward < logits / 100
+    assert chunked.method == full.method
 
 
 def test_what_trains_decides(way):

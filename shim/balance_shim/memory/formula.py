@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from ..logits import chunks
 from .blocks import Block
 from .workload import Workload
 
@@ -38,7 +39,13 @@ def activations(block: Block, parameters: "Sequence[Tensor]", workload: Workload
     # Quantized weights are packed bytes; their activations are at least half precision.
     element = 2 if workload.autocast else max(2, min(FLOAT32, matrices[0].element_size()))
     if block.role == "head":
-        logits = workload.tokens * max(max(tensor.shape) for tensor in matrices)
+        vocabulary = max(max(tensor.shape) for tensor in matrices)
+        if workload.loss == "chunked":
+            rows = chunks.rows_in_chunk(workload.tokens, vocabulary, workload.tuning != "lora")
+            if rows < workload.tokens:
+                hidden = min(min(tensor.shape) for tensor in matrices)
+                return Estimate(workload.tokens * hidden * element, rows * vocabulary * chunks.BYTES_PER_LOGIT)
+        logits = workload.tokens * vocabulary
         return Estimate(logits * element, logits * LOSS_BYTES_PER_LOGIT)
     hidden = min(min(tensor.shape) for tensor in matrices)
     values = sum(max(1, tensor.shape[0]) for tensor in matrices) + KEPT_HIDDEN_VALUES * hidden

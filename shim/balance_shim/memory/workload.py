@@ -19,6 +19,7 @@ class Workload:
         tuning: what trains: "full", "lora" or "frozen" (everything but towers).
         optimizer: as in `TrainingArguments(optim=...)`.
         gradient_checkpointing: whether layers are recomputed in the backward pass.
+        loss: "chunked" where the head runs chunk by chunk (see `logits`), or "full".
         autocast: whether matrix products run in a lower precision than the weights are held in.
         guessed: whether nobody has said yet how long rows are, which decides more than anything else.
     """
@@ -30,6 +31,7 @@ class Workload:
     optimizer: str = "adamw_torch"
     gradient_checkpointing: bool = False
     autocast: bool = False
+    loss: str = "full"
     guessed: bool = field(default=False, compare=False)
 
     @property
@@ -71,6 +73,8 @@ def assume(settings: Settings, arguments: Any | None = None, longest: int | None
             known[name] = said
     if isinstance(settings.gradient_checkpointing, bool):
         known["gradient_checkpointing"] = settings.gradient_checkpointing
+    if settings.loss != "full":
+        known.setdefault("loss", "chunked")
     guessed = "seq_len" not in known
     if guessed and longest is not None:
         known["seq_len"] = min(DEFAULT_SEQUENCE_LENGTH, longest)
@@ -86,6 +90,8 @@ def from_arguments(arguments: Any) -> dict[str, Any]:
         "gradient_checkpointing": bool(arguments.gradient_checkpointing),
         "autocast": bool(arguments.bf16 or arguments.fp16),
     }
+    if any(getattr(arguments, name, None) for name in ("torch_compile", "deepspeed", "fsdp")):
+        known["loss"] = "full"
     # TRL names the cut-off `max_length` (`max_seq_length` before 0.16); plain TrainingArguments have none.
     longest = getattr(arguments, "max_length", None) or getattr(arguments, "max_seq_length", None)
     if isinstance(longest, int) and longest > 0:

@@ -39,6 +39,7 @@ class Request:
         batch: what the model gets in training; None: what its config suggests.
         cache: folder of what has been found out before; None: nothing is kept.
         selective: whether layers are recomputed only as far as it takes to fit, whatever `workload` says.
+        may_chunk: whether the loss is computed from full logits for no other reason than that the user says so.
         loss_on_first: whether the model computes its loss where its inputs arrive; see `seams/loss_device.py`.
     """
 
@@ -51,6 +52,7 @@ class Request:
     batch: "Mapping[str, Any] | None" = None
     loss_on_first: bool = False
     selective: bool = False
+    may_chunk: bool = False
     cache: Path | None = None
 
     def key(self, *what: Any) -> str:
@@ -205,7 +207,7 @@ def what_would_fit(plan: Plan, request: Request) -> list[str]:
         request: what it was made for.
     """
     found = []
-    for phrase, changes in _remedies(plan.workload):
+    for phrase, changes in _remedies(plan.workload, request.may_chunk):
         changed = replace(request, workload=replace(plan.workload, **changes))
         if "tuning" in changes:
             changed = replace(changed, trains=None)
@@ -218,8 +220,24 @@ def what_would_fit(plan: Plan, request: Request) -> list[str]:
     return found
 
 
-def _remedies(workload: Workload) -> list[tuple[str, dict[str, Any]]]:
+def saved_by_chunks(plan: Plan, request: Request) -> tuple[str, int]:
+    """Return the device whose peak `BALANCE_LOSS=chunked` would lower most under the map of `plan`, and by how much.
+
+    Zero bytes where that would change nothing, or is not the user's choice.
+    """
+    if not request.may_chunk or plan.recomputed is not None:  # its layers differ, which one trace cannot have
+        return "", 0
+    costed = cost(replace(request, workload=replace(plan.workload, loss="chunked")))
+    other = evaluate(plan.mode, costed, plan.device_map, request.devices)
+    pairs = zip(plan.devices, other.devices, strict=True)
+    saved, name = max((ours.predicted_peak - theirs.predicted_peak, ours.name) for ours, theirs in pairs)
+    return name, max(0, saved)
+
+
+def _remedies(workload: Workload, may_chunk: bool) -> list[tuple[str, dict[str, Any]]]:
     remedies: list[tuple[str, dict[str, Any]]] = []
+    if may_chunk:
+        remedies.append(("BALANCE_LOSS=chunked", {"loss": "chunked"}))
     if not workload.gradient_checkpointing:
         remedies.append(("gradient checkpointing", {"gradient_checkpointing": True}))
     if workload.batch_size > 1:

@@ -11,6 +11,8 @@ from ..placement.plan import Plan
 from ..units import format_size, gib
 from .table import table
 
+WORTH_SAYING = 256 * 1024**2  # bytes
+
 
 def show(plan: Plan, report: str, files: int | None = None) -> int | None:
     """Say what was planned, as `BALANCE_REPORT` asks: "text", "off", or a folder for files beside the text.
@@ -111,6 +113,12 @@ def write(plan: Plan, folder: str, number: int | None = None) -> int | None:
     except OSError as error:
         log.warning(f"BALANCE_REPORT={folder}: cannot be written ({error.strerror}); the plan is not kept")
         return None
+
+
+def chunks_line(saved: tuple[str, int]) -> str:
+    """Return the line on what `planner.saved_by_chunks` has found; "" if that is not worth a line."""
+    name, size = saved
+    return f"BALANCE_LOSS=chunked would save {format_size(size)} on {name}" if size >= WORTH_SAYING else ""
 
 
 def shortfall_line(plan: Plan, remedies: list[str]) -> str:

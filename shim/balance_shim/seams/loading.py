@@ -7,7 +7,7 @@ quantizer has prepared it. `from_pretrained` itself is patched for what has to h
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from threading import local
 from typing import Any
 
@@ -198,6 +198,7 @@ def _place(load: _Load) -> DeviceMap | None:
         load.parameter_bytes,
         loss_on_first=computes_loss_on_first_device(load.model),
         selective=settings.gradient_checkpointing == "auto",
+        may_chunk=settings.loss == "full",
         cache=cache.folder_of(settings.cache),
     )
     plan: Plan | None
@@ -211,11 +212,20 @@ def _place(load: _Load) -> DeviceMap | None:
     if plan is None:
         return None
     instead = "the plan is used all the same"
+    line = attempt("comparing with a loss in chunks", _chunks_line, plan, request, default="", instead=instead)
+    if line:
+        plan = replace(plan, notes=(*plan.notes, line))
+        if mode == "map":  # whose notes are not among what is shown
+            log.info(line)
     files = attempt("reporting the plan", plan_report.show, plan, settings.report, instead=instead)
     known.remember_placed(load.model, known.Placed(plan, files))
     if mode == "balanced" and plan.shortfall and not workload.guessed:
         log.warning(plan_report.shortfall_line(plan, planner.what_would_fit(plan, request)))
     return collapse(plan.device_map)
+
+
+def _chunks_line(plan: Plan, request: planner.Request) -> str:
+    return plan_report.chunks_line(planner.saved_by_chunks(plan, request))
 
 
 def _chosen_mode(settings: Any) -> str:

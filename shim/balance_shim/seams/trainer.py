@@ -1,10 +1,12 @@
 """Seam 2b, `transformers.trainer`: here the workload is known, and the loss must find its way between devices."""
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from .. import devices, log, state
 from ..report import plan_report
+from ..training.chunked_loss import step_context
 from ..training.second_pass import second_pass
 from ..versions import version_of, version_text
 from ..zero import engine, resume, session
@@ -74,13 +76,20 @@ def _around_batch_samples(original: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _around_step(original: Callable[..., Any]) -> Callable[..., Any]:
-    def training_step(self: Any, *args: Any, **kwargs: Any) -> Any:
+    def training_step(self: Any, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         if session.is_wanted():
-            with engine.watched(self, kwargs.get("inputs", args[1] if len(args) > 1 else None)):
-                return original(self, *args, **kwargs)
-        return _returned(self, original(self, *args, **kwargs))
+            with engine.watched(self, inputs):
+                return original(self, model, inputs, *args, **kwargs)
+        context = attempt("preparing the loss in chunks", _loss_context, self, model, inputs, default=nullcontext())
+        with context:
+            loss = original(self, model, inputs, *args, **kwargs)
+        return _returned(self, loss)
 
     return training_step
+
+
+def _loss_context(trainer: Any, model: Any, inputs: Any) -> AbstractContextManager[None]:
+    return step_context(trainer, known.placed(trainer.model) is not None, model, inputs)
 
 
 def _returned(trainer: Any, loss: Any) -> Any:

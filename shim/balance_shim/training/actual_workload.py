@@ -6,6 +6,7 @@ from typing import Any
 
 from .. import state
 from ..memory.workload import Workload, from_arguments
+from . import chunked_loss
 from .longest_batch import longest_batch
 
 
@@ -22,6 +23,9 @@ def actual_workload(trainer: Any, assumed: Workload) -> tuple[Workload, Mapping[
     else:
         known["gradient_checkpointing"] |= _checkpoints_already(trainer.model)
     batch = longest_batch(trainer, known["batch_size"])
+    # A trainer whose batches have no labels reads the logits itself.
+    labelled = batch is None or chunked_loss.has_labels(batch)
+    known["loss"] = "chunked" if labelled and chunked_loss.wanted(trainer, placed=True) else "full"
     ids: Any = None if batch is None else batch.get("input_ids")
     if hasattr(ids, "shape") and len(ids.shape) == 2:
         known["batch_size"], known["seq_len"] = map(int, ids.shape)

@@ -49,6 +49,7 @@ def second_pass(trainer: Any, model: Any, assumed: Plan, loss_on_first: bool) ->
         batch=batch,
         loss_on_first=loss_on_first,
         selective=settings.gradient_checkpointing == "auto",
+        may_chunk=settings.loss == "full",
         cache=cache.folder_of(settings.cache),
     )
     costed, recomputed = planner.costed_for(request)

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from balance_shim.logits.head import deferring
 from balance_shim.versions import version_of
 from balance_shim.virtual.machine import Machine
 
@@ -103,7 +104,8 @@ def _forward(model: nn.Module, batch: Mapping[str, Any], workload: Workload, mac
     from accelerate.utils import convert_outputs_to_fp32, send_to_device
 
     def call() -> Any:
-        outputs = model(**batch)
+        with deferring(model) if workload.loss == "chunked" else contextlib.nullcontext():
+            outputs = model(**batch)
         return send_to_device(outputs, machine.devices[0])  # where the inputs came from
 
     with _autocast(workload):

@@ -1,0 +1,124 @@
+"""The head of a model, and the context in which it hands out deferred logits."""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import nn
+
+from .. import log
+from ..seams.guard import attempt
+from . import chunks
+from .deferred import defer
+from .operations import DeferredLogits
+from .recipe import Recipe
+
+FULL = "the loss is computed from full logits: "
+
+
+def head_of(model: Any) -> nn.Module | None:
+    """Return the module that makes the logits: that of `model`, or of the language model inside of it."""
+    for module in model.modules():
+        find = getattr(module, "get_output_embeddings", None)
+        if find is not None:
+            try:
+                head = find()
+            except (AttributeError, NotImplementedError, TypeError):
+                continue
+            if isinstance(head, nn.Module):
+                return head
+    return None
+
+
+def reason_for_full(head: nn.Module) -> str:
+    """Return why `head` cannot run in chunks; "" if it can."""
+    for parameter in head.parameters():
+        if hasattr(parameter, "ds_id") or type(parameter).__name__ in ("DTensor", "FlatParameter"):
+            return "the head's weight is in parts on several processes"
+    if any(isinstance(module, nn.Dropout) and module.p > 0 for module in head.modules()):
+        return "the head has dropout, which chunks would draw anew"
+    if not _is_linear(head):
+        return f"a head of class {type(head).__name__} may mix tokens"
+    hook = getattr(head, "_hf_hook", None)
+    if any(getattr(each, "offload", False) for each in (hook, *getattr(hook, "hooks", ()))):
+        return "the head's weight is offloaded"
+    return ""
+
+
+def _is_linear(module: nn.Module) -> bool:
+    """Whether `module` is a linear layer, plain or quantized by whatever library, adapted by PEFT or not."""
+    inner = getattr(module, "base_layer", None) or getattr(module, "original_module", None)
+    if isinstance(inner, nn.Module) and type(module).__module__.startswith("peft."):
+        return _is_linear(inner)
+    if isinstance(module, nn.Linear):
+        return True
+    from ..memory.tracing.copy import is_quantized_linear
+
+    return is_quantized_linear(module)
+
+
+def deferring(model: Any) -> contextlib.AbstractContextManager[None]:
+    """Return a context in which the head of `model` hands out deferred logits where gradients are wanted."""
+    head = head_of(model)
+    if head is None:
+        return contextlib.nullcontext()
+    reason = reason_for_full(head)
+    if reason:
+        log.once("info", FULL + reason)
+        return contextlib.nullcontext()
+    return _deferring(head)
+
+
+@contextlib.contextmanager
+def _deferring(head: nn.Module) -> Iterator[None]:
+    own = vars(head)
+    inner, was_there, before = head.forward, "forward" in own, own.get("forward")
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        made = attempt("deferring the logits", _deferred, head, inner, args, kwargs, instead="they are made in full")
+        return inner(*args, **kwargs) if made is None else made
+
+    own["forward"] = forward  # where accelerate's hooks have theirs, which is then `inner`
+    try:
+        yield
+    finally:
+        if was_there:
+            own["forward"] = before
+        else:
+            own.pop("forward", None)
+
+
+def _deferred(
+    head: nn.Module, inner: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> torch.Tensor | None:
+    """Return deferred logits; None where they are wanted now, or are too few to bother."""
+    if len(args) != 1 or kwargs or not isinstance(args[0], torch.Tensor) or isinstance(args[0], DeferredLogits):
+        return None
+    hidden = args[0]
+    if not head.training or not torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return None
+    parameters = tuple(each for each in head.parameters() if each.requires_grad)
+    if hidden.dim() < 2 or not hidden.numel() or not (hidden.requires_grad or parameters):
+        return None
+    kind = hidden.device.type
+    enabled, dtype = torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)
+
+    def run(rows: torch.Tensor) -> torch.Tensor:
+        # As autocast was when the head was called. Without its cache: what it keeps in a chunk, or where no gradients
+        # are wanted, would be found again where they are.
+        with torch.autocast(kind, dtype=dtype, enabled=enabled, cache_enabled=False):
+            found: torch.Tensor = inner(rows)
+        return found
+
+    rows = hidden.numel() // hidden.shape[-1]
+    with torch.no_grad():
+        sample = run(hidden.reshape(-1, hidden.shape[-1])[:1])
+    if not isinstance(sample, torch.Tensor) or sample.dim() != 2 or not sample.is_floating_point():
+        return None
+    chunk = chunks.rows_in_chunk(rows, sample.shape[-1], bool(parameters))
+    if chunk >= rows:
+        return None
+    if hidden.device != sample.device:
+        hidden = hidden.to(sample.device)
+    return defer(Recipe(hidden, run, sample, parameters, chunk))

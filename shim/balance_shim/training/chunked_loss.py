@@ -1,0 +1,47 @@
+"""When the steps of a Trainer get deferred logits, so that their loss is computed in chunks."""
+
+import contextlib
+from collections.abc import Mapping
+from typing import Any
+
+from .. import log, state
+from ..logits.head import FULL, deferring
+
+
+def wanted(trainer: Any, placed: bool) -> bool:
+    """Return whether `BALANCE_LOSS` asks for chunks here and `trainer` trains in a way that they are known to go with.
+
+    A way that they do not go with is said once. `placed`: whether the shim has placed the model of `trainer`.
+    """
+    wish = state.settings().loss
+    if wish == "full" or (wish == "auto" and not placed):
+        return False
+    reason = reason_for_full(trainer)
+    if reason:
+        log.once("info", FULL + reason)
+    return not reason
+
+
+def reason_for_full(trainer: Any) -> str:
+    """Return why the loss of `trainer` stays in full; "" if it need not."""
+    if getattr(trainer, "is_deepspeed_enabled", False):
+        return "DeepSpeed keeps weights in its own way"
+    if getattr(trainer, "is_fsdp_enabled", False):
+        return "FSDP keeps weights in parts"
+    if getattr(trainer.args, "torch_compile", False):
+        return "torch.compile does not see through chunks"
+    if trainer.args.n_gpu > 1 and not trainer.is_model_parallel:
+        return "torch.nn.DataParallel copies the model to each device"
+    return ""
+
+
+def has_labels(batch: Any) -> bool:
+    """Whether a loss is computed from `batch` and labels in it: trainers without labels read the logits."""
+    return isinstance(batch, Mapping) and batch.get("labels") is not None
+
+
+def step_context(trainer: Any, placed: bool, model: Any, inputs: Any) -> contextlib.AbstractContextManager[None]:
+    """Return the context for a training step of `trainer` with `model`, as wrapped as it is there, and `inputs`."""
+    if not has_labels(inputs) or not wanted(trainer, placed):
+        return contextlib.nullcontext()
+    return deferring(model)
