@@ -30,7 +30,7 @@ OPTIMIZERS = (
 # Promised by the interface for later versions. Said, not passed over: a user who sets one believes it acts.
 PLANNED = (
     "BALANCE_PRECISION", "BALANCE_LOSS", "BALANCE_MICRO_BATCH", "BALANCE_REBALANCE", "BALANCE_ZERO_CONFIG",
-    "BALANCE_OFFLOAD", "BALANCE_NPROC", "BALANCE_NCCL_TIMEOUT", "BALANCE_MONITOR",
+    "BALANCE_OFFLOAD", "BALANCE_NPROC", "BALANCE_NCCL_TIMEOUT",
 )  # fmt: skip
 PLANNED_MODES = ("zero3",)
 
@@ -62,6 +62,7 @@ class Settings(NamedTuple):
     tuning: str | None = None
     optimizer: str | None = None
     gradient_checkpointing: bool | str | None = None
+    monitor: bool = False
     report: str = "text"
     cache: str | None = ""
     simulate: "SimulationSpec | None" = None
@@ -209,6 +210,8 @@ VARIABLES = (
              "the Trainer's, else adamw_torch", "optimizer assumed until the Trainer is known"),
     Variable("BALANCE_GRADIENT_CHECKPOINTING", "gradient_checkpointing", _checkpointing, "1, 0 or auto",
              "as the script says", "recompute activations: in all layers, in none, or in no more than it takes to fit"),
+    Variable("BALANCE_MONITOR", "monitor", _flag, "1 or 0", "0",
+             "watch the memory of each device while training: a record of each step, and warnings when it grows"),
     Variable("BALANCE_REPORT", "report", _report, "text, off, or a folder that can be written", "text",
              "where the plan and the map go: standard error, nowhere, or files in a folder too"),
     Variable("BALANCE_SIMULATE", "simulate", _simulate, "devices such as 4x24GiB or 2x80GiB+2x24GiB", "",

@@ -4,6 +4,8 @@ from collections.abc import Callable
 from typing import Any
 
 from .. import devices, log, state
+from ..monitoring import watching
+from ..monitoring.out_of_memory import is_out_of_memory
 from ..report import plan_report
 from ..training.second_pass import second_pass
 from ..versions import version_of, version_text
@@ -39,7 +41,15 @@ def _around_train(original: Callable[..., Any]) -> Callable[..., Any]:
     def train(self: Any, *args: Any, **kwargs: Any) -> Any:
         # Not when the trainer is made: trainers derived from this one load their other models after that.
         attempt("planning for the real workload", _prepare, self, instead="training goes on with the map it has")
-        return original(self, *args, **kwargs)
+        attempt("watching memory", _watch, self, instead="nothing is watched")
+        try:
+            return original(self, *args, **kwargs)
+        except Exception as failure:
+            if is_out_of_memory(failure):
+                attempt("explaining the out-of-memory", _explain, self, failure, instead="here is the error itself")
+            raise
+        finally:
+            attempt("watching memory", watching.end, self, instead="its last lines are missing")
 
     return train
 
@@ -61,6 +71,7 @@ def _around_batch_samples(original: Callable[..., Any]) -> Callable[..., Any]:
 
 def _around_step(original: Callable[..., Any]) -> Callable[..., Any]:
     def training_step(self: Any, *args: Any, **kwargs: Any) -> Any:
+        watching.saw_batch(self, kwargs.get("inputs", args[1] if len(args) > 1 else None))
         return _returned(self, original(self, *args, **kwargs))
 
     return training_step
@@ -103,6 +114,20 @@ def _prepare(trainer: Any) -> None:
         plan_report.show(outcome.plan, report, files)
     elif files is not None:
         plan_report.write(outcome.plan, report, files)
+
+
+def _watch(trainer: Any) -> None:
+    placed = known.placed(trainer.model)
+    watching.begin(trainer, None if placed is None else placed[1].plan)
+
+
+def _explain(trainer: Any, failure: BaseException) -> None:
+    from ..monitoring import explanation  # only where it is needed
+
+    placed = known.placed(trainer.model)
+    plan = None if placed is None else placed[1].plan
+    model = trainer.model if placed is None else placed[0]
+    explanation.explain(trainer, model, plan, failure, computes_loss_on_first_device(model))
 
 
 def _say_unused(trainer: Any) -> None:

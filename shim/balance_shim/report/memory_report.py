@@ -1,0 +1,120 @@
+"""The end of a watched training: predicted beside measured peaks as a table, and memory over time as a picture."""
+
+from collections.abc import Mapping
+from html import escape
+
+from ..monitoring.history import History
+from ..units import GIB, format_size, gib
+from .table import table
+
+# Told apart by people who do not see all colours alike (Okabe and Ito); repeated with other dashes beyond eight.
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f6000", "#000000")
+WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 960, 440, 76, 210, 40, 52
+
+
+def predicted_and_measured(history: History, predicted: Mapping[str, int]) -> str:
+    """Return a row a device: predicted and measured peak of the steps, by how much they differ, and what others had."""
+    measured, others = history.highest("peaks"), history.highest("others")
+    largest = max((*measured, *predicted.values(), *history.totals))
+    rows = []
+    for name, peak, used, total in zip(history.names, measured, others, history.totals, strict=True):
+        planned = predicted.get(name)
+        rows.append(
+            [
+                name,
+                "" if planned is None else gib(planned, largest),
+                gib(peak, largest),
+                "" if not planned else f"{(peak - planned) / planned:+.1%}",
+                gib(used, largest),
+                gib(total, largest),
+            ]
+        )
+    header = ["device", "predicted peak", "measured", "difference", "used by others", "of"]
+    return f"memory of this training (GiB):\n{table(header, rows)}"
+
+
+def picture(history: History, predicted: Mapping[str, int]) -> str:
+    """Return an SVG: the peak of each device in each step, its capacity and its predicted peak as dashed lines."""
+    measured = history.highest("peaks")
+    top = max((*measured, *predicted.values(), *history.totals)) * 1.05
+    steps = [point.step for point in history.points]
+    first, last = steps[0], max(steps[-1], steps[0] + 1)
+
+    def x(step: float) -> float:
+        return LEFT + (step - first) / (last - first) * (WIDTH - LEFT - RIGHT)
+
+    def y(size: float) -> float:
+        return HEIGHT - BOTTOM - size / top * (HEIGHT - TOP - BOTTOM)
+
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{HEIGHT}" viewBox="0 0 {WIDTH} {HEIGHT}" '
+        'font-family="sans-serif" font-size="12">',
+        "<title>Peak memory of each device over the steps of a training</title>",
+        '<rect width="100%" height="100%" fill="white"/>',
+        f'<text x="{LEFT}" y="22" font-size="14">Peak memory of each device, by step</text>',
+    ]
+    unit, scale = ("GiB", GIB) if top >= GIB else ("MiB", GIB / 1024)
+    for value in _ticks(top / scale):
+        height = y(value * scale)
+        parts.append(_line(LEFT, height, WIDTH - RIGHT, height, "#dddddd"))
+        parts.append(f'<text x="{LEFT - 8}" y="{height + 4:.1f}" text-anchor="end">{value:g}</text>')
+    for value in _ticks(last - first):
+        if float(value).is_integer():
+            place = x(first + value)
+            parts.append(_line(place, HEIGHT - BOTTOM, place, HEIGHT - BOTTOM + 5, "black"))
+            parts.append(
+                f'<text x="{place:.1f}" y="{HEIGHT - BOTTOM + 20}" text-anchor="middle">{first + value:g}</text>'
+            )
+    parts.append(_line(LEFT, HEIGHT - BOTTOM, WIDTH - RIGHT, HEIGHT - BOTTOM, "black"))
+    parts.append(_line(LEFT, TOP, LEFT, HEIGHT - BOTTOM, "black"))
+    middle = (LEFT + WIDTH - RIGHT) / 2
+    parts.append(f'<text x="{middle:.0f}" y="{HEIGHT - 10}" text-anchor="middle">optimizer step</text>')
+    centre = (TOP + HEIGHT - BOTTOM) / 2
+    parts.append(
+        f'<text x="18" y="{centre:.0f}" text-anchor="middle" transform="rotate(-90 18 {centre:.0f})">'
+        f"memory ({unit})</text>"
+    )
+    for total in sorted(set(history.totals)):
+        parts.append(_line(LEFT, y(total), WIDTH - RIGHT, y(total), "#555555", "7 4"))
+        parts.append(f'<text x="{WIDTH - RIGHT - 4}" y="{y(total) - 5:.1f}" text-anchor="end" fill="#555555">'
+                     f"capacity {format_size(total)}</text>")  # fmt: skip
+    legend = TOP + 8
+    for position, name in enumerate(history.names):
+        colour = COLOURS[position % len(COLOURS)]
+        points = " ".join(f"{x(point.step):.1f},{y(point.peaks[position]):.1f}" for point in history.points)
+        dashes = "" if position < len(COLOURS) else ' stroke-dasharray="1 2"'
+        parts.append(f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="1.8"{dashes}/>')
+        text = f"{name}: {format_size(measured[position])}"
+        if name in predicted:
+            height = y(predicted[name])
+            parts.append(_line(LEFT, height, WIDTH - RIGHT, height, colour, "3 3"))
+        parts.append(_line(WIDTH - RIGHT + 14, legend, WIDTH - RIGHT + 38, legend, colour, width=2.5))
+        parts.append(f'<text x="{WIDTH - RIGHT + 44}" y="{legend + 4}">{escape(text)}</text>')
+        legend += 18
+    if predicted:
+        parts.append(_line(WIDTH - RIGHT + 14, legend, WIDTH - RIGHT + 38, legend, "#555555", "3 3"))
+        parts.append(f'<text x="{WIDTH - RIGHT + 44}" y="{legend + 4}">predicted, same colour</text>')
+    parts.append("</svg>")
+    return "\n".join(parts) + "\n"
+
+
+def _line(x1: float, y1: float, x2: float, y2: float, colour: str, dashes: str = "", width: float = 1) -> str:
+    dashed = f' stroke-dasharray="{dashes}"' if dashes else ""
+    return (
+        f'<line x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" stroke="{colour}" '
+        f'stroke-width="{width:g}"{dashed}/>'
+    )
+
+
+def _ticks(most: float) -> list[float]:
+    """Return up to eight round numbers from 0 to `most`."""
+    power = 10.0
+    while power > most:
+        power /= 10
+    while power * 10 <= most:
+        power *= 10
+    for factor in (0.1, 0.2, 0.5, 1, 2, 5):
+        if most / (factor * power) <= 8:
+            distance = factor * power
+            return [round(distance * number, 9) for number in range(int(most / distance) + 1)]
+    return [0.0]
