@@ -19,14 +19,18 @@ from ..report.table import table
 from ..seams.guard import attempt
 from ..settings import VARIABLES
 from ..training.actual_workload import tuning
-from ..units import format_size, gib
+from ..units import format_size
+from . import watching
 from .files import folder_for, free_name
+from .growth import LONG_BATCH, Finding
+from .monitor import watched_devices
 from .out_of_memory import Place, place_of
 from .readings import Meter, Reading
 
 MOST_REMEDIES = 4
 HELD_BY_OTHERS = 0.1  # of a device: what is worth a line
 UNUSED = 0.1
+UNEXPLAINED = 0.1
 FIT_FILE = "device_map_that_fits"
 
 
@@ -38,6 +42,9 @@ class _Scene:
         planned: the plan in force; None where the shim has placed nothing.
         actual: the same map for the micro-batch that was there.
         better: the best map for it; None where even the weights do not fit.
+        largest_before: elements of the largest micro-batch of earlier steps; 0 where nobody has watched.
+        kept: what was found to be kept from step to step.
+        request: what was planned again.
     """
 
     place: Place
@@ -47,6 +54,8 @@ class _Scene:
     planned: Plan | None
     actual: Plan | None = None
     better: Plan | None = None
+    largest_before: int = 0
+    kept: Finding | None = None
     request: planner.Request | None = None
 
     @property
@@ -72,10 +81,11 @@ def explain(trainer: Any, model: Any, plan: Plan | None, failure: BaseException,
         loss_on_first: as in `planner.Request`.
     """
     kind = devices.accelerator_type()
-    if kind is None:
+    if kind is None or not log.is_first_process():
         return
     place = place_of(failure, model)
-    meter = Meter(kind, range(devices.count()))
+    mine = watched_devices(trainer, plan) if trainer.args.world_size > 1 else None
+    meter = Meter(*mine) if mine is not None else Meter(kind, range(devices.count()))
     readings = meter.read()
     # Without a number in the message it is the device with the least room.
     rooms = [
@@ -84,7 +94,10 @@ def explain(trainer: Any, model: Any, plan: Plan | None, failure: BaseException,
     failed = rooms.index(min(rooms))
     if place.device is not None and place.device in meter.indices:
         failed = meter.indices.index(place.device)
+    monitor = watching.monitor_of(trainer)
     scene = _Scene(place, meter, readings, failed, plan)
+    if monitor is not None:
+        scene = replace(scene, largest_before=monitor.largest, kept=monitor.kept)
     planned_again = "the explanation of the out-of-memory has no map and no remedies"
     scene = attempt(
         "planning again", _planned, scene, trainer, model, loss_on_first, default=scene, instead=planned_again
@@ -116,7 +129,7 @@ def _planned(scene: _Scene, trainer: Any, model: Any, loss_on_first: bool) -> _S
     costed = planner.cost(request)
     device_map = scene.planned.device_map if scene.planned is not None else _map_of(model, usable)
     actual = None if device_map is None else evaluate("map", costed, device_map, usable)
-    if actual is not None:
+    if actual is not None and scene.kept is None:
         costed = _corrected(costed, actual, scene)
     try:
         better = planner.solved(request, costed, None)
@@ -142,14 +155,10 @@ def _corrected(costed: CostedModel, actual: Plan, scene: _Scene) -> CostedModel:
 
     Weights are known exactly, so it is put to what the blocks keep for the backward pass.
     """
-    failed = next((each for each in actual.devices if each.device.index == scene.meter.indices[scene.failed]), None)
-    if failed is None:
-        return costed
-    gap = scene.peak(scene.failed) - failed.predicted_peak
+    gap = _beyond_prediction(replace(scene, actual=actual))
+    index = scene.meter.indices[scene.failed]
     on_it = [
-        position
-        for position, block in enumerate(costed.blocks)
-        if device_of(block.name, actual.device_map) == failed.device.index
+        position for position, block in enumerate(costed.blocks) if device_of(block.name, actual.device_map) == index
     ]
     if gap <= 0 or not on_it:
         return costed
@@ -196,9 +205,11 @@ def _headline(scene: _Scene, trainer: Any) -> str:
         where = f" ({_on_device(scene)})"
     inside = f" (block {block})" if block and block != place.module else ""
     wanted = f", {format_size(place.wanted)} more wanted" if place.wanted else ""
+    batch = f", batch of {place.batch.rows} x {place.batch.row_tokens} tokens" if place.batch.tokens else ""
     reading = scene.readings[scene.failed]
+    step = f", step {trainer.state.global_step + 1}"
     return (
-        f"out of memory on {scene.name} in the {place.phase}{where}{inside}, step {trainer.state.global_step + 1}: "
+        f"out of memory on {scene.name} in the {place.phase}{where}{inside}{step}{batch}: "
         f"{format_size(reading.allocated)} in tensors{wanted}, of {format_size(scene.meter.totals[scene.failed])}"
     )
 
@@ -235,6 +246,9 @@ def _causes(scene: _Scene) -> list[str]:
                 f"cause: this micro-batch has {batch.rows} x {batch.row_tokens} tokens, the plan was for "
                 f"{planned.batch_size} x {planned.seq_len}{', a guess' if planned.guessed else ''}"
             )
+    if scene.largest_before and batch.elements >= LONG_BATCH * scene.largest_before:
+        times = batch.elements / scene.largest_before
+        found.append(f"cause: this micro-batch is {times:.1f} times as large as any before")
     unused = reading.reserved - reading.allocated
     if unused >= UNUSED * total:
         found.append(
@@ -242,16 +256,33 @@ def _causes(scene: _Scene) -> list[str]:
             "(fragmentation); PYTORCH_ALLOC_CONF=expandable_segments:True (PYTORCH_CUDA_ALLOC_CONF before torch 2.9) "
             "usually ends that"
         )
-    if scene.planned is not None and scene.planned.mode == "map" and _had_room(scene):
+    if scene.kept is not None:
+        found.append(
+            f"cause: tensors have been kept from step to step since step {scene.kept.step}, "
+            f"{format_size(scene.kept.rate)} a step; who keeps them is said above"
+        )
+    elif scene.planned is not None and scene.planned.mode == "map" and _had_room(scene):
         found.append("cause: the map that was given is wrong for this training; see below")
+    beyond = _beyond_prediction(scene)
+    if not found and beyond >= UNEXPLAINED * total:
+        found.append(
+            f"cause: not known; {format_size(beyond)} more than predicted is in use on {scene.name}. "
+            "BALANCE_MONITOR=1 tells what grows from step to step"
+        )
     return found
+
+
+def _beyond_prediction(scene: _Scene) -> int:
+    """Return the bytes measured beyond what is predicted for this batch on the device that failed."""
+    index = scene.meter.indices[scene.failed]
+    plans = [] if scene.actual is None else [each for each in scene.actual.devices if each.device.index == index]
+    return scene.peak(scene.failed) - plans[0].predicted_peak if plans else 0
 
 
 def _table(scene: _Scene) -> str:
     plan = scene.planned
     planned = {} if plan is None else {each.device.index: each for each in plan.devices}
     actual = {} if scene.actual is None else {each.device.index: each for each in scene.actual.devices}
-    largest = max(scene.meter.totals)
     rows = []
     for position, (index, name) in enumerate(zip(scene.meter.indices, scene.meter.names, strict=True)):
         if scene.request is not None and index not in actual and index not in planned:
@@ -260,39 +291,47 @@ def _table(scene: _Scene) -> str:
         rows.append(
             [
                 name + (" <-" if position == scene.failed else ""),
-                gib(planned[index].predicted_peak, largest) if index in planned else "",
-                gib(actual[index].predicted_peak, largest) if index in actual else "",
-                gib(scene.peak(position), largest),
-                gib(reading.others or 0, largest),
-                gib(scene.meter.totals[position], largest),
+                format_size(planned[index].predicted_peak) if index in planned else "",
+                format_size(actual[index].predicted_peak) if index in actual else "",
+                format_size(scene.peak(position)),
+                format_size(reading.others or 0),
+                format_size(scene.meter.totals[position]),
             ]
         )
-    header = ["device (GiB)", "as planned", "for this batch", "measured", "others", "of"]
+    header = ["device", "as planned", "for this batch", "measured", "others", "of"]
     return table(header, rows).removeprefix("  ").replace("\n", "\n  ")
 
 
 def _had_room(scene: _Scene) -> bool:
     """Whether another map would have held this batch: then the devices had room, and the map was wrong."""
-    return scene.better is not None and not scene.better.shortfall
+    better, actual = scene.better, scene.actual
+    if better is None or better.shortfall or scene.kept is not None:  # what grows fills any map
+        return False
+    return actual is None or any(
+        device_of(name, actual.device_map) != place for name, place in better.device_map.items()
+    )
 
 
 def _what_fits(scene: _Scene, trainer: Any) -> list[str]:
     if scene.request is None:
         return []
-    lines = []
-    if scene.better is not None and not scene.better.shortfall:
-        worst = scene.better.worst
-        with_room = _names_with_room(scene)
-        room = f"{', '.join(with_room)} had room: " if with_room else ""
-        lines.append(
-            f"{room}the map was wrong. One that would have fitted (fullest device {worst.name}, "
-            f"{format_size(worst.predicted_peak)} of {format_size(worst.capacity)}): {_written(scene, trainer)}"
-        )
+    lines, remedies = [], []
+    if scene.kept is not None:
+        return ["remedy: let go of them (detach() what is kept for a record, or keep numbers: item())"]
+    if _had_room(scene):
+        assert scene.better is not None
+        room = _names_with_room(scene)
+        had = f"{', '.join(room)} had room: the" if room else "The"
+        lines.append(f"{had} {'map' if scene.planned is None or scene.planned.mode == 'map' else 'plan'} was wrong")
+        remedies.append((_written(scene, trainer), scene.better))
     if scene.better is not None:
-        lines += _remedies(scene.better, scene.request)
-    if not lines:
-        lines.append("nothing that the shim can set would have fitted: more or larger devices, or a smaller model")
-    return lines
+        changed = planner.remedies_that_fit(scene.better, scene.request)
+        remedies += [(_setting(remedy, scene.better.workload), remedy.plan) for remedy in changed]
+    for number, (setting, plan) in enumerate(remedies[:MOST_REMEDIES], 1):
+        worst = plan.worst
+        predicted = f"{format_size(worst.predicted_peak)} of {format_size(worst.capacity)} on {worst.name}"
+        lines.append(f"remedy {number}: {setting} (predicted {predicted})")
+    return lines or ["nothing that the shim can set would have fitted: more or larger devices, or a smaller model"]
 
 
 def _names_with_room(scene: _Scene) -> list[str]:
@@ -318,19 +357,6 @@ def _written(scene: _Scene, trainer: Any) -> str:
     if scene.planned is None:
         return f"{value}, as device_map= in the script (it gives none that BALANCE_INTERCEPT replaces)"
     return f"BALANCE_DEVICE_MAP={value}"
-
-
-def _remedies(plan: Plan, request: planner.Request) -> list[str]:
-    """Return what would make it fit, the mildest first, as what to set, with the predicted peak of each."""
-    found = planner.remedies_that_fit(plan, replace(request, workload=plan.workload))
-    lines = []
-    for number, remedy in enumerate(found[:MOST_REMEDIES], 1):
-        worst = remedy.plan.worst
-        lines.append(
-            f"remedy {number}: {_setting(remedy, plan.workload)} (predicted {format_size(worst.predicted_peak)} of "
-            f"{format_size(worst.capacity)} on {worst.name})"
-        )
-    return lines
 
 
 def _setting(remedy: planner.Remedy, workload: Workload) -> str:

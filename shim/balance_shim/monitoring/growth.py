@@ -75,6 +75,11 @@ class Growth:
         self._unused = [0] * len(names)  # for how many steps a cache has been lying idle
         self._told: set[str] = set()
 
+    @property
+    def largest(self) -> int:
+        """The largest `size` so far."""
+        return self._largest
+
     def start(self, readings: Sequence[Reading]) -> list[Finding]:
         """Take what devices held before the first step."""
         found = []
@@ -225,7 +230,7 @@ class Growth:
                 self._base[device] = reading.others
                 text = (
                     f"others than this process have taken {format_size(reading.others - base)} of "
-                    f"{self._names[device]} at step {step.number}; they have {format_size(reading.others)} of "
+                    f"{self._names[device]} by step {step.number}; they have {format_size(reading.others)} of "
                     f"{format_size(self._totals[device])} now"
                 )
                 found.append(Finding("others", step.number, (device,), text))

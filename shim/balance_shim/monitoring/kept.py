@@ -72,7 +72,7 @@ def search(kind: str, model: Any, optimizer: Any, owner: Any = None) -> Kept | N
     groups = []
     for several in (graphs, candidates):
         if len(several) >= MANY:
-            groups = _groups(several, owner)
+            groups = _groups(several, owner, {id(graphs), id(candidates)})
             if groups:
                 break
     if not groups:
@@ -106,12 +106,15 @@ def _known(model: Any, optimizer: Any) -> set[int]:
     return known
 
 
-def _groups(tensors: Sequence[Any], owner: Any) -> list[tuple[Any, list[Any]]]:
-    """Return (container, tensors in it, at whatever depth) for the innermost containers of at least `MANY`."""
+def _groups(tensors: Sequence[Any], owner: Any, own: set[int]) -> list[tuple[Any, list[Any]]]:
+    """Return (container, tensors in it, at whatever depth) for the innermost containers of at least `MANY`.
+
+    `own` are the identities of lists of ours, which hold tensors, too.
+    """
     below: dict[int, list[Any]] = {id(tensor): [tensor] for tensor in tensors}
     items: list[Any] = list(tensors)
     for _ in range(LEVELS):
-        ours = {id(items), id(tensors), id(below), *map(id, below.values())}
+        ours = {*own, id(items), id(tensors), id(below), *map(id, below.values())}
         holders = [each for each in gc.get_referrers(*items) if id(each) not in ours and _may_hold(each, owner)]
         if not holders or len(holders) > CONTAINERS:
             return []

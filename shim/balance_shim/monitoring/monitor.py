@@ -18,8 +18,8 @@ from .makers import Makers
 from .others import processes_on
 from .readings import Meter, Reading
 
-# The part of the training's time that asking drivers for free memory may take; beyond it they are asked less often.
-BUDGET = 0.003
+# The part of the training's time that asking drivers for free memory may take; with it they are asked less often.
+BUDGET = 0.001
 
 
 class Monitor:
@@ -39,11 +39,12 @@ class Monitor:
         self._batches: list[BatchSize] = []
         self._disturbed = False  # whether something other than steps may have used the devices since the last step
         self._pending: Finding | None = None
+        self._kept: Finding | None = None
         self._makers: Makers | None = None
         self._since_log: dict[str, int] = {}
-        self._others: list[int] = [0] * len(meter.names)
+        self._ask_again = 0.0  # when drivers may be asked again
         self._between: tuple[int, ...] | None = None
-        self._began = self._step_began = time.perf_counter()
+        self._step_began = time.perf_counter()
         self.spent = 0.0  # seconds in here
         self.steps = 0
         self.running = True
@@ -61,9 +62,9 @@ class Monitor:
                 attempt("watching memory", self._makers.stop)
 
     def train_begin(self) -> None:
+        self._batches.clear()  # of an attempt before this one: the Trainer may look for a batch size by itself
         self._meter.reset_peaks()
         readings = self._meter.read()
-        self._note_others(readings)
         for finding in self._growth.start(readings):
             self._say(finding)
 
@@ -76,6 +77,16 @@ class Monitor:
             self._makers = Makers(self._trainer.model)
             self._makers.start()
 
+    @property
+    def kept(self) -> Finding | None:
+        """What was found to be kept from step to step, if anything was."""
+        return self._kept
+
+    @property
+    def largest(self) -> int:
+        """Elements of the largest micro-batch of the steps so far."""
+        return self._growth.largest
+
     def batch(self, inputs: Any) -> None:
         """Take the inputs of a micro-batch."""
         self._batches.append(size_of(inputs))
@@ -86,9 +97,8 @@ class Monitor:
 
     def step_end(self, number: int) -> None:
         seconds = time.perf_counter() - self._step_began
-        affordable = self.spent <= BUDGET * (time.perf_counter() - self._began)
-        readings = self._meter.read(with_others=affordable or self.steps < 2)
-        self._note_others(readings)
+        readings = self._read()
+        self._note_for_log(readings)
         batches, self._batches = self._batches, []
         largest = max(batches, key=lambda each: each.elements, default=BatchSize())
         step = Step(
@@ -99,7 +109,7 @@ class Monitor:
         said = [self._explained()] if self._makers is not None else []
         for finding in findings:
             if finding.kind == "kept":
-                self._pending = finding  # said after the next step, which is looked at more closely
+                self._kept = self._pending = finding  # said after the next step, which is looked at more closely
             else:
                 said.append(finding)
         for finding in said:
@@ -140,6 +150,15 @@ class Monitor:
             with open(path, "w", encoding="utf-8") as file:
                 file.write(memory_report.picture(self._history, predicted))
 
+    def _read(self) -> tuple[Reading, ...]:
+        """Return readings, with what others have as often as the budget allows."""
+        began = time.perf_counter()
+        readings = self._meter.read(with_others=began >= self._ask_again)
+        if readings[0].others is not None:
+            ended = time.perf_counter()
+            self._ask_again = ended + (ended - began) / BUDGET
+        return readings
+
     def _explained(self) -> Finding:
         """Return the pending finding with who keeps what, and where it was made."""
         finding, makers = self._pending, self._makers
@@ -160,10 +179,8 @@ class Monitor:
             text += f" ({who})" if who else ""
         log.warning(text)
 
-    def _note_others(self, readings: tuple[Reading, ...]) -> None:
+    def _note_for_log(self, readings: tuple[Reading, ...]) -> None:
         for device, reading in enumerate(readings):
-            if reading.others is not None:
-                self._others[device] = reading.others
             for what, value in reading._asdict().items():
                 if value is not None:
                     name = f"memory_GiB/{self._meter.names[device]}/{what}"

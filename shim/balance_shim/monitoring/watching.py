@@ -34,6 +34,12 @@ def saw_batch(trainer: Any, inputs: Any) -> None:
             monitor.guarded(monitor.batch, inputs)
 
 
+def monitor_of(trainer: Any) -> Monitor | None:
+    """Return what watches `trainer`, if anything does."""
+    monitor, _ = _monitors.get(trainer, (None, None))
+    return monitor
+
+
 def end(trainer: Any) -> None:
     """Stop watching, and leave the trainer as it was."""
     monitor, callback = _monitors.pop(trainer, (None, None))

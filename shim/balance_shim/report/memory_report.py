@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from html import escape
 
 from ..monitoring.history import History
-from ..units import GIB, format_size, gib
+from ..units import GIB, format_size
 from .table import table
 
 # Told apart by people who do not see all colours alike (Okabe and Ito); repeated with other dashes beyond eight.
@@ -15,22 +15,21 @@ WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 960, 440, 76, 210, 40, 52
 def predicted_and_measured(history: History, predicted: Mapping[str, int]) -> str:
     """Return a row a device: predicted and measured peak of the steps, by how much they differ, and what others had."""
     measured, others = history.highest("peaks"), history.highest("others")
-    largest = max((*measured, *predicted.values(), *history.totals))
     rows = []
     for name, peak, used, total in zip(history.names, measured, others, history.totals, strict=True):
         planned = predicted.get(name)
         rows.append(
             [
                 name,
-                "" if planned is None else gib(planned, largest),
-                gib(peak, largest),
+                "" if planned is None else format_size(planned),
+                format_size(peak),
                 "" if not planned else f"{(peak - planned) / planned:+.1%}",
-                gib(used, largest),
-                gib(total, largest),
+                format_size(used),
+                format_size(total),
             ]
         )
     header = ["device", "predicted peak", "measured", "difference", "used by others", "of"]
-    return f"memory of this training (GiB):\n{table(header, rows)}"
+    return f"memory of this training:\n{table(header, rows)}"
 
 
 def picture(history: History, predicted: Mapping[str, int]) -> str:

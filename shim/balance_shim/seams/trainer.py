@@ -1,6 +1,7 @@
 """Seam 2b, `transformers.trainer`: here the workload is known, and the loss must find its way between devices."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from .. import devices, log, state
@@ -43,13 +44,15 @@ def _around_train(original: Callable[..., Any]) -> Callable[..., Any]:
         attempt("planning for the real workload", _prepare, self, instead="training goes on with the map it has")
         attempt("watching memory", _watch, self, instead="nothing is watched")
         try:
-            return original(self, *args, **kwargs)
-        except Exception as failure:
-            if is_out_of_memory(failure):
-                attempt("explaining the out-of-memory", _explain, self, failure, instead="here is the error itself")
+            result = original(self, *args, **kwargs)
+        except BaseException as failure:
+            with suppress(Exception):  # nothing of ours, also under BALANCE_STRICT, takes the place of this failure
+                if is_out_of_memory(failure):
+                    attempt("explaining the out-of-memory", _explain, self, failure, instead="here is the error")
+                attempt("watching memory", watching.end, self, instead="its last lines are missing")
             raise
-        finally:
-            attempt("watching memory", watching.end, self, instead="its last lines are missing")
+        attempt("watching memory", watching.end, self, instead="its last lines are missing")
+        return result
 
     return train
 
