@@ -19,6 +19,7 @@ BAD_VALUES = {
     "BALANCE_TUNING": ["qlora-ish", "none"],
     "BALANCE_OPTIMIZER": ["adam", "my_optimizer"],
     "BALANCE_GRADIENT_CHECKPOINTING": ["2", "some"],
+    "BALANCE_MONITOR": ["maybe", "2", "all"],
     "BALANCE_REPORT": ["/dev/null/folder/x", "/etc/hostname"],
     "BALANCE_SIMULATE": ["4", "0x1GiB", "4x", "x24GiB", "100x1GiB", "4x24GiB:sizes", "+"],
     "BALANCE_CACHE": ["/etc/hostname"],

@@ -325,8 +325,9 @@ def _what_fits(scene: _Scene, trainer: Any) -> list[str]:
         lines.append(f"{had} {'map' if scene.planned is None or scene.planned.mode == 'map' else 'plan'} was wrong")
         remedies.append((_written(scene, trainer), scene.better))
     if scene.better is not None:
+        workload, is_ours = scene.better.workload, scene.planned is not None
         changed = planner.remedies_that_fit(scene.better, scene.request)
-        remedies += [(_setting(remedy, scene.better.workload), remedy.plan) for remedy in changed]
+        remedies += [(_setting(remedy, workload, is_ours), remedy.plan) for remedy in changed]
     for number, (setting, plan) in enumerate(remedies[:MOST_REMEDIES], 1):
         worst = plan.worst
         predicted = f"{format_size(worst.predicted_peak)} of {format_size(worst.capacity)} on {worst.name}"
@@ -359,13 +360,14 @@ def _written(scene: _Scene, trainer: Any) -> str:
     return f"BALANCE_DEVICE_MAP={value}"
 
 
-def _setting(remedy: planner.Remedy, workload: Workload) -> str:
+def _setting(remedy: planner.Remedy, workload: Workload, is_ours: bool) -> str:
     """Return a remedy as what to set: a variable where there is one in this version, else words for the script."""
     variables = {variable.name for variable in VARIABLES}
     parts = []
     for field, value in remedy.changes.items():
         if field == "gradient_checkpointing":
-            parts.append("BALANCE_GRADIENT_CHECKPOINTING=1")
+            # The variable acts on models that the shim has placed.
+            parts.append("BALANCE_GRADIENT_CHECKPOINTING=1" if is_ours else "gradient_checkpointing=True in the script")
         elif field == "batch_size":
             times = workload.accumulation * max(1, workload.batch_size // value)
             parts.append(

@@ -20,7 +20,7 @@ OTHERS_GROWN = 0.05  # what others have taken since; lazily loaded kernels and c
 FRAGMENTED = 0.1  # what the allocator holds beyond any peak so far, ...
 FRAGMENTING = 0.02  # ... and what of it a window must have added
 CACHED, SQUEEZED, CACHED_STEPS = 0.2, 0.05, 10  # unused by steps for so long, while so little is free
-LONG_BATCH, BATCHES_BEFORE = 3, 5  # times as large as all before, of which there must be some
+LONG_BATCH, BATCHES_BEFORE = 4, 10  # times as large as all before, of which there must be some
 FULL = 0.92  # of what others leave: what makes growing batches worth a line
 HISTORY = 700  # steps looked back for the beginning of a rise; the longest window has 640
 
@@ -126,10 +126,11 @@ class Growth:
         worst = max(range(len(rates)), key=lambda device: (rates[device] or 0) / self._totals[device])
         first = began([floors[worst] for _, floors, _ in self._history])
         since, before = self._history[first][0], self._history[max(0, first - 1)][1]
+        growing = len(self._history) - max(1, first)
         grown = [now.allocated - then for now, then in zip(step.readings, before, strict=True)]
         devices = tuple(device for device, size in enumerate(grown) if size >= KEPT * self._totals[device] / 4)
         devices = devices or (worst,)
-        rate = rates[worst] or 0
+        rate = max(1.0, grown[worst] / growing)
         # What a step needs on top of what stays is free again at its end.
         reading = step.readings[worst]
         room = self._totals[worst] - self._others[worst] - reading.allocated - (reading.peak - reading.allocated)

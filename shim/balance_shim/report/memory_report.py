@@ -53,17 +53,15 @@ def picture(history: History, predicted: Mapping[str, int]) -> str:
         f'<text x="{LEFT}" y="22" font-size="14">Peak memory of each device, by step</text>',
     ]
     unit, scale = ("GiB", GIB) if top >= GIB else ("MiB", GIB / 1024)
-    for value in _ticks(top / scale):
+    for value in _ticks(0, top / scale):
         height = y(value * scale)
         parts.append(_line(LEFT, height, WIDTH - RIGHT, height, "#dddddd"))
         parts.append(f'<text x="{LEFT - 8}" y="{height + 4:.1f}" text-anchor="end">{value:g}</text>')
-    for value in _ticks(last - first):
-        if float(value).is_integer():
-            place = x(first + value)
+    for value in _ticks(first, last):
+        if value.is_integer():
+            place = x(value)
             parts.append(_line(place, HEIGHT - BOTTOM, place, HEIGHT - BOTTOM + 5, "black"))
-            parts.append(
-                f'<text x="{place:.1f}" y="{HEIGHT - BOTTOM + 20}" text-anchor="middle">{first + value:g}</text>'
-            )
+            parts.append(f'<text x="{place:.1f}" y="{HEIGHT - BOTTOM + 20}" text-anchor="middle">{value:.0f}</text>')
     parts.append(_line(LEFT, HEIGHT - BOTTOM, WIDTH - RIGHT, HEIGHT - BOTTOM, "black"))
     parts.append(_line(LEFT, TOP, LEFT, HEIGHT - BOTTOM, "black"))
     middle = (LEFT + WIDTH - RIGHT) / 2
@@ -77,7 +75,8 @@ def picture(history: History, predicted: Mapping[str, int]) -> str:
         parts.append(_line(LEFT, y(total), WIDTH - RIGHT, y(total), "#555555", "7 4"))
         parts.append(f'<text x="{WIDTH - RIGHT - 4}" y="{y(total) - 5:.1f}" text-anchor="end" fill="#555555">'
                      f"capacity {format_size(total)}</text>")  # fmt: skip
-    legend = TOP + 8
+    parts.append(f'<text x="{WIDTH - RIGHT + 14}" y="{TOP + 4}" fill="#555555">highest peak</text>')
+    legend = TOP + 22
     for position, name in enumerate(history.names):
         colour = COLOURS[position % len(COLOURS)]
         points = " ".join(f"{x(point.step):.1f},{y(point.peaks[position]):.1f}" for point in history.points)
@@ -105,15 +104,9 @@ def _line(x1: float, y1: float, x2: float, y2: float, colour: str, dashes: str =
     )
 
 
-def _ticks(most: float) -> list[float]:
-    """Return up to eight round numbers from 0 to `most`."""
-    power = 10.0
-    while power > most:
-        power /= 10
-    while power * 10 <= most:
-        power *= 10
-    for factor in (0.1, 0.2, 0.5, 1, 2, 5):
-        if most / (factor * power) <= 8:
-            distance = factor * power
-            return [round(distance * number, 9) for number in range(int(most / distance) + 1)]
-    return [0.0]
+def _ticks(least: float, most: float) -> list[float]:
+    """Return up to nine round numbers from `least` to `most`."""
+    power = 10.0 ** (len(str(int((most - least) * 1000))) - 5)  # a little below a tenth of the range
+    distance = next(factor * power for factor in (1, 2, 5, 10, 20, 50, 100) if (most - least) / (factor * power) <= 8)
+    first = -int(-least // distance)
+    return [round(distance * number, 9) for number in range(first, int(most / distance) + 1)]
