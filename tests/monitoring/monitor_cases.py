@@ -90,7 +90,7 @@ class World(TrainerCallback):
 def train(
     trainer_class=Trainer,
     lengths=(24,) * 8,
-    steps=16,
+    steps=12,
     callbacks=(),
     device_map="auto",
     evaluation=0,
@@ -174,10 +174,10 @@ case("healthy")
 case("varied, accumulated, evaluated", lengths=(8, 64, 16, 40, 24, 56, 12, 32), gradient_accumulation_steps=2,
      evaluation=4)  # fmt: skip
 case("keeps losses", callbacks=[KeepsLosses()], steps=18)
-case("keeps states", callbacks=[KeepsStates()], lengths=(64,) * 8)
+case("keeps states", callbacks=[KeepsStates()], lengths=(64,) * 8, steps=13)
 case("long batch", lengths=(16,) * 23 + (240,), steps=24, batch=1)
-case("second process", callbacks=[World(8, 2, 3 * MIB)])
-case("half full", others={1: 4 * MIB})
+case("second process", callbacks=[World(5, 2, 3 * MIB)], steps=9)
+case("half full", others={1: 4 * MIB}, steps=3)
 case("finds a batch size", trainer_class=TakesLess, batch=8, steps=2, auto_find_batch_size=True)
 case("memory runs out: long batch", lengths=(16,) * 23 + (1500,), steps=24, batch=1)
 environ = {"BALANCE_DEVICE_MAP": json.dumps(user_map())}

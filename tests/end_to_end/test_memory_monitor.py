@@ -1,0 +1,58 @@
+"""Unmodified scripts with BALANCE_MONITOR=1, and on devices that are too small, with Trainer and with TRL."""
+
+import json
+
+import pytest
+
+from tests.end_to_end.run import SHIM, run_script
+from tests.end_to_end.test_trainers import trl_arguments
+
+pytestmark = pytest.mark.slow
+
+WATCHED = {"BALANCE_SIMULATE": "4x2GiB", "BALANCE_MODE": "balanced", "BALANCE_MONITOR": "1"}
+
+
+def record_of(folder):
+    return [json.loads(line) for line in (folder / "report" / "memory.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def arguments(tiny, text):
+    return ["--model", str(tiny), "--data", str(text), "--accumulation", "2", "--save"]
+
+
+@pytest.fixture(scope="module", params=["plain_trainer.py", "trl_sft.py"])
+def watched(request, arguments, tmp_path_factory):
+    """(script, its arguments, what came of it, the folder that it wrote to)"""
+    words = trl_arguments(arguments) if request.param.startswith("trl") else arguments
+    folder = tmp_path_factory.mktemp("watched")
+    return request.param, words, run_script(request.param, words, folder, WATCHED, SHIM).expect_success(), folder
+
+
+def test_a_script_is_watched(watched):
+    """Each step is on record with its tokens, prediction stands beside measurement, and nothing is alarming."""
+    _, _, outcome, folder = watched
+    record = record_of(folder)
+    assert [line["step"] for line in record] == [1, 2, 3, 4] and not any("findings" in line for line in record)
+    assert {line["tokens"] for line in record} == {2 * 2 * 128}
+    for index, peak in enumerate(outcome.peaks):
+        figures = [line["devices"][f"npu:{index}"] for line in record]
+        assert 0 < max(each["peak"] for each in figures) <= peak
+    assert "memory of this training" in outcome.stderr and "memory of this training" not in outcome.stdout
+    assert (folder / "report" / "memory.svg").read_text().startswith("<svg")
+    assert "balance_shim: warning" not in outcome.stderr and "already one" not in outcome.stderr
+    state = json.loads(next((folder / "output").glob("checkpoint-*/trainer_state.json")).read_text())
+    assert set(state["stateful_callbacks"]) == {"TrainerControl"}
+
+
+def test_memory_that_runs_out_is_explained(watched, tmp_path):
+    """Device, phase and remedies are said on standard error before the script's own traceback."""
+    script, words, outcome, _ = watched
+    small = {"BALANCE_SIMULATE": f"4x{int(0.8 * max(outcome.peaks)) // 1024}KiB", "BALANCE_MODE": "balanced"}
+    outcome = run_script(script, words, tmp_path, small, SHIM)
+    assert outcome.exit_code == 1 and "out of memory" not in outcome.stdout
+    said, _, rest = outcome.stderr.partition("balance_shim: error: out of memory on npu:")
+    assert "torch.OutOfMemoryError" not in said and " pass" in rest.partition("\n")[0]
+    assert "measured" in rest and "remedy 1: " in rest, outcome.tail()
+    assert "OutOfMemoryError: Simulated device out of memory." in rest
+    assert not (tmp_path / "report" / "memory.jsonl").exists()
