@@ -1,6 +1,7 @@
 """Unmodified scripts with BALANCE_MONITOR=1, and on devices that are too small, with Trainer and with TRL."""
 
 import json
+import textwrap
 
 import pytest
 
@@ -56,3 +57,37 @@ def test_memory_that_runs_out_is_explained(watched, tmp_path):
     assert "measured" in rest and "remedy 1: " in rest, outcome.tail()
     assert "OutOfMemoryError: Simulated device out of memory." in rest
     assert not (tmp_path / "report" / "memory.jsonl").exists()
+
+
+LOGS_TO_TENSORBOARD = """
+import sys
+from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
+
+model, output = sys.argv[1], sys.argv[sys.argv.index("--output") + 1]
+rows = [{"input_ids": [5 + row] * 16, "labels": [5 + row] * 16} for row in range(16)]
+arguments = TrainingArguments(output_dir=output, max_steps=4, logging_steps=2, save_strategy="no",
+                              report_to=["tensorboard"], disable_tqdm=True)
+Trainer(model=AutoModelForCausalLM.from_pretrained(model, device_map="auto"), args=arguments,
+        train_dataset=rows).train()
+"""
+
+
+@pytest.mark.swift  # the one environment that has tensorboard
+def test_tensorboard_has_memory_beside_the_loss(tiny, tmp_path):
+    """In the run's own event file, and no second one, there is each device's memory at the steps of the logs."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    script = tmp_path / "script.py"
+    script.write_text(textwrap.dedent(LOGS_TO_TENSORBOARD))
+    folder = tmp_path / "run"
+    logs = {"TENSORBOARD_LOGGING_DIR": str(folder / "logs"), "BALANCE_REPORT": "text"}
+    run_script(script, [str(tiny)], folder, {**WATCHED, **logs}, SHIM).expect_success()
+    files = list(tmp_path.rglob("events.out.tfevents.*"))
+    assert len(files) == 1
+    events = EventAccumulator(str(files[0].parent)).Reload()
+    assert "train/loss" in events.Tags()["scalars"]
+    for index in range(4):
+        scalars = events.Scalars(f"memory_GiB/npu:{index}/peak")
+        assert [each.step for each in scalars] == [2, 4] and all(0 < each.value < 2 for each in scalars)
+    # Without a report folder the record is in the Trainer's.
+    assert len((folder / "output" / "memory.jsonl").read_text().splitlines()) == 4

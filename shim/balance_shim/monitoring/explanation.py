@@ -83,6 +83,8 @@ def explain(trainer: Any, model: Any, plan: Plan | None, failure: BaseException,
     kind = devices.accelerator_type()
     if kind is None or not log.is_first_process():
         return
+    if plan is None and hasattr(model, "get_base_model"):  # PEFT's; a map has the names of the model inside
+        model = model.get_base_model()
     place = place_of(failure, model)
     mine = watched_devices(trainer, plan) if trainer.args.world_size > 1 else None
     meter = Meter(*mine) if mine is not None else Meter(kind, range(devices.count()))
@@ -124,15 +126,16 @@ def _planned(scene: _Scene, trainer: Any, model: Any, loss_on_first: bool) -> _S
         trains=lambda _, parameter: parameter.requires_grad,
         batch=None if inputs is None else {name: _on_host(each) for name, each in inputs.items()},
         loss_on_first=loss_on_first,
+        selective=scene.planned is not None and scene.planned.recomputed is not None,
         cache=cache.folder_of(settings.cache),
     )
-    costed = planner.cost(request)
+    costed, recomputed = planner.costed_for(request)
     device_map = scene.planned.device_map if scene.planned is not None else _map_of(model, usable)
     actual = None if device_map is None else evaluate("map", costed, device_map, usable)
     if actual is not None and scene.kept is None:
         costed = _corrected(costed, actual, scene)
     try:
-        better = planner.solved(request, costed, None)
+        better = planner.solved(request, costed, recomputed)
     except DoesNotFit:
         better = None
     return replace(scene, actual=actual, better=better, request=request)
