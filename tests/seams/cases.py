@@ -11,10 +11,13 @@ from tests.processes import REPOSITORY, SHIM, python
 START = "import balance_shim, runpy, sys; sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0])"
 
 
-def results_of(script: "str | Path", model: Path, folder: Path) -> dict[str, Any]:
-    """Return what `script`, a file of this folder unless its path is absolute, wrote to a file in `folder`."""
+def results_of(script: "str | Path", model: Path, folder: Path, **more: str) -> dict[str, Any]:
+    """Return what `script`, a file of this folder unless its path is absolute, wrote to a file in `folder`.
+
+    `more` are variables of its environment beside, or instead of, the usual ones.
+    """
     result = folder / "results.json"
-    variables = {**OFFLINE, "BALANCE_SIMULATE": "4x1GiB", "BALANCE_MODE": "off"}
+    variables = {**OFFLINE, "BALANCE_SIMULATE": "4x1GiB", "BALANCE_MODE": "off", **more}
     words = [str(Path(__file__).parent / script), str(model), str(result)]
     done = python("-c", START, *words, paths=(SHIM, REPOSITORY), timeout=600, **variables)
     assert done.returncode == 0, done.stderr[-4000:]

@@ -106,3 +106,16 @@ def test_threads_may_use_it_at_once():
     for thread in threads:
         thread.join()
     assert book.live(0) == 0
+
+
+def test_room_that_others_and_fragmentation_take():
+    """It is not free, is refused to tensors, counts as reserved where it is our allocator's, and can be given back."""
+    book, tensor = ledger(MIB, MIB), torch.empty(MIB // 8)  # half of a device
+    book.occupy(0, others=MIB // 4)
+    book.occupy(0, unusable=MIB // 2)
+    assert book.free(0) == MIB // 4 and book.reserved(0) == MIB // 2 and book.live(0) == 0 and book.free(1) == MIB
+    with pytest.raises(torch.OutOfMemoryError, match=r"256\.0 KiB is free"):
+        book.hold(tensor, 0)
+    book.occupy(0, others=0, unusable=0)
+    book.hold(tensor, 0)
+    assert book.free(0) == MIB // 2 == book.reserved(0)

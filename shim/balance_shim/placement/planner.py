@@ -206,6 +206,23 @@ def what_would_fit(plan: Plan, request: Request) -> list[str]:
         plan: a balanced plan that does not fit.
         request: what it was made for.
     """
+    return [
+        f"{remedy.phrase} (worst device {format_size(remedy.plan.worst.predicted_peak)})"
+        for remedy in remedies_that_fit(plan, request)
+    ]
+
+
+@dataclass(frozen=True)
+class Remedy:
+    """A change of the workload under which everything fits: in words, as fields of `Workload`, and its plan."""
+
+    phrase: str
+    changes: dict[str, Any]
+    plan: Plan
+
+
+def remedies_that_fit(plan: Plan, request: Request) -> list[Remedy]:
+    """Return the changes of the workload under which everything fits, the mildest first; see `what_would_fit`."""
     found = []
     for phrase, changes in _remedies(plan.workload, request.may_chunk):
         changed = replace(request, workload=replace(plan.workload, **changes))
@@ -216,7 +233,7 @@ def what_would_fit(plan: Plan, request: Request) -> list[str]:
         costed = cost(changed)
         candidate = evaluate("balanced", costed, balance(costed, request.devices), request.devices)
         if not candidate.shortfall:
-            found.append(f"{phrase} (worst device {format_size(candidate.worst.predicted_peak)})")
+            found.append(Remedy(phrase, changes, candidate))
     return found
 
 

@@ -1,10 +1,12 @@
 """Seam 2b, `transformers.trainer`: here the workload is known, and the loss must find its way between devices."""
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import Any
 
 from .. import devices, log, state
+from ..monitoring import watching
+from ..monitoring.out_of_memory import is_out_of_memory
 from ..report import plan_report
 from ..training.chunked_loss import step_context
 from ..training.second_pass import second_pass
@@ -46,7 +48,17 @@ def _around_train(original: Callable[..., Any]) -> Callable[..., Any]:
             insist("preparing the training with ZeRO-3", engine.prepare, self)
         else:
             attempt("planning for the real workload", _prepare, self, instead="training goes on with the map it has")
-        return original(self, *args, **kwargs)
+        attempt("watching memory", _watch, self, instead="nothing is watched")
+        try:
+            result = original(self, *args, **kwargs)
+        except BaseException as failure:
+            with suppress(Exception):  # nothing of ours, also under BALANCE_STRICT, takes the place of this failure
+                if is_out_of_memory(failure):
+                    attempt("explaining the out-of-memory", _explain, self, failure, instead="here is the error")
+                attempt("watching memory", watching.end, self, instead="its last lines are missing")
+            raise
+        attempt("watching memory", watching.end, self, instead="its last lines are missing")
+        return result
 
     return train
 
@@ -77,6 +89,7 @@ def _around_batch_samples(original: Callable[..., Any]) -> Callable[..., Any]:
 
 def _around_step(original: Callable[..., Any]) -> Callable[..., Any]:
     def training_step(self: Any, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        watching.saw_batch(self, inputs)
         if session.is_wanted():
             with engine.watched(self, inputs):
                 return original(self, model, inputs, *args, **kwargs)
@@ -129,6 +142,20 @@ def _prepare(trainer: Any) -> None:
         plan_report.show(outcome.plan, report, files)
     elif files is not None:
         plan_report.write(outcome.plan, report, files)
+
+
+def _watch(trainer: Any) -> None:
+    placed = known.placed(trainer.model)
+    watching.begin(trainer, None if placed is None else placed[1].plan)
+
+
+def _explain(trainer: Any, failure: BaseException) -> None:
+    from ..monitoring import explanation  # only where it is needed
+
+    placed = known.placed(trainer.model)
+    plan = None if placed is None else placed[1].plan
+    model = trainer.model if placed is None else placed[0]
+    explanation.explain(trainer, model, plan, failure, computes_loss_on_first_device(model))
 
 
 def _say_unused(trainer: Any) -> None:

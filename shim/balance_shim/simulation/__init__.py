@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from .installation import Installation
 
 __all__ = [
-    "SimulationSpec", "install", "is_active", "parse_spec", "report_at_exit", "reset_peaks", "usage",
+    "SimulationSpec", "install", "is_active", "occupy", "parse_spec", "report_at_exit", "reset_peaks", "usage",
 ]  # fmt: skip
 
 _installation: Installation | None = None
@@ -65,6 +65,15 @@ def reset_peaks() -> None:
     if _installation is not None:
         for index in range(len(usage())):
             _installation.machine.ledger.reset_peak(index)
+
+
+def occupy(index: int, others: int | None = None, unusable: int | None = None) -> None:
+    """Take room on simulated device `index`: bytes of other processes, or what the allocator has and cannot use.
+
+    Nothing in a training does that here by itself; it is for trying out what happens then.
+    """
+    if _installation is not None:
+        _installation.machine.ledger.occupy(index, others, unusable)
 
 
 def report_at_exit() -> None:

@@ -118,10 +118,13 @@ def make_module(machine: Machine) -> types.ModuleType:
 
     def mem_get_info(device=None):
         index = index_of(device)
-        return ledger.capacities[index] - ledger.live(index), ledger.capacities[index]
+        return ledger.free(index), ledger.capacities[index]
 
     def memory_allocated(device=None):
         return ledger.live(index_of(device))
+
+    def memory_reserved(device=None):
+        return ledger.reserved(index_of(device))
 
     def max_memory_allocated(device=None):
         return ledger.peak(index_of(device))
@@ -131,8 +134,9 @@ def make_module(machine: Machine) -> types.ModuleType:
 
     def memory_stats(device=None):
         live, peak = memory_allocated(device), max_memory_allocated(device)
+        unusable = memory_reserved(device) - live
         return OrderedDict(
-            (f"{kind}_bytes.all.{what}", value)
+            (f"{kind}_bytes.all.{what}", value + (unusable if kind == "reserved" else 0))
             for kind in ("active", "allocated", "reserved")
             for what, value in (("current", live), ("peak", peak))
         )
@@ -179,9 +183,9 @@ def make_module(machine: Machine) -> types.ModuleType:
         "initial_seed": torch.default_generator.initial_seed,
     }  # fmt: skip
     memory_functions = {
-        "mem_get_info": mem_get_info, "memory_allocated": memory_allocated, "memory_reserved": memory_allocated,
+        "mem_get_info": mem_get_info, "memory_allocated": memory_allocated, "memory_reserved": memory_reserved,
         "max_memory_allocated": max_memory_allocated, "max_memory_reserved": max_memory_allocated,
-        "memory_cached": memory_allocated, "max_memory_cached": max_memory_allocated, "memory_stats": memory_stats,
+        "memory_cached": memory_reserved, "max_memory_cached": max_memory_allocated, "memory_stats": memory_stats,
         "reset_peak_memory_stats": reset_peak_memory_stats, "reset_max_memory_allocated": reset_peak_memory_stats,
         "reset_accumulated_memory_stats": nothing, "empty_cache": nothing,
         "set_per_process_memory_fraction": nothing, "memory_summary": memory_summary,

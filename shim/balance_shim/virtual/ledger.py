@@ -46,6 +46,8 @@ class Ledger:
         self.capacities = capacities
         self._live = [0] * len(names)
         self._peak = [0] * len(names)
+        self._others = [0] * len(names)
+        self._unusable = [0] * len(names)
         self._blocks: dict[int, _Block] = {}
         self._dead: deque[_Block] = deque()
         self._lock = threading.Lock()  # transformers fills a model from several threads
@@ -96,6 +98,25 @@ class Ledger:
         self._settle()
         self._peak[index] = self._live[index]
 
+    def occupy(self, index: int, others: int | None = None, unusable: int | None = None) -> None:
+        """Take room on device `index` that no tensor of this process has: by other processes, or by fragmentation.
+
+        Args:
+            others: bytes that other processes use from now on.
+            unusable: bytes that the allocator has reserved from now on and cannot use; None leaves each as it is.
+        """
+        if others is not None:
+            self._others[index] = others
+        if unusable is not None:
+            self._unusable[index] = unusable
+
+    def reserved(self, index: int) -> int:
+        """Return the bytes that the allocator of this process has: live ones, and those it cannot use."""
+        return self.live(index) + self._unusable[index]
+
+    def free(self, index: int) -> int:
+        return max(0, self.capacities[index] - self.reserved(index) - self._others[index])
+
     def usage(self) -> tuple[DeviceUsage, ...]:
         self._settle()
         return tuple(map(DeviceUsage, self.names, self.capacities, self._live, self._peak))
@@ -118,7 +139,7 @@ class Ledger:
             self._peak[index] = self._live[index]
 
     def _check(self, size: int, index: int) -> None:
-        free = self.capacities[index] - self._live[index]
+        free = max(0, self.capacities[index] - self._live[index] - self._others[index] - self._unusable[index])
         if size > free:
             # The words " out of memory." are what accelerate and others look for before they try a smaller batch.
             raise torch.OutOfMemoryError(

@@ -1,0 +1,29 @@
+"""How large a micro-batch is: read from the shapes of the inputs, which needs no look at the device."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+
+class BatchSize(NamedTuple):
+    """Rows and tokens a row (padding included; 0 where there are no `input_ids`), elements and bytes of all inputs."""
+
+    rows: int = 0
+    row_tokens: int = 0
+    elements: int = 0
+    bytes: int = 0
+
+    @property
+    def tokens(self) -> int:
+        return self.rows * self.row_tokens
+
+
+def size_of(inputs: Any) -> BatchSize:
+    """Return the size of what a `training_step` gets; all zero where that is no dict of tensors."""
+    if not isinstance(inputs, Mapping):
+        return BatchSize()
+    tensors = [each for each in inputs.values() if hasattr(each, "numel") and hasattr(each, "element_size")]
+    ids = inputs.get("input_ids")
+    shape = tuple(getattr(ids, "shape", ()))
+    rows, row_tokens = shape if len(shape) == 2 else (1, shape[0]) if len(shape) == 1 else (0, 0)
+    elements = sum(each.numel() for each in tensors)
+    return BatchSize(int(rows), int(row_tokens), elements, sum(each.numel() * each.element_size() for each in tensors))

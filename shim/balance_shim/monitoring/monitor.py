@@ -1,0 +1,236 @@
+"""`BALANCE_MONITOR=1`: one training watched, from its first step to its end."""
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from .. import devices, log
+from ..placement.plan import Plan
+from ..report import memory_report
+from ..seams.guard import attempt
+from ..settings import Settings
+from .batch import BatchSize, size_of
+from .files import Lines, folder_for, free_name
+from .growth import Finding, Growth, Step
+from .history import History
+from .kept import Kept, search
+from .makers import Makers
+from .others import processes_on
+from .readings import Meter, Reading
+
+# The part of the training's time that asking drivers for free memory may take; with it they are asked less often.
+BUDGET = 0.001
+
+
+class Monitor:
+    """Watches one call of `Trainer.train`.
+
+    Any failure in here ends the watching with one warning, and the training goes on.
+    """
+
+    def __init__(self, trainer: Any, meter: Meter, plan: Plan | None, settings: Settings) -> None:
+        self._trainer, self._meter, self._plan, self._settings = trainer, meter, plan, settings
+        self._growth = Growth(meter.names, meter.totals)
+        rank = int(getattr(trainer.args, "process_index", 0))
+        self._stem = f"memory-rank{rank}" if rank else "memory"
+        self._folder = folder_for(settings.report, trainer.args.output_dir)
+        self._lines = Lines(self._folder, self._stem)
+        self._history = History(meter.names, meter.totals)
+        self._batches: list[BatchSize] = []
+        self._disturbed = False  # whether something other than steps may have used the devices since the last step
+        self._pending: Finding | None = None
+        self._kept: Finding | None = None
+        self._makers: Makers | None = None
+        self._since_log: dict[str, int] = {}
+        self._ask_again = 0.0  # when drivers may be asked again
+        self._between: tuple[int, ...] | None = None
+        self._step_began = time.perf_counter()
+        self.spent = 0.0  # seconds in here
+        self.steps = 0
+        self.running = True
+
+    def guarded(self, what: Callable[..., None], *args: Any) -> None:
+        """Do `what`, unless watching has ended; a failure ends it."""
+        if not self.running:
+            return
+        began = time.perf_counter()
+        done = attempt("watching memory", _done, what, args, default=False, instead="nothing is watched any more")
+        self.spent += time.perf_counter() - began
+        if not done:
+            self.running = False
+            if self._makers is not None:
+                attempt("watching memory", self._makers.stop)
+
+    def train_begin(self) -> None:
+        self._batches.clear()  # of an attempt before this one: the Trainer may look for a batch size by itself
+        self._meter.reset_peaks()
+        readings = self._meter.read()
+        for finding in self._growth.start(readings):
+            self._say(finding)
+
+    def step_begin(self) -> None:
+        self._step_began = time.perf_counter()
+        self._between = self._meter.peaks() if self._disturbed else None
+        self._disturbed = False
+        self._meter.reset_peaks()
+        if self._pending is not None and self._makers is None:
+            self._makers = Makers(self._trainer.model)
+            self._makers.start()
+
+    @property
+    def kept(self) -> Finding | None:
+        """What was found to be kept from step to step, if anything was."""
+        return self._kept
+
+    @property
+    def largest(self) -> int:
+        """Elements of the largest micro-batch of the steps so far."""
+        return self._growth.largest
+
+    def batch(self, inputs: Any) -> None:
+        """Take the inputs of a micro-batch."""
+        self._batches.append(size_of(inputs))
+
+    def disturbed(self) -> None:
+        """Note that an evaluation or a saving has used the devices between two steps."""
+        self._disturbed = True
+
+    def step_end(self, number: int) -> None:
+        seconds = time.perf_counter() - self._step_began
+        readings = self._read()
+        self._note_for_log(readings)
+        batches, self._batches = self._batches, []
+        largest = max(batches, key=lambda each: each.elements, default=BatchSize())
+        step = Step(
+            number, largest.elements, largest.tokens, sum(each.bytes for each in batches), readings, self._between
+        )
+        self.steps += 1
+        findings = self._growth.add(step)
+        said = [self._explained()] if self._makers is not None else []
+        for finding in findings:
+            if finding.kind == "kept":
+                self._kept = self._pending = finding  # said after the next step, which is looked at more closely
+            else:
+                said.append(finding)
+        for finding in said:
+            self._say(finding)
+        self._history.add(number, readings)
+        self._lines.add(self._entry(step, seconds, batches, said))
+
+    def logged(self) -> None:
+        """Write to the run's own TensorBoard what was highest since it was written to last."""
+        writer = _tensorboard(self._trainer)
+        if writer is not None:
+            for name, value in self._since_log.items():
+                writer.add_scalar(name, value / 2**30, self._trainer.state.global_step)
+        self._since_log.clear()
+
+    def finish(self) -> None:
+        """Say what is left to say, and write the picture. Whether the training ended or failed."""
+        if self._pending is not None:
+            self._say(self._explained())
+        if self._batches:  # a step that failed half-way
+            readings = self._meter.read()
+            number = self._trainer.state.global_step + 1
+            self._history.add(number, readings)
+            size = max(self._batches, key=lambda each: each.elements)
+            step = Step(number, size.elements, size.tokens, 0, readings)
+            entry = self._entry(step, time.perf_counter() - self._step_began, self._batches, [])
+            self._lines.add({**entry, "unfinished": True})
+        self._lines.close()
+        if not self._history.points or not log.is_first_process():
+            return
+        predicted = self._predicted()
+        if self._settings.report != "off":
+            log.info(memory_report.predicted_and_measured(self._history, predicted))
+            if self._lines.path:
+                log.info(f"memory of each step: {self._lines.path}")
+        if self._settings.report not in ("text", "off"):
+            path = free_name(self._settings.report, self._stem, "svg")
+            with open(path, "w", encoding="utf-8") as file:
+                file.write(memory_report.picture(self._history, predicted))
+
+    def _read(self) -> tuple[Reading, ...]:
+        """Return readings, with what others have as often as the budget allows."""
+        began = time.perf_counter()
+        readings = self._meter.read(with_others=began >= self._ask_again)
+        if readings[0].others is not None:
+            ended = time.perf_counter()
+            self._ask_again = ended + (ended - began) / BUDGET
+        return readings
+
+    def _explained(self) -> Finding:
+        """Return the pending finding with who keeps what, and where it was made."""
+        finding, makers = self._pending, self._makers
+        self._pending = self._makers = None
+        assert finding is not None
+        if makers is not None:
+            makers.stop()
+        kept: Kept | None = search(self._meter.kind, self._trainer.model, self._trainer.optimizer, self)
+        if kept is None:
+            return finding._replace(text=f"{finding.text}; no tensors that Python knows of are the reason")
+        made = makers.of(kept.tensors) if makers is not None else ""
+        return finding._replace(text=f"{finding.text}. {kept.describe()}{f'; {made}' if made else ''}")
+
+    def _say(self, finding: Finding) -> None:
+        text = finding.text
+        if finding.kind in ("occupied", "others"):
+            who = processes_on(self._meter.kind, self._meter.indices[finding.devices[0]])
+            text += f" ({who})" if who else ""
+        log.warning(text)
+
+    def _note_for_log(self, readings: tuple[Reading, ...]) -> None:
+        for device, reading in enumerate(readings):
+            for what, value in reading._asdict().items():
+                if value is not None:
+                    name = f"memory_GiB/{self._meter.names[device]}/{what}"
+                    self._since_log[name] = max(value, self._since_log.get(name, 0))
+
+    def _predicted(self) -> Mapping[str, int]:
+        if self._plan is None:
+            return {}
+        return {device.name: device.predicted_peak for device in self._plan.devices}
+
+    def _entry(self, step: Step, seconds: float, batches: list[BatchSize], said: list[Finding]) -> dict[str, Any]:
+        entry: dict[str, Any] = {
+            "step": step.number,
+            "seconds": round(seconds, 6),
+            "tokens": sum(each.tokens for each in batches),
+            "micro_batches": [[each.rows, each.row_tokens] for each in batches],
+            "devices": {
+                name: reading._asdict() for name, reading in zip(self._meter.names, step.readings, strict=True)
+            },
+        }
+        if said:
+            entry["findings"] = [{"kind": each.kind, "since": each.step, "text": each.text} for each in said]
+        return entry
+
+
+def _done(what: Callable[..., None], args: tuple[Any, ...]) -> bool:
+    what(*args)
+    return True
+
+
+def _tensorboard(trainer: Any) -> Any:
+    """Return the writer of transformers' TensorBoard callback, if this run has one."""
+    for callback in trainer.callback_handler.callbacks:
+        if type(callback).__name__ == "TensorBoardCallback":
+            return getattr(callback, "tb_writer", None)
+    return None
+
+
+def watched_devices(trainer: Any, plan: Plan | None) -> tuple[str, list[int]] | None:
+    """Return the type and indices of the devices that this training uses; None where there is no accelerator.
+
+    No others: to ask a device about its memory makes a context on it, which takes memory itself.
+    """
+    kind = devices.accelerator_type()
+    if kind is None:
+        return None
+    indices = {each.device.index or 0 for each in trainer.model.parameters() if each.device.type == kind}
+    home = trainer.args.device
+    if home.type == kind:
+        indices.add(home.index or 0)
+    if plan is not None:
+        indices |= {device.device.index for device in plan.devices}
+    return (kind, sorted(indices)) if indices else None

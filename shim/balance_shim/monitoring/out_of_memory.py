@@ -1,0 +1,103 @@
+"""Where a training ran out of memory: read from the exception and its traceback, after the fact.
+
+Nothing is noted while training runs, so that a step costs nothing more.
+"""
+
+import re
+from collections.abc import Iterator
+from types import FrameType
+from typing import Any, NamedTuple
+
+from ..units import parse_size
+from .batch import BatchSize, size_of
+
+_WANTED = re.compile(r"[Tt]ried to allocate ([\d.]+ ?[KMGT]?i?B(?:ytes)?)")
+# CUDA: "GPU 2 has a total capacity of"; NPU: "(NPU 2; 60.97 GiB total capacity"; simulated: "npu:2 has a total".
+_DEVICE = re.compile(r"\b(?:GPU|NPU|XPU|cuda|npu|xpu)[ :](\d+)(?= has a total|; )", re.IGNORECASE)
+
+
+class Place(NamedTuple):
+    """Where and when memory ran out.
+
+    Attributes:
+        device: the index of the device, if the message has it.
+        wanted: bytes asked for in vain; 0 where the message does not say.
+        phase: "forward pass", "backward pass", "optimizer step", "gradient clipping", "evaluation", or "training".
+        module: full name of the innermost module at work; "" where none was, as in most of a backward pass.
+        batch: the micro-batch in work; all zero where it is not to be seen.
+        inputs: that micro-batch itself, or None.
+    """
+
+    device: int | None
+    wanted: int
+    phase: str
+    module: str
+    batch: BatchSize
+    inputs: Any = None
+
+
+def is_out_of_memory(failure: BaseException) -> bool:
+    """Whether `failure` says that a device has no memory left; each platform has words, and some a class, for it."""
+    import torch
+
+    if isinstance(failure, getattr(torch, "OutOfMemoryError", torch.cuda.OutOfMemoryError)):
+        return True
+    text = str(failure).lower()
+    return isinstance(failure, RuntimeError) and ("out of memory" in text or "cublas_status_alloc_failed" in text)
+
+
+def place_of(failure: BaseException, model: Any) -> Place:
+    """Return where `failure`, an out-of-memory error, came from. `model` names the modules."""
+    text = str(failure)
+    wanted, device = _WANTED.search(text), _DEVICE.search(text)
+    phase, module, inputs = _read_frames(failure, model)
+    return Place(
+        None if device is None else int(device[1]),
+        0 if wanted is None else parse_size(wanted[1].replace("ytes", "")),
+        phase,
+        module,
+        size_of(inputs),
+        inputs,
+    )
+
+
+def _read_frames(failure: BaseException, model: Any) -> tuple[str, str, Any]:
+    """Return (phase, module, inputs of the micro-batch) by what was called, outermost first."""
+    import torch
+
+    names = {id(module): name for name, module in model.named_modules()}
+    phase, module, inputs = "training", "", None
+    for frame in _frames(failure):
+        function = frame.f_code.co_name
+        this: Any = frame.f_locals.get("self")
+        if function == "training_step" and "inputs" in frame.f_locals:
+            inputs = frame.f_locals["inputs"]
+        elif function in ("_run_epoch", "_inner_training_loop") and "inputs" in frame.f_locals:
+            inputs = frame.f_locals["inputs"]  # what training_step has let go of before the backward pass
+        elif function in ("evaluation_loop", "prediction_loop"):
+            phase, inputs = "evaluation", None
+        elif function == "prediction_step":
+            inputs = frame.f_locals.get("inputs")
+        elif function == "clip_grad_norm_":
+            phase = "gradient clipping"
+        elif function == "step" and isinstance(this, torch.optim.Optimizer):
+            phase = "optimizer step"
+        elif function == "backward" and _file(frame).endswith(("torch/_tensor.py", "torch/autograd/__init__.py")):
+            phase = "backward pass"
+        elif isinstance(this, torch.nn.Module) and id(this) in names:
+            module = names[id(this)]
+            phase = "forward pass" if phase == "training" else phase
+        elif function == "compute_loss" and phase == "training":
+            phase = "forward pass"
+    return phase, module, inputs
+
+
+def _frames(failure: BaseException) -> Iterator[FrameType]:
+    traceback = failure.__traceback__
+    while traceback is not None:
+        yield traceback.tb_frame
+        traceback = traceback.tb_next
+
+
+def _file(frame: FrameType) -> str:
+    return frame.f_code.co_filename.replace("\\", "/")

@@ -1,0 +1,77 @@
+"""What a device's memory is like at one moment, asked of its allocator and its driver, without waiting for the device.
+
+Only functions that all device modules of torch have are used: cuda (and ROCm), npu, xpu, and simulated devices.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+
+class Reading(NamedTuple):
+    """One device at the end of a step. Bytes.
+
+    Attributes:
+        allocated: in tensors now.
+        reserved: what the allocator of this process has from the device, used or not.
+        peak: the most in tensors at one time since the peaks were reset.
+        others: what neither is free nor reserved by us: other processes, and the runtime's own context. None where it
+            was not asked for.
+    """
+
+    allocated: int
+    reserved: int
+    peak: int
+    others: int | None = None
+
+
+class Meter:
+    """Reads some of the devices of one type.
+
+    Attributes:
+        names: as torch writes them, "cuda:1".
+        totals: bytes that each device has.
+    """
+
+    def __init__(self, kind: str, indices: Sequence[int]) -> None:
+        import torch
+
+        self._module: Any = torch.get_device_module(kind)
+        self.kind = kind
+        self.indices = tuple(indices)
+        self.names = tuple(f"{kind}:{index}" for index in self.indices)
+        self.totals = tuple(int(self._module.mem_get_info(index)[1]) for index in self.indices)
+        self._nested = hasattr(self._module, "memory_stats_as_nested_dict")
+
+    def read(self, with_others: bool = True) -> tuple[Reading, ...]:
+        """Return a reading of each device. Asking for `others` goes to the driver, which costs most of the time."""
+        return tuple(
+            self._read(index, total, with_others) for index, total in zip(self.indices, self.totals, strict=True)
+        )
+
+    def peaks(self) -> tuple[int, ...]:
+        """Return the most bytes in tensors on each device since the peaks were reset."""
+        return tuple(self._statistics(index)[2] for index in self.indices)
+
+    def reset_peaks(self) -> None:
+        for index in self.indices:
+            self._module.reset_peak_memory_stats(index)
+
+    def _read(self, index: int, total: int, with_others: bool) -> Reading:
+        allocated, reserved, peak = self._statistics(index)
+        others = None
+        if with_others:
+            others = max(0, total - int(self._module.mem_get_info(index)[0]) - reserved)
+        return Reading(allocated, reserved, peak, others)
+
+    def _statistics(self, index: int) -> tuple[int, int, int]:
+        """Return (allocated, reserved, peak): one question instead of three, and unsorted where that can be had."""
+        if self._nested:
+            nested = self._module.memory_stats_as_nested_dict(index)
+            if not nested:  # a device that this process has not touched yet
+                return 0, 0, 0
+            ours, held = nested["allocated_bytes"]["all"], nested["reserved_bytes"]["all"]
+            return ours["current"], held["current"], ours["peak"]
+        flat = self._module.memory_stats(index)
+        moments = (("allocated", "current"), ("reserved", "current"), ("allocated", "peak"))
+        allocated, reserved, peak = (flat.get(f"{what}_bytes.all.{when}", 0) for what, when in moments)
+        return allocated, reserved, peak

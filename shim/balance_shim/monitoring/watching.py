@@ -1,0 +1,75 @@
+"""The seam's side of this room: begins and ends what watches a training, and hands it what the Trainer does."""
+
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from .. import log, state
+from ..placement.plan import Plan
+from .monitor import Monitor, watched_devices
+from .readings import Meter
+
+_monitors: "WeakKeyDictionary[Any, tuple[Monitor, Any]]" = WeakKeyDictionary()
+
+
+def begin(trainer: Any, plan: Plan | None) -> None:
+    """Watch `trainer`, if the settings ask for it and there is something to watch."""
+    settings = state.settings()
+    if not settings.monitor:
+        return
+    watched = watched_devices(trainer, plan)
+    if watched is None:
+        log.once("info", "BALANCE_MONITOR=1: the model is on no accelerator, so there is no memory to watch")
+        return
+    monitor = Monitor(trainer, Meter(*watched), plan, settings)
+    callback = _callback(monitor)
+    trainer.add_callback(callback)
+    _monitors[trainer] = monitor, callback
+
+
+def saw_batch(trainer: Any, inputs: Any) -> None:
+    """Take the inputs of a micro-batch; nothing happens where nobody watches."""
+    if _monitors:
+        monitor, _ = _monitors.get(trainer, (None, None))
+        if monitor is not None:
+            monitor.guarded(monitor.batch, inputs)
+
+
+def monitor_of(trainer: Any) -> Monitor | None:
+    """Return what watches `trainer`, if anything does."""
+    monitor, _ = _monitors.get(trainer, (None, None))
+    return monitor
+
+
+def end(trainer: Any) -> None:
+    """Stop watching, and leave the trainer as it was."""
+    monitor, callback = _monitors.pop(trainer, (None, None))
+    if monitor is not None:
+        monitor.guarded(monitor.finish)
+        trainer.remove_callback(callback)
+
+
+def _callback(monitor: Monitor) -> Any:
+    from transformers import TrainerCallback
+
+    class MemoryMonitor(TrainerCallback):
+        """Has no state of its own for checkpoints, and changes no control."""
+
+        def on_train_begin(self, *_: Any, **__: Any) -> None:
+            monitor.guarded(monitor.train_begin)
+
+        def on_step_begin(self, *_: Any, **__: Any) -> None:
+            monitor.guarded(monitor.step_begin)
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            monitor.guarded(monitor.step_end, state.global_step)
+
+        def on_evaluate(self, *_: Any, **__: Any) -> None:
+            monitor.guarded(monitor.disturbed)
+
+        def on_save(self, *_: Any, **__: Any) -> None:
+            monitor.guarded(monitor.disturbed)
+
+        def on_log(self, *_: Any, **__: Any) -> None:
+            monitor.guarded(monitor.logged)
+
+    return MemoryMonitor()

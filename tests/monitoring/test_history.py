@@ -1,0 +1,53 @@
+"""The record of a whole training in bounded memory, its table and its picture."""
+
+import xml.etree.ElementTree as ET
+
+from balance_shim.monitoring.history import MOST_POINTS, History
+from balance_shim.monitoring.readings import Reading
+from balance_shim.report import memory_report
+
+GIB = 1 << 30
+
+
+def history(steps, highest_at=None):
+    found = History(["cuda:0", "cuda:1"], [24 * GIB, 24 * GIB])
+    for step in range(1, steps + 1):
+        peak = 20 * GIB if step == highest_at else 8 * GIB + step
+        found.add(step, [Reading(4 * GIB, 9 * GIB, peak, None if step % 2 else GIB), Reading(GIB, GIB, 2 * GIB, 0)])
+    return found
+
+
+def test_long_trainings_keep_their_peaks_in_few_points():
+    """Points are joined and not dropped: one high peak among a hundred thousand steps stays, in order."""
+    found = history(100_000, highest_at=77_777)
+    assert len(found.points) <= MOST_POINTS
+    assert found.highest("peaks") == (20 * GIB, 2 * GIB) and found.highest("others") == (GIB, 0)
+    steps = [point.step for point in found.points]
+    assert steps == sorted(set(steps)) and steps[-1] == 100_000
+
+
+def test_the_table_has_predicted_beside_measured():
+    """A row a device, with the difference as a part of the prediction; a device without a plan has blanks."""
+    text = memory_report.predicted_and_measured(history(5, highest_at=3), {"cuda:0": 16 * GIB})
+    first, second = text.splitlines()[2:]
+    assert first.split() == ["cuda:0", "16.0", "GiB", "20.0", "GiB", "+25.0%", "1.0", "GiB", "24.0", "GiB"]
+    assert second.split() == ["cuda:1", "2.0", "GiB", "0", "B", "24.0", "GiB"]
+
+
+def test_the_picture_is_whole():
+    """It is well-formed, all of it is inside, and has a line a device, dashed predictions, axes, units and a legend."""
+    for steps in (1, 2, 9, 3000):
+        root = ET.fromstring(memory_report.picture(history(steps), {"cuda:0": 16 * GIB, "cuda:1": 3 * GIB}))
+        name = "{http://www.w3.org/2000/svg}"
+        lines = root.findall(f"{name}polyline")
+        assert len(lines) == 2
+        for line in lines:
+            for pair in line.attrib["points"].split():
+                x, y = map(float, pair.split(","))
+                assert 0 <= x <= memory_report.WIDTH and 0 <= y <= memory_report.HEIGHT
+        texts = [text.text for text in root.iter(f"{name}text")]
+        assert {"optimizer step", "memory (GiB)", "capacity 24.0 GiB", "predicted, same colour"} <= set(texts)
+        assert any(text.startswith("cuda:1: 2.0 GiB") for text in texts)
+        dashed = [line for line in root.iter(f"{name}line") if "stroke-dasharray" in line.attrib]
+        assert len(dashed) == 1 + 2 + 1  # capacity, two predictions, and the legend's
+        assert len([text for text in texts if text.isdigit()]) >= 3
