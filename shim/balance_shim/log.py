@@ -39,6 +39,11 @@ def error(message: str) -> None:
     _say("error", message)
 
 
+def error_of_any_rank(message: str) -> None:
+    """Say `message` whichever process this is: what happened to it alone."""
+    _say("error", f"rank {os.environ.get('RANK', '0')}: {message}", anywhere=True)
+
+
 def once(level: str, message: str) -> None:
     """Say `message` the first time only: for what a script may reach many times, such as loading a model."""
     if message not in _said:
@@ -46,8 +51,8 @@ def once(level: str, message: str) -> None:
         _say(level, message)
 
 
-def _say(level: str, message: str) -> None:
-    if LEVELS.index(level) < _threshold or not is_first_process() or sys.stderr is None:
+def _say(level: str, message: str, anywhere: bool = False) -> None:
+    if LEVELS.index(level) < _threshold or not (anywhere or is_first_process()) or sys.stderr is None:
         return
     mark = "" if level == "info" else f"{level}: "
     try:

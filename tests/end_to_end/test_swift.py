@@ -86,3 +86,19 @@ def test_one_map_file_for_swift_and_for_the_shim(sft, balanced_full):
     assert by_shim[0] == pytest.approx(losses, rel=2e-5)
     assert by_swift[2] == pytest.approx(peaks, rel=0.02)
     assert by_shim[2] == pytest.approx(peaks, rel=0.02)
+
+
+def test_zero3_through_its_own_launcher(tiny, chat, tmp_path):
+    """Two CPU processes, started by ms-swift itself, learn what one learns from the same rows; whole weights are saved."""
+    losses = {}
+    for name, mode in (("alone", "off"), ("divided", "zero3")):
+        arguments = swift.sft_arguments(tiny, chat, tmp_path / name, "full")
+        if name == "alone":
+            arguments[arguments.index("--per_device_train_batch_size") + 1] = "2"
+        variables = {"BALANCE_MODE": mode} | ({"BALANCE_NPROC": "2"} if mode == "zero3" else {})
+        outcome = run_command([sys.executable, *SHIM, "swift", *arguments], variables).expect_success()
+        losses[name] = swift.losses(tmp_path / name)
+        assert swift.checkpoints(tmp_path / name) == [WEIGHTS["full"]]
+    assert "swift starts 2 processes" in outcome.stderr and "ZeRO-3 over 2 processes" in outcome.stderr
+    assert len(losses["alone"]) == 3
+    assert losses["divided"] == pytest.approx(losses["alone"], rel=2e-5)

@@ -214,3 +214,52 @@ def test_a_rank_that_skips_a_module_is_named(tmp_path):
     said = [line for line in stderr.splitlines() if "ranks run different modules" in line]
     assert len(said) == 1, stderr[-3000:]
     assert "in step 2: rank 1 skips model.layers.1, which rank 0 runs" in said[0] and "give each batch" in said[0]
+
+
+def nodes_of_torchrun(port):
+    """The commands and variables with which a user starts two nodes, one process each."""
+    for node in range(2):
+        where = ["--nnodes=2", f"--node-rank={node}", "--master-addr=127.0.0.1", f"--master-port={port}"]
+        yield ["-m", "torch.distributed.run", *where, "--nproc-per-node=1"], {"GLOO_SOCKET_IFNAME": "lo"}
+
+
+def nodes_of_srun(port):
+    """What srun tells two tasks on two nodes; nothing else is set but a free port."""
+    for node in range(2):
+        yield [], {
+            "SLURM_PROCID": str(node), "SLURM_LOCALID": "0", "SLURM_NTASKS": "2", "SLURM_STEP_NUM_TASKS": "2",
+            "SLURM_STEP_NODELIST": "127.0.0.[1-2]", "MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": "lo",
+        }  # fmt: skip
+
+
+@pytest.mark.parametrize("nodes", [nodes_of_torchrun, nodes_of_srun], ids=["torchrun", "srun"])
+def test_two_nodes(nodes, model_first, tmp_path):
+    """Started on two nodes, here both on this machine, the processes that are there make one training."""
+    folder, words = model_first
+    losses = tmp_path / "losses.jsonl"
+    outputs = ["--output", str(tmp_path / "out"), "--losses", str(losses), "--batch-size", "2"]
+    started = [
+        subprocess.Popen(
+            [sys.executable, *launcher, *words, *outputs],
+            env=child_environment(
+                {**on_python_path(), "BALANCE_MODE": "zero3", "CUDA_VISIBLE_DEVICES": "-1", **variables}
+            ),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for launcher, variables in nodes(free_port())
+    ]
+    said = [process.communicate(timeout=400)[1] for process in started]
+    assert [process.returncode for process in started] == [0, 0], said[0][-3000:] + said[1][-3000:]
+    assert "starting" not in "".join(said) and "ZeRO-3 over 2 processes" in said[0]
+    assert read_losses(losses) == pytest.approx(read_losses(folder / "four.jsonl"), **SAME)
+
+
+def free_port():
+    import socket
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]

@@ -150,6 +150,9 @@ def _watch(trainer: Any) -> None:
 
 
 def _explain(trainer: Any, failure: BaseException) -> None:
+    if session.is_wanted():  # no map could help
+        engine.explain_out_of_memory(trainer)
+        return
     from ..monitoring import explanation  # only where it is needed
 
     placed = known.placed(trainer.model)

@@ -21,7 +21,7 @@ def actual_workload(trainer: Any, assumed: Workload) -> tuple[Workload, Mapping[
     if isinstance(wish, bool):
         known["gradient_checkpointing"] = wish
     else:
-        known["gradient_checkpointing"] |= _checkpoints_already(trainer.model)
+        known["gradient_checkpointing"] |= checkpoints_already(trainer.model)
     batch = longest_batch(trainer, known["batch_size"])
     # A trainer whose batches have no labels reads the logits itself.
     labelled = batch is None or chunked_loss.has_labels(batch)
@@ -41,5 +41,6 @@ def tuning(model: Any) -> str:
     return "lora" if any("lora_" in name or "adapter" in name for name, trains in trained if trains) else "frozen"
 
 
-def _checkpoints_already(model: Any) -> bool:
+def checkpoints_already(model: Any) -> bool:
+    """Whether `model` recomputes activations in its backward pass."""
     return any(getattr(module, "gradient_checkpointing", False) is True for module in model.modules())

@@ -27,4 +27,11 @@ def prepare(arguments: Any) -> None:
 def take_over(arguments: Any) -> None:
     """Keep the config that transformers has made of it alive, and in the precision of models that are there already."""
     session.keep_alive(arguments.hf_deepspeed_config)
+    half = arguments.hf_deepspeed_config.config.get("fp16", {})
+    if half.get("enabled") is True and not loading.is_supported("fp16"):
+        # ms-swift asks for it wherever weights are float32. DeepSpeed would refuse to start.
+        half["enabled"] = False
+        log.once(
+            "info", "fp16 is nothing that these processors compute with: training is in the precision of the weights"
+        )
     loading.adopt_precision()

@@ -4,9 +4,10 @@ import contextlib
 import os
 from typing import Any
 
-from .. import log
+from .. import log, state
 from ..errors import BalanceError
 from ..seams.guard import attempt
+from ..training.actual_workload import checkpoints_already
 from ..units import format_size
 from . import watch
 from .watch import Watch
@@ -62,6 +63,22 @@ def watched(trainer: Any, inputs: Any) -> contextlib.AbstractContextManager[None
     """Return what is to be around one step of `trainer`. `inputs`: its batch."""
     found = getattr(trainer, "_balance_shim_watch", None)
     return contextlib.nullcontext() if found is None else found.watching(inputs)
+
+
+def explain_out_of_memory(trainer: Any) -> None:
+    """Say what makes a training under ZeRO-3 smaller, in the order of what it costs."""
+    arguments, offload = trainer.args, state.settings().offload
+    remedies = []
+    if not checkpoints_already(trainer.model):
+        remedies.append("gradient_checkpointing=True in the arguments")
+    if arguments.per_device_train_batch_size > 1:
+        remedies.append("a smaller per_device_train_batch_size with more gradient_accumulation_steps")
+    remedies += {
+        "none": ["BALANCE_OFFLOAD=optimizer", "BALANCE_OFFLOAD=all"],
+        "optimizer": ["BALANCE_OFFLOAD=all"],
+    }.get(offload, [])
+    remedies.append("shorter rows, or more devices")
+    log.error_of_any_rank(f"out of memory under ZeRO-3; what makes it smaller: {', then '.join(remedies)}")
 
 
 def share(model: Any) -> int:

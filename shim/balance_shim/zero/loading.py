@@ -46,11 +46,20 @@ def adopt_precision() -> None:
     if not _half or live is None or not hasattr(live, "trainer_config_process"):
         return
     kind = {"torch.bfloat16": "bf16", "torch.float16": "fp16"}[str(_half[-1])]
+    if kind == "fp16" and not is_supported("fp16"):
+        kind = "bf16"
     parts = [live.config.get(name, {}) for name in ("bf16", "fp16")]
     if any(part.get("enabled") is True for part in parts):
         return
     live.config.setdefault(kind, {})["enabled"] = True
     log.once("info", f"the model loads in {_half[-1]}: DeepSpeed trains it as {kind} with float32 master weights")
+
+
+def is_supported(kind: str) -> bool:
+    """Whether DeepSpeed trains in `kind`, "fp16" or "bf16", on the devices of this process."""
+    from deepspeed.accelerator import get_accelerator
+
+    return bool(getattr(get_accelerator(), f"is_{kind}_supported")())
 
 
 def _prepared(cls: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from .notes import Notes
 
 LONGEST_PATIENCE = 60.0  # seconds without progress before the ranks compare notes; nothing is said if they agree
 POLL = 1.0  # seconds
+STORE_TIMEOUT = 10.0  # seconds
 ANSWER = 5.0  # seconds that the other ranks get to hand in their notes
 
 
@@ -52,7 +53,7 @@ class Watch:
     def stop(self) -> None:
         """End the thread; the notes are kept."""
         self._over.set()
-        self._thread.join(timeout=2 * POLL)
+        self._thread.join(timeout=STORE_TIMEOUT + ANSWER)
         atexit.unregister(self.stop)
 
     @contextlib.contextmanager
@@ -162,7 +163,7 @@ class Watch:
         deadline = time.monotonic() + ANSWER
         found: dict[int, dict[str, Any]] = {}
         with contextlib.suppress(RuntimeError):
-            while len(found) < self.size and time.monotonic() < deadline:
+            while len(found) < self.size and time.monotonic() < deadline and not self._over.is_set():
                 for rank in range(self.size):
                     if rank not in found and self.store.check([f"notes/{rank}"]):
                         theirs = json.loads(self.store.get(f"notes/{rank}"))
@@ -183,7 +184,7 @@ def start(model: Any, timeout: float) -> Watch:
     gathered = gathered_modules(model)
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     # A connection of its own: the thread must not wait for a lock that a collective operation holds.
-    store = dist.TCPStore(address, port, is_master=False, timeout=timedelta(seconds=10))
+    store = dist.TCPStore(address, port, is_master=False, timeout=timedelta(seconds=STORE_TIMEOUT))
     named = dist.PrefixStore(
         f"balance_shim/watch/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}/{_starts()}", store
     )
