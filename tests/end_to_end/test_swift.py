@@ -89,7 +89,7 @@ def test_one_map_file_for_swift_and_for_the_shim(sft, balanced_full):
 
 
 def test_zero3_through_its_own_launcher(tiny, chat, tmp_path):
-    """Two CPU processes, started by ms-swift itself, learn what one learns from the same rows; whole weights are saved."""
+    """Two CPU processes, started by ms-swift itself, learn what one learns; whole weights are saved."""
     losses = {}
     for name, mode in (("alone", "off"), ("divided", "zero3")):
         arguments = swift.sft_arguments(tiny, chat, tmp_path / name, "full")
