@@ -18,6 +18,8 @@ BAD_VALUES = {
     "BALANCE_SEQ_LEN": ["0", "2k", "-7"],
     "BALANCE_TUNING": ["qlora-ish", "none"],
     "BALANCE_OPTIMIZER": ["adam", "my_optimizer"],
+    "BALANCE_PRECISION": ["16", "float16", "fp8"],
+    "BALANCE_MICRO_BATCH": ["0", "-2", "half", "1.5"],
     "BALANCE_GRADIENT_CHECKPOINTING": ["2", "some"],
     "BALANCE_MONITOR": ["maybe", "2", "all"],
     "BALANCE_LOSS": ["chunks", "1"],

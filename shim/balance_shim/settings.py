@@ -29,7 +29,8 @@ OPTIMIZERS = (
 )  # fmt: skip
 
 # Promised by the interface for later versions. Said, not passed over: a user who sets one believes it acts.
-PLANNED = ("BALANCE_PRECISION", "BALANCE_MICRO_BATCH", "BALANCE_REBALANCE")
+PLANNED = ("BALANCE_REBALANCE",)
+PRECISIONS = ("bf16", "fp16", "fp32")
 OFFLOADS = ("none", "optimizer", "all")
 ZERO_VARIABLES = ("BALANCE_ZERO_CONFIG", "BALANCE_OFFLOAD", "BALANCE_NPROC", "BALANCE_NCCL_TIMEOUT")
 
@@ -60,7 +61,9 @@ class Settings(NamedTuple):
     seq_len: int | None = None
     tuning: str | None = None
     optimizer: str | None = None
+    precision: str | None = None
     gradient_checkpointing: bool | str | None = None
+    micro_batch: int | str | None = None
     monitor: bool = False
     loss: str = "auto"
     zero_config: dict[str, Any] | None = None
@@ -113,6 +116,10 @@ def _count(text: str) -> int:
     if not 1 <= number < 2**31:
         raise ValueError
     return number
+
+
+def _micro_batch(text: str) -> int | str:
+    return "auto" if text.lower() == "auto" else _count(text)
 
 
 def _intercept(text: str) -> frozenset[str]:
@@ -218,6 +225,10 @@ VARIABLES = (
              "what trains: everything, adapters, or everything but vision and audio towers"),
     Variable("BALANCE_OPTIMIZER", "optimizer", _one_of(OPTIMIZERS), "one of " + ", ".join(OPTIMIZERS),
              "the Trainer's, else adamw_torch", "optimizer assumed until the Trainer is known"),
+    Variable("BALANCE_PRECISION", "precision", _one_of(PRECISIONS), "one of " + ", ".join(PRECISIONS),
+             "as the script says", "dtype of loading and mixed precision of training"),
+    Variable("BALANCE_MICRO_BATCH", "micro_batch", _micro_batch, "a whole number from 1, or auto",
+             "as the script says", "rows at a time: a number, or the most that fits; the effective batch stays"),
     Variable("BALANCE_GRADIENT_CHECKPOINTING", "gradient_checkpointing", _checkpointing, "1, 0 or auto",
              "as the script says", "recompute activations: in all layers, in none, or in no more than it takes to fit"),
     Variable("BALANCE_MONITOR", "monitor", _flag, "1 or 0", "0",

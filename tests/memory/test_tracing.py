@@ -289,6 +289,16 @@ def broken_forward(self, *args, **kwargs):
     raise KeyError("no such thing")
 
 
+def test_hooks_of_the_script_do_not_run():
+    """A script that counts its forward passes, or keeps what layers return, sees nothing of a trace."""
+    model, seen = models.llama(), []
+    model.register_forward_pre_hook(lambda *_: seen.append("model"), with_kwargs=True)
+    model.model.layers[0].register_forward_hook(lambda *_: seen.append("layer"))
+    model.model.layers[1].register_full_backward_hook(lambda *_: seen.append("gradient"))
+    costs_of(model)
+    assert seen == []
+
+
 def test_a_model_that_cannot_be_copied_is_estimated_with_the_reason():
     """Whatever stands in the way of a copy, there are figures, and it is said that they are estimates and why."""
     model = models.llama()

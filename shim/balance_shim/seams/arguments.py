@@ -5,6 +5,7 @@ from typing import Any
 
 from .. import devices, log, state
 from ..errors import BalanceError
+from ..training import micro_batch, precision
 from ..versions import version_text
 from ..zero import arguments as zero_arguments
 from ..zero import relaunch, session
@@ -35,6 +36,8 @@ def apply(module: Any) -> None:
 def _around_post_init(original: Callable[..., Any]) -> Callable[..., Any]:
     def __post_init__(self: Any, *args: Any, **kwargs: Any) -> Any:
         state.raise_pending()
+        insist("BALANCE_PRECISION", precision.adjust_arguments, self)
+        insist("BALANCE_MICRO_BATCH", micro_batch.adjust_arguments, self)
         if session.is_wanted():
             insist("preparing the TrainingArguments for ZeRO-3", zero_arguments.prepare, self)
         result = original(self, *args, **kwargs)
@@ -48,7 +51,8 @@ def _around_post_init(original: Callable[..., Any]) -> Callable[..., Any]:
 
 def _around_bf16_check(original: Callable[..., Any]) -> Callable[..., Any]:
     def is_torch_bf16_gpu_available(*args: Any, **kwargs: Any) -> Any:
-        # Up to 5.x bf16 without an accelerator is refused unless the script says use_cpu.
-        return original(*args, **kwargs) or (session.is_wanted() and devices.accelerator_type() is None)
+        # bf16 without an accelerator is refused unless the script says use_cpu.
+        ours = session.is_wanted() or state.settings().precision is not None
+        return original(*args, **kwargs) or (ours and devices.accelerator_type() is None)
 
     return is_torch_bf16_gpu_available

@@ -17,11 +17,12 @@ from ..placement import planner
 from ..placement.map_file import DeviceMap
 from ..placement.plan import Plan, collapse
 from ..report import plan_report
+from ..training import precision
 from ..versions import version_of, version_text
 from ..zero import loading as zero_loading
 from ..zero import session
 from . import known, registry
-from .guard import SeamMoved, attempt
+from .guard import SeamMoved, attempt, insist
 from .loss_device import computes_loss_on_first_device
 from .weight_sizes import ParameterBytes, for_dtypes, for_request
 
@@ -70,6 +71,7 @@ def apply(module: Any) -> None:
 def _around_from_pretrained(original: Callable[..., Any]) -> Callable[..., Any]:
     def from_pretrained(cls: Any, *args: Any, **kwargs: Any) -> Any:
         state.raise_pending()
+        kwargs = insist("BALANCE_PRECISION", precision.adjust_loading, kwargs)
         if session.is_wanted():
             return zero_loading.load(original, cls, args, kwargs)
         kwargs = attempt("preparing from_pretrained", _prepared, kwargs, default=kwargs)

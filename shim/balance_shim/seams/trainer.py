@@ -8,6 +8,7 @@ from .. import devices, log, state
 from ..monitoring import watching
 from ..monitoring.out_of_memory import is_out_of_memory
 from ..report import plan_report
+from ..training import micro_batch
 from ..training.chunked_loss import step_context
 from ..training.second_pass import second_pass
 from ..versions import version_of, version_text
@@ -93,10 +94,15 @@ def _around_step(original: Callable[..., Any]) -> Callable[..., Any]:
         if session.is_wanted():
             with engine.watched(self, inputs):
                 return original(self, model, inputs, *args, **kwargs)
-        context = attempt("preparing the loss in chunks", _loss_context, self, model, inputs, default=nullcontext())
-        with context:
-            loss = original(self, model, inputs, *args, **kwargs)
-        return _returned(self, loss)
+
+        def run(model: Any, inputs: Any) -> Any:
+            context = attempt("preparing the loss in chunks", _loss_context, self, model, inputs, default=nullcontext())
+            with context:
+                loss = original(self, model, inputs, *args, **kwargs)
+            return _returned(self, loss)
+
+        portions = micro_batch.portions_of(self)
+        return run(model, inputs) if portions is None else portions.run(self, run, model, inputs)
 
     return training_step
 

@@ -6,11 +6,12 @@ from typing import Any
 from .. import cache, devices, log, state
 from ..devices import Device
 from ..placement import planner
+from ..placement.balance import DoesNotFit
 from ..placement.move import MoveError, move
 from ..placement.plan import CostedModel, Plan, evaluate
 from ..report import plan_report
 from ..units import format_size
-from . import checkpointing
+from . import checkpointing, micro_batch
 from .actual_workload import actual_workload
 
 WORTH_MOVING = 0.95  # blocks move when that brings the worst device to this part of what it is, or below
@@ -39,19 +40,12 @@ def second_pass(trainer: Any, model: Any, assumed: Plan, loss_on_first: bool) ->
         loss_on_first: as in `planner.Request`.
     """
     settings = state.settings()
-    workload, batch = actual_workload(trainer, assumed.workload)
     usable = _usable(model, assumed)
-    request = planner.Request(
-        model,
-        workload,
-        usable,
-        trains=lambda _, parameter: parameter.requires_grad,
-        batch=batch,
-        loss_on_first=loss_on_first,
-        selective=settings.gradient_checkpointing == "auto",
-        may_chunk=settings.loss == "full",
-        cache=cache.folder_of(settings.cache),
-    )
+    if settings.micro_batch == "auto":
+        micro_batch.take_largest(
+            trainer, lambda: _fits(_request(trainer, model, assumed, usable, loss_on_first), assumed)
+        )
+    request = _request(trainer, model, assumed, usable, loss_on_first)
     costed, recomputed = planner.costed_for(request)
     actual = replace(evaluate(assumed.mode, costed, assumed.device_map, usable), recomputed=recomputed)
     if settings.report != "off":
@@ -64,6 +58,37 @@ def second_pass(trainer: Any, model: Any, assumed: Plan, loss_on_first: bool) ->
     if settings.gradient_checkpointing is not None:
         checkpointing.arrange(trainer, model, outcome.plan)
     return outcome
+
+
+def _request(
+    trainer: Any, model: Any, assumed: Plan, usable: tuple[Device, ...], loss_on_first: bool
+) -> planner.Request:
+    """Return what is to be planned for `trainer` as it is now."""
+    settings = state.settings()
+    workload, batch = actual_workload(trainer, assumed.workload)
+    return planner.Request(
+        model,
+        workload,
+        usable,
+        trains=lambda _, parameter: parameter.requires_grad,
+        batch=batch,
+        loss_on_first=loss_on_first,
+        selective=settings.gradient_checkpointing == "auto",
+        may_chunk=settings.loss == "full",
+        cache=cache.folder_of(settings.cache),
+    )
+
+
+def _fits(request: planner.Request, assumed: Plan) -> bool:
+    """Whether a training fits: under the best map, or under the user's own if he has given one."""
+    try:
+        costed, recomputed = planner.costed_for(request)
+        if assumed.mode != "balanced":
+            return not evaluate(assumed.mode, costed, assumed.device_map, request.devices).shortfall
+        plan = planner.solved(request, costed, recomputed)
+    except DoesNotFit:
+        return False
+    return plan is not None and not plan.shortfall
 
 
 def _better(trainer: Any, request: planner.Request, costed: CostedModel, actual: Plan) -> Outcome:

@@ -20,6 +20,11 @@ from .machine import traced
 if TYPE_CHECKING:
     from torch import Tensor
 
+# Whose hooks run in a copy; transformers_modules is code that comes with a model.
+LIBRARIES = (
+    "torch", "transformers", "transformers_modules", "accelerate", "peft", "trl", "swift", "bitsandbytes", "unsloth",
+)  # fmt: skip
+
 Trains: TypeAlias = "Callable[[str, Tensor], bool] | None"
 
 
@@ -183,3 +188,14 @@ def _strip(model: nn.Module) -> None:
 
         remove_hook_from_submodules(model)
     model.__dict__.pop("hf_device_map", None)
+    for module in model.modules():
+        for hooks in (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks):
+            for handle in [handle for handle, hook in hooks.items() if not _is_of_a_library(hook)]:
+                del hooks[handle]
+
+
+def _is_of_a_library(hook: Any) -> bool:
+    """Whether a hook belongs to how the model works. Those of the user's script count or keep what they see."""
+    function = getattr(hook, "func", hook)  # of a functools.partial
+    where = getattr(function, "__module__", None) or type(function).__module__
+    return str(where).partition(".")[0] in LIBRARIES

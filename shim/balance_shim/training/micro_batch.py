@@ -1,0 +1,211 @@
+"""Rows of a step in smaller or larger portions: the effective batch stays the user's, and so do steps and losses.
+
+The effective batch of one process is micro-batch times accumulation. Divisors of it can be the micro-batch.
+"""
+
+import gc
+import itertools
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from .. import devices, log, state
+from ..monitoring.out_of_memory import is_out_of_memory
+from ..versions import version_of
+
+LOSS_OF_A_STEP_SINCE = (4, 46)  # transformers divides by the label tokens of the whole step, not by micro-batches
+
+Inputs = Mapping[str, Any]
+Run = Callable[[Any, Inputs], Any]
+
+
+def adjust_arguments(arguments: Any) -> None:
+    """Put the number of `BALANCE_MICRO_BATCH` into `TrainingArguments` that are being made, if it is a number."""
+    wanted = state.settings().micro_batch
+    if not isinstance(wanted, int):
+        return
+    effective = arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps
+    size = max(each for each in divisors(effective) if each <= wanted)
+    if size != wanted:
+        log.once(
+            "warning",
+            f"BALANCE_MICRO_BATCH={wanted} does not divide the effective batch of {effective} rows; taking {size}",
+        )
+    arguments.per_device_train_batch_size, arguments.gradient_accumulation_steps = size, effective // size
+
+
+def divisors(number: int) -> list[int]:
+    """Return the divisors of `number`, the largest first."""
+    return [each for each in range(number, 0, -1) if number % each == 0]
+
+
+def take_largest(trainer: Any, fits: Callable[[], bool]) -> None:
+    """Set the largest micro-batch of `trainer` with which it `fits()`; the smallest if it does with none.
+
+    Args:
+        fits: whether the plan for the trainer as it is now fits the devices.
+    """
+    arguments = trainer.args
+    if arguments.auto_find_batch_size:
+        log.once("warning", "BALANCE_MICRO_BATCH=auto: the script has auto_find_batch_size, which stays in charge")
+        return
+    before = arguments.per_device_train_batch_size
+    effective = before * arguments.gradient_accumulation_steps
+    sizes = divisors(effective)
+    low, high = 0, len(sizes) - 1  # more rows take more memory: the sizes that fit are the last ones
+    while low < high:
+        middle = (low + high) // 2
+        set_size(trainer, sizes[middle], effective // sizes[middle])
+        low, high = (low, middle) if fits() else (middle + 1, high)
+    set_size(trainer, sizes[low], effective // sizes[low])
+    if sizes[low] != before:
+        accumulation = effective // sizes[low]
+        log.info(f"micro-batch {sizes[low]} instead of {before}, accumulation {accumulation}: {effective} rows a step")
+
+
+def set_size(trainer: Any, size: int, accumulation: int) -> None:
+    """Have `trainer`, which has not begun to train, take `size` rows at a time, `accumulation` times a step."""
+    trainer.args.per_device_train_batch_size = size
+    trainer.args.gradient_accumulation_steps = accumulation
+    trainer._train_batch_size = trainer.args.train_batch_size
+    if version_of("transformers") < LOSS_OF_A_STEP_SINCE:
+        trainer.accelerator.gradient_accumulation_steps = accumulation
+
+
+def portions_of(trainer: Any) -> "Portions | None":
+    """Return what runs the micro-batches of `trainer`; None where `BALANCE_MICRO_BATCH` is not set, or cannot act."""
+    if state.settings().micro_batch is None or trainer.args.world_size > 1:
+        return None
+    found: Portions | None = vars(trainer).get("_balance_shim_portions")
+    if found is None:
+        found = trainer._balance_shim_portions = Portions()
+    return found
+
+
+class Portions:
+    """Runs the micro-batches of a trainer in as many portions as it takes not to run out of memory.
+
+    A micro-batch that runs out of memory may have left gradients of some parameters. So all gradients of the step are
+    thrown away, and what it had of micro-batches is run again, in portions of half the size, from then on.
+    """
+
+    def __init__(self) -> None:
+        self.count = 1
+        self._done: list[Inputs] = []  # of this optimizer step
+        self._ended = True  # whether the last micro-batch completed a step
+
+    def run(self, trainer: Any, run: Run, model: Any, inputs: Inputs) -> Any:
+        """Return the loss of one micro-batch, its gradients added.
+
+        Args:
+            run: runs forward and backward pass of some rows, and returns their loss.
+
+        Raises:
+            Exception: what `run` raises; of an out-of-memory the first one, if the rows cannot be divided.
+        """
+        if self._ended:
+            self._done = []
+        loss = self._as_it_fits(trainer, run, model, inputs)
+        self._done.append(inputs)
+        self._ended = bool(trainer.accelerator.sync_gradients)
+        return loss
+
+    def _as_it_fits(self, trainer: Any, run: Run, model: Any, inputs: Inputs) -> Any:
+        again: list[Inputs] = []
+        while True:
+            try:
+                for before in again:
+                    self._in_portions(trainer, run, model, before)
+                return self._in_portions(trainer, run, model, inputs)
+            except Exception as failure:
+                if not is_out_of_memory(failure) or not self._can_halve(trainer, inputs):
+                    raise
+            # Out of the handler, so that nothing holds the tensors of the pass that failed.
+            self.count *= 2
+            again = list(self._done)
+            model.zero_grad(set_to_none=True)
+            _free()
+            log.warning(
+                f"out of memory: micro-batches of {rows_of(inputs)} rows are run in {self.count} portions from now on; "
+                "the step is repeated, nothing is lost"
+            )
+
+    def _can_halve(self, trainer: Any, inputs: Inputs) -> bool:
+        rows = rows_of(inputs)
+        return rows is not None and rows >= 2 * self.count and _is_divisible(trainer, inputs, 2 * self.count)
+
+    def _in_portions(self, trainer: Any, run: Run, model: Any, inputs: Inputs) -> Any:
+        rows = rows_of(inputs)
+        if self.count == 1 or rows is None or rows < self.count:
+            return run(model, inputs)
+        with _shares(trainer, self.count):
+            losses = [run(model, each) for each in portions(inputs, rows, self.count)]
+        return sum(losses[1:], losses[0])
+
+
+def rows_of(inputs: Inputs) -> int | None:
+    """Return the number of rows of a batch of which everything is by rows; None for any other."""
+    sizes = {len(each) for each in inputs.values() if _is_by_rows(each)}
+    return sizes.pop() if len(sizes) == 1 else None
+
+
+def portions(inputs: Inputs, rows: int, count: int) -> list[dict[str, Any]]:
+    """Return `count` batches that together hold the rows of `inputs`, as even as can be."""
+    edges = [rows * place // count for place in range(count + 1)]
+    return [
+        {name: each[first:last] if _is_by_rows(each) else each for name, each in inputs.items()}
+        for first, last in itertools.pairwise(edges)
+    ]
+
+
+def _is_by_rows(value: Any) -> bool:
+    return hasattr(value, "__len__") and getattr(value, "ndim", 1) > 0
+
+
+def _sums(trainer: Any) -> bool:
+    """Whether the losses of portions add up: they are divided by the label tokens of the whole step."""
+    return bool(
+        version_of("transformers") >= LOSS_OF_A_STEP_SINCE
+        and (trainer.model_accepts_loss_kwargs or trainer.compute_loss_func is not None)
+    )
+
+
+def _is_divisible(trainer: Any, inputs: Inputs, count: int) -> bool:
+    """Whether portions give the loss of the whole: losses add up, or all portions have as many labels."""
+    if _sums(trainer):
+        return True
+    rows, labels = rows_of(inputs), inputs.get("labels")
+    if rows is None or rows % count or not hasattr(labels, "ne"):
+        return False
+    counts = {int(each["labels"].ne(-100).sum()) for each in portions(inputs, rows, count)}
+    return len(counts) == 1
+
+
+@contextmanager
+def _shares(trainer: Any, count: int) -> Iterator[None]:
+    """Have each loss count for its share, where it is a mean of its own rows."""
+    if _sums(trainer):
+        yield
+        return
+    owners = [(trainer.args, "gradient_accumulation_steps")]
+    if version_of("transformers") < LOSS_OF_A_STEP_SINCE:
+        owners.append((trainer.accelerator, "gradient_accumulation_steps"))
+    elif hasattr(trainer, "current_gradient_accumulation_steps"):
+        owners.append((trainer, "current_gradient_accumulation_steps"))
+    before = [getattr(owner, name) for owner, name in owners]
+    try:
+        for (owner, name), value in zip(owners, before, strict=True):
+            setattr(owner, name, value * count)
+        yield
+    finally:
+        for (owner, name), value in zip(owners, before, strict=True):
+            setattr(owner, name, value)
+
+
+def _free() -> None:
+    import torch
+
+    gc.collect()
+    kind = devices.accelerator_type()
+    if kind is not None:
+        torch.get_device_module(kind).empty_cache()

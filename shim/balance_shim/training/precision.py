@@ -1,0 +1,99 @@
+"""`BALANCE_PRECISION`: the dtype of loading and the mixed precision of training, in one word.
+
+* `bf16`: weights load in bfloat16 and train so, matrix products in bfloat16 whatever the weights (adapters) are.
+* `fp16`: products in float16 with loss scaling. It needs float32 weights where they train, so only a model that does
+  not train itself (`BALANCE_TUNING=lora`), or one that DeepSpeed keeps master weights of, loads in float16.
+* `fp32`: everything in float32.
+"""
+
+from typing import Any
+
+from .. import devices, log, state
+
+DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
+
+
+def chosen() -> str | None:
+    """Return the precision to use, "bf16", "fp16" or "fp32": what was asked for or, failing that, the nearest.
+
+    None where nothing was asked for. What the device cannot do is said once.
+    """
+    asked = state.settings().precision
+    if asked is None or asked == "fp32":
+        return asked
+    kind = devices.accelerator_type()
+    taken = asked
+    if kind is None and asked == "fp16":
+        taken = "bf16"
+    elif kind is not None and asked == "bf16" and not _computes_bf16(kind):
+        taken = "fp16"
+    if taken != asked:
+        where = "the CPU" if kind is None else kind
+        log.once("warning", f"BALANCE_PRECISION={asked}: {where} does not compute in it here; taking {taken}")
+    return taken
+
+
+def adjust_arguments(arguments: Any) -> None:
+    """Put the precision into `TrainingArguments` that are being made."""
+    precision = chosen()
+    if precision is not None:
+        arguments.bf16, arguments.fp16 = precision == "bf16", precision == "fp16"
+
+
+def loading_dtype() -> Any:
+    """Return the torch dtype in which weights are to load; None: as the script says."""
+    import torch
+
+    precision = chosen()
+    if precision is None:
+        return None
+    settings = state.settings()
+    if precision == "fp16" and settings.tuning != "lora" and settings.mode != "zero3":
+        return torch.float32  # the scaler refuses gradients in float16
+    return getattr(torch, DTYPES[precision])
+
+
+def adjust_loading(kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Return the keyword arguments of `from_pretrained` with the dtype of loading.
+
+    Quantized weights keep theirs: what is left unquantized follows the quantizer's rules.
+    """
+    dtype = loading_dtype()
+    if dtype is None or any(kwargs.get(name) for name in ("quantization_config", "load_in_4bit", "load_in_8bit")):
+        return kwargs
+    if getattr(kwargs.get("config"), "quantization_config", None):
+        return kwargs
+    name = "dtype" if "dtype" in kwargs else "torch_dtype"
+    before = kwargs.get(name)
+    if (
+        before is not None
+        and before != "auto"
+        and str(before).removeprefix("torch.") != str(dtype).removeprefix("torch.")
+    ):
+        log.once("info", f"BALANCE_PRECISION: weights load in {_text(dtype)} instead of the script's {_text(before)}")
+    others = {key: value for key, value in kwargs.items() if key not in ("dtype", "torch_dtype")}
+    return {**others, _name(): dtype}
+
+
+def _name() -> str:
+    """Return what this version of transformers calls the argument; the old name warns since."""
+    from ..versions import version_of
+
+    return "dtype" if version_of("transformers") >= (4, 56) else "torch_dtype"
+
+
+def _text(dtype: Any) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _computes_bf16(kind: str) -> bool:
+    """Whether accelerators of this type here multiply in bfloat16; emulation, as on CUDA before 8.0, is no help."""
+    import torch
+
+    module = torch.get_device_module(kind)
+    check = getattr(module, "is_bf16_supported", None)
+    if check is None:
+        return True
+    if kind == "cuda":
+        return bool(check(including_emulation=False))
+    return bool(check())
