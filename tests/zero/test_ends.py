@@ -1,0 +1,84 @@
+"""How trainings under zero3 end: by signals, by failures, and by ranks that run different modules."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.end_to_end.run import SHIM, child_environment
+
+pytestmark = pytest.mark.slow
+
+SCRIPTS = Path(__file__).with_name("scripts")
+TWO = {"BALANCE_MODE": "zero3", "BALANCE_NPROC": "2"}
+
+
+def uneven(fault, folder, timeout="30"):
+    """The script with a fault, started; its two ranks and their launcher are in a group of their own."""
+    return subprocess.Popen(
+        [sys.executable, *SHIM, str(SCRIPTS / "uneven.py"), "--output", str(folder), "--fault", fault],
+        env=child_environment({**TWO, "BALANCE_NCCL_TIMEOUT": timeout, "CUDA_VISIBLE_DEVICES": "-1"}),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def wait_for_ranks(process):
+    """Return the numbers of both ranks' processes, once they are in their second step."""
+    found = []
+    while len(found) < 2:
+        line = process.stdout.readline()
+        assert line or process.poll() is None, process.stderr.read()[-3000:]
+        if " is in step 2" in line:
+            found.append(int(line.split()[3]))
+    return found
+
+
+def expect_end(process, ranks, within=30):
+    """Wait until the launcher has ended with an error, and both ranks with it; return what it said."""
+    _, stderr = process.communicate(timeout=within)
+    assert process.returncode not in (0, None)
+    deadline = time.monotonic() + 5
+    while any(psutil.pid_exists(rank) for rank in ranks) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    left = [rank for rank in ranks if psutil.pid_exists(rank)]
+    assert not left, left
+    return stderr
+
+
+ENDS = {
+    "killed rank": ("killed", None, 137, "rank 1 was ended by SIGKILL"),
+    "failing rank": ("raises", None, 1, "ValueError: a fault of the user's own"),
+    "SIGTERM": ("waits", signal.SIGTERM, 143, "ended by SIGTERM"),
+    "Ctrl-C": ("waits", signal.SIGINT, 130, "ended by SIGINT"),
+    "killed launcher": ("waits", signal.SIGKILL, -9, ""),
+}
+
+
+@pytest.mark.parametrize("name", ENDS)
+def test_the_end_of_one_is_the_end_of_all(name, tmp_path):
+    """Whatever ends first, within 30 seconds nothing is left of it, and the exit code says that it failed."""
+    fault, sent, code, said = ENDS[name]
+    process = uneven(fault, tmp_path)
+    ranks = wait_for_ranks(process)
+    if sent is not None:
+        os.kill(process.pid, sent)
+    stderr = expect_end(process, ranks)
+    assert process.returncode == code and said in stderr, stderr[-3000:]
+
+
+def test_a_rank_that_skips_a_module_is_named(tmp_path):
+    """Not only an error of gloo: which rank, which module, and what to do; within the time-out."""
+    process = uneven("skip", tmp_path)
+    stderr = expect_end(process, wait_for_ranks(process), within=40)
+    said = [line for line in stderr.splitlines() if "ranks run different modules" in line]
+    assert len(said) == 1, stderr[-3000:]
+    assert "in step 2: rank 1 skips model.layers.1, which rank 0 runs" in said[0] and "give each batch" in said[0]
