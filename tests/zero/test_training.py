@@ -107,13 +107,14 @@ def test_parameters_are_divided_from_loading_on(model_first):
     assert alone["loaded"]["divided"] == 0 and alone["loaded"]["held"] == reports[0]["loaded"]["whole"]
 
 
-def test_saved_model_loads_without_the_shim(model_first):
-    """Plain transformers reads what `save_model` wrote, and gives the logits of the model that one process saved."""
+@pytest.mark.parametrize("place", [".", "by-hand"])
+def test_saved_model_loads_without_the_shim(model_first, place):
+    """Plain transformers reads what the Trainer or the script itself saved, and gives the logits of one process."""
     from transformers import AutoModelForCausalLM
 
     folder, _ = model_first
     ids = torch.arange(5, 37).unsqueeze(0)
-    models = [AutoModelForCausalLM.from_pretrained(folder / name) for name in ("alone", "four")]
+    models = [AutoModelForCausalLM.from_pretrained(folder / name / place) for name in ("alone", "four")]
     with torch.no_grad():
         alone, four = (model(input_ids=ids).logits for model in models)
     torch.testing.assert_close(four, alone, **CLOSE)
@@ -144,6 +145,18 @@ def test_half_precision_weights_stay_so(tiny, tmp_path):
 
     with safe_open(tmp_path / "model.safetensors", "pt") as file:
         assert {str(file.get_tensor(name).dtype) for name in file.keys()} == {"torch.bfloat16"}  # noqa: SIM118
+
+
+def test_adapters_that_the_script_saves_are_whole(tiny, tmp_path):
+    """Not empty tensors: the shapes that LoRA gives them, values other than zero, and PEFT reads them."""
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    words = [str(SCRIPTS / "adapters_by_hand.py"), "--model", str(tiny), "--output", str(tmp_path)]
+    run_command([sys.executable, *SHIM, *words], TWO).expect_success()
+    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny), tmp_path)
+    adapters = {name: each for name, each in model.named_parameters() if "lora_" in name}
+    assert adapters and all(64 in each.shape and each.abs().sum() > 0 for each in adapters.values())
 
 
 def nodes_of_torchrun(port):

@@ -11,6 +11,7 @@ SEAMS = {
     "transformers.trainer": "balance_shim.seams.trainer",
     "transformers.loss.loss_utils": "balance_shim.seams.loss",
     "transformers.integrations.deepspeed": "balance_shim.seams.deepspeed_config",
+    "peft.peft_model": "balance_shim.seams.peft_model",
     "accelerate.state": "balance_shim.seams.accelerate_state",
     "deepspeed.comm.torch": "balance_shim.seams.deepspeed_comm",
     "swift.cli.main": "balance_shim.seams.launchers",
@@ -20,6 +21,7 @@ SEAMS = {
 KNOWN_TO_WORK = {
     "transformers": "4.45.2 to 5.23.0",
     "accelerate": "1.6.0 to 1.15.0",
+    "peft": "0.17.1 to 0.21.2",
     "deepspeed": "0.16.9 to 0.19.8",
     "swift": "4.6.0",
     "llamafactory": "0.9.4",

@@ -20,7 +20,7 @@ from ..report import plan_report
 from ..training import precision
 from ..versions import version_of, version_text
 from ..zero import loading as zero_loading
-from ..zero import session
+from ..zero import saving, session
 from . import known, registry
 from .guard import SeamMoved, attempt, insist
 from .loss_device import computes_loss_on_first_device
@@ -66,6 +66,7 @@ def apply(module: Any) -> None:
             raise SeamMoved(f"transformers.modeling_utils.{name}", version_text("transformers"))
     registry.replace(module.PreTrainedModel, "from_pretrained", _around_from_pretrained)
     registry.replace(module, seam, wrapper)
+    registry.replace(module.PreTrainedModel, "save_pretrained", _around_save_pretrained)
 
 
 def _around_from_pretrained(original: Callable[..., Any]) -> Callable[..., Any]:
@@ -82,6 +83,15 @@ def _around_from_pretrained(original: Callable[..., Any]) -> Callable[..., Any]:
             _loads.stack.pop()
 
     return from_pretrained
+
+
+def _around_save_pretrained(original: Callable[..., Any]) -> Callable[..., Any]:
+    def save_pretrained(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if session.is_wanted():
+            return saving.save(original, self, args, kwargs, trained=False)
+        return original(self, *args, **kwargs)
+
+    return save_pretrained
 
 
 def _prepared(kwargs: dict[str, Any]) -> dict[str, Any]:

@@ -75,6 +75,7 @@ trainer.train(resume_from_checkpoint=options.resume)
 report["trained"] = share(model)
 report["world"] = {"asked": os.environ.get("WORLD_SIZE"), "arguments": arguments.world_size}
 trainer.save_model(options.output)
+model.save_pretrained(Path(options.output, "by-hand"))
 if arguments.process_index == 0:
     Path(options.losses).write_text("".join(json.dumps(entry) + "\n" for entry in trainer.state.log_history))
 Path(options.output, f"rank-{arguments.process_index}.json").write_text(json.dumps(report))

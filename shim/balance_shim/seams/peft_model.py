@@ -1,0 +1,29 @@
+"""`peft.peft_model`: adapters that the script itself saves, whose parts ZeRO-3 has on all ranks."""
+
+from collections.abc import Callable
+from typing import Any
+
+from ..versions import version_text
+from ..zero import saving, session
+from . import registry
+from .guard import SeamMoved
+
+
+def apply(module: Any) -> None:
+    """Patch `peft.peft_model`.
+
+    Raises:
+        SeamMoved: this version saves adapters somewhere else.
+    """
+    if not callable(getattr(getattr(module, "PeftModel", None), "save_pretrained", None)):
+        raise SeamMoved("peft.PeftModel.save_pretrained", version_text("peft"))
+    registry.replace(module.PeftModel, "save_pretrained", _around_save_pretrained)
+
+
+def _around_save_pretrained(original: Callable[..., Any]) -> Callable[..., Any]:
+    def save_pretrained(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if session.is_wanted():
+            return saving.save(original, self, args, kwargs, trained=True)
+        return original(self, *args, **kwargs)
+
+    return save_pretrained

@@ -1,0 +1,82 @@
+"""`model.save_pretrained` by the script itself: under ZeRO-3 it would write empty tensors, without a word.
+
+The Trainer gathers the weights before it saves and hands them over; a script that was written for one process does not.
+"""
+
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+
+from ..errors import BalanceError
+from ..seams.guard import insist
+
+PATIENCE = 120  # seconds that ranks wait for each other before they gather
+_count = 0
+
+
+def save(original: Callable[..., Any], model: Any, args: tuple[Any, ...], kwargs: dict[str, Any], trained: bool) -> Any:
+    """Call `original`, which saves `model`, with whole weights; they are written by the first rank.
+
+    Args:
+        trained: whether only what trains is saved, as PEFT does.
+
+    Raises:
+        BalanceError: not all ranks save, so that the weights cannot be gathered.
+    """
+    if kwargs.get("state_dict") is not None or not is_divided(model):
+        return original(model, *args, **kwargs)
+    import torch.distributed as dist
+
+    weights = insist("gathering the weights to save", gathered, model, trained)
+    # The other ranks must not write, whatever they are told: transformers would put an empty file over the first one's.
+    result = None if weights is None else original(model, *args, **{**kwargs, "state_dict": weights})
+    dist.barrier()  # what the script does next may need the files
+    return result
+
+
+def is_divided(model: Any) -> bool:
+    """Whether parameters of `model` are in parts now."""
+    return any(hasattr(each, "ds_id") and each.numel() != each.ds_numel for each in model.parameters())
+
+
+def gathered(model: Any, trained: bool = False) -> dict[str, Any] | None:
+    """Return the whole state of `model` in host memory on the first rank, None on the others. Ranks work together.
+
+    Args:
+        trained: whether to leave out what does not train.
+
+    Raises:
+        BalanceError: not all ranks are here.
+    """
+    import torch.distributed as dist
+    from deepspeed import zero
+
+    _meet()
+    first = dist.get_rank() == 0
+    found: dict[str, Any] = {}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if not hasattr(tensor, "detach") or (trained and not tensor.requires_grad and hasattr(tensor, "ds_id")):
+            continue
+        with zero.GatheredParameters([tensor], enabled=hasattr(tensor, "ds_id")):
+            if first:  # a copy: the parts are put away again
+                found[name] = tensor.detach().cpu().clone()
+    return found if first else None
+
+
+def _meet() -> None:
+    """Wait until all ranks have come to save."""
+    global _count
+    import torch.distributed as dist
+    from torch.distributed import distributed_c10d
+
+    _count += 1
+    store, size = distributed_c10d._get_default_store(), dist.get_world_size()
+    store.set(f"balance_shim/save/{_count}/{dist.get_rank()}", "1")
+    try:
+        store.wait([f"balance_shim/save/{_count}/{rank}" for rank in range(size)], timedelta(seconds=PATIENCE))
+    except RuntimeError:
+        raise BalanceError(
+            f"save_pretrained was called by rank {dist.get_rank()}, but not by all {size} of them within {PATIENCE} "
+            "seconds: under ZeRO-3 each holds a part of the weights. Let every rank call it (only the first writes), "
+            "or use trainer.save_model()"
+        ) from None
