@@ -20,6 +20,7 @@ BAD_VALUES = {
     "BALANCE_OPTIMIZER": ["adam", "my_optimizer"],
     "BALANCE_GRADIENT_CHECKPOINTING": ["2", "some"],
     "BALANCE_MONITOR": ["maybe", "2", "all"],
+    "BALANCE_REBALANCE": ["twice", "2"],
     "BALANCE_LOSS": ["chunks", "1"],
     "BALANCE_ZERO_CONFIG": [
         "/no/ds.json", "{1}", "[]", '{"zero_optimization": {"stage": 2}}', '{"zero_optimization": 3}',

@@ -29,7 +29,7 @@ OPTIMIZERS = (
 )  # fmt: skip
 
 # Promised by the interface for later versions. Said, not passed over: a user who sets one believes it acts.
-PLANNED = ("BALANCE_PRECISION", "BALANCE_MICRO_BATCH", "BALANCE_REBALANCE")
+PLANNED = ("BALANCE_PRECISION", "BALANCE_MICRO_BATCH")
 OFFLOADS = ("none", "optimizer", "all")
 ZERO_VARIABLES = ("BALANCE_ZERO_CONFIG", "BALANCE_OFFLOAD", "BALANCE_NPROC", "BALANCE_NCCL_TIMEOUT")
 
@@ -62,6 +62,7 @@ class Settings(NamedTuple):
     optimizer: str | None = None
     gradient_checkpointing: bool | str | None = None
     monitor: bool = False
+    rebalance: bool = False
     loss: str = "auto"
     zero_config: dict[str, Any] | None = None
     offload: str = "none"
@@ -222,6 +223,8 @@ VARIABLES = (
              "as the script says", "recompute activations: in all layers, in none, or in no more than it takes to fit"),
     Variable("BALANCE_MONITOR", "monitor", _flag, "1 or 0", "0",
              "watch the memory of each device while training: a record of each step, and warnings when it grows"),
+    Variable("BALANCE_REBALANCE", "rebalance", _flag, "1 or 0", "0",
+             "move blocks between steps when the first ones need other memory than planned"),
     Variable("BALANCE_LOSS", "loss", _one_of(LOSSES), "one of " + ", ".join(LOSSES), "auto",
              "the loss in chunks, without full logits: in models that the shim has placed, in any, or in none"),
     Variable("BALANCE_ZERO_CONFIG", "zero_config", _zero_config, "the path of a DeepSpeed JSON file, or JSON", "",

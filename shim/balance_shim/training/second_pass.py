@@ -1,10 +1,12 @@
 """Where training begins the workload is known: plan again, and move blocks if that pays."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 from .. import cache, devices, log, state
 from ..devices import Device
+from ..memory.workload import Workload
 from ..placement import planner
 from ..placement.move import MoveError, move
 from ..placement.plan import CostedModel, Plan, evaluate
@@ -41,17 +43,7 @@ def second_pass(trainer: Any, model: Any, assumed: Plan, loss_on_first: bool) ->
     settings = state.settings()
     workload, batch = actual_workload(trainer, assumed.workload)
     usable = _usable(model, assumed)
-    request = planner.Request(
-        model,
-        workload,
-        usable,
-        trains=lambda _, parameter: parameter.requires_grad,
-        batch=batch,
-        loss_on_first=loss_on_first,
-        selective=settings.gradient_checkpointing == "auto",
-        may_chunk=settings.loss == "full",
-        cache=cache.folder_of(settings.cache),
-    )
+    request = request_for(model, workload, batch, usable, loss_on_first)
     costed, recomputed = planner.costed_for(request)
     actual = replace(evaluate(assumed.mode, costed, assumed.device_map, usable), recomputed=recomputed)
     if settings.report != "off":
@@ -64,6 +56,24 @@ def second_pass(trainer: Any, model: Any, assumed: Plan, loss_on_first: bool) ->
     if settings.gradient_checkpointing is not None:
         checkpointing.arrange(trainer, model, outcome.plan)
     return outcome
+
+
+def request_for(
+    model: Any, workload: Workload, batch: Mapping[str, Any] | None, usable: tuple[Device, ...], loss_on_first: bool
+) -> planner.Request:
+    """Return what is to be planned for a model that is about to train, or trains already."""
+    settings = state.settings()
+    return planner.Request(
+        model,
+        workload,
+        usable,
+        trains=lambda _, parameter: parameter.requires_grad,
+        batch=batch,
+        loss_on_first=loss_on_first,
+        selective=settings.gradient_checkpointing == "auto",
+        may_chunk=settings.loss == "full",
+        cache=cache.folder_of(settings.cache),
+    )
 
 
 def _better(trainer: Any, request: planner.Request, costed: CostedModel, actual: Plan) -> Outcome:
