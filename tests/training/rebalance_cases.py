@@ -20,7 +20,7 @@ import balance_shim
 from balance_shim import simulation
 
 model_folder, result_path = Path(sys.argv[1]), Path(sys.argv[2])
-STEPS, SETTLED = 8, 5
+STEPS, SETTLED = 7, 5
 results = {}
 
 
@@ -172,6 +172,7 @@ case("monitored", environ={"BALANCE_MONITOR": "1"})
 case("as planned", environ={"BALANCE_SEQ_LEN": "256"})
 case("as seen", listed=True)
 case("short rows of a long plan", environ={"BALANCE_SEQ_LEN": "256"}, lengths=(16,))
+case("long rows come late", lengths=(8,) * 6 + (256,) * 20)
 user_map = {"model": 0, "lm_head": 1}
 case("map", mode="map", environ={"BALANCE_DEVICE_MAP": json.dumps(user_map)})
 case("move fails", fail=failing_half_way())

@@ -14,13 +14,16 @@ WRONG = ["fused", "foreach", "LoRA", "accumulation", "bf16", "own optimizer"]
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
-    """What rebalance_cases.py wrote: embeddings and head are heavy, so long rows want another map than short ones."""
+    """What rebalance_cases.py wrote.
+
+    Short rows want the head with a layer, as it is about three of them by its weights; long ones want it alone.
+    """
     folder = tmp_path_factory.mktemp("rebalance")
     torch.manual_seed(0)
     config = transformers.LlamaConfig(**{**models.SIZES, "vocab_size": 2048}, num_key_value_heads=2)
     transformers.LlamaForCausalLM(config).save_pretrained(folder / "model")
     cases = Path(__file__).with_name("rebalance_cases.py")
-    more = {"BALANCE_SIMULATE": "4x64MiB", "OMP_NUM_THREADS": "1"}
+    more = {"BALANCE_SIMULATE": "3x64MiB", "OMP_NUM_THREADS": "1"}
     found = results_of(cases, folder / "model", folder, **more)
     assert not {name: case["failed"] for name, case in found.items() if "failed" in case}
     return found
@@ -42,7 +45,7 @@ def test_blocks_move_and_the_worst_peak_falls(results, name):
 @pytest.mark.parametrize("name", WRONG)
 def test_losses_are_the_same(results, name):
     """Moving between steps changes no loss, before or after."""
-    assert len(results[name]["losses"]) == 8
+    assert len(results[name]["losses"]) == 7
     assert results[name]["losses"] == pytest.approx(results[f"{name}, off"]["losses"], rel=1e-5)
 
 
@@ -81,6 +84,12 @@ def test_nothing_happens_when_the_prediction_was_right(results, name):
     assert not results[name]["moved"] and not lines(results[name], "moved", "measured")
 
 
+def test_measuring_waits_for_rows_as_long_as_planned_for(results):
+    """Steps 2 and 3 have rows of half the tokens, which say nothing; step 4 has long ones."""
+    case = results["long rows come late"]
+    assert case["moved"] and lines(case, "measured peaks of steps 2 to 4")
+
+
 def test_other_modes_are_left_alone(results):
     """A map of the user's stays as it is, which is said."""
     assert not results["map"]["moved"] and lines(results["map"], "BALANCE_REBALANCE=1 is for maps of the shim's own")
@@ -108,5 +117,5 @@ def test_a_failure_leaves_the_training_as_it_was(results, name, words):
 
 
 def test_nothing_is_left_in_the_trainer(results):
-    """The callback goes when training ends."""
-    assert all(case["callbacks left"] for case in results.values())
+    """The callback goes when training ends, also of one that was not needed or has failed."""
+    assert all(results[name]["callbacks left"] for name in (*WRONG, "as planned", "map", "move fails", "plan fails"))

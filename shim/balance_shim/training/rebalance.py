@@ -24,7 +24,9 @@ from .actual_workload import actual_workload
 from .second_pass import WORTH_MOVING, request_for
 
 STEPS_BEFORE = 1  # that are not measured
-STEPS_MEASURED = 2  # before each decision
+STEPS_MEASURED = 2  # before each decision, at least
+MOST_MEASURED = 50  # while all micro-batches are shorter than what was planned for: they tell nothing of that
+AS_LONG = 0.9  # of the tokens that were planned for
 MOST_MOVES = 2  # the second puts right what the first one got wrong
 
 _rebalancers: "WeakKeyDictionary[Any, tuple[Rebalancer, Any]]" = WeakKeyDictionary()
@@ -102,8 +104,8 @@ class Rebalancer:
 
     def guarded(self, what: Callable[..., None], *args: Any) -> None:
         """Do `what`, unless this has ended; a failure ends it."""
-        if self.running:
-            self.running = bool(attempt("re-balancing", _done, what, args, default=False, instead="no block moves"))
+        if self.running and not attempt("re-balancing", _done, what, args, default=False, instead="no block moves"):
+            self.running = False
 
     def train_begin(self) -> None:
         self._start(STEPS_BEFORE)  # again where the Trainer looks for a batch size by itself
@@ -135,13 +137,23 @@ class Rebalancer:
             for index, peak in zip(self._meter.indices, self._meter.peaks(), strict=True):
                 self._measured[index] = max(self._measured[index], peak - self._foreign[index])
         self._steps += 1
-        if self._steps < self._steps_before + STEPS_MEASURED:
+        measured = self._steps - self._steps_before
+        if measured < STEPS_MEASURED or (not self._long_enough() and measured < MOST_MEASURED):
             return
-        moved = self._differs() and self._rebalanced(number)
+        when = f"steps {number - measured + 1} to {number}"
+        moved = self._long_enough() and self._differs() and self._rebalanced(when)
         self._moves += moved
         self._start(0)
         if not moved or self._moves == MOST_MOVES:
             self.running = False
+
+    def _long_enough(self) -> bool:
+        """Whether what was measured is no shorter than what was planned for, where that is more than a guess.
+
+        Short rows need other shares of the memory than the long ones that are to come, and no map of theirs.
+        """
+        planned = self._plan.workload
+        return planned.guessed or not self._size.tokens or self._size.tokens >= AS_LONG * planned.tokens
 
     def _differs(self) -> bool:
         """Whether some device's peak is so far from its prediction that another map could be better by enough."""
@@ -151,9 +163,8 @@ class Rebalancer:
             for each in self._plan.devices
         )
 
-    def _rebalanced(self, number: int) -> bool:
+    def _rebalanced(self, when: str) -> bool:
         """Plan again with the measured figures; return whether blocks have moved."""
-        when = f"steps {number - STEPS_MEASURED + 1} to {number}"
         request, costed, usable = self._corrected(when)
         now = evaluate("balanced", costed, self._plan.device_map, usable)
         better = planner.solved(request, costed, self._plan.recomputed)
@@ -191,7 +202,7 @@ class Rebalancer:
         request = request_for(self._model, seen, self._batch, self._devices, self._loss_on_first)
         seen_costs = target = self._costs(request)
         if self._size.tokens < planned.tokens and not planned.guessed and self._size.tokens:
-            # Longer rows are known to come: what was measured on short ones is carried over to them.
+            # Slightly longer rows are known to come: what was measured is carried over to them.
             _, batch = actual_workload(self._trainer, planned)
             request = replace(request, workload=planned, batch=batch)
             target = self._costs(request)
