@@ -4,7 +4,7 @@ import pytest
 
 from balance_shim.devices import Device
 from balance_shim.memory.blocks import Block
-from balance_shim.memory.compose import Schedule
+from balance_shim.memory.compose import PLAIN, Schedule
 from balance_shim.memory.cost import BlockCost
 from balance_shim.memory.workload import Workload
 from balance_shim.placement.measured import corrected
@@ -15,19 +15,19 @@ DEVICES = tuple(Device(index, f"npu:{index}", 100_000, 100_000, overhead=64) for
 MAP = {"a": 0, "b": 0, "c": 1}
 
 
-def costed(schedule=Schedule()):
+def costed(schedule=PLAIN):
     blocks = tuple(Block(name, "Layer", "layer", (f"{name}.weight",), ()) for name in "abc")
     return CostedModel("Model", 3, blocks, (COST,) * 3, (), Workload(), schedule=schedule)
 
 
-def peaks_with(measured, schedule=Schedule()):
+def peaks_with(measured, schedule=PLAIN):
     model = costed(schedule)
     after, devices = corrected(model, model, MAP, DEVICES, measured)
     plan = evaluate("balanced", after, MAP, devices)
     return after, devices, [device.predicted_peak for device in plan.devices]
 
 
-@pytest.mark.parametrize("schedule", [Schedule(), Schedule(True, True)], ids=["plain", "accumulating"])
+@pytest.mark.parametrize("schedule", [PLAIN, Schedule(True, True)], ids=["plain", "accumulating"])
 @pytest.mark.parametrize("factor", [0.8, 1.5, 3])
 def test_the_measured_peaks_are_explained(schedule, factor):
     """More or less than predicted: with the corrected costs the prediction is what was measured."""
