@@ -63,11 +63,25 @@ class Watching(TrainerCallback):
         self.moments = sum(name == "exp_avg" for _, name, _ in pairs)
 
 
+class Hungry(TrainerCallback):
+    """Has the layers from the fourth on keep more for their backward pass than planned, as a user's hook may."""
+
+    def on_train_begin(self, *_, model, **__):
+        for number, layer in enumerate(model.model.layers):
+            if number >= 3:
+                layer.register_forward_hook(self.keep_more)
+
+    def keep_more(self, module, inputs, output):
+        states = output[0] if isinstance(output, tuple) else output
+        states = states + 0 * states.repeat(1, 1, 40).sigmoid().mean()
+        return (states, *output[1:]) if isinstance(output, tuple) else states
+
+
 def places(model):
     return {name: parameter.device.index for name, parameter in model.named_parameters()}
 
 
-def train(lora=False, lengths=(256,), listed=False, own_optimizer=False, **options):
+def train(lora=False, lengths=(256,), listed=False, own_optimizer=False, callbacks=(), **options):
     set_seed(7)
     arguments = TrainingArguments(
         output_dir=str(result_path.parent / "out"), max_steps=STEPS, per_device_train_batch_size=2, logging_steps=1,
@@ -82,7 +96,11 @@ def train(lora=False, lengths=(256,), listed=False, own_optimizer=False, **optio
     rows = Stream(lengths)
     given = {"optimizers": (torch.optim.SGD(model.parameters(), lr=1e-2), None)} if own_optimizer else {}
     trainer = Trainer(
-        model=model, args=arguments, train_dataset=list(rows) if listed else rows, callbacks=[watching], **given
+        model=model,
+        args=arguments,
+        train_dataset=list(rows) if listed else rows,
+        callbacks=[watching, *callbacks],
+        **given,
     )
     callbacks = [type(each).__name__ for each in trainer.callback_handler.callbacks]
     trainer.train()
@@ -166,6 +184,7 @@ pair("foreach", optim="adamw_torch")
 pair("LoRA", lora=True)
 pair("accumulation", gradient_accumulation_steps=2)
 pair("bf16", bf16=True)
+pair("hungry layers", callbacks=[Hungry()], environ={"BALANCE_SEQ_LEN": "256"})
 pair("own optimizer", own_optimizer=True)
 case("checkpointing chosen", environ={"BALANCE_GRADIENT_CHECKPOINTING": "auto"})
 case("monitored", environ={"BALANCE_MONITOR": "1"})

@@ -9,7 +9,7 @@ import transformers
 from tests import models
 from tests.seams.cases import results_of
 
-WRONG = ["fused", "foreach", "LoRA", "accumulation", "bf16", "own optimizer"]
+WRONG = ["fused", "foreach", "LoRA", "accumulation", "bf16", "own optimizer", "hungry layers"]
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +35,7 @@ def lines(case, *words):
 
 @pytest.mark.parametrize("name", WRONG)
 def test_blocks_move_and_the_worst_peak_falls(results, name):
-    """The plan was for rows of 16 tokens and they have 256: the measured worst peak falls by what makes it pay."""
+    """Rows are longer than planned for, or layers keep more: the worst measured peak falls by what makes it pay."""
     moved, stayed = results[name], results[f"{name}, off"]
     assert moved["moved"] and not stayed["moved"]
     assert max(moved["peaks"]) < 0.95 * max(stayed["peaks"])
