@@ -22,6 +22,7 @@ BAD_VALUES = {
     "BALANCE_MICRO_BATCH": ["0", "-2", "half", "1.5"],
     "BALANCE_GRADIENT_CHECKPOINTING": ["2", "some"],
     "BALANCE_MONITOR": ["maybe", "2", "all"],
+    "BALANCE_REBALANCE": ["twice", "2"],
     "BALANCE_LOSS": ["chunks", "1"],
     "BALANCE_ZERO_CONFIG": [
         "/no/ds.json", "{1}", "[]", '{"zero_optimization": {"stage": 2}}', '{"zero_optimization": 3}',
@@ -117,13 +118,6 @@ def test_a_map_alone_implies_mode_map():
         assert len(problems) == 1 and "not used" in problems[0].message and not problems[0].fatal
     _, problems = settings.read({"BALANCE_MODE": "map"})
     assert "needs BALANCE_DEVICE_MAP" in problems[0].message and problems[0].fatal
-
-
-def test_what_is_not_in_this_version_is_said():
-    """Variables of later versions are not passed over."""
-    for name in settings.PLANNED:
-        _, problems = settings.read({name: "1"})
-        assert problems[0].message == f"{name}='1' is not in this version; it is ignored" and not problems[0].fatal
 
 
 def test_misspelled_names_are_noticed_and_foreign_ones_are_not():

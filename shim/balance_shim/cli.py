@@ -80,7 +80,7 @@ def _plan(words: list[str]) -> int:
 
 
 def _env(words: list[str]) -> int:
-    from balance_shim.settings import PLANNED, VARIABLES, read
+    from balance_shim.settings import VARIABLES, read
 
     argparse.ArgumentParser(
         prog="balance-shim env", description="List the BALANCE_* variables: value, what is allowed, meaning."
@@ -90,7 +90,6 @@ def _env(words: list[str]) -> int:
         print(f"{variable.name} = {value}" if value else f"{variable.name} (not set: {variable.default or 'none'})")
         print(f"    {variable.meaning}")
         print(f"    allowed: {variable.allowed}")
-    print(f"Not in this version: {', '.join(PLANNED)}")
     _, problems = read(os.environ)
     for problem in problems:
         print(f"{'error' if problem.fatal else 'warning'}: {problem.message}")

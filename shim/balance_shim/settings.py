@@ -28,8 +28,6 @@ OPTIMIZERS = (
     "paged_lion_32bit", "paged_lion_8bit",
 )  # fmt: skip
 
-# Promised by the interface for later versions. Said, not passed over: a user who sets one believes it acts.
-PLANNED = ("BALANCE_REBALANCE",)
 PRECISIONS = ("bf16", "fp16", "fp32")
 OFFLOADS = ("none", "optimizer", "all")
 ZERO_VARIABLES = ("BALANCE_ZERO_CONFIG", "BALANCE_OFFLOAD", "BALANCE_NPROC", "BALANCE_NCCL_TIMEOUT")
@@ -65,6 +63,7 @@ class Settings(NamedTuple):
     gradient_checkpointing: bool | str | None = None
     micro_batch: int | str | None = None
     monitor: bool = False
+    rebalance: bool = False
     loss: str = "auto"
     zero_config: dict[str, Any] | None = None
     offload: str = "none"
@@ -233,6 +232,8 @@ VARIABLES = (
              "as the script says", "recompute activations: in all layers, in none, or in no more than it takes to fit"),
     Variable("BALANCE_MONITOR", "monitor", _flag, "1 or 0", "0",
              "watch the memory of each device while training: a record of each step, and warnings when it grows"),
+    Variable("BALANCE_REBALANCE", "rebalance", _flag, "1 or 0", "0",
+             "move blocks between steps when the first ones need other memory than planned"),
     Variable("BALANCE_LOSS", "loss", _one_of(LOSSES), "one of " + ", ".join(LOSSES), "auto",
              "the loss in chunks, without full logits: in models that the shim has placed, in any, or in none"),
     Variable("BALANCE_ZERO_CONFIG", "zero_config", _zero_config, "the path of a DeepSpeed JSON file, or JSON", "",
@@ -322,12 +323,9 @@ def _unknown(environ: Mapping[str, str]) -> list[tuple[str, str]]:
     for name in sorted(environ):
         if not name.startswith("BALANCE_") or name in known or not environ[name].strip():
             continue
-        if name in PLANNED:
-            lines.append((name, f"{name}={_shortened(environ[name])!r} is not in this version; it is ignored"))
-        else:
-            from difflib import get_close_matches
+        from difflib import get_close_matches
 
-            near = get_close_matches(name, [*known, *PLANNED], n=1, cutoff=0.85)
-            if near:
-                lines.append((name, f"{name} is not a variable; did you mean {near[0]}? It is ignored"))
+        near = get_close_matches(name, known, n=1, cutoff=0.85)
+        if near:
+            lines.append((name, f"{name} is not a variable; did you mean {near[0]}? It is ignored"))
     return lines

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from balance_shim.settings import Problem, Settings
 
 # With nothing but one of these set there is nothing to validate, so reading the settings, which costs more than the
-# rest of arming, waits until a model library is there. The others need more variables, or are not in this version.
+# rest of arming, waits until a model library is there. The others need more variables.
 _PLAIN_MODES = ("balanced", "auto", "off")
 
 

@@ -28,7 +28,7 @@ def least_recomputation(
         for block, before, after in zip(plain.blocks, plain.costs, recomputed.costs, strict=True)
         if block.role in ("layer", "tower") and after.activations < before.activations
     ]
-    mixed = _mixer(plain, recomputed)
+    mixed = mixer(plain, recomputed)
 
     def plan_with(number: int) -> Plan:
         costed = mixed(_spread(layers, number))
@@ -50,7 +50,7 @@ def least_recomputation(
     return mixed(chosen), chosen
 
 
-def _mixer(plain: CostedModel, recomputed: CostedModel) -> Callable[[frozenset[str]], CostedModel]:
+def mixer(plain: CostedModel, recomputed: CostedModel) -> Callable[[frozenset[str]], CostedModel]:
     """Return a function from the names of recomputed layers to the costs of the model."""
 
     def mixed(chosen: frozenset[str]) -> CostedModel:

@@ -7,8 +7,9 @@ from typing import Any
 from .. import devices, log, state
 from ..monitoring import watching
 from ..monitoring.out_of_memory import is_out_of_memory
+from ..placement.plan import Plan
 from ..report import plan_report
-from ..training import micro_batch
+from ..training import micro_batch, rebalance
 from ..training.chunked_loss import step_context
 from ..training.second_pass import second_pass
 from ..versions import version_of, version_text
@@ -50,6 +51,7 @@ def _around_train(original: Callable[..., Any]) -> Callable[..., Any]:
         else:
             attempt("planning for the real workload", _prepare, self, instead="training goes on with the map it has")
         attempt("watching memory", _watch, self, instead="nothing is watched")
+        attempt("preparing to re-balance", _rebalance, self, instead="no block moves")
         try:
             result = original(self, *args, **kwargs)
         except BaseException as failure:
@@ -57,8 +59,10 @@ def _around_train(original: Callable[..., Any]) -> Callable[..., Any]:
                 if is_out_of_memory(failure):
                     attempt("explaining the out-of-memory", _explain, self, failure, instead="here is the error")
                 attempt("watching memory", watching.end, self, instead="its last lines are missing")
+                attempt("re-balancing", rebalance.end, self, instead="its callback stays")
             raise
         attempt("watching memory", watching.end, self, instead="its last lines are missing")
+        attempt("re-balancing", rebalance.end, self, instead="its callback stays")
         return result
 
     return train
@@ -91,6 +95,7 @@ def _around_batch_samples(original: Callable[..., Any]) -> Callable[..., Any]:
 def _around_step(original: Callable[..., Any]) -> Callable[..., Any]:
     def training_step(self: Any, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         watching.saw_batch(self, inputs)
+        rebalance.saw_batch(self, inputs)
         if session.is_wanted():
             with engine.watched(self, inputs):
                 return original(self, model, inputs, *args, **kwargs)
@@ -153,6 +158,19 @@ def _prepare(trainer: Any) -> None:
 def _watch(trainer: Any) -> None:
     placed = known.placed(trainer.model)
     watching.begin(trainer, None if placed is None else placed[1].plan)
+
+
+def _rebalance(trainer: Any) -> None:
+    placed = known.placed(trainer.model)
+    if placed is None or session.is_wanted():
+        return
+    model, (plan, files) = placed
+
+    def moved(better: Plan) -> None:
+        known.remember_placed(model, known.Placed(better, files))
+        plan_report.show(better, state.settings().report, files)
+
+    rebalance.begin(trainer, model, plan, computes_loss_on_first_device(model), moved)
 
 
 def _explain(trainer: Any, failure: BaseException) -> None:

@@ -1,10 +1,12 @@
 """Where training begins the workload is known: plan again, and move blocks if that pays."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 from .. import cache, devices, log, state
 from ..devices import Device
+from ..memory.workload import Workload
 from ..placement import planner
 from ..placement.balance import DoesNotFit
 from ..placement.move import MoveError, move
@@ -64,8 +66,14 @@ def _request(
     trainer: Any, model: Any, assumed: Plan, usable: tuple[Device, ...], loss_on_first: bool
 ) -> planner.Request:
     """Return what is to be planned for `trainer` as it is now."""
+    return request_for(model, *actual_workload(trainer, assumed.workload), usable, loss_on_first)
+
+
+def request_for(
+    model: Any, workload: Workload, batch: Mapping[str, Any] | None, usable: tuple[Device, ...], loss_on_first: bool
+) -> planner.Request:
+    """Return what is to be planned for a model that is about to train, or trains already."""
     settings = state.settings()
-    workload, batch = actual_workload(trainer, assumed.workload)
     return planner.Request(
         model,
         workload,

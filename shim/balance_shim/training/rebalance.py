@@ -1,0 +1,300 @@
+"""`BALANCE_REBALANCE=1`: where the first steps turn out to need other memory than planned, blocks move between steps.
+
+The first step is not measured: the optimizer has its state only when it is over.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from .. import devices, log, state
+from ..devices import Device
+from ..monitoring.batch import BatchSize, size_of
+from ..monitoring.readings import Meter
+from ..placement import planner
+from ..placement.measured import corrected
+from ..placement.move import MoveError, move
+from ..placement.plan import CostedModel, Plan, evaluate
+from ..placement.recompute import mixer
+from ..seams.guard import attempt
+from ..units import format_size
+from . import chunked_loss
+from .actual_workload import actual_workload
+from .second_pass import WORTH_MOVING, request_for
+
+STEPS_BEFORE = 1  # that are not measured
+STEPS_MEASURED = 2  # before each decision, at least
+MOST_MEASURED = 50  # while all micro-batches are shorter than what was planned for: they tell nothing of that
+AS_LONG = 0.9  # of the tokens that were planned for
+MOST_MOVES = 2  # the second puts right what the first one got wrong
+
+_rebalancers: "WeakKeyDictionary[Any, tuple[Rebalancer, Any]]" = WeakKeyDictionary()
+
+
+def begin(trainer: Any, model: Any, plan: Plan, loss_on_first: bool, moved: Callable[[Plan], None]) -> None:
+    """Measure the first steps of `trainer` and move blocks then, if the settings ask for it and that can be done.
+
+    To be called behind `watching.begin`: at the start of a step the monitor reads peaks before they are reset here.
+
+    Args:
+        trainer: a `transformers.Trainer` about to train.
+        model: what was placed: the trainer's model, or one inside of it.
+        plan: the plan in force.
+        loss_on_first: as in `planner.Request`.
+        moved: is told the new plan when blocks have moved.
+    """
+    if not state.settings().rebalance:
+        return
+    if plan.mode != "balanced":
+        log.once("info", "BALANCE_REBALANCE=1 is for maps of the shim's own; a map that was given stays as it is")
+        return
+    kind = devices.accelerator_type()
+    if kind is None or trainer.args.world_size > 1 or len(set(plan.device_map.values())) < 2:
+        return
+    callback = _callback(rebalancer := Rebalancer(trainer, model, plan, loss_on_first, moved, kind))
+    trainer.add_callback(callback)
+    _rebalancers[trainer] = rebalancer, callback
+
+
+def saw_batch(trainer: Any, inputs: Any) -> None:
+    """Take the inputs of a micro-batch; nothing happens where nothing is measured."""
+    if _rebalancers:
+        rebalancer, _ = _rebalancers.get(trainer, (None, None))
+        if rebalancer is not None:
+            rebalancer.guarded(rebalancer.batch, inputs)
+
+
+def end(trainer: Any) -> None:
+    """Leave the trainer as it was."""
+    _, callback = _rebalancers.pop(trainer, (None, None))
+    if callback is not None:
+        trainer.remove_callback(callback)
+
+
+class Rebalancer:
+    """Watches the first steps of one call of `Trainer.train`, and moves blocks between two of them where that pays.
+
+    Any failure in here ends it with one warning, and the training goes on.
+    """
+
+    def __init__(
+        self,
+        trainer: Any,
+        model: Any,
+        plan: Plan,
+        loss_on_first: bool,
+        moved: Callable[[Plan], None],
+        kind: str,
+    ) -> None:
+        self._trainer, self._model, self._loss_on_first, self._moved = trainer, model, loss_on_first, moved
+        self._plan = plan
+        self._devices = tuple(device.device for device in plan.devices)
+        self._meter = Meter(kind, [device.index for device in self._devices])
+        self._moves = 0
+        self.running = True
+        self._start(STEPS_BEFORE)
+
+    def _start(self, steps_before: int) -> None:
+        """Begin to measure anew, when so many more steps are over."""
+        self._steps_before, self._steps = steps_before, 0
+        self._measured = dict.fromkeys(self._meter.indices, 0)
+        self._size = BatchSize()
+        self._batch: dict[str, Any] | None = None
+
+    def guarded(self, what: Callable[..., None], *args: Any) -> None:
+        """Do `what`, unless this has ended; a failure ends it."""
+        if self.running and not attempt("re-balancing", _done, what, args, default=False, instead="no block moves"):
+            self.running = False
+
+    def train_begin(self) -> None:
+        self._start(STEPS_BEFORE)  # again where the Trainer looks for a batch size by itself
+        ours = _held_by(self._trainer)
+        readings = self._meter.read(with_others=False)
+        # Other models of this process are not the plan's, which has taken their room off.
+        self._foreign = {
+            index: max(0, reading.allocated - ours.get(index, 0))
+            for index, reading in zip(self._meter.indices, readings, strict=True)
+        }
+
+    @property
+    def _measuring(self) -> bool:
+        return self._steps >= self._steps_before
+
+    def step_begin(self) -> None:
+        if self._measuring:
+            self._meter.reset_peaks()
+
+    def batch(self, inputs: Any) -> None:
+        """Keep the largest micro-batch: its shape is what the measured peaks are of."""
+        size = size_of(inputs)
+        if self._measuring and size.elements > self._size.elements:
+            self._size = size
+            self._batch = {name: each.cpu() if hasattr(each, "cpu") else each for name, each in inputs.items()}
+
+    def step_end(self, number: int) -> None:
+        if self._measuring:
+            for index, peak in zip(self._meter.indices, self._meter.peaks(), strict=True):
+                self._measured[index] = max(self._measured[index], peak - self._foreign[index])
+        self._steps += 1
+        measured = self._steps - self._steps_before
+        if measured < STEPS_MEASURED or (not self._long_enough() and measured < MOST_MEASURED):
+            return
+        when = f"steps {number - measured + 1} to {number}"
+        moved = self._long_enough() and self._differs() and self._rebalanced(when)
+        self._moves += moved
+        self._start(0)
+        if not moved or self._moves == MOST_MOVES:
+            self.running = False
+
+    def _long_enough(self) -> bool:
+        """Whether what was measured is no shorter than what was planned for, where that is more than a guess.
+
+        Short rows need other shares of the memory than the long ones that are to come, and no map of theirs.
+        """
+        planned = self._plan.workload
+        return planned.guessed or not self._size.tokens or self._size.tokens >= AS_LONG * planned.tokens
+
+    def _differs(self) -> bool:
+        """Whether some device's peak is so far from its prediction that another map could be better by enough."""
+        fullest = max(self._measured[device.index] / device.capacity for device in self._devices)
+        return any(
+            abs(self._measured[each.device.index] - each.predicted_peak) >= (1 - WORTH_MOVING) * fullest * each.capacity
+            for each in self._plan.devices
+        )
+
+    def _rebalanced(self, when: str) -> bool:
+        """Plan again with the measured figures; return whether blocks have moved."""
+        request, costed, usable = self._corrected(when)
+        now = evaluate("balanced", costed, self._plan.device_map, usable)
+        better = planner.solved(request, costed, self._plan.recomputed)
+        fullest = self._worst_measured()
+        if (
+            better is None
+            or better.worst.filled > WORTH_MOVING * now.worst.filled
+            or len(set(better.device_map.values())) == 1
+        ):
+            self._say(f"measured peaks differ from the plan ({fullest}), but no other map is better by a useful margin")
+            return False
+        optimizer = self._trainer.optimizer
+        try:
+            moved = move(self._model, better.device_map, [getattr(optimizer, "optimizer", optimizer)])
+        except MoveError as error:
+            log.warning(f"a better map was found for what was measured, but {error}; training goes on as it is")
+            return False
+        self._say(
+            f"measured peaks of {when} differ from the plan ({fullest}): moved {len(moved.blocks)} blocks "
+            f"({format_size(moved.size)}, optimizer state included), predicted peak of the worst device "
+            f"{format_size(better.worst.predicted_peak)} instead of {format_size(now.worst.predicted_peak)}"
+        )
+        self._plan = better
+        self._moved(better)
+        return True
+
+    def _corrected(self, when: str) -> tuple[planner.Request, CostedModel, tuple[Device, ...]]:
+        """Return what to plan for: the micro-batch to expect, costs and devices as the measured steps show them."""
+        planned = self._plan.workload
+        seen = planned
+        if self._size.tokens:
+            seen = replace(planned, batch_size=self._size.rows, seq_len=self._size.row_tokens, guessed=False)
+        if self._batch is not None and not chunked_loss.has_labels(self._batch):
+            seen = replace(seen, loss="full")
+        request = request_for(self._model, seen, self._batch, self._devices, self._loss_on_first)
+        seen_costs = target = self._costs(request)
+        if self._size.tokens < planned.tokens and not planned.guessed and self._size.tokens:
+            # Slightly longer rows are known to come: what was measured is carried over to them.
+            _, batch = actual_workload(self._trainer, planned)
+            request = replace(request, workload=planned, batch=batch)
+            target = self._costs(request)
+        target, usable = corrected(target, seen_costs, self._plan.device_map, self._devices, self._measured)
+        method = f"{target.method}, corrected by the peaks measured in {when}"
+        return replace(request, devices=usable), replace(target, method=method), usable
+
+    def _costs(self, request: planner.Request) -> CostedModel:
+        """Return the costs with the layers recomputed that are, and the optimizer state that there is."""
+        recomputed = self._plan.recomputed
+        if recomputed is None:
+            costed = planner.cost(request)
+        else:
+            plain, all_recomputed = (
+                planner.cost(replace(request, workload=replace(request.workload, gradient_checkpointing=each)))
+                for each in (False, True)
+            )
+            costed = mixer(plain, all_recomputed)(recomputed)
+        kept = _optimizer_state(self._trainer.optimizer, self._model, costed)
+        costs = tuple(replace(cost, optimizer=size) for cost, size in zip(costed.costs, kept, strict=True))
+        return replace(costed, costs=costs)
+
+    def _worst_measured(self) -> str:
+        """Return measured beside predicted for the device that is furthest off."""
+        worst = max(
+            self._plan.devices,
+            key=lambda each: abs(self._measured[each.device.index] - each.predicted_peak) / each.capacity,
+        )
+        measured = format_size(self._measured[worst.device.index])
+        return f"{worst.name} {measured}, predicted {format_size(worst.predicted_peak)}"
+
+    def _say(self, text: str) -> None:
+        if state.settings().report != "off":
+            log.info(text)
+
+
+def _optimizer_state(optimizer: Any, model: Any, costed: CostedModel) -> list[int]:
+    """Return the bytes of state on the device that each block's parameters have; tied ones count with the last."""
+    states = getattr(optimizer, "state", {})
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    kept: list[int] = []
+    seen: set[int] = set()
+    for block in reversed(costed.blocks):
+        own = {id(parameters[name]): parameters[name] for name in block.parameters if name in parameters}
+        kept.append(sum(_state_bytes(states, each) for key, each in own.items() if key not in seen))
+        seen |= own.keys()
+    return kept[::-1]
+
+
+def _state_bytes(states: Any, parameter: Any) -> int:
+    values = states[parameter].values() if parameter in states else ()
+    return sum(
+        each.numel() * each.element_size()
+        for each in values
+        if hasattr(each, "element_size")
+        and each.device == parameter.device
+        and not getattr(each, "is_paged", False)  # bitsandbytes: it says the device, and lives in host memory
+    )
+
+
+def _held_by(trainer: Any) -> dict[int, int]:
+    """Return the bytes on each device of what the plan counts: the model, its gradients, and optimizer state."""
+    states = getattr(trainer.optimizer, "state", {})
+    held: dict[int, int] = {}
+    for each in trainer.model.parameters():
+        if each.device.index is not None:
+            size = each.numel() * each.element_size() * (1 if each.grad is None else 2) + _state_bytes(states, each)
+            held[each.device.index] = held.get(each.device.index, 0) + size
+    for each in trainer.model.buffers():
+        if each.device.index is not None:
+            held[each.device.index] = held.get(each.device.index, 0) + each.numel() * each.element_size()
+    return held
+
+
+def _done(what: Callable[..., None], args: tuple[Any, ...]) -> bool:
+    what(*args)
+    return True
+
+
+def _callback(rebalancer: Rebalancer) -> Any:
+    from transformers import TrainerCallback
+
+    class Rebalancing(TrainerCallback):
+        """Has no state of its own for checkpoints, and changes no control."""
+
+        def on_train_begin(self, *_: Any, **__: Any) -> None:
+            rebalancer.guarded(rebalancer.train_begin)
+
+        def on_step_begin(self, *_: Any, **__: Any) -> None:
+            rebalancer.guarded(rebalancer.step_begin)
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            rebalancer.guarded(rebalancer.step_end, state.global_step)
+
+    return Rebalancing()
