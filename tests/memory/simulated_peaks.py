@@ -8,6 +8,8 @@ from pathlib import Path
 
 import torch
 
+os.environ["BALANCE_LOSS"] = "full"  # the maps are explicit ones, where `auto` leaves the logits as they are
+
 from balance_shim import simulation
 
 SHAPES = sys.argv[3] == "shapes"

@@ -116,12 +116,18 @@ class Keeper:
         self.states = []
 
 
-def kept_on_cpu():
-    return kept.search("cpu", None, None)
+@pytest.fixture
+def kept_on_cpu(monkeypatch):
+    """The search, as on a device that held nothing before the test: this process holds tensors of other tests."""
+    every = kept._tensors
+    before = every("cpu")  # kept, so that no new tensor gets the identity of one of them
+    known = {id(each) for each in before}
+    monkeypatch.setattr(kept, "_tensors", lambda kind: [each for each in every(kind) if id(each) not in known])
+    return lambda: kept.search("cpu", None, None)
 
 
 @pytest.mark.parametrize("depth", ["tensors", "tuples", "dicts"])
-def test_who_keeps_tensors(depth):
+def test_who_keeps_tensors(kept_on_cpu, depth):
     """A list in an object is named, also where it holds tuples or dicts of tensors; what belongs to a model is not."""
     keeper = Keeper()
     for _ in range(12):
@@ -133,7 +139,7 @@ def test_who_keeps_tensors(depth):
     assert found.shapes == f"{12 if depth == 'tensors' else 36} x (1000, 1000)" and found.graphs == 0
 
 
-def test_a_cache_is_called_one():
+def test_a_cache_is_called_one(kept_on_cpu):
     """What calls itself a cache is said to be one that is not cleared."""
     cache = {number: torch.zeros(1000, 1000) for number in range(9)}
     found = kept_on_cpu()
@@ -141,7 +147,7 @@ def test_a_cache_is_called_one():
     assert "a cache that is not cleared" in found.describe() and len(cache) == 9
 
 
-def test_tensors_with_graphs_come_first():
+def test_tensors_with_graphs_come_first(kept_on_cpu):
     """Three small losses with their graphs are a better reason than large tensors without."""
     large = [torch.zeros(1000, 1000) for _ in range(5)]
     weight = torch.ones(3, requires_grad=True)
