@@ -23,13 +23,12 @@ def prepare(trainer: Any) -> None:
     class ZeroCheck(TrainerCallback):
         def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             check(trainer.model_wrapped)
+            stop_watch(trainer)  # of a training that failed and is begun again
             what = "watching for ranks that run different modules"
             trainer._balance_shim_watch = attempt(what, watch_of, trainer, instead="a hang will not be explained")
 
         def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            found = vars(trainer).pop("_balance_shim_watch", None)
-            if found is not None:
-                found.stop()
+            stop_watch(trainer)
 
     trainer.add_callback(ZeroCheck())
 
@@ -57,6 +56,13 @@ def watch_of(trainer: Any) -> Watch | None:
     if int(os.environ["WORLD_SIZE"]) < 2:
         return None
     return watch.start(trainer.model_wrapped.module, float(trainer.args.ddp_timeout))
+
+
+def stop_watch(trainer: Any) -> None:
+    """End the watch over the ranks of this training, if there is one."""
+    found = vars(trainer).pop("_balance_shim_watch", None)
+    if found is not None:
+        found.stop()
 
 
 def watched(trainer: Any, inputs: Any) -> contextlib.AbstractContextManager[None]:

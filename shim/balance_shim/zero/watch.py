@@ -41,6 +41,7 @@ class Watch:
     def __init__(self, notes: Notes, rank: int, size: int, store: Any, patience: float) -> None:
         self.notes, self.rank, self.size, self.store, self.patience = notes, rank, size, store, patience
         self.inside = False
+        self.hooks: list[Any] = []  # by which modules are noted
         self._explained = False
         self._answered = b""
         self._lock = threading.Lock()
@@ -51,7 +52,9 @@ class Watch:
         atexit.register(self.stop)
 
     def stop(self) -> None:
-        """End the thread; the notes are kept."""
+        """End the thread, and take no more notes; those that there are stay."""
+        for hook in self.hooks:
+            hook.remove()
         self._over.set()
         self._thread.join(timeout=STORE_TIMEOUT + ANSWER)
         atexit.unregister(self.stop)
@@ -190,9 +193,12 @@ def start(model: Any, timeout: float) -> Watch:
     )
     rank = dist.get_rank()
     ours = Notes(list(gathered), rank, os.environ.get(notes.FOLDER))
-    for index, module in enumerate(gathered.values()):
+    watch = Watch(ours, rank, dist.get_world_size(), named, min(LONGEST_PATIENCE, timeout / 3))
+    watch.hooks = [
         module.register_forward_pre_hook(lambda *_, index=index: ours.add(index))
-    return Watch(ours, rank, dist.get_world_size(), named, min(LONGEST_PATIENCE, timeout / 3))
+        for index, module in enumerate(gathered.values())
+    ]
+    return watch
 
 
 def gathered_modules(model: Any) -> dict[str, Any]:
