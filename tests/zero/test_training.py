@@ -68,7 +68,9 @@ def test_two_processes_learn_what_one_learns(script, arguments, tmp_path):
     assert divided.losses == pytest.approx(alone.losses, **SAME)
     expect_same_weights(saved(tmp_path / "divided"), saved(tmp_path / "alone"))
     assert "ZeRO-3 over 2 processes" in divided.stderr and "loaded whole" not in divided.stderr
-    assert "INFO" not in divided.stdout  # DeepSpeed's own log goes there
+    # DeepSpeed's own log goes there; what 0.16 says when it is imported it says without us as well.
+    told = [line for line in divided.stdout.splitlines() if "[INFO]" in line and "real_accelerator" not in line]
+    assert told == []
 
 
 @pytest.fixture(scope="module")
