@@ -61,6 +61,7 @@ arguments = TrainingArguments(
     eval_strategy="steps",
     eval_steps=options.save_steps,
     load_best_model_at_end=True,
+    average_tokens_across_devices=True,  # 4.x weighs processes otherwise, whatever the length of their rows
     report_to=[],
     disable_tqdm=True,
 )
