@@ -22,7 +22,7 @@ KNOWN_TO_WORK = {
     "transformers": "4.45.2 to 5.23.0",
     "accelerate": "1.6.0 to 1.15.0",
     "peft": "0.17.1 to 0.21.2",
-    "deepspeed": "0.16.9 to 0.19.8",
+    "deepspeed": "0.19.8",
     "swift": "4.6.0",
     "llamafactory": "0.9.4",
 }

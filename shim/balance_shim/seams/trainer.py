@@ -31,6 +31,7 @@ def apply(module: Any) -> None:
     """
     version = version_of("transformers")
     patches: list[tuple[str, Callable[..., Any]]] = [("train", _around_train), ("training_step", _around_step)]
+    patches.append(("create_optimizer", _around_create_optimizer))
     if version >= COUNTS_ITEMS_APART_SINCE:
         patches.append(("_get_num_items_in_batch", _around_item_count))
     elif version >= COUNTS_ITEMS_SINCE:
@@ -66,6 +67,17 @@ def _around_train(original: Callable[..., Any]) -> Callable[..., Any]:
         return result
 
     return train
+
+
+def _around_create_optimizer(original: Callable[..., Any]) -> Callable[..., Any]:
+    def create_optimizer(self: Any, *args: Any, **kwargs: Any) -> Any:
+        optimizer = original(self, *args, **kwargs)
+        if session.is_wanted() and hasattr(optimizer, "param_groups"):
+            # LoRA leaves one of them empty on 4.x. DeepSpeed drops it, and torch's scheduler then misses it.
+            optimizer.param_groups[:] = [group for group in optimizer.param_groups if group["params"]]
+        return optimizer
+
+    return create_optimizer
 
 
 def _around_load_checkpoint(original: Callable[..., Any]) -> Callable[..., Any]:
