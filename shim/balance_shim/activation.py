@@ -11,6 +11,7 @@ from _thread import allocate_lock
 
 from balance_shim import log, state
 from balance_shim.errors import SettingError, SimulationError
+from balance_shim.processes import is_worker
 from balance_shim.seams import KNOWN_TO_WORK, SEAMS, hooks
 from balance_shim.state import Arming
 
@@ -66,7 +67,7 @@ def arm_on_import() -> None:
         alone = "BALANCE_SIMULATE" in os.environ
         _arm(Arming(os.environ, "off" if alone else "balanced"), may_raise=False)
     else:
-        _arm(Arming(os.environ, "balanced"), may_raise=not _is_worker())
+        _arm(Arming(os.environ, "balanced"), may_raise=not is_worker())
 
 
 def _arm(arming: Arming, may_raise: bool) -> None:
@@ -198,7 +199,7 @@ def _is_simulation_refused(arming: Arming) -> bool:
 
 def _say_problems(arming: Arming, may_raise: bool) -> None:
     """Say each problem in one line, once: not those about to be raised, nor what a parent process has said."""
-    if not arming.problems or _is_worker():
+    if not arming.problems or is_worker():
         return
 
     def say(_: ModuleType | None) -> None:
@@ -247,15 +248,6 @@ def _as_text(value: object) -> str:
 def _interpreter_is_starting() -> bool:
     """Whether `site`, which runs every sitecustomize, is still at work."""
     return bool(getattr(getattr(sys.modules.get("site"), "__spec__", None), "_initializing", False))
-
-
-def _is_worker() -> bool:
-    """Whether this is a process that `multiprocessing` started: its parent has said everything already."""
-    process = sys.modules.get("multiprocessing.process")
-    if process is None:
-        return False
-    # While a new worker imports the script, it does not know its parent yet, but is marked as not ready.
-    return process.parent_process() is not None or getattr(process.current_process(), "_inheriting", False)
 
 
 def _is_own_command() -> bool:

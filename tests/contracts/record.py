@@ -33,6 +33,7 @@ SEAMS = {
         "Trainer.training_step",
         "Trainer.get_batch_samples",
         "Trainer._get_num_items_in_batch",
+        "Trainer.save_model",
     ],
     "loss/loss_utils.py": ["fixed_cross_entropy"],
     "integrations/deepspeed.py": [
@@ -62,6 +63,8 @@ TEXTS = {
         "says is_model_parallel": "self.is_model_parallel = ",
         "refuses losses on other devices": "Calculated loss must be on the original device",
         "loads DeepSpeed checkpoints by name": "    deepspeed_load_checkpoint(",
+        "looks for the best checkpoint": "if os.path.exists(best_checkpoint_dir)",
+        "waits before it looks": "before we check if the best_checkpoint_dir exists",
     },
     "training_args.py": {
         "asks for bf16 by name": "is_torch_bf16_gpu_available()",

@@ -12,7 +12,7 @@ import pytest
 from balance_shim.seams import KNOWN_TO_WORK
 from balance_shim.seams.loading import TENSOR_PARALLEL_TRAP
 from balance_shim.seams.loss import DIVIDES_AS_IT_IS
-from balance_shim.seams.trainer import COUNTS_ITEMS_APART_SINCE, COUNTS_ITEMS_SINCE
+from balance_shim.seams.trainer import COUNTS_ITEMS_APART_SINCE, COUNTS_ITEMS_SINCE, LOOKS_TOO_EARLY
 from balance_shim.versions import numbers, version_text
 from tests.contracts import record
 
@@ -93,6 +93,15 @@ def test_where_the_trainer_is_patched(version, seams):
     assert counts == (numbers(version) >= COUNTS_ITEMS_SINCE)
     apart = seams["trainer.py:Trainer._get_num_items_in_batch"] is not None
     assert apart == (numbers(version) >= COUNTS_ITEMS_APART_SINCE)
+
+
+@pytest.mark.parametrize(("version", "seams"), VERSIONS)
+def test_versions_that_look_too_early_for_the_best_checkpoint(version, seams):
+    """Exactly those in which the wrapper waits are without a barrier there; it hands on what `save_model` takes."""
+    looks, waits = (seams[f"trainer.py: {what}"] for what in ("looks for the best checkpoint", "waits before it looks"))
+    oldest, fixed = LOOKS_TOO_EARLY
+    assert (looks and not waits) == (oldest <= numbers(version) < fixed)
+    assert seams["trainer.py:Trainer.save_model"] == ["self", "output_dir", "_internal_call"]
 
 
 @pytest.mark.parametrize(("version", "seams"), VERSIONS)

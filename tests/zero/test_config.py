@@ -140,20 +140,39 @@ ORDERS = {
     "first rank skips": ([0, 2], [0, 1, 2], [], [], "rank 0 skips a.b, which rank 1 runs"),
     "others": ([0, 1], [0, 2], [], [], "rank 0 runs a.b where rank 1 runs a.c"),
 }  # fmt: skip
+FULL = [0, 1, 2, 4, 5, 3]
+AFTER_ONE = {
+    "skips one": ([0, 1], [0, 2], "rank 1 skips a.b, which rank 0 runs"),
+    "skips a tower": ([0, 1, 2, 4], [0, 1, 2, 3], "rank 1 skips tower.layers, which rank 0 runs"),
+    "first rank skips": ([0, 1, 2, 3], [0, 1, 2, 4], "rank 0 skips tower.layers, which rank 1 runs"),
+    "neither as before": ([0, 5], [0, 3], "rank 0 runs tower.layers.1 where rank 1 runs head"),
+}
+
+
+NAMES = ["a", "a.b", "a.c", "head", "tower.layers.0", "tower.layers.1"]
 
 
 @pytest.mark.parametrize("name", ORDERS)
 def test_what_distinguishes_two_ranks(name):
     """The first module that not both run, by its name, and what only one batch holds."""
     first, second, inputs, others, expected = ORDERS[name]
-    names = ["a", "a.b", "a.c", "head", "tower.layers.0", "tower.layers.1"]
     found = notes.difference(
-        {0: {"step": 3, "order": first, "inputs": inputs, "failed": ""},
-         1: {"step": 3, "order": second, "inputs": others, "failed": ""}}, names)  # fmt: skip
+        {0: {"step": 3, "order": first, "last": [], "inputs": inputs, "failed": ""},
+         1: {"step": 3, "order": second, "last": [], "inputs": others, "failed": ""}}, NAMES)  # fmt: skip
     if expected is None:
         assert found is None
     else:
         assert f"in step 3: {expected}" in found
+
+
+@pytest.mark.parametrize("name", AFTER_ONE)
+def test_who_skips_is_told_by_the_step_before(name):
+    """Although the rank that runs all has come no further than the first module that the other one leaves out."""
+    *orders, expected = AFTER_ONE[name]
+    given = {
+        rank: {"step": 2, "order": order, "last": FULL, "inputs": [], "failed": ""} for rank, order in enumerate(orders)
+    }
+    assert f"in step 2: {expected}" in notes.difference(given, NAMES)
 
 
 def test_notes_outlive_their_rank(tmp_path):
@@ -161,9 +180,11 @@ def test_notes_outlive_their_rank(tmp_path):
     for rank, order in ((0, [0, 1, 0]), (1, [0, 0])):
         written = notes.Notes(["x", "y"], rank, str(tmp_path))
         written.begin(["labels"])
+        written.add(1)
         written.begin(["labels"])
         for index in order:
             written.add(index)
     found, names = notes.read(str(tmp_path))
-    assert names == ["x", "y"] and found[1] == {"step": 2, "order": [0, 0], "inputs": ["labels"], "failed": ""}
+    assert names == ["x", "y"]
+    assert found[1] == {"step": 2, "order": [0, 0], "last": [1], "inputs": ["labels"], "failed": ""}
     assert "rank 1 skips y" in notes.difference(found, names)

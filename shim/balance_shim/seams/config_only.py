@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..placement.map_file import DeviceMap
-from ..versions import version_of
+from ..versions import dtype_name, version_of
 from .weight_sizes import ParameterBytes, for_dtypes, for_request
 
 # The host's part in the library's rule is only what overflows, so any amount will do that no model exceeds.
@@ -72,7 +72,7 @@ def unloaded(model_class: Any, config: Any, dtype: Any, capacities: Sequence[int
                 # Means the same as "auto", which 4.50 to 4.53 take for tensor parallelism where WORLD_SIZE is set.
                 device_map="balanced",
                 max_memory=_max_memory(capacities),
-                **{"dtype" if version_of("transformers") >= (4, 56) else "torch_dtype": dtype},
+                **{dtype_name(): dtype},
             )
         except _Reached as reached:
             found = reached

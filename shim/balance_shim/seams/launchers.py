@@ -4,7 +4,7 @@ import os
 import sys
 from typing import Any
 
-from .. import devices, log, state
+from .. import devices, log
 from ..zero import relaunch, requirements, session
 
 
@@ -19,9 +19,7 @@ def apply(module: Any) -> None:
     if os.environ.get("NPROC_PER_NODE", "").strip() or os.environ.get("NNODES", "").strip():
         return
     requirements.check()
-    count = state.settings().nproc or devices.count()
-    if count < 1:
-        relaunch.refuse_without_devices()
+    count = relaunch.process_count()
     os.environ["NPROC_PER_NODE"] = str(count)
     if module.__name__.startswith("llamafactory"):
         os.environ["FORCE_TORCHRUN"] = "1"

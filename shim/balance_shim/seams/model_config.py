@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import BalanceError
-from ..versions import version_of, version_text
+from ..versions import dtype_name, version_text
 
 # Where a config does not say its class: the tasks that people train for, the more particular first.
 _TASKS = (
@@ -62,8 +62,7 @@ def dtype_of(config: Any) -> Any | None:
 
     text = config.get_text_config() if hasattr(config, "get_text_config") else config
     for part in (config, text):
-        # transformers 4.56 renamed it, and keeps the old name as an alias that warns.
-        named = getattr(part, "dtype" if version_of("transformers") >= (4, 56) else "torch_dtype", None)
+        named = getattr(part, dtype_name(), None)
         found = getattr(torch, named.removeprefix("torch."), None) if isinstance(named, str) else named
         if isinstance(found, torch.dtype):
             return found

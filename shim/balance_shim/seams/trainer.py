@@ -13,7 +13,7 @@ from ..training import micro_batch, rebalance
 from ..training.chunked_loss import step_context
 from ..training.second_pass import second_pass
 from ..versions import version_of, version_text
-from ..zero import engine, resume, session
+from ..zero import engine, resume, saving, session
 from . import known, registry
 from .guard import SeamMoved, attempt, insist
 from .loss_device import computes_loss_on_first_device
@@ -21,6 +21,8 @@ from .loss_device import computes_loss_on_first_device
 # The versions that count the label tokens of a step, and those that do it in a method of its own.
 COUNTS_ITEMS_SINCE = (4, 46)
 COUNTS_ITEMS_APART_SINCE = (4, 57)
+# From the one to below the other, each rank looks for the best checkpoint's folder, and none waits for its writer.
+LOOKS_TOO_EARLY = ((4, 50), (4, 57))
 
 
 def apply(module: Any) -> None:
@@ -36,6 +38,8 @@ def apply(module: Any) -> None:
         patches.append(("_get_num_items_in_batch", _around_item_count))
     elif version >= COUNTS_ITEMS_SINCE:
         patches.append(("get_batch_samples", _around_batch_samples))
+    if LOOKS_TOO_EARLY[0] <= version < LOOKS_TOO_EARLY[1]:
+        patches.append(("save_model", _around_save_model))
     for name, _ in patches:
         if not callable(getattr(getattr(module, "Trainer", None), name, None)):
             raise SeamMoved(f"transformers.Trainer.{name}", version_text("transformers"))
@@ -87,6 +91,17 @@ def _around_load_checkpoint(original: Callable[..., Any]) -> Callable[..., Any]:
         return original(deepspeed_engine, checkpoint_path, *args, **kwargs)
 
     return deepspeed_load_checkpoint
+
+
+def _around_save_model(original: Callable[..., Any]) -> Callable[..., Any]:
+    def save_model(self: Any, output_dir: Any = None, _internal_call: bool = False) -> Any:
+        result = original(self, output_dir, _internal_call)
+        if _internal_call and session.is_wanted():
+            # A rank that misses it does not load the best weights in the end, and the others wait for it.
+            saving.wait_for_all()
+        return result
+
+    return save_model
 
 
 def _around_item_count(original: Callable[..., Any]) -> Callable[..., Any]:

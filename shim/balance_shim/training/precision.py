@@ -9,6 +9,7 @@
 from typing import Any
 
 from .. import devices, log, state
+from ..versions import dtype_name
 
 DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
 
@@ -72,14 +73,7 @@ def adjust_loading(kwargs: dict[str, Any]) -> dict[str, Any]:
     ):
         log.once("info", f"BALANCE_PRECISION: weights load in {_text(dtype)} instead of the script's {_text(before)}")
     others = {key: value for key, value in kwargs.items() if key not in ("dtype", "torch_dtype")}
-    return {**others, _name(): dtype}
-
-
-def _name() -> str:
-    """Return what this version of transformers calls the argument; the old name warns since."""
-    from ..versions import version_of
-
-    return "dtype" if version_of("transformers") >= (4, 56) else "torch_dtype"
+    return {**others, dtype_name(): dtype}
 
 
 def _text(dtype: Any) -> str:

@@ -17,7 +17,7 @@ def prepare(trainer: Any) -> None:
     """Have the engine checked as soon as training has been set up."""
     from transformers import TrainerCallback
 
-    if any(type(each).__name__ == "ZeroCheck" for each in trainer.callback_handler.callbacks):
+    if getattr(trainer, "_balance_shim_checked", False):  # it trains again
         return
 
     class ZeroCheck(TrainerCallback):
@@ -31,6 +31,7 @@ def prepare(trainer: Any) -> None:
             stop_watch(trainer)
 
     trainer.add_callback(ZeroCheck())
+    trainer._balance_shim_checked = True
 
 
 def check(engine: Any) -> None:

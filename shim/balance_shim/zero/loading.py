@@ -6,7 +6,7 @@ from typing import Any
 from .. import log
 from ..errors import BalanceError
 from ..seams.guard import insist
-from ..versions import version_of
+from ..versions import dtype_name, version_of
 from . import session
 
 # What transformers refuses together with ZeRO-3, or what has no meaning there.
@@ -112,8 +112,7 @@ def _dtype_of(config: Any, kwargs: dict[str, Any]) -> Any:
     default = "auto" if version_of("transformers") >= (5,) else None
     asked = kwargs.get("dtype", kwargs.get("torch_dtype", default))
     if asked == "auto":
-        name = "dtype" if version_of("transformers") >= (4, 56) else "torch_dtype"
-        asked = getattr(config, name, None)
+        asked = getattr(config, dtype_name(), None)
     if isinstance(asked, str):
         asked = getattr(torch, asked, None)
     return asked if isinstance(asked, torch.dtype) else torch.get_default_dtype()

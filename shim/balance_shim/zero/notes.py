@@ -13,7 +13,9 @@ from typing import Any
 
 FOLDER = "BALANCE_SHIM_NOTES"  # the launcher's variable
 CAPACITY = 1 << 16  # modules run in one step; those after them are not noted
-_WORD = array("l").itemsize
+# Where in a rank's words things stand: the step, the number of modules run in it and in the one before; then those.
+_ORDER, _LAST = 3, 3 + CAPACITY
+_BYTES = (3 + 2 * CAPACITY) * array("l").itemsize
 ADVICE = (
     "ZeRO-3 needs every rank to run the same modules: give each batch what they need (a picture, if only of one "
     "colour, in batches that have none), or sort the rows so that the ranks' batches are of one kind"
@@ -26,6 +28,8 @@ class Notes:
     Attributes:
         names: of the modules that count, the same on all ranks.
         step: number of the present forward and backward pass, from 1.
+        order: indices of the modules that have begun to run in it.
+        last: those of the step before, which says what was to be expected.
         inputs: names of what its batch holds.
         failed: the type of the exception with which it has left the step.
     """
@@ -35,18 +39,22 @@ class Notes:
         self.step = 0
         self.inputs: list[str] = []
         self.failed = ""
-        self._words = memoryview(bytearray((CAPACITY + 2) * _WORD)).cast("l")  # step, number of modules, modules
+        self._words = memoryview(bytearray(_BYTES)).cast("l")
         self._description: Path | None = None
         if folder and os.path.isdir(folder):
             with open(os.path.join(folder, f"{rank}.notes"), "w+b") as file:
-                file.truncate((CAPACITY + 2) * _WORD)
+                file.truncate(_BYTES)
                 self._words = memoryview(mmap.mmap(file.fileno(), 0)).cast("l")
             self._description = Path(folder, f"{rank}.json")
             Path(folder, "names.json").write_text(json.dumps(names))
 
     def begin(self, inputs: list[str]) -> None:
         """Begin the next step, with a batch that holds `inputs`."""
+        count = self._words[1]
         self._words[1] = 0  # first: who reads meanwhile must not take these modules for the next step's
+        self._words[2] = 0
+        self._words[_LAST : _LAST + count] = self._words[_ORDER : _ORDER + count]
+        self._words[2] = count
         self.step += 1
         self.failed = ""
         self._words[0] = self.step
@@ -58,7 +66,7 @@ class Notes:
         """Note that the module `names[index]` begins to run."""
         count = self._words[1]
         if count < CAPACITY:
-            self._words[count + 2] = index
+            self._words[_ORDER + count] = index
             self._words[1] = count + 1
 
     def fail(self, error: BaseException) -> None:
@@ -72,10 +80,10 @@ class Notes:
 
     @property
     def order(self) -> list[int]:
-        return list(self._words[2 : 2 + self._words[1]])
+        return list(self._words[_ORDER : _ORDER + self._words[1]])
 
     def as_dict(self) -> dict[str, Any]:
-        return {"step": self.step, "order": self.order, "inputs": self.inputs, "failed": self.failed}
+        return {**_parts(self._words), "inputs": self.inputs, "failed": self.failed}
 
     def _describe(self) -> None:
         if self._description is not None:
@@ -89,16 +97,25 @@ def read(folder: str) -> tuple[dict[int, dict[str, Any]], list[str]]:
         words = memoryview(file.read_bytes()).cast("l")
         description = file.with_suffix(".json")
         more = json.loads(description.read_text()) if description.exists() else {"inputs": [], "failed": ""}
-        found[int(file.stem)] = {"step": words[0], "order": list(words[2 : 2 + words[1]]), **more}
+        found[int(file.stem)] = {**_parts(words), **more}
     names = Path(folder, "names.json")
     return found, json.loads(names.read_text()) if names.exists() else []
+
+
+def _parts(words: "memoryview[int]") -> dict[str, Any]:
+    return {
+        "step": words[0],
+        "order": list(words[_ORDER : _ORDER + words[1]]),
+        "last": list(words[_LAST : _LAST + words[2]]),
+    }
 
 
 def difference(notes: Mapping[int, Mapping[str, Any]], names: list[str]) -> str | None:
     """Return one line on the first module that not all ranks run; None where their notes agree as far as they go.
 
     Args:
-        notes: by rank: `step`, `order` (indices into `names`), `inputs` (names of what the batch holds), `failed`.
+        notes: by rank: `step`, `order` and `last` (indices into `names`), `inputs` (names of what the batch holds),
+            `failed`.
     """
     if 0 not in notes:
         return None
@@ -110,7 +127,7 @@ def difference(notes: Mapping[int, Mapping[str, Any]], names: list[str]) -> str 
         place = next((place for place, pair in enumerate(zip(ours, theirs, strict=False)) if pair[0] != pair[1]), None)
         if place is None:
             continue
-        line = _which(rank, ours[place:], theirs[place:], names)
+        line = _which(rank, ours[place:], theirs[place:], first["last"][place:], names)
         if first["inputs"] != other["inputs"]:
             more = [
                 sorted(set(a) - set(b))
@@ -125,11 +142,15 @@ def difference(notes: Mapping[int, Mapping[str, Any]], names: list[str]) -> str 
     return None
 
 
-def _which(rank: int, ours: list[int], theirs: list[int], names: list[str]) -> str:
-    """Return who skips what, given the orders from the first difference on."""
+def _which(rank: int, ours: list[int], theirs: list[int], last: list[int], names: list[str]) -> str:
+    """Return who skips what, given the orders from the first difference on, and from there that of the step before.
+
+    Where the rank that runs all has not come far, only the step before tells what the other one has left out.
+    """
     for skips, runs, skipped, order in ((rank, 0, ours, theirs), (0, rank, theirs, ours)):
-        if skipped[0] not in order and order[0] in skipped:
-            missing = [names[index] for index in skipped[: skipped.index(order[0])]]
+        whole = last if last[:1] == skipped[:1] and order[0] in last else skipped
+        if skipped[0] not in order and order[0] in whole:
+            missing = [names[index] for index in whole[: whole.index(order[0])]]
             return f"rank {skips} skips {_group(missing)}, which rank {runs} runs"
     return f"rank 0 runs {names[ours[0]]} where rank {rank} runs {names[theirs[0]]}"
 

@@ -12,6 +12,7 @@ from typing import NoReturn
 
 from .. import devices, log, state
 from ..errors import BalanceError
+from ..processes import is_worker
 from . import requirements
 
 # Any of these says that a launcher has started this process, or that it works below one that a launcher has started.
@@ -106,16 +107,13 @@ def ensure_launched() -> None:
     """
     if is_launched(os.environ):
         return
-    if _is_child():  # it works for a process that has its ranks, or it will be started again with that process
+    if is_worker():  # it works for a process that has its ranks, or it will be started again with that process
         return
     if has_own_launcher(sys.orig_argv):
         return
-    wanted = state.settings().nproc
     requirements.check()
-    count = wanted or devices.count()
-    if count < 1:
-        refuse_without_devices()
-    if count == 1 and wanted is None and state.settings().offload == "none":
+    count = process_count()
+    if count == 1 and state.settings().nproc is None and state.settings().offload == "none":
         raise BalanceError(
             "BALANCE_MODE=zero3: one device only, so there is nothing to divide; unset BALANCE_MODE, or set "
             "BALANCE_NPROC=1 or BALANCE_OFFLOAD to use DeepSpeed all the same"
@@ -130,9 +128,16 @@ def ensure_launched() -> None:
     _become(words, cpu_threads(count) if where is None else {})
 
 
-def refuse_without_devices() -> NoReturn:
-    """Raise what there is to say where nothing tells how many processes to start."""
-    raise BalanceError("BALANCE_MODE=zero3: no accelerator here; BALANCE_NPROC=2 trains in 2 processes on the CPU")
+def process_count() -> int:
+    """Return how many processes to start on this machine: BALANCE_NPROC, or one for each device.
+
+    Raises:
+        BalanceError: nothing tells how many.
+    """
+    count = state.settings().nproc or devices.count()
+    if count < 1:
+        raise BalanceError("BALANCE_MODE=zero3: no accelerator here; BALANCE_NPROC=2 trains in 2 processes on the CPU")
+    return count
 
 
 def cpu_threads(count: int) -> dict[str, str]:
@@ -169,14 +174,6 @@ def _check_port(environ: Mapping[str, str]) -> None:
                 f"BALANCE_MODE=zero3: port {text} of {host} cannot be used ({error.strerror}); "
                 "unset MASTER_PORT to have a free one chosen"
             ) from None
-
-
-def _is_child() -> bool:
-    """Whether `multiprocessing` or a fork has made this process, for the sake of another one."""
-    process = sys.modules.get("multiprocessing.process")
-    if process is None:
-        return False
-    return process.parent_process() is not None or bool(getattr(process.current_process(), "_inheriting", False))
 
 
 def _script_place(arguments: Sequence[str]) -> int:

@@ -25,13 +25,18 @@ def save(original: Callable[..., Any], model: Any, args: tuple[Any, ...], kwargs
     """
     if kwargs.get("state_dict") is not None or not is_divided(model):
         return original(model, *args, **kwargs)
-    import torch.distributed as dist
-
     weights = insist("gathering the weights to save", gathered, model, trained)
     # The other ranks must not write, whatever they are told: transformers would put an empty file over the first one's.
     result = None if weights is None else original(model, *args, **{**kwargs, "state_dict": weights})
-    dist.barrier()  # what the script does next may need the files
+    wait_for_all()  # what the script does next may need the files
     return result
+
+
+def wait_for_all() -> None:
+    """Go on once every rank has come here."""
+    import torch.distributed as dist
+
+    dist.barrier()
 
 
 def is_divided(model: Any) -> bool:

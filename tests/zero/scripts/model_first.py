@@ -6,6 +6,7 @@ python model_first.py --model FOLDER --data ROWS.jsonl --output FOLDER --losses 
 import argparse
 import json
 import os
+import time
 from pathlib import Path
 
 import torch
@@ -38,6 +39,7 @@ parser.add_argument("--data", required=True)
 parser.add_argument("--output", required=True)
 parser.add_argument("--losses", required=True)
 parser.add_argument("--batch-size", type=int, default=1)
+parser.add_argument("--accumulation", type=int, default=1)
 parser.add_argument("--steps", type=int, default=4)
 parser.add_argument("--save-steps", type=int, default=2)
 parser.add_argument("--dtype", default="float32")
@@ -55,6 +57,7 @@ arguments = TrainingArguments(
     output_dir=options.output,
     max_steps=options.steps,
     per_device_train_batch_size=options.batch_size,
+    gradient_accumulation_steps=options.accumulation,
     learning_rate=2e-4,
     logging_steps=1,
     save_steps=options.save_steps,
@@ -65,7 +68,15 @@ arguments = TrainingArguments(
     report_to=[],
     disable_tqdm=True,
 )
-trainer = Trainer(
+
+
+class SlowlyWritten(Trainer):
+    def _save(self, *args, **kwargs):  # on the first rank; the others must not look for the files earlier
+        time.sleep(0.5)
+        super()._save(*args, **kwargs)
+
+
+trainer = SlowlyWritten(
     model=model,
     args=arguments,
     train_dataset=rows,
