@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 from packaging.version import Version
 
 from tests.end_to_end import assets
@@ -148,6 +149,40 @@ def test_half_precision_weights_stay_so(tiny, tmp_path):
 
     with safe_open(tmp_path / "model.safetensors", "pt") as file:
         assert {str(file.get_tensor(name).dtype) for name in file.keys()} == {"torch.bfloat16"}  # noqa: SIM118
+
+
+def trained_alone_and_by_two(script, more, folder):
+    """What a small model's script logs in one process on its own, and in two under the shim."""
+    logged = []
+    for name, prefix, environment, size in (("alone", [], {}, "2"), ("two", SHIM, TWO, "1")):
+        losses = folder / f"{name}.jsonl"
+        outputs = ["--output", str(folder / name), "--losses", str(losses), "--batch-size", size]
+        outcome = run_command([sys.executable, *prefix, str(SCRIPTS / script), *more, *outputs], environment)
+        outcome.expect_success()
+        logged.append([json.loads(line) for line in losses.read_text().splitlines()])
+    return (*logged, outcome.stderr)
+
+
+@pytest.mark.parametrize("more", [["--kind", "llava"], ["--kind", "qwen", "--frozen"]], ids=" ".join)
+def test_pictures_in_some_batches_only(more, tmp_path):
+    """A rank without pictures runs the tower along with the others; losses and gradients are those of one process."""
+    alone, two, said = trained_alone_and_by_two("pictures.py", more, tmp_path)
+    for key, tolerance in (("loss", SAME), ("grad_norm", {"rel": 1e-4})):
+        assert [row[key] for row in two if key in row] == pytest.approx(
+            [r[key] for r in alone if key in r], **tolerance
+        )
+    assert len([row for row in two if "loss" in row]) == 4
+    assert said.count("not every rank's batch has pictures") == 1
+
+
+def test_experts_that_a_rank_does_not_need(tmp_path):
+    """Where experts stand in a list, ranks leave out different ones, and learn what one process learns."""
+    alone, two, said = trained_alone_and_by_two("experts.py", [], tmp_path)
+    assert [row["loss"] for row in two if "loss" in row] == pytest.approx(
+        [r["loss"] for r in alone if "loss" in r], **SAME
+    )
+    listed = Version(transformers.__version__) < Version("5")
+    assert (two[-1]["experts_left_out"] > 0) == ("DeepseekV3MoE: experts are gathered together" in said) == listed
 
 
 def test_adapters_that_the_script_saves_are_whole(tiny, tmp_path):

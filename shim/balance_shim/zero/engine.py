@@ -9,7 +9,7 @@ from ..errors import BalanceError
 from ..seams.guard import attempt
 from ..training.actual_workload import checkpoints_already
 from ..units import format_size
-from . import watch
+from . import towers, watch
 from .watch import Watch
 
 
@@ -26,6 +26,10 @@ def prepare(trainer: Any) -> None:
             stop_watch(trainer)  # of a training that failed and is begun again
             what = "watching for ranks that run different modules"
             trainer._balance_shim_watch = attempt(what, watch_of, trainer, instead="a hang will not be explained")
+            if not hasattr(trainer, "_balance_shim_towers") and args.world_size > 1:
+                what = "having every rank run the towers that some rank needs"
+                instead = "batches with pictures on some ranks only will hang"
+                trainer._balance_shim_towers = attempt(what, towers.accompany, trainer.model, instead=instead)
 
         def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             stop_watch(trainer)

@@ -1,0 +1,85 @@
+"""Train a small vision-language model on rows of which some have a picture and some have not.
+
+python pictures.py --kind llava --output FOLDER --losses FILE [--batch-size 2] [--frozen]
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import torch
+import transformers
+from transformers import Trainer, TrainingArguments, set_seed
+
+parser = argparse.ArgumentParser()
+parser.add_argument("--kind", choices=["llava", "qwen"], required=True)
+parser.add_argument("--output", required=True)
+parser.add_argument("--losses", required=True)
+parser.add_argument("--batch-size", type=int, default=1)
+parser.add_argument("--frozen", action="store_true")
+options = parser.parse_args()
+
+PICTURE, TOKENS, LENGTH = 500, 4, 24
+TEXT = {
+    "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "vocab_size": 512,
+}  # fmt: skip
+
+
+def llava():
+    vision = transformers.CLIPVisionConfig(
+        hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=2, image_size=28, patch_size=14
+    )
+    text = transformers.LlamaConfig(**TEXT)
+    config = transformers.LlavaConfig(vision_config=vision, text_config=text, image_token_index=PICTURE)
+    return transformers.LlavaForConditionalGeneration(config)
+
+
+def qwen():
+    vision = {"hidden_size": 32, "out_hidden_size": 64, "depth": 2, "num_heads": 2, "intermediate_size": 48}
+    ropes = {"type": "mrope", "mrope_section": [2, 3, 3]}
+    config = transformers.Qwen2_5_VLConfig(**TEXT, rope_scaling=ropes, vision_config=vision)
+    config.image_token_id, config.video_token_id, config.vision_start_token_id = PICTURE, 501, 502
+    return transformers.Qwen2_5_VLForConditionalGeneration(config)
+
+
+def row(index):
+    """In steps of two rows, the first has a picture, then the second, then both, then none."""
+    ids = torch.arange(LENGTH) * 7 % 400 + index
+    picture = index in (0, 3, 4, 5)
+    if picture:
+        ids[3 : 3 + TOKENS] = PICTURE
+    return {"input_ids": ids, "picture": picture}
+
+
+def collate(rows):
+    ids = torch.stack([row["input_ids"] for row in rows])
+    labels = ids.clone()
+    labels[:, 3 : 3 + TOKENS] = -100  # as many in each row: some classes take the mean of their own rows
+    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels}
+    count = sum(row["picture"] for row in rows)
+    if count and options.kind == "llava":
+        batch["pixel_values"] = torch.linspace(-1, 1, 3 * 28 * 28).view(1, 3, 28, 28).repeat(count, 1, 1, 1)
+    elif count:
+        batch["pixel_values"] = torch.linspace(-1, 1, 16 * 1176).view(16, 1176).repeat(count, 1)
+        batch["image_grid_thw"] = torch.tensor([[1, 4, 4]] * count)
+    return batch
+
+
+class InOrder(Trainer):
+    def _get_train_sampler(self, *args):
+        return torch.utils.data.SequentialSampler(self.train_dataset)
+
+
+set_seed(42)
+model = llava() if options.kind == "llava" else qwen()
+if options.frozen:
+    (model.base_model.visual if options.kind == "qwen" else model.base_model.vision_tower).requires_grad_(False)
+arguments = TrainingArguments(
+    output_dir=options.output, max_steps=4, per_device_train_batch_size=options.batch_size, learning_rate=1e-3,
+    logging_steps=1, save_strategy="no", report_to=[], disable_tqdm=True, remove_unused_columns=False,
+)  # fmt: skip
+trainer = InOrder(model=model, args=arguments, train_dataset=[row(index) for index in range(8)], data_collator=collate)
+trainer.train()
+if arguments.process_index == 0:
+    Path(options.losses).write_text("".join(json.dumps(entry) + "\n" for entry in trainer.state.log_history))
