@@ -5,7 +5,7 @@ Pure Python without torch. The method is bisection over the fill fraction with a
 capacity in a given order and for any load that does not fall when a run grows, not only for sums.
 """
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -48,7 +48,8 @@ def partition(loads: Sequence[Loads], capacities: Sequence[float], blocks: int) 
         capacities: of each device, above 0, in the unit of the loads.
         blocks: the number of blocks in the chain.
 
-    Cost: O(devices x log blocks) for each of about 30 probes, then O(devices x blocks x longest run).
+    Cost: O(devices x log blocks) for each of about 30 probes, then, for the evenness, O(devices x window^2), where the
+    window is how far a cut can be shifted: a few blocks where all devices are about full, the chain at most.
     """
     worst, _ = least_fill(loads, capacities, blocks)
     return _most_even(loads, capacities, worst * _ROUNDING, blocks)
@@ -98,12 +99,16 @@ def probe(loads: Sequence[Loads], capacities: Sequence[float], blocks: int, fill
     """Return cuts in which no device exceeds `fill`, giving each the longest run it can; None if there are none."""
     cuts = [0]
     for device, capacity in zip(loads, capacities, strict=True):
-        limit = fill * capacity * _ROUNDING
-        run = bisect_right(device.row(cuts[-1], limit), limit) - 1
-        if run < 0:  # what sits on this device anyway is too much
+        run = _longest_run(device, cuts[-1], fill * capacity * _ROUNDING)
+        if run < 0:
             return None
         cuts.append(cuts[-1] + run)
     return cuts if cuts[-1] == blocks else None
+
+
+def _longest_run(device: Loads, start: int, limit: float) -> int:
+    """Return how many blocks from `start` on make no more than `limit`; -1 where what sits there anyway is too much."""
+    return bisect_right(device.row(start, limit), limit) - 1
 
 
 def _load(device: Loads, start: int, stop: int) -> float:
@@ -117,21 +122,28 @@ def _load(device: Loads, start: int, stop: int) -> float:
 
 def _most_even(loads: Sequence[Loads], capacities: Sequence[float], fill: float, blocks: int) -> list[int]:
     """Return the cuts under which the devices below `fill` are as even as can be."""
+    limits = [fill * capacity or 1.0 for capacity in capacities]  # 1.0: a chain of no bytes
+    # No cut can lie behind where long runs on all devices before it lead, or ahead of where those behind it can begin.
+    latest, earliest = [0], [blocks]
+    for device, limit in zip(loads, limits, strict=True):
+        latest.append(latest[-1] + _longest_run(device, latest[-1], limit))
+    for device, limit in zip(reversed(loads), reversed(limits), strict=True):
+        earliest.append(_earliest_start(device, earliest[-1], limit))
+    earliest.reverse()
     # best[j]: the least sum for the devices so far and blocks 0 to j-1; back[d][j]: where device d's run starts then.
-    infinity = float("inf")
-    best = [0.0] + [infinity] * blocks
-    back: list[list[int]] = []
-    for device, capacity in zip(loads, capacities, strict=True):
-        following, starts = [infinity] * (blocks + 1), [0] * (blocks + 1)
-        limit = fill * capacity or 1.0  # a chain of no bytes
-        for start, so_far in enumerate(best):
-            if so_far == infinity:
-                continue
-            for stop, load in enumerate(device.row(start, limit), start):
+    best = {0: 0.0}
+    back: list[dict[int, int]] = []
+    for device, limit, first, last in zip(loads, limits, earliest[1:], latest[1:], strict=True):
+        following: dict[int, float] = {}
+        starts: dict[int, int] = {}
+        for start, so_far in best.items():
+            row = device.row(start, limit)
+            for stop in range(max(start, first), min(last, start + len(row) - 1) + 1):
+                load = row[stop - start]
                 if load > limit:
                     break
                 total = so_far + (load / limit) ** _EVENNESS
-                if total < following[stop]:
+                if total < following.get(stop, float("inf")):
                     following[stop] = total
                     starts[stop] = start
         best = following
@@ -140,3 +152,8 @@ def _most_even(loads: Sequence[Loads], capacities: Sequence[float], fill: float,
     for starts in reversed(back):
         cuts.append(starts[cuts[-1]])
     return cuts[::-1]
+
+
+def _earliest_start(device: Loads, stop: int, limit: float) -> int:
+    """Return the first block from which a run up to `stop` makes no more than `limit`."""
+    return bisect_left(range(stop), True, key=lambda start: start + _longest_run(device, start, limit) >= stop)
