@@ -72,8 +72,9 @@ def _solve(chain: Chain, first: BlockCost, devices: Sequence[Device], least: flo
     best: _Layout | None = None
     worst = None
     most = MOST_WORK // len(chain.links)
+    problems = _Problems(chain, first, devices[0])
     for layout in islice(_layouts(chain.groups, tuple(devices)), max(1, most)):
-        loads, capacities, blocks = _problem(chain, layout, first, devices[0])
+        loads, capacities, blocks = problems.of(layout)
         target = None if worst is None else worst * (1 - WORTH_A_CROSSING)
         fill, cuts = least_fill(loads, capacities, blocks, below=target)
         if cuts is not None:
@@ -81,7 +82,7 @@ def _solve(chain: Chain, first: BlockCost, devices: Sequence[Device], least: flo
             if fill <= least * (1 + WORTH_A_CROSSING):
                 break
     assert best is not None, "the first layout is always solved"
-    loads, capacities, blocks = _problem(chain, best, first, devices[0])
+    loads, capacities, blocks = problems.of(best)
     cuts = partition(loads, capacities, blocks)
     row = chain.without(_apart(chain.groups, best))
     device_map = DeviceMap(_places(row, cuts, best.devices))
@@ -125,23 +126,36 @@ def _apart(groups: Sequence[Group], layout: _Layout) -> list[Group]:
     return [group for group, place in zip(groups, layout.places, strict=True) if place != _IN_ROW]
 
 
-def _problem(chain: Chain, layout: _Layout, first: BlockCost, home: Device) -> tuple[list[RunPeaks], list[float], int]:
-    """Return (loads, capacities, number of links) for the solver."""
-    row = [link.cost for link in chain.without(_apart(chain.groups, layout))]
-    loads: list[RunPeaks] = []
-    shared: dict[tuple[BlockCost, BlockCost], RunPeaks] = {}
-    for position, device in enumerate(layout.devices):
-        here = [group for group, place in zip(chain.groups, layout.places, strict=True) if place == position]
-        ahead = chain.merged([link for group in here for link in group.ahead])
-        ahead = replace(ahead, weights=ahead.weights + device.overhead)
-        behind = [link.cost for group in here for link in group.behind]
+class _Problems:
+    """What the solver is given for each layout. Layouts share the loads of devices that hold the same apart."""
+
+    def __init__(self, chain: Chain, first: BlockCost, home: Device) -> None:
+        self._chain, self._first, self._home = chain, first, home
+        self._rows: dict[frozenset[int], list[BlockCost]] = {}
+        self._loads: dict[tuple[frozenset[int], tuple[int, ...], int, bool], RunPeaks] = {}
+
+    def of(self, layout: _Layout) -> tuple[list[RunPeaks], list[float], int]:
+        """Return (loads, capacities, number of links in the row)."""
+        apart = frozenset(group for group, place in enumerate(layout.places) if place != _IN_ROW)
+        if apart not in self._rows:
+            self._rows[apart] = [link.cost for link in self._chain.without(_apart(self._chain.groups, layout))]
+        loads = []
+        for position, device in enumerate(layout.devices):
+            here = tuple(group for group, place in enumerate(layout.places) if place == position)
+            key = apart, here, device.overhead, device is self._home
+            if key not in self._loads:
+                self._loads[key] = RunPeaks(self._rows[apart], self._chain.schedule, *self._beside(here, device))
+            loads.append(self._loads[key])
+        return loads, [float(device.capacity) for device in layout.devices], len(self._rows[apart])
+
+    def _beside(self, here: tuple[int, ...], device: Device) -> tuple[BlockCost, BlockCost]:
+        """Return what `device` holds ahead of its run and behind it: the groups `here`, and what the runtime takes."""
+        groups = [self._chain.groups[group] for group in here]
+        ahead = self._chain.merged([link for group in groups for link in group.ahead])
+        behind = [link.cost for group in groups for link in group.behind]
         # Inputs arrive on the first device and outputs return to it.
-        behind += [first] if device is home else []
-        extras = ahead, merged(behind, chain.schedule)
-        if extras not in shared:
-            shared[extras] = RunPeaks(row, chain.schedule, *extras)
-        loads.append(shared[extras])
-    return loads, [float(device.capacity) for device in layout.devices], len(row)
+        behind += [self._first] if device is self._home else []
+        return replace(ahead, weights=ahead.weights + device.overhead), merged(behind, self._chain.schedule)
 
 
 def _places(row: Sequence[Link], cuts: Sequence[int], devices: Sequence[Device]) -> Iterator[tuple[str, int]]:
