@@ -9,6 +9,7 @@ import os
 import sys
 from pathlib import Path
 
+import torch
 from transformers import AutoModelForCausalLM, Trainer, TrainerCallback, TrainingArguments, set_seed
 
 import balance_shim
@@ -29,7 +30,11 @@ def train(lora=False, places="auto", **options):
         import peft
 
         model = peft.get_peft_model(model, peft.LoraConfig(r=4, target_modules="all-linear"))
-    runs = {}
+    runs, graded = {}, []
+
+    def ran(name):
+        runs[name] += 1
+        graded.append(torch.is_grad_enabled())
 
     class Counting(TrainerCallback):
         """Counts, in the first step only, how often each layer runs."""
@@ -39,7 +44,7 @@ def train(lora=False, places="auto", **options):
                 for name, module in model.named_modules():
                     if name.endswith(".self_attn"):
                         runs[name] = 0
-                        module.register_forward_pre_hook(lambda *_, name=name: runs.update({name: runs[name] + 1}))
+                        module.register_forward_pre_hook(lambda *_, name=name: ran(name))
 
         def on_step_end(self, *_, **__):
             self.counted = self.counted if hasattr(self, "counted") else list(runs.values())
@@ -48,10 +53,10 @@ def train(lora=False, places="auto", **options):
     trainer = Trainer(model=model, args=arguments, train_dataset=rows, callbacks=[counting])
     trainer.train()
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-    return {"losses": losses, "runs": counting.counted}
+    return {"losses": losses, "runs": counting.counted, "re-entrant": not graded[0]}
 
 
-def case(name, value=None, room=None, mode="balanced", **options):
+def case(name, value=None, room=None, mode="balanced", places=None, **options):
     balance_shim.uninstall()
     gc.collect()
     for variable, text in (("BALANCE_GRADIENT_CHECKPOINTING", value), ("BALANCE_MAX_MEMORY", room)):
@@ -62,8 +67,9 @@ def case(name, value=None, room=None, mode="balanced", **options):
     os.environ["BALANCE_REPORT"] = str(report)
     balance_shim.install(mode=mode)
     # Without the shim on one device: transformers 4.51 by itself fails where the loss is on another than the rows.
-    results[name] = train(places="auto" if mode != "off" else {"": 0}, **options)
-    if mode != "off":
+    places = places or ("auto" if mode != "off" else {"": 0})
+    results[name] = train(places=places, **options)
+    if places == "auto":
         plan = json.loads((report / "plan.json").read_text())
         results[name]["worst"] = max(device["predicted_peak"] for device in plan["devices"])
 
@@ -82,4 +88,8 @@ case("auto, tight", "auto", room=between("auto, roomy", "on"))
 case("off, LoRA", "0", lora=True)
 case("on, LoRA", "1", lora=True)
 case("auto, LoRA", "auto", room=between("off, LoRA", "on, LoRA"), lora=True)
+case("on, LoRA, re-entrant", "1", lora=True, gradient_checkpointing_kwargs={"use_reentrant": True})
+case("on, not placed", "1", places={"": 0})
+case("on, not placed, LoRA", "1", places={"": 0}, lora=True)
+case("off, not placed", "0", places={"": 0}, gradient_checkpointing=True)
 result_path.write_text(json.dumps(results))

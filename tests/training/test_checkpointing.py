@@ -93,7 +93,11 @@ def results(tmp_path_factory):
     return results_of(cases, models.saved_llama(folder / "model"), folder)
 
 
-@pytest.mark.parametrize("name", ["auto, roomy", "auto, tight", "on", "off", "auto, LoRA"])
+@pytest.mark.parametrize(
+    "name",
+    ["auto, roomy", "auto, tight", "on", "off", "auto, LoRA", "on, LoRA, re-entrant", "on, not placed",
+     "on, not placed, LoRA", "off, not placed"],
+)  # fmt: skip
 def test_a_script_trains_with_the_variable(results, name):
     """Whatever the variable says, a plain script has the losses that it had, and recomputes what it should."""
     found = results[name]
@@ -101,5 +105,8 @@ def test_a_script_trains_with_the_variable(results, name):
     assert found["losses"] == pytest.approx(plain["losses"], rel=1e-5)
     twice = sum(count == 2 for count in found["runs"])
     layers = len(found["runs"])
-    expected = {"auto, roomy": 0, "on": layers, "off": 0}
-    assert twice == expected[name] if name in expected else 0 < twice < layers
+    if name.startswith("auto, ") and name != "auto, roomy":
+        assert 0 < twice < layers
+    else:
+        assert twice == (layers if name.startswith("on") else 0)
+    assert found["re-entrant"] == name.endswith("re-entrant")

@@ -17,8 +17,7 @@ from ..placement.plan import CostedModel, Plan, device_of, evaluate
 from ..report import plan_report
 from ..report.table import table
 from ..seams.guard import attempt
-from ..settings import VARIABLES
-from ..training.actual_workload import tuning
+from ..training.actual_workload import innermost, tuning
 from ..units import format_size
 from . import watching
 from .files import folder_for, free_name
@@ -83,8 +82,8 @@ def explain(trainer: Any, model: Any, plan: Plan | None, failure: BaseException,
     kind = devices.accelerator_type()
     if kind is None or not log.is_first_process():
         return
-    if plan is None and hasattr(model, "get_base_model"):  # PEFT's; a map has the names of the model inside
-        model = model.get_base_model()
+    if plan is None:
+        model = innermost(model)  # a map has the names of the model inside
     place = place_of(failure, model)
     mine = watched_devices(trainer, plan) if trainer.args.world_size > 1 else None
     meter = Meter(*mine) if mine is not None else Meter(kind, range(devices.count()))
@@ -127,6 +126,7 @@ def _planned(scene: _Scene, trainer: Any, model: Any, loss_on_first: bool) -> _S
         batch=None if inputs is None else {name: _on_host(each) for name, each in inputs.items()},
         loss_on_first=loss_on_first,
         selective=scene.planned is not None and scene.planned.recomputed is not None,
+        may_chunk=settings.loss == "full",
         cache=cache.folder_of(settings.cache),
     )
     costed, recomputed = planner.costed_for(request)
@@ -328,9 +328,9 @@ def _what_fits(scene: _Scene, trainer: Any) -> list[str]:
         lines.append(f"{had} {'map' if scene.planned is None or scene.planned.mode == 'map' else 'plan'} was wrong")
         remedies.append((_written(scene, trainer), scene.better))
     if scene.better is not None:
-        workload, is_ours = scene.better.workload, scene.planned is not None
+        workload = scene.better.workload
         changed = planner.remedies_that_fit(scene.better, scene.request)
-        remedies += [(_setting(remedy, workload, is_ours), remedy.plan) for remedy in changed]
+        remedies += [(_setting(remedy, workload), remedy.plan) for remedy in changed]
     for number, (setting, plan) in enumerate(remedies[:MOST_REMEDIES], 1):
         worst = plan.worst
         predicted = f"{format_size(worst.predicted_peak)} of {format_size(worst.capacity)} on {worst.name}"
@@ -363,21 +363,14 @@ def _written(scene: _Scene, trainer: Any) -> str:
     return f"BALANCE_DEVICE_MAP={value}"
 
 
-def _setting(remedy: planner.Remedy, workload: Workload, is_ours: bool) -> str:
-    """Return a remedy as what to set: a variable where there is one in this version, else words for the script."""
-    variables = {variable.name for variable in VARIABLES}
+def _setting(remedy: planner.Remedy, workload: Workload) -> str:
+    """Return a remedy as what to set: a variable where there is one, else words for the script."""
     parts = []
     for field, value in remedy.changes.items():
         if field == "gradient_checkpointing":
-            # The variable acts on models that the shim has placed.
-            parts.append("BALANCE_GRADIENT_CHECKPOINTING=1" if is_ours else "gradient_checkpointing=True in the script")
+            parts.append("BALANCE_GRADIENT_CHECKPOINTING=1")
         elif field == "batch_size":
-            times = workload.accumulation * max(1, workload.batch_size // value)
-            parts.append(
-                f"BALANCE_MICRO_BATCH={value}"
-                if "BALANCE_MICRO_BATCH" in variables
-                else f"per_device_train_batch_size={value}, gradient_accumulation_steps={times} in the script"
-            )
+            parts.append(f"BALANCE_MICRO_BATCH={value}")
         elif field == "optimizer":
             parts.append(f"optim={value!r} in the script")
         elif field == "tuning":

@@ -5,7 +5,7 @@ from typing import Any
 
 from .. import devices, log, state
 from ..errors import BalanceError
-from ..training import micro_batch, precision
+from ..training import checkpointing, micro_batch, precision
 from ..versions import version_text
 from ..zero import arguments as zero_arguments
 from ..zero import relaunch, session
@@ -37,6 +37,7 @@ def _around_post_init(original: Callable[..., Any]) -> Callable[..., Any]:
     def __post_init__(self: Any, *args: Any, **kwargs: Any) -> Any:
         state.raise_pending()
         insist("BALANCE_PRECISION", precision.adjust_arguments, self)
+        insist("BALANCE_GRADIENT_CHECKPOINTING", checkpointing.adjust_arguments, self)
         insist("BALANCE_MICRO_BATCH", micro_batch.adjust_arguments, self)
         if session.is_wanted():
             insist("preparing the TrainingArguments for ZeRO-3", zero_arguments.prepare, self)

@@ -9,7 +9,8 @@ from ..monitoring import watching
 from ..monitoring.out_of_memory import is_out_of_memory
 from ..placement.plan import Plan
 from ..report import plan_report
-from ..training import micro_batch, rebalance
+from ..training import checkpointing, micro_batch, rebalance
+from ..training.actual_workload import innermost
 from ..training.chunked_loss import step_context
 from ..training.second_pass import second_pass
 from ..versions import version_of, version_text
@@ -55,6 +56,7 @@ def _around_train(original: Callable[..., Any]) -> Callable[..., Any]:
             insist("preparing the training with ZeRO-3", engine.prepare, self)
         else:
             attempt("planning for the real workload", _prepare, self, instead="training goes on with the map it has")
+        attempt("activation checkpointing", _checkpoint, self, instead="layers are recomputed as the script says")
         attempt("watching memory", _watch, self, instead="nothing is watched")
         attempt("preparing to re-balance", _rebalance, self, instead="no block moves")
         try:
@@ -180,6 +182,14 @@ def _prepare(trainer: Any) -> None:
         plan_report.show(outcome.plan, report, files)
     elif files is not None:
         plan_report.write(outcome.plan, report, files)
+
+
+def _checkpoint(trainer: Any) -> None:
+    placed = known.placed(trainer.model)
+    if placed is None:
+        checkpointing.arrange(trainer, innermost(trainer.model), None)
+    else:
+        checkpointing.arrange(trainer, placed[0], placed[1].plan)
 
 
 def _watch(trainer: Any) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 from .. import state
 from ..memory.workload import Workload, from_arguments
-from . import chunked_loss
+from . import checkpointing, chunked_loss
 from .longest_batch import longest_batch
 
 
@@ -19,7 +19,7 @@ def actual_workload(trainer: Any, assumed: Workload) -> tuple[Workload, Mapping[
     known["tuning"] = tuning(trainer.model)
     wish = state.settings().gradient_checkpointing
     if isinstance(wish, bool):
-        known["gradient_checkpointing"] = wish
+        known["gradient_checkpointing"] = wish and checkpointing.is_supported(innermost(trainer.model))
     else:
         known["gradient_checkpointing"] |= checkpoints_already(trainer.model)
     batch = longest_batch(trainer, known["batch_size"])
@@ -44,3 +44,8 @@ def tuning(model: Any) -> str:
 def checkpoints_already(model: Any) -> bool:
     """Whether `model` recomputes activations in its backward pass."""
     return any(getattr(module, "gradient_checkpointing", False) is True for module in model.modules())
+
+
+def innermost(model: Any) -> Any:
+    """Return the library's model inside of PEFT's, or `model` itself."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model

@@ -1,10 +1,14 @@
-"""Activation checkpointing layer by layer, whatever this version of transformers calls its switches."""
+"""`BALANCE_GRADIENT_CHECKPOINTING`: activations recomputed in all layers, in none, or in those that a plan names.
+
+All and none are put into the `TrainingArguments` too, so that models which the shim has not placed, and ZeRO-3, have
+them. Single layers are switched by whatever name this version of transformers has for it.
+"""
 
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from .. import log
+from .. import log, state
 from ..memory.blocks import chain
 from ..placement.plan import Plan
 from ..versions import version_of
@@ -12,41 +16,83 @@ from ..versions import version_of
 RENAMED_SINCE = (5, 23)  # the old names warn
 
 
-def arrange(trainer: Any, model: Any, plan: Plan) -> None:
-    """Have the layers that `plan` names recomputed, and no others, from the moment when training has been set up.
+def adjust_arguments(arguments: Any) -> None:
+    """Put `1` or `0` into `TrainingArguments` that are being made; how it is done stays what the script says."""
+    wish = state.settings().gradient_checkpointing
+    if not isinstance(wish, bool):
+        return
+    arguments.gradient_checkpointing = wish
+    if wish and arguments.gradient_checkpointing_kwargs is None:
+        # Without re-entrance inputs need no gradients, so frozen embeddings need no hooks.
+        arguments.gradient_checkpointing_kwargs = {"use_reentrant": False}
+
+
+def is_supported(model: Any) -> bool:
+    """Whether layers of `model` can be recomputed."""
+    return bool(getattr(model, "supports_gradient_checkpointing", False))
+
+
+def arrange(trainer: Any, model: Any, plan: Plan | None) -> None:
+    """Have the layers recomputed that are to be, and no others, from the moment when training has been set up.
 
     Not before: the Trainer switches checkpointing on for all layers while it sets up, if its arguments say so.
+
+    Args:
+        model: the trainer's, or the one inside of it that is the library's.
+        plan: names the layers where they were chosen one by one; None for a model that the shim has not placed.
     """
-    layers = _layers(model)
-    everything = frozenset(layers) if plan.workload.gradient_checkpointing else frozenset()
-    wanted = everything if plan.recomputed is None else plan.recomputed
-    if not getattr(model, "supports_gradient_checkpointing", False):
-        if wanted:
+    wish = state.settings().gradient_checkpointing
+    chosen = None if plan is None else plan.recomputed
+    if wish is None:
+        return
+    if not is_supported(model):
+        if wish is True or chosen:
+            trainer.args.gradient_checkpointing = False  # the Trainer would stop
             log.warning(f"{type(model).__name__} does not support activation checkpointing; nothing is recomputed")
         return
+    if wish == "auto" and chosen is None:
+        log.once(
+            "info",
+            "BALANCE_GRADIENT_CHECKPOINTING=auto acts where the shim makes the map, which it has not for this model; "
+            "it trains as the script says",
+        )
+        return
+    layers = _layers(model)
+    if wish is True and not layers:
+        return  # what the arguments say has to do
+    wanted = (frozenset(layers) if wish is True else frozenset()) if chosen is None else chosen
     from transformers import TrainerCallback
 
     class Arranging(TrainerCallback):
         def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            recompute_only(model, wanted)
+            recompute_only(model, wanted, args.gradient_checkpointing_kwargs)
 
-    trainer.add_callback(Arranging())
-    if plan.recomputed is not None:
+    before = vars(trainer).pop("_balance_shim_arranging", None)
+    if before is not None:  # it trains again
+        trainer.remove_callback(before)
+    trainer._balance_shim_arranging = Arranging()
+    trainer.add_callback(trainer._balance_shim_arranging)
+    if chosen is not None:
         log.info(
             f"{len(wanted)} of {len(layers)} layers are recomputed in the backward pass, which is what it takes to fit"
         )
 
 
-def recompute_only(model: Any, wanted: frozenset[str]) -> None:
-    """Switch checkpointing on for the layers named in `wanted` and off for all others."""
+def recompute_only(model: Any, wanted: frozenset[str], options: dict[str, Any] | None = None) -> None:
+    """Switch checkpointing on for the layers named in `wanted` and off for all others.
+
+    Args:
+        options: of `torch.utils.checkpoint.checkpoint`; by default without re-entrance.
+    """
     word = "activation" if version_of("transformers") >= RENAMED_SINCE else "gradient"
     if not wanted:
         getattr(model, f"{word}_checkpointing_disable")()
         return
+    options = options or {"use_reentrant": False}
     if not _is_on(model):
-        # Without re-entrance inputs need no gradients, so frozen embeddings need no hooks.
-        options = {f"{word}_checkpointing_kwargs": {"use_reentrant": False}}
-        getattr(model, f"{word}_checkpointing_enable")(**options)
+        getattr(model, f"{word}_checkpointing_enable")(**{f"{word}_checkpointing_kwargs": options})
+    if options.get("use_reentrant", True) and not _embeddings_train(model):
+        model.enable_input_require_grads()  # re-entrance has no gradients where no input of a layer wants any
     named = dict(model.named_modules())
     layers = _layers(model)
     chosen = {id(named[name]) for name in wanted}
@@ -90,3 +136,7 @@ def _is_layer(module: Any, layers: list[str], named: dict[str, Any]) -> bool:
 
 def _is_on(model: Any) -> bool:
     return any(getattr(module, "gradient_checkpointing", False) is True for module in model.modules())
+
+
+def _embeddings_train(model: Any) -> bool:
+    return any(parameter.requires_grad for parameter in model.get_input_embeddings().parameters())

@@ -13,7 +13,7 @@ from ..placement.move import MoveError, move
 from ..placement.plan import CostedModel, Plan, evaluate
 from ..report import plan_report
 from ..units import format_size
-from . import checkpointing, micro_batch
+from . import micro_batch
 from .actual_workload import actual_workload
 
 WORTH_MOVING = 0.95  # blocks move when that brings the worst device to this part of what it is, or below
@@ -57,8 +57,6 @@ def second_pass(trainer: Any, model: Any, assumed: Plan, loss_on_first: bool) ->
         outcome = _better(trainer, request, costed, actual)
     if outcome.plan.shortfall:
         log.warning(plan_report.shortfall_line(outcome.plan, planner.what_would_fit(outcome.plan, request)))
-    if settings.gradient_checkpointing is not None:
-        checkpointing.arrange(trainer, model, outcome.plan)
     return outcome
 
 

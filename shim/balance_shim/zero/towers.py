@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from .. import log
 from ..errors import BalanceError
 from ..seams.guard import insist
+from ..training.actual_workload import innermost
 
 # What a batch holds -> the method that makes features of it, whose parameters are named like the parts of a batch.
 METHODS = {
@@ -37,7 +38,7 @@ def accompany(model: Any) -> list[Any]:
 
     None where its class has no method that runs a tower by itself.
     """
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    base = innermost(model)
     methods = {part: method for part in METHODS if (method := _method(base, part)) is not None}
     if not methods:
         return []
