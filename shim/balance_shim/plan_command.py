@@ -125,6 +125,7 @@ def forecast_for(options: PlanOptions) -> Forecast:
         loss_on_first=computes_loss_on_first_device(ready.model),
         selective=settings.gradient_checkpointing == "auto",
         may_chunk=settings.loss == "full",
+        may_halve=not options.precision,
         cache=cache.folder_of(settings.cache),
     )
     plan = None

@@ -73,6 +73,8 @@ def assume(settings: Settings, arguments: Any | None = None, longest: int | None
             known[name] = said
     if isinstance(settings.gradient_checkpointing, bool):
         known["gradient_checkpointing"] = settings.gradient_checkpointing
+    if settings.precision is not None:
+        known["autocast"] = settings.precision != "fp32"
     if settings.loss != "full":
         known.setdefault("loss", "chunked")
     guessed = "seq_len" not in known

@@ -17,6 +17,7 @@ from ..placement.plan import CostedModel, Plan, device_of, evaluate
 from ..report import plan_report
 from ..report.table import table
 from ..seams.guard import attempt
+from ..training import precision
 from ..training.actual_workload import innermost, tuning
 from ..units import format_size
 from . import watching
@@ -127,6 +128,7 @@ def _planned(scene: _Scene, trainer: Any, model: Any, loss_on_first: bool) -> _S
         loss_on_first=loss_on_first,
         selective=scene.planned is not None and scene.planned.recomputed is not None,
         may_chunk=settings.loss == "full",
+        may_halve=precision.could_halve(),
         cache=cache.folder_of(settings.cache),
     )
     costed, recomputed = planner.costed_for(request)
@@ -379,4 +381,4 @@ def _setting(remedy: planner.Remedy, workload: Workload) -> str:
             parts.append(f"rows of at most {value} tokens in the script")
         else:
             parts.append(remedy.phrase)
-    return " and ".join(parts)
+    return " and ".join(parts) or remedy.phrase

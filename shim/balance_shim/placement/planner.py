@@ -11,6 +11,7 @@ from ..cache import cached, digest
 from ..devices import Device, table
 from ..memory.blocks import Block, chain
 from ..memory.fingerprint import fingerprint
+from ..memory.precision import in_dtype, trains_in
 from ..memory.profile import ParameterBytes, Profile, profile
 from ..memory.ties import parameter_count, tied_groups
 from ..memory.workload import Workload
@@ -23,6 +24,8 @@ from .recompute import least_recomputation
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
+
+HALVED = "BALANCE_PRECISION=bf16"
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,7 @@ class Request:
         cache: folder of what has been found out before; None: nothing is kept.
         selective: whether layers are recomputed only as far as it takes to fit, whatever `workload` says.
         may_chunk: whether the loss is computed from full logits for no other reason than that the user says so.
+        may_halve: whether `BALANCE_PRECISION=bf16` is a remedy: the devices compute in it, and nobody has set another.
         loss_on_first: whether the model computes its loss where its inputs arrive; see `seams/loss_device.py`.
     """
 
@@ -53,6 +57,7 @@ class Request:
     loss_on_first: bool = False
     selective: bool = False
     may_chunk: bool = False
+    may_halve: bool = False
     cache: Path | None = None
 
     def key(self, *what: Any) -> str:
@@ -214,7 +219,7 @@ def what_would_fit(plan: Plan, request: Request) -> list[str]:
 
 @dataclass(frozen=True)
 class Remedy:
-    """A change of the workload under which everything fits: in words, as fields of `Workload`, and its plan."""
+    """A change under which everything fits: in words, as fields of `Workload` (none for precision), and its plan."""
 
     phrase: str
     changes: dict[str, Any]
@@ -224,8 +229,10 @@ class Remedy:
 def remedies_that_fit(plan: Plan, request: Request) -> list[Remedy]:
     """Return the changes of the workload under which everything fits, the mildest first; see `what_would_fit`."""
     found = []
-    for phrase, changes in _remedies(plan.workload, request.may_chunk):
+    for phrase, changes in _remedies(plan.workload, request):
         changed = replace(request, workload=replace(plan.workload, **changes))
+        if phrase == HALVED:
+            changed = _in_precision(changed, "bfloat16", autocast=True)
         if "tuning" in changes:
             changed = replace(changed, trains=None)
         if changes.keys() & {"batch_size", "seq_len"}:
@@ -251,14 +258,38 @@ def saved_by_chunks(plan: Plan, request: Request) -> tuple[str, int]:
     return name, max(0, saved)
 
 
-def _remedies(workload: Workload, may_chunk: bool) -> list[tuple[str, dict[str, Any]]]:
+def saved_by_precision(plan: Plan, request: Request, dtype: str, autocast: bool) -> dict[str, int]:
+    """Return the bytes that a training takes less than one with weights of torch type `dtype`, by term, all devices.
+
+    Args:
+        autocast: whether that one would have matrix products in a lower precision.
+    """
+    other = _in_precision(replace(request, workload=plan.workload), dtype, autocast)
+    pairs = list(zip(cost(other).costs, cost(replace(request, workload=plan.workload)).costs, strict=True))
+    terms = ("weights", "gradients", "optimizer", "activations")
+    return {term: sum(getattr(theirs, term) - getattr(ours, term) for theirs, ours in pairs) for term in terms}
+
+
+def _in_precision(request: Request, dtype: str, autocast: bool) -> Request:
+    import torch
+
+    model = in_dtype(request.model, getattr(torch, dtype))
+    return replace(request, model=model, parameter_bytes=None, workload=replace(request.workload, autocast=autocast))
+
+
+def _remedies(workload: Workload, request: Request) -> list[tuple[str, dict[str, Any]]]:
+    import torch
+
     remedies: list[tuple[str, dict[str, Any]]] = []
-    if may_chunk:
+    if request.may_chunk:
         remedies.append(("BALANCE_LOSS=chunked", {"loss": "chunked"}))
     if not workload.gradient_checkpointing:
-        remedies.append(("gradient checkpointing", {"gradient_checkpointing": True}))
+        phrase = "gradient checkpointing (BALANCE_GRADIENT_CHECKPOINTING=1)"
+        remedies.append((phrase, {"gradient_checkpointing": True}))
     if workload.batch_size > 1:
-        remedies.append(("a micro-batch of 1", {"batch_size": 1}))
+        remedies.append(("a micro-batch of 1 (BALANCE_MICRO_BATCH=1)", {"batch_size": 1}))
+    if request.may_halve and trains_in(request.model, torch.float32):
+        remedies.append((HALVED, {}))
     if workload.tuning == "full":
         remedies.append(("an 8-bit optimizer", {"optimizer": "adamw_8bit"}))
         remedies.append(("LoRA", {"tuning": "lora"}))

@@ -211,6 +211,7 @@ def _place(load: _Load) -> DeviceMap | None:
         loss_on_first=computes_loss_on_first_device(load.model),
         selective=settings.gradient_checkpointing == "auto",
         may_chunk=settings.loss == "full",
+        may_halve=precision.could_halve(),
         cache=cache.folder_of(settings.cache),
     )
     plan: Plan | None

@@ -76,6 +76,12 @@ def adjust_loading(kwargs: dict[str, Any]) -> dict[str, Any]:
     return {**others, dtype_name(): dtype}
 
 
+def could_halve() -> bool:
+    """Whether `BALANCE_PRECISION=bf16` would do something that nobody has decided otherwise, on these devices."""
+    kind = devices.accelerator_type()
+    return state.settings().precision is None and kind is not None and _computes_bf16(kind)
+
+
 def _text(dtype: Any) -> str:
     return str(dtype).removeprefix("torch.")
 

@@ -13,7 +13,7 @@ from ..placement.move import MoveError, move
 from ..placement.plan import CostedModel, Plan, evaluate
 from ..report import plan_report
 from ..units import format_size
-from . import micro_batch
+from . import micro_batch, precision
 from .actual_workload import actual_workload
 
 WORTH_MOVING = 0.95  # blocks move when that brings the worst device to this part of what it is, or below
@@ -81,6 +81,7 @@ def request_for(
         loss_on_first=loss_on_first,
         selective=settings.gradient_checkpointing == "auto",
         may_chunk=settings.loss == "full",
+        may_halve=precision.could_halve(),
         cache=cache.folder_of(settings.cache),
     )
 

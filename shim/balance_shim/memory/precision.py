@@ -1,0 +1,34 @@
+"""A model as it would be in another precision: the same modules with other dtypes, and no values."""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+
+def in_dtype(model: "nn.Module", dtype: Any) -> "nn.Module":
+    """Return a copy of `model` on the meta device whose floating-point parameters are `dtype` (a torch dtype).
+
+    Buffers keep theirs, as `from_pretrained(dtype=...)` leaves most of them alone.
+
+    Raises:
+        CannotTrace: something in the model cannot be copied.
+    """
+    import torch
+
+    from .tracing.copy import copy_of
+
+    parameters = {id(each) for each in model.parameters()}
+
+    def twin(name: str, tensor: "Tensor") -> "Tensor":
+        changes = id(tensor) in parameters and tensor.is_floating_point()
+        return torch.empty(tensor.shape, dtype=dtype if changes else tensor.dtype, device="meta")
+
+    return copy_of(model, twin)
+
+
+def trains_in(model: "nn.Module", dtype: Any) -> bool:
+    """Whether some of what trains in `model` is held in `dtype`, and nothing of it is quantized."""
+    if getattr(getattr(model, "config", None), "quantization_config", None):
+        return False
+    return any(each.requires_grad and each.dtype == dtype for each in model.parameters())
