@@ -14,6 +14,7 @@ from transformers.trainer_pt_utils import LabelSmoother
 
 from balance_shim.logits import chunks, head
 from balance_shim.logits.deferred import DeferredLogits
+from balance_shim.training.chunked_loss import deferring_for_a_step
 from balance_shim.versions import version_of
 
 VOCABULARY, CHUNK, ROWS, TOKENS = 640, 8, 2, 24
@@ -486,6 +487,19 @@ def mixing():
     return model
 
 
+class DroppingHead(nn.Linear):
+    """A linear layer that draws anew on each call, which no module inside of it shows."""
+
+    def forward(self, hidden):
+        return super().forward(nn.functional.dropout(hidden, 0.5, self.training))
+
+
+def dropping():
+    model = llama()
+    model.lm_head = DroppingHead(SIZES["hidden_size"], VOCABULARY, bias=False)
+    return model
+
+
 def partitioned():
     model = llama()
     model.lm_head.weight.ds_id = 1
@@ -494,8 +508,9 @@ def partitioned():
 
 @pytest.mark.parametrize(
     ("make", "reason"),
-    [(lora_with_dropout, "dropout"), (mixing, "MixingHead may mix tokens"), (partitioned, "several processes")],
-)
+    [(lora_with_dropout, "dropout"), (mixing, "MixingHead may mix tokens"), (partitioned, "several processes"),
+     (dropping, "DroppingHead may mix tokens")],
+)  # fmt: skip
 def test_unknown_heads_stay_in_full_and_that_is_said(make, reason, monkeypatch):
     """One line says why."""
     said = []
@@ -504,3 +519,105 @@ def test_unknown_heads_stay_in_full_and_that_is_said(make, reason, monkeypatch):
     with head.deferring(model):
         assert type(model(**batch()).logits) is torch.Tensor
     assert len(said) == 1 and said[0].startswith("the loss is computed from full logits: ") and reason in said[0]
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda outputs: outputs.logits.detach(),
+        lambda outputs: outputs.logits[:, -3:].detach(),
+        lambda outputs: outputs.logits.float().log_softmax(-1).detach(),
+        lambda outputs: outputs,
+    ],
+)
+def test_logits_that_outlive_their_step_are_those_of_the_step(read):
+    """A script that keeps logits to look at them later finds what they were before the optimizer changed the head."""
+    kept = []
+    for in_chunks in (False, True):
+        model = made()
+        with deferring_for_a_step(model) if in_chunks else contextlib.nullcontext():
+            outputs = model(**batch())
+            kept.append(read(outputs))
+            outputs.loss.backward()
+            del outputs
+        with torch.no_grad():
+            model.lm_head.weight.zero_()
+    expected, found = ((each.logits if hasattr(each, "logits") else each).detach() for each in kept)
+    torch.testing.assert_close(found + 0, expected, rtol=1e-5, atol=1e-6)
+
+
+def _halve_rows(logits):
+    logits[:, :-1].mul_(0.5)
+    return logits
+
+
+def _shifted(logits):
+    shifted = logits[..., :-1, :].view(ROWS, TOKENS - 1, VOCABULARY)
+    logits /= 2
+    return shifted
+
+
+def _copied(logits):
+    logits[..., :-1, :].contiguous().zero_()
+    logits.reshape(-1, VOCABULARY)[torch.arange(5)].zero_()
+    return logits
+
+
+def _by_rows(logits):
+    logits.unbind()[1].detach().zero_()
+    logits[0].float()[3] = 1
+    return logits
+
+
+@pytest.mark.parametrize("write", [_halve_rows, _shifted, _copied, _by_rows])
+def test_writing_into_a_part_of_logits(write):
+    """Slices and other views share their memory with the logits, copies do not; whichever is written into."""
+    model = made()
+    results = []
+    for logits in (model(**batch()).logits, deferred_outputs(model).logits):
+        model.zero_grad()
+        loss = write(logits).logsumexp(-1).sum()
+        loss.backward()
+        results.append((loss.detach(), model.lm_head.weight.grad.clone()))
+    for expected, found in zip(*results, strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+@pytest.mark.parametrize("shape", [lambda logits: logits.view(-1, VOCABULARY), lambda logits: logits + 0])
+def test_a_loss_that_the_script_recomputes(reentrant, shape):
+    """Activation checkpointing around the loss detaches the logits, and counts what is saved."""
+    from torch.utils.checkpoint import checkpoint
+
+    gradients = []
+    for in_chunks in (False, True):
+        model = made()
+        logits = (deferred_outputs(model) if in_chunks else model(**batch())).logits
+        checkpoint(lambda each: shape(each).logsumexp(-1).sum(), logits, use_reentrant=reentrant).backward()
+        gradients.append(model.model.embed_tokens.weight.grad)
+    torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-5, atol=1e-5)
+
+
+def test_read_in_inference_mode_and_trained_with_afterwards():
+    """A metric without gradients does not take them from the loss."""
+    outputs = deferred_outputs(made())
+    with torch.inference_mode():
+        outputs.logits.topk(3)
+    assert (outputs.logits * outputs.logits).mean().requires_grad
+
+
+def test_a_model_copied_during_a_step_is_on_its_own():
+    """A teacher that is copied, or saved, inside of `compute_loss` keeps its own head, and plain logits."""
+    import copy
+    import pickle
+
+    model = made()
+    expected = model(**batch()).logits
+    with head.deferring(model):
+        copied, saved = copy.deepcopy(model), pickle.dumps(model)
+    with torch.no_grad():
+        model.lm_head.weight.zero_()
+    for other in (copied, pickle.loads(saved)):
+        logits = other(**batch()).logits
+        assert type(logits) is torch.Tensor
+        torch.testing.assert_close(logits, expected)

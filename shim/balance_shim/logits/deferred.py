@@ -1,15 +1,20 @@
 """A tensor without values that stands for logits: it becomes them when somebody needs more than a chunk at a time."""
 
+import weakref
 from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
+from torch.utils import checkpoint
 from torch.utils._pytree import tree_map
 
 from .. import log, state
 from .recipe import Recipe
 
 Handler = Callable[[Callable[..., Any], Recipe, tuple[Any, ...], dict[str, Any]], Any]
+
+# How checkpointing leaves what it recomputes, where a script has a loss in chunks inside of one.
+_NO_FAILURE = (checkpoint._StopRecomputationError,) if hasattr(checkpoint, "_StopRecomputationError") else ()
 
 # Of these only the shell is asked. Everything that needs values is an operation.
 _SHELL = {
@@ -28,26 +33,35 @@ _SHELL = {
 
 
 class DeferredLogits(torch.Tensor):
-    """Made by `defer`. Attributes: `recipe`, and `full`, the values once they have been needed all at once."""
+    """Made by `defer`.
+
+    Attributes:
+        recipe: how to compute the values.
+        full: the values, once they have been needed all at once.
+        base: the logits that these would share memory with, and what is done to those: `recipe.view`.
+    """
 
     recipe: Recipe
     full: torch.Tensor | None
+    base: "DeferredLogits | None"
     handlers: ClassVar[dict[Any, Handler]] = {}  # operation -> how it is done in chunks; filled by `operations`
 
     @classmethod
     def __torch_function__(cls, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        if func in _SHELL:
-            with torch._C.DisableTorchFunctionSubclass():
-                return func(*args, **kwargs)
         if not args and "input" in kwargs:
             kwargs = dict(kwargs)
             args = (kwargs.pop("input"),)
-        handler = cls.handlers.get(func)
-        if handler is not None and args and isinstance(args[0], cls) and args[0].full is None:
-            found = _by_chunks(handler, func, args[0].recipe, args[1:], kwargs)
-            if found is not NotImplemented:
-                return found
+        if args and isinstance(args[0], cls) and args[0].full is None:
+            if func in _SHELL:
+                with torch._C.DisableTorchFunctionSubclass():
+                    return func(*args, **kwargs)
+            if _writes(func):
+                args[0].recipe.step.settle()
+            elif func in cls.handlers:
+                found = _by_chunks(cls.handlers[func], func, args[0].recipe, args[1:], kwargs)
+                if found is not NotImplemented:
+                    return _views(found, args[0], func)
         args, kwargs = tree_map(lambda each: _in_full(each, func), (args, kwargs))
         return func(*args, **kwargs)
 
@@ -71,8 +85,56 @@ def _shell(recipe: Recipe) -> torch.Tensor:
     made: Any = torch.Tensor._make_wrapper_subclass(
         DeferredLogits, recipe.shape, dtype=sample.dtype, device=sample.device, requires_grad=False
     )
-    made.recipe, made.full = recipe, None
+    made.recipe, made.full, made.base = recipe, None, None
+    recipe.step.shells.append(weakref.ref(made))
     return made
+
+
+class Step:
+    """The deferred logits of one training step that somebody still has, in the order in which they were made."""
+
+    def __init__(self) -> None:
+        self.shells: list[weakref.ref[DeferredLogits]] = []
+
+    def settle(self) -> None:
+        """Make the values, sharing memory as they would: what is about to be written into one shows in the others."""
+        for shell in self._alive():
+            if shell.base is not None and shell.recipe.view is not None:
+                whole, shell.base = shell.base.full, None
+                shell.full = shell.recipe.undisturbed(shell.recipe.view, whole)
+            elif shell.full is None:
+                shell.full = shell.recipe.in_full()
+
+    def end(self) -> None:
+        """Make the values that are kept beyond the step: the optimizer is about to change the head."""
+        for reference in reversed(self.shells):  # a view first: only it may have kept what it is a view of
+            shell = reference()
+            if shell is not None:
+                _in_full(shell, "keeping them")
+                shell.base = None
+                del shell.recipe  # and with it the hidden states
+        self.shells.clear()
+
+    def _alive(self) -> list[DeferredLogits]:
+        return [shell for shell in (each() for each in self.shells) if shell is not None]
+
+
+def _writes(func: Any) -> bool:
+    """Whether `func` changes values in place: `mul_`, `__setitem__`, `__imul__`."""
+    name = _name(func)
+    return name in _IN_PLACE or (name.endswith("_") and not name.endswith("__"))
+
+
+_ARITHMETIC = ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "and", "or", "xor", "lshift", "rshift")
+_IN_PLACE = {"__setitem__", *(f"__i{each}__" for each in _ARITHMETIC)}
+
+
+def _views(found: Any, of: DeferredLogits, func: Any) -> Any:
+    """Return what a handler has found, deferred logits in it linked to those whose memory they would share."""
+    for each in found if isinstance(found, tuple) else (found,):
+        if isinstance(each, DeferredLogits) and each.recipe.view is not None:
+            each.base = of
+    return iter(found) if func is torch.Tensor.__iter__ else found
 
 
 class _Shell(torch.autograd.Function):
@@ -99,7 +161,7 @@ class _Shell(torch.autograd.Function):
 def _by_chunks(handler: Handler, func: Any, recipe: Recipe, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     try:
         return handler(func, recipe, args, kwargs)
-    except torch.OutOfMemoryError:  # in full it would take more
+    except (torch.OutOfMemoryError, *_NO_FAILURE):  # in full it would take more
         raise
     except Exception as failure:
         if state.settings().strict:
@@ -110,7 +172,7 @@ def _by_chunks(handler: Handler, func: Any, recipe: Recipe, args: tuple[Any, ...
 
 
 def _name(func: Any) -> str:
-    return getattr(func, "__name__", str(func))
+    return str(getattr(func, "__name__", func))
 
 
 def _in_full(value: Any, func: Any, detached: bool = False) -> Any:

@@ -1,6 +1,7 @@
 """The head of a model, and the context in which it hands out deferred logits."""
 
 import contextlib
+import copy
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -10,7 +11,7 @@ from torch import nn
 from .. import log
 from ..seams.guard import attempt
 from . import chunks
-from .deferred import defer
+from .deferred import Step, defer
 from .operations import DeferredLogits
 from .recipe import Recipe
 
@@ -51,15 +52,19 @@ def _is_linear(module: nn.Module) -> bool:
     inner = getattr(module, "base_layer", None) or getattr(module, "original_module", None)
     if isinstance(inner, nn.Module) and type(module).__module__.startswith("peft."):
         return _is_linear(inner)
-    if isinstance(module, nn.Linear):
+    if type(module).forward is nn.Linear.forward:
         return True
     from ..memory.tracing.copy import is_quantized_linear
 
-    return is_quantized_linear(module)
+    # Classes of quantizers compute the same in another way; one of the script's own may do anything, draw noise too.
+    return is_quantized_linear(module) or (isinstance(module, nn.Linear) and module.weight.element_size() == 1)
 
 
-def deferring(model: Any) -> contextlib.AbstractContextManager[None]:
-    """Return a context in which the head of `model` hands out deferred logits where gradients are wanted."""
+def deferring(model: Any) -> contextlib.AbstractContextManager[Step | None]:
+    """Return a context in which the head of `model` hands out deferred logits where gradients are wanted.
+
+    The context gives the step that they belong to, which whoever trains has to `end`; None where nothing is deferred.
+    """
     head = head_of(model)
     if head is None:
         return contextlib.nullcontext()
@@ -71,17 +76,12 @@ def deferring(model: Any) -> contextlib.AbstractContextManager[None]:
 
 
 @contextlib.contextmanager
-def _deferring(head: nn.Module) -> Iterator[None]:
-    own = vars(head)
-    inner, was_there, before = head.forward, "forward" in own, own.get("forward")
-
-    def forward(*args: Any, **kwargs: Any) -> Any:
-        made = attempt("deferring the logits", _deferred, head, inner, args, kwargs, instead="they are made in full")
-        return inner(*args, **kwargs) if made is None else made
-
-    own["forward"] = forward  # where accelerate's hooks have theirs, which is then `inner`
+def _deferring(head: nn.Module) -> Iterator[Step]:
+    own, step = vars(head), Step()
+    was_there, before = "forward" in own, own.get("forward")
+    own["forward"] = _Forward(head, head.forward, step)  # where accelerate's hooks have theirs, which is then inside
     try:
-        yield
+        yield step
     finally:
         if was_there:
             own["forward"] = before
@@ -89,8 +89,28 @@ def _deferring(head: nn.Module) -> Iterator[None]:
             own.pop("forward", None)
 
 
+class _Forward:
+    """The `forward` of a head during a training step. Copies of the head, which outlive the step, have the old one."""
+
+    def __init__(self, head: nn.Module, inner: Callable[..., Any], step: Step) -> None:
+        self._head, self._inner, self._step = head, inner, step
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        made = attempt(
+            "deferring the logits", _deferred, self._head, self._inner, self._step, args, kwargs,
+            instead="they are made in full",
+        )  # fmt: skip
+        return self._inner(*args, **kwargs) if made is None else made
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        return copy.deepcopy(self._inner, memo)
+
+    def __reduce__(self) -> Any:
+        return copy.copy, (self._inner,)
+
+
 def _deferred(
-    head: nn.Module, inner: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    head: nn.Module, inner: Callable[..., Any], step: Step, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> torch.Tensor | None:
     """Return deferred logits; None where they are wanted now, or are too few to bother."""
     if len(args) != 1 or kwargs or not isinstance(args[0], torch.Tensor) or isinstance(args[0], DeferredLogits):
@@ -121,4 +141,4 @@ def _deferred(
         return None
     if hidden.device != sample.device:
         hidden = hidden.to(sample.device)
-    return defer(Recipe(hidden, run, sample, parameters, chunk))
+    return defer(Recipe(hidden, run, sample, parameters, chunk, step))

@@ -131,14 +131,15 @@ def _index(_: Callable[..., Any], recipe: Recipe, args: Args, kwargs: Kwargs) ->
         return NotImplemented
     here = recipe.rows.device
     moved = tuple(each.to(here) if isinstance(each, Tensor) else each for each in keys)
-    return defer(recipe.of_rows(lambda rows: rows[moved]))
+    copies = any(isinstance(each, Tensor) for each in keys)
+    return defer(recipe.of_rows(operator.itemgetter(moved), None if copies else operator.itemgetter(moved)))
 
 
 def _reshape(_: Callable[..., Any], recipe: Recipe, args: Args, kwargs: Kwargs) -> Any:
     shape = args[0] if len(args) == 1 and isinstance(args[0], (tuple, list)) else args
     if kwargs or not shape or not all(isinstance(each, int) for each in shape) or shape[-1] != recipe.shape[-1]:
         return NotImplemented
-    return defer(recipe.of_rows(lambda rows: rows.reshape(*shape[:-1], rows.shape[-1])))
+    return defer(_viewed(recipe, lambda rows: rows.reshape(*shape[:-1], rows.shape[-1])))
 
 
 def _flatten(_: Callable[..., Any], recipe: Recipe, args: Args, kwargs: Kwargs) -> Any:
@@ -146,11 +147,11 @@ def _flatten(_: Callable[..., Any], recipe: Recipe, args: Args, kwargs: Kwargs) 
     start, end, dimensions = named.get("start_dim", 0), named.get("end_dim", -1), len(recipe.shape)
     if end % dimensions == dimensions - 1:
         return NotImplemented
-    return defer(recipe.of_rows(lambda rows: rows.flatten(start, end)))
+    return defer(_viewed(recipe, lambda rows: rows.flatten(start, end)))
 
 
 def _same(_: Callable[..., Any], recipe: Recipe, args: Args, kwargs: Kwargs) -> Any:
-    return defer(recipe.of_rows(lambda rows: rows))
+    return defer(recipe.of_rows(lambda rows: rows, torch.Tensor.contiguous))
 
 
 def _detach(_: Callable[..., Any], recipe: Recipe, args: Args, kwargs: Kwargs) -> Any:
@@ -161,12 +162,7 @@ def _rows_apart(_: Callable[..., Any], recipe: Recipe, args: Args, kwargs: Kwarg
     dimension = args[0] if args else kwargs.get("dim", 0)
     if dimension != 0 or len(recipe.shape) < 2:
         return NotImplemented
-    return tuple(defer(recipe.of_rows(operator.itemgetter(row))) for row in range(recipe.shape[0]))
-
-
-def _iterate(func: Callable[..., Any], recipe: Recipe, args: Args, kwargs: Kwargs) -> Any:
-    found = _rows_apart(func, recipe, args, kwargs)
-    return found if found is NotImplemented else iter(found)
+    return tuple(defer(_viewed(recipe, operator.itemgetter(row))) for row in range(recipe.shape[0]))
 
 
 def _split(_: Callable[..., Any], recipe: Recipe, args: Args, kwargs: Kwargs) -> Any:
@@ -178,7 +174,12 @@ def _split(_: Callable[..., Any], recipe: Recipe, args: Args, kwargs: Kwargs) ->
     starts = range(0, recipe.shape[dimension], sizes)
     lengths = [min(sizes, recipe.shape[dimension] - start) for start in starts]
     cuts = [partial(torch.narrow, dim=dimension, start=a, length=b) for a, b in zip(starts, lengths, strict=True)]
-    return tuple(defer(recipe.of_rows(cut)) for cut in cuts)
+    return tuple(defer(_viewed(recipe, cut)) for cut in cuts)
+
+
+def _viewed(recipe: Recipe, select: Callable[[Tensor], Tensor]) -> Recipe:
+    """Return the recipe for what `select` does to the rows, and would do to the logits."""
+    return recipe.of_rows(select, select)
 
 
 def _fill() -> None:
@@ -194,8 +195,7 @@ def _fill() -> None:
         (_flatten, "flatten"),
         (_same, "contiguous"),
         (_detach, "detach"),
-        (_rows_apart, "unbind"),
-        (_iterate, "__iter__"),
+        (_rows_apart, "unbind __iter__"),
         (_split, "split"),
     ):  # fmt: skip
         for name in names.split():

@@ -5,10 +5,14 @@ Shapes: N rows, H hidden size, V vocabulary; rows may have any leading dimension
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
+from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.checkpoint import checkpoint
+
+if TYPE_CHECKING:
+    from . import deferred
 
 Step: TypeAlias = Callable[[torch.Tensor], torch.Tensor]
 
@@ -24,6 +28,8 @@ class Recipe:
         sample: the result for one row [1, V], which shows dtype, device and vocabulary.
         parameters: those of the head that train.
         chunk: rows at once.
+        step: the training step whose logits these are.
+        view: what of other logits, in full, would share memory with these; None for logits of their own.
         differentiable: whether gradients flow, as they would through logits that were made at the same place.
     """
 
@@ -32,7 +38,9 @@ class Recipe:
     sample: torch.Tensor
     parameters: tuple[torch.Tensor, ...]
     chunk: int
+    step: "deferred.Step"
     steps: tuple[Step, ...] = ()
+    view: Step | None = None
     differentiable: bool = True
 
     @property
@@ -45,14 +53,15 @@ class Recipe:
             sample = step(self.sample)
         if sample.shape != self.sample.shape:
             raise ValueError("a step must keep the shape")
-        return replace(self, steps=(*self.steps, step), sample=sample, differentiable=self._flows())
+        view = step if sample is self.sample else None  # nothing to convert
+        return replace(self, steps=(*self.steps, step), sample=sample, view=view, differentiable=self._flows())
 
-    def of_rows(self, select: Callable[[torch.Tensor], torch.Tensor]) -> "Recipe":
+    def of_rows(self, select: Step, view: Step | None) -> "Recipe":
         """Return the recipe for other rows, or the same in another shape; `select` keeps the last dimension."""
-        return replace(self, rows=select(self.rows), differentiable=self._flows())
+        return replace(self, rows=select(self.rows), view=view, differentiable=self._flows())
 
     def detached(self) -> "Recipe":
-        return replace(self, differentiable=False)
+        return replace(self, view=torch.Tensor.detach, differentiable=False)
 
     def values(self, rows: torch.Tensor) -> torch.Tensor:
         """Return the result for `rows` [..., H] -> [..., V]."""
@@ -63,8 +72,20 @@ class Recipe:
 
     def in_full(self) -> torch.Tensor:
         """Return everything at once."""
-        with torch.set_grad_enabled(self.differentiable):
-            return self.values(self.rows)
+        return self.undisturbed(self.values, self.rows)
+
+    def undisturbed(self, function: Step, whole: Any) -> torch.Tensor:
+        """Return `function(whole)` as at the place where these logits were made, wherever somebody needs it.
+
+        That may be in inference mode, or where tensors are saved in some way (activation checkpointing, which counts
+        them): the values are for others, too.
+        """
+        with (
+            torch.inference_mode(False),
+            torch.set_grad_enabled(self.differentiable),
+            saved_tensors_hooks(_as_it_is, _as_it_is),
+        ):
+            return function(whole)
 
     def by_chunks(self, function: Callable[..., Any], *others: torch.Tensor) -> list[Any]:
         """Return `function(values [n, V], *rows of others)` for each chunk, recomputed in the backward pass.
@@ -87,3 +108,7 @@ class Recipe:
 
     def _flows(self) -> bool:
         return self.differentiable and torch.is_grad_enabled()
+
+
+def _as_it_is(saved: Any) -> Any:
+    return saved

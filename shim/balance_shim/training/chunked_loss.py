@@ -1,11 +1,12 @@
 """When the steps of a Trainer get deferred logits, so that their loss is computed in chunks."""
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from .. import log, state
 from ..logits.head import FULL, deferring
+from ..seams.guard import attempt
 
 
 def wanted(trainer: Any, placed: bool) -> bool:
@@ -44,4 +45,13 @@ def step_context(trainer: Any, placed: bool, model: Any, inputs: Any) -> context
     """Return the context for a training step of `trainer` with `model`, as wrapped as it is there, and `inputs`."""
     if not has_labels(inputs) or not wanted(trainer, placed):
         return contextlib.nullcontext()
-    return deferring(model)
+    return deferring_for_a_step(model)
+
+
+@contextlib.contextmanager
+def deferring_for_a_step(model: Any) -> Iterator[None]:
+    """`deferring` for all of a training step: behind it the optimizer changes the head."""
+    with deferring(model) as step:
+        yield
+    if step is not None:  # and nothing has failed
+        attempt("making the logits that are kept", step.end, instead="they may be those after the step")
