@@ -57,6 +57,7 @@ def _around_train(original: Callable[..., Any]) -> Callable[..., Any]:
         else:
             attempt("planning for the real workload", _prepare, self, instead="training goes on with the map it has")
         attempt("activation checkpointing", _checkpoint, self, instead="layers are recomputed as the script says")
+        attempt("preparing micro-batches", _begin_micro_batches, self, instead="nothing is said of them")
         attempt("watching memory", _watch, self, instead="nothing is watched")
         attempt("preparing to re-balance", _rebalance, self, instead="no block moves")
         try:
@@ -136,7 +137,10 @@ def _around_step(original: Callable[..., Any]) -> Callable[..., Any]:
             return _returned(self, loss)
 
         portions = micro_batch.portions_of(self)
-        return run(model, inputs) if portions is None else portions.run(self, run, model, inputs)
+        if portions is None:
+            return run(model, inputs)
+        count = args[0] if args else kwargs.get("num_items_in_batch")
+        return portions.run(self, run, model, inputs, counted=count is not None)
 
     return training_step
 
@@ -190,6 +194,11 @@ def _checkpoint(trainer: Any) -> None:
         checkpointing.arrange(trainer, innermost(trainer.model), None)
     else:
         checkpointing.arrange(trainer, placed[0], placed[1].plan)
+
+
+def _begin_micro_batches(trainer: Any) -> None:
+    micro_batch.begin(trainer)
+    micro_batch.warn_of_means(trainer)
 
 
 def _watch(trainer: Any) -> None:

@@ -3,7 +3,9 @@
 The effective batch of one process is micro-batch times accumulation. Divisors of it can be the micro-batch.
 """
 
+import dis
 import gc
+import inspect
 import itertools
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -14,6 +16,7 @@ from ..monitoring.out_of_memory import is_out_of_memory
 from ..versions import version_of
 
 LOSS_OF_A_STEP_SINCE = (4, 46)  # transformers divides by the label tokens of the whole step, not by micro-batches
+DIVIDES_UNCOUNTED_SINCE = (4, 53)  # what has no labels to count is divided by the accumulation
 
 Inputs = Mapping[str, Any]
 Run = Callable[[Any, Inputs], Any]
@@ -49,6 +52,9 @@ def take_largest(trainer: Any, fits: Callable[[], bool]) -> None:
     if arguments.auto_find_batch_size:
         log.once("warning", "BALANCE_MICRO_BATCH=auto: the script has auto_find_batch_size, which stays in charge")
         return
+    if ignores_count(trainer):
+        log.once("warning", f"BALANCE_MICRO_BATCH=auto: {_adds_up_means(trainer)}, so it stays as it is")
+        return
     before = arguments.per_device_train_batch_size
     effective = before * arguments.gradient_accumulation_steps
     sizes = divisors(effective)
@@ -72,6 +78,46 @@ def set_size(trainer: Any, size: int, accumulation: int) -> None:
         trainer.accelerator.gradient_accumulation_steps = accumulation
 
 
+def begin(trainer: Any) -> None:
+    """Forget the step that a training of `trainer` before this one was in when it ended."""
+    vars(trainer).pop("_balance_shim_portions", None)
+
+
+def warn_of_means(trainer: Any) -> None:
+    """Say that the number of `BALANCE_MICRO_BATCH` changes the losses of `trainer`, if it does."""
+    if isinstance(state.settings().micro_batch, int) and ignores_count(trainer):
+        log.once("warning", f"BALANCE_MICRO_BATCH={state.settings().micro_batch}: {_adds_up_means(trainer)}")
+
+
+def _adds_up_means(trainer: Any) -> str:
+    return (
+        f"compute_loss of {type(trainer).__name__} makes no use of num_items_in_batch, and transformers adds up its "
+        "losses over the accumulation, so another micro-batch gives other losses"
+    )
+
+
+def ignores_count(trainer: Any) -> bool:
+    """Whether the script's own `compute_loss` makes a loss of a micro-batch alone, which is taken for one of the step.
+
+    The Trainer adds such losses up without dividing them. To be seen in the code only: it never reads the argument.
+    """
+    function = inspect.unwrap(type(trainer).compute_loss)
+    code = getattr(function, "__code__", None)
+    library = getattr(function, "__module__", "").partition(".")[0] in ("transformers", "trl", "swift")
+    if code is None or library or not _taken_for_scaled(trainer, counted=True) or trainer.compute_loss_func is not None:
+        return False
+    named = {
+        name
+        for name, each in inspect.signature(function).parameters.items()
+        if name == "num_items_in_batch" or each.kind in (each.VAR_KEYWORD, each.VAR_POSITIONAL)
+    }
+    read: set[Any] = set()
+    for each in dis.get_instructions(code):
+        if each.opname.startswith("LOAD_"):
+            read.update(each.argval if isinstance(each.argval, tuple) else (each.argval,))
+    return not named & read
+
+
 def portions_of(trainer: Any) -> "Portions | None":
     """Return what runs the micro-batches of `trainer`; None where `BALANCE_MICRO_BATCH` is not set, or cannot act."""
     if state.settings().micro_batch is None or trainer.args.world_size > 1:
@@ -92,22 +138,26 @@ class Portions:
     def __init__(self) -> None:
         self.count = 1
         self._done: list[Inputs] = []  # of this optimizer step
-        self._ended = True  # whether the last micro-batch completed a step
+        self._counted = False
 
-    def run(self, trainer: Any, run: Run, model: Any, inputs: Inputs) -> Any:
+    def run(self, trainer: Any, run: Run, model: Any, inputs: Inputs, counted: bool) -> Any:
         """Return the loss of one micro-batch, its gradients added.
 
         Args:
             run: runs forward and backward pass of some rows, and returns their loss.
+            counted: whether the Trainer has counted the label tokens of the step.
 
         Raises:
             Exception: what `run` raises; of an out-of-memory the first one, if the rows cannot be divided.
         """
-        if self._ended:
-            self._done = []
-        loss = self._as_it_fits(trainer, run, model, inputs)
-        self._done.append(inputs)
-        self._ended = bool(trainer.accelerator.sync_gradients)
+        self._counted = counted
+        try:
+            loss = self._as_it_fits(trainer, run, model, inputs)
+        except BaseException:
+            self._done = []  # the Trainer may begin anew, with smaller batches
+            raise
+        ended = bool(trainer.accelerator.sync_gradients)
+        self._done = [] if ended else [*self._done, inputs]
         return loss
 
     def _as_it_fits(self, trainer: Any, run: Run, model: Any, inputs: Inputs) -> Any:
@@ -132,19 +182,25 @@ class Portions:
 
     def _can_halve(self, trainer: Any, inputs: Inputs) -> bool:
         rows = rows_of(inputs)
-        return rows is not None and rows >= 2 * self.count and _is_divisible(trainer, inputs, 2 * self.count)
+        return (
+            rows is not None
+            and rows >= 2 * self.count
+            and _is_divisible(trainer, inputs, 2 * self.count, self._counted)
+        )
 
     def _in_portions(self, trainer: Any, run: Run, model: Any, inputs: Inputs) -> Any:
         rows = rows_of(inputs)
         if self.count == 1 or rows is None or rows < self.count:
             return run(model, inputs)
-        with _shares(trainer, self.count):
+        with _shares(trainer, self.count, self._counted):
             losses = [run(model, each) for each in portions(inputs, rows, self.count)]
         return sum(losses[1:], losses[0])
 
 
 def rows_of(inputs: Inputs) -> int | None:
     """Return the number of rows of a batch of which everything is by rows; None for any other."""
+    if not isinstance(inputs, Mapping) or any(isinstance(each, Mapping) for each in inputs.values()):
+        return None
     sizes = {len(each) for each in inputs.values() if _is_by_rows(each)}
     return sizes.pop() if len(sizes) == 1 else None
 
@@ -159,21 +215,28 @@ def portions(inputs: Inputs, rows: int, count: int) -> list[dict[str, Any]]:
 
 
 def _is_by_rows(value: Any) -> bool:
-    return hasattr(value, "__len__") and getattr(value, "ndim", 1) > 0
+    return hasattr(value, "__len__") and not isinstance(value, (str, bytes)) and getattr(value, "ndim", 1) > 0
 
 
-def _sums(trainer: Any) -> bool:
-    """Whether the losses of portions add up: they are divided by the label tokens of the whole step."""
-    return bool(
-        version_of("transformers") >= LOSS_OF_A_STEP_SINCE
-        and (trainer.model_accepts_loss_kwargs or trainer.compute_loss_func is not None)
-    )
+def _taken_for_scaled(trainer: Any, counted: bool) -> bool:
+    """Whether the Trainer takes a loss for one that is divided by the label tokens of the whole step already.
+
+    Losses of portions then add up, if they are.
+    """
+    version = version_of("transformers")
+    if version < LOSS_OF_A_STEP_SINCE:
+        return False
+    said = getattr(trainer, "loss_is_scaled_for_ga", None)
+    if said is not None:
+        return bool(said)
+    by_model = trainer.model_accepts_loss_kwargs and (counted or version < DIVIDES_UNCOUNTED_SINCE)
+    return bool(by_model or trainer.compute_loss_func is not None)
 
 
-def _is_divisible(trainer: Any, inputs: Inputs, count: int) -> bool:
+def _is_divisible(trainer: Any, inputs: Inputs, count: int, counted: bool) -> bool:
     """Whether portions give the loss of the whole: losses add up, or all portions have as many labels."""
-    if _sums(trainer):
-        return True
+    if _taken_for_scaled(trainer, counted):
+        return counted and not ignores_count(trainer)
     rows, labels = rows_of(inputs), inputs.get("labels")
     if rows is None or rows % count or not hasattr(labels, "ne"):
         return False
@@ -182,9 +245,9 @@ def _is_divisible(trainer: Any, inputs: Inputs, count: int) -> bool:
 
 
 @contextmanager
-def _shares(trainer: Any, count: int) -> Iterator[None]:
+def _shares(trainer: Any, count: int, counted: bool) -> Iterator[None]:
     """Have each loss count for its share, where it is a mean of its own rows."""
-    if _sums(trainer):
+    if _taken_for_scaled(trainer, counted):
         yield
         return
     owners = [(trainer.args, "gradient_accumulation_steps")]

@@ -1,0 +1,137 @@
+"""Which micro-batches may be run in portions, and what is run again: no model, no devices."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+import transformers
+
+from balance_shim.training import micro_batch
+from balance_shim.training.micro_batch import Portions, ignores_count, rows_of
+from balance_shim.versions import version_of
+
+COUNTS = pytest.mark.skipif(version_of("transformers") < (4, 46), reason="counts no labels of a step")
+
+
+def trainer(kind=transformers.Trainer, **changes):
+    """Return an object of class `kind` with what the portions look at, and nothing else."""
+    made = object.__new__(kind)
+    made.__dict__ |= {
+        "model_accepts_loss_kwargs": True, "compute_loss_func": None, "current_gradient_accumulation_steps": 1,
+        "args": SimpleNamespace(gradient_accumulation_steps=1, auto_find_batch_size=False),
+        "accelerator": SimpleNamespace(sync_gradients=True, gradient_accumulation_steps=1), **changes,
+    }  # fmt: skip
+    return made
+
+
+class Model:
+    def zero_grad(self, set_to_none):
+        self.rows = []
+
+
+def run(portions, owner, batch, most_rows=1000, counted=True):
+    """Run one micro-batch; return the rows whose gradients there are."""
+    model = Model()
+    model.rows = []
+
+    def some(_, inputs):
+        if len(inputs["labels"]) > most_rows:
+            raise torch.OutOfMemoryError("out of memory")
+        model.rows += inputs["labels"].tolist()
+        return torch.tensor(0.0)
+
+    portions.run(owner, some, model, batch, counted)
+    return model.rows
+
+
+def batch(*rows):
+    return {"labels": torch.tensor(rows)}
+
+
+@pytest.mark.parametrize(
+    "inputs",
+    [
+        (torch.ones(2, 3), torch.ones(2)),
+        [torch.ones(2)],
+        {"text": {"ids": torch.ones(2, 3), "mask": torch.ones(2, 3)}, "labels": torch.ones(2)},
+    ],
+)
+def test_batches_of_other_kinds_are_left_whole(inputs):
+    """A script's own loop may take tuples or dicts in dicts; nothing is divided, nothing fails."""
+    assert rows_of(inputs) is None
+    assert Portions().run(trainer(), lambda model, inputs: inputs, None, inputs, counted=False) is inputs
+
+
+def test_a_name_in_the_batch_does_not_count_as_rows():
+    assert rows_of({"labels": torch.ones(2), "task": "summarize"}) == 2
+
+
+@COUNTS
+def test_without_a_count_of_labels_portions_are_means():
+    """Then the Trainer divides by the accumulation: losses do not add up, and rows of other labels are left whole."""
+    plain = trainer()
+    assert run(Portions(), plain, batch(1, 2), most_rows=1) == [1, 2]
+    uneven = {"input_ids": torch.ones(2), "targets": torch.ones(2)}
+    with pytest.raises(torch.OutOfMemoryError):
+        Portions().run(plain, _runs_out, None, uneven, counted=False)
+
+
+def _runs_out(*_):
+    raise torch.OutOfMemoryError("out of memory")
+
+
+class OfItsOwn(transformers.Trainer):
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        return model(**inputs)[0].mean()
+
+
+class HandingOn(transformers.Trainer):
+    def compute_loss(self, model, inputs, *args, **kwargs):
+        return super().compute_loss(model, inputs, *args, **kwargs)
+
+
+class Counting(transformers.Trainer):
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        return model(**inputs)[0].sum() / num_items_in_batch
+
+
+@COUNTS
+def test_a_loss_that_ignores_the_count_is_left_whole(monkeypatch):
+    """The Trainer adds such losses up undivided: with twice the micro-batches they would count twice."""
+    assert [ignores_count(trainer(kind)) for kind in (OfItsOwn, HandingOn, Counting)] == [True, False, False]
+    assert not ignores_count(trainer())
+    assert run(Portions(), trainer(Counting), batch(1, 2), most_rows=1) == [1, 2]
+    with pytest.raises(torch.OutOfMemoryError):
+        run(Portions(), trainer(OfItsOwn), batch(1, 2), most_rows=1)
+    said = []
+    monkeypatch.setattr("balance_shim.log.once", lambda level, line: said.append(line))
+    micro_batch.take_largest(trainer(OfItsOwn), lambda: pytest.fail("nothing is to be tried"))
+    assert "compute_loss of OfItsOwn makes no use of num_items_in_batch" in said[0]
+
+
+@COUNTS
+@pytest.mark.parametrize("failure", [torch.OutOfMemoryError, KeyboardInterrupt])
+def test_nothing_is_left_of_a_step_that_failed(failure):
+    """What is trained afterwards does not repeat micro-batches of the step that an error has ended."""
+    portions, owner = Portions(), trainer()
+    owner.accelerator.sync_gradients = False
+    assert run(portions, owner, batch(1, 2)) == [1, 2]
+
+    def fails(*_):
+        raise failure
+
+    with pytest.raises(failure):
+        portions.run(owner, fails, Model(), batch(3), counted=True)
+    owner.accelerator.sync_gradients = True
+    assert run(portions, owner, batch(4, 5), most_rows=1) == [4, 5]
+
+
+@COUNTS
+def test_a_step_is_repeated_whole_and_then_let_go():
+    """The micro-batches before the one that ran out are run again; none is kept alive when the step is over."""
+    portions, owner = Portions(), trainer()
+    owner.accelerator.sync_gradients = False
+    run(portions, owner, batch(1, 2))
+    owner.accelerator.sync_gradients = True
+    assert run(portions, owner, batch(3, 4), most_rows=1) == [1, 2, 3, 4]
+    assert portions._done == []
