@@ -621,3 +621,49 @@ def test_a_model_copied_during_a_step_is_on_its_own():
         logits = other(**batch()).logits
         assert type(logits) is torch.Tensor
         torch.testing.assert_close(logits, expected)
+
+
+class Small(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.head = nn.Linear(16, VOCABULARY)
+
+    def get_output_embeddings(self):
+        return self.head
+
+    def forward(self, hidden):
+        return self.head(hidden)
+
+
+@pytest.mark.parametrize("how", ["torch.compile", "compile()"])
+def test_a_compiled_model_is_compiled_once(how):
+    """A head that changes with each step would be traced anew each time."""
+    torch._dynamo.reset()
+    graphs = []
+
+    def backend(graph, _):
+        graphs.append(graph)
+        return graph.forward
+
+    model = Small()
+    compiled = torch.compile(model, backend=backend) if how == "torch.compile" else model
+    if compiled is model:
+        model.compile(backend=backend)
+    for _ in range(3):
+        with head.deferring(compiled):
+            assert type(compiled(torch.ones(ROWS, TOKENS, 16))) is torch.Tensor
+    assert len(graphs) == 1
+
+
+def test_asking_where_tensors_are_made_does_not_compute_logits():
+    """The monitor notes the module that makes each tensor for a step, which may be the one that has no room."""
+    from balance_shim.monitoring.makers import Makers
+
+    model = made()
+    makers = Makers(model)
+    makers.start()
+    try:
+        outputs = deferred_outputs(model)
+    finally:
+        makers.stop()
+    assert outputs.logits.full is None and "by lm_head" in makers.of([outputs.logits])

@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -16,6 +17,7 @@ from .operations import DeferredLogits
 from .recipe import Recipe
 
 FULL = "the loss is computed from full logits: "
+WRAPPERS = 8  # of PEFT, DDP and others around a model
 
 
 def head_of(model: Any) -> nn.Module | None:
@@ -69,10 +71,21 @@ def deferring(model: Any) -> contextlib.AbstractContextManager[Step | None]:
     if head is None:
         return contextlib.nullcontext()
     reason = reason_for_full(head)
+    if not reason and _is_compiled(model, head):
+        reason = "the model is compiled, and would be again in each step"
     if reason:
         log.once("info", FULL + reason)
         return contextlib.nullcontext()
     return _deferring(head)
+
+
+def _is_compiled(model: Any, head: nn.Module) -> bool:
+    """Whether the script has compiled the head, or a module around it: the first few, looked at in each step."""
+    return any(
+        (hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None)
+        and any(each is head for each in module.modules())
+        for module in (head, *itertools.islice(model.modules(), WRAPPERS))
+    )
 
 
 @contextlib.contextmanager
