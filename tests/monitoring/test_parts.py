@@ -42,6 +42,17 @@ def test_a_record_that_cannot_be_written_ends_with_one_warning(tmp_path, capsys)
     assert capsys.readouterr().err.count("cannot be written") == 1
 
 
+def test_a_full_disk_ends_the_record_and_nothing_else(tmp_path, capsys):
+    """What is buffered cannot be written when the file is closed, either; the table at the end follows."""
+    lines = Lines(str(tmp_path), "memory")
+    lines.add({"step": 1})
+    lines._file.close()
+    lines._file = open("/dev/full", "w")  # noqa: SIM115
+    lines.add({"step": 2})
+    lines.close()
+    assert "No space left on device" in capsys.readouterr().err
+
+
 class Module:
     """A device module as torch.cuda is, or (`nested` left out) as those of other platforms."""
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+from contextlib import suppress
 from typing import IO, Any
 
 from .. import log
@@ -47,4 +48,5 @@ class Lines:
 
     def close(self) -> None:
         if self._file is not None:
-            self._file.close()
+            with suppress(OSError):  # closing tries once more to write what could not be written
+                self._file.close()

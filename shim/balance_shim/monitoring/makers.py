@@ -70,7 +70,10 @@ def _tensors_in(output: Any) -> Iterator[Any]:
 
 
 def _storage(tensor: Any) -> int:
-    return int(tensor.untyped_storage()._cdata)
+    import torch
+
+    with torch._C.DisableTorchFunctionSubclass():  # deferred logits would be computed for the question
+        return int(tensor.untyped_storage()._cdata)
 
 
 def _line(grad_fn: Any) -> str:
