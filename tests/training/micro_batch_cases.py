@@ -1,7 +1,7 @@
 """Trains a small model with the variables of the process, and writes what came of it.
 
 Run by test_micro_batch.py and test_precision.py: `python micro_batch_cases.py FOLDER_OF_A_MODEL RESULT.json [words]`.
-The word `unseen` hides the rows from the shim, `lora` trains adapters, `sums` computes a mean loss of its own.
+The word `unseen` hides the rows from the shim, `lora` trains adapters.
 """
 
 import json

@@ -6,6 +6,7 @@ import pytest
 import torch
 import transformers
 
+from balance_shim.settings import Settings
 from balance_shim.training import micro_batch
 from balance_shim.training.micro_batch import Portions, ignores_count, rows_of
 from balance_shim.versions import version_of
@@ -18,7 +19,10 @@ def trainer(kind=transformers.Trainer, **changes):
     made = object.__new__(kind)
     made.__dict__ |= {
         "model_accepts_loss_kwargs": True, "compute_loss_func": None, "current_gradient_accumulation_steps": 1,
-        "args": SimpleNamespace(gradient_accumulation_steps=1, auto_find_batch_size=False),
+        "args": SimpleNamespace(
+            per_device_train_batch_size=4, train_batch_size=4, gradient_accumulation_steps=1,
+            auto_find_batch_size=False, dataloader_drop_last=False,
+        ),
         "accelerator": SimpleNamespace(sync_gradients=True, gradient_accumulation_steps=1), **changes,
     }  # fmt: skip
     return made
@@ -135,3 +139,23 @@ def test_a_step_is_repeated_whole_and_then_let_go():
     owner.accelerator.sync_gradients = True
     assert run(portions, owner, batch(3, 4), most_rows=1) == [1, 2, 3, 4]
     assert portions._done == []
+
+
+@COUNTS
+@pytest.mark.parametrize(
+    ("kind", "rows", "drops", "expected"),
+    [(Counting, 40, False, 3), (Counting, 42, True, 3), (Counting, 40, True, 6), (OfItsOwn, 40, False, 6)],
+)
+def test_a_number_is_taken_back_where_losses_or_rows_depend_on_it(kind, rows, drops, expected, monkeypatch):
+    """Means that are added up, and rows that are left out, come out as the script's own size has them."""
+    monkeypatch.setattr("balance_shim.state.settings", lambda: Settings(micro_batch=3))
+    said = []
+    monkeypatch.setattr("balance_shim.log.once", lambda level, line: said.append(line))
+    owner = trainer(kind, train_dataset=range(rows))
+    owner.args.per_device_train_batch_size, owner.args.dataloader_drop_last = 6, drops
+    micro_batch.adjust_arguments(owner.args)
+    assert owner.args.per_device_train_batch_size == 3
+    micro_batch.begin(owner)
+    arguments = owner.args
+    assert (arguments.per_device_train_batch_size, arguments.gradient_accumulation_steps) == (expected, 6 // expected)
+    assert [line.endswith("so it stays 6") for line in said] == [True] * (expected == 6)

@@ -57,7 +57,7 @@ def _around_train(original: Callable[..., Any]) -> Callable[..., Any]:
         else:
             attempt("planning for the real workload", _prepare, self, instead="training goes on with the map it has")
         attempt("activation checkpointing", _checkpoint, self, instead="layers are recomputed as the script says")
-        attempt("preparing micro-batches", _begin_micro_batches, self, instead="nothing is said of them")
+        attempt("preparing micro-batches", micro_batch.begin, self, instead="they stay as they are")
         attempt("watching memory", _watch, self, instead="nothing is watched")
         attempt("preparing to re-balance", _rebalance, self, instead="no block moves")
         try:
@@ -194,11 +194,6 @@ def _checkpoint(trainer: Any) -> None:
         checkpointing.arrange(trainer, innermost(trainer.model), None)
     else:
         checkpointing.arrange(trainer, placed[0], placed[1].plan)
-
-
-def _begin_micro_batches(trainer: Any) -> None:
-    micro_batch.begin(trainer)
-    micro_batch.warn_of_means(trainer)
 
 
 def _watch(trainer: Any) -> None:

@@ -18,6 +18,8 @@ from ..versions import version_of
 LOSS_OF_A_STEP_SINCE = (4, 46)  # transformers divides by the label tokens of the whole step, not by micro-batches
 DIVIDES_UNCOUNTED_SINCE = (4, 53)  # what has no labels to count is divided by the accumulation
 
+_ASKED = "_balance_shim_batch"  # where arguments keep the script's (rows at a time, accumulation)
+
 Inputs = Mapping[str, Any]
 Run = Callable[[Any, Inputs], Any]
 
@@ -34,7 +36,9 @@ def adjust_arguments(arguments: Any) -> None:
             "warning",
             f"BALANCE_MICRO_BATCH={wanted} does not divide the effective batch of {effective} rows; taking {size}",
         )
+    before = arguments.per_device_train_batch_size, arguments.gradient_accumulation_steps
     arguments.per_device_train_batch_size, arguments.gradient_accumulation_steps = size, effective // size
+    vars(arguments)[_ASKED] = before
 
 
 def divisors(number: int) -> list[int]:
@@ -52,12 +56,15 @@ def take_largest(trainer: Any, fits: Callable[[], bool]) -> None:
     if arguments.auto_find_batch_size:
         log.once("warning", "BALANCE_MICRO_BATCH=auto: the script has auto_find_batch_size, which stays in charge")
         return
-    if ignores_count(trainer):
-        log.once("warning", f"BALANCE_MICRO_BATCH=auto: {_adds_up_means(trainer)}, so it stays as it is")
-        return
     before = arguments.per_device_train_batch_size
     effective = before * arguments.gradient_accumulation_steps
-    sizes = divisors(effective)
+    reasons = {size: _reason_against(trainer, before, size) for size in divisors(effective)}
+    sizes = [size for size, reason in reasons.items() if not reason]
+    if len(sizes) == 1:
+        for reason in filter(None, reasons.values()):
+            log.once("warning", f"BALANCE_MICRO_BATCH=auto: {reason}, so it stays {before}")
+            break
+        return
     low, high = 0, len(sizes) - 1  # more rows take more memory: the sizes that fit are the last ones
     while low < high:
         middle = (low + high) // 2
@@ -79,21 +86,40 @@ def set_size(trainer: Any, size: int, accumulation: int) -> None:
 
 
 def begin(trainer: Any) -> None:
-    """Forget the step that a training of `trainer` before this one was in when it ended."""
+    """Begin a training of `trainer`: forget the step that one before it was in when it ended, and keep its losses.
+
+    The number of `BALANCE_MICRO_BATCH` came before the trainer, which may be one whose losses or rows depend on it.
+    """
     vars(trainer).pop("_balance_shim_portions", None)
+    arguments = trainer.args
+    size, accumulation = vars(arguments).get(_ASKED, (arguments.per_device_train_batch_size, 0))
+    reason = _reason_against(trainer, size, arguments.per_device_train_batch_size)
+    if not reason:
+        return
+    goes_back = not getattr(trainer, "is_deepspeed_enabled", False)  # which has the number in its config by now
+    if goes_back:
+        set_size(trainer, size, accumulation)
+    end = f", so it stays {size}" if goes_back else ""
+    log.once("warning", f"BALANCE_MICRO_BATCH={state.settings().micro_batch}: {reason}{end}")
 
 
-def warn_of_means(trainer: Any) -> None:
-    """Say that the number of `BALANCE_MICRO_BATCH` changes the losses of `trainer`, if it does."""
-    if isinstance(state.settings().micro_batch, int) and ignores_count(trainer):
-        log.once("warning", f"BALANCE_MICRO_BATCH={state.settings().micro_batch}: {_adds_up_means(trainer)}")
-
-
-def _adds_up_means(trainer: Any) -> str:
-    return (
-        f"compute_loss of {type(trainer).__name__} makes no use of num_items_in_batch, and transformers adds up its "
-        "losses over the accumulation, so another micro-batch gives other losses"
-    )
+def _reason_against(trainer: Any, before: int, size: int) -> str:
+    """Return why micro-batches of `size` rows instead of `before` would change what `trainer` learns; "" if not."""
+    if size == before:
+        return ""
+    if ignores_count(trainer):
+        return (
+            f"compute_loss of {type(trainer).__name__} makes no use of num_items_in_batch, and transformers adds up "
+            "its losses over the accumulation, so another micro-batch gives other losses"
+        )
+    if trainer.args.dataloader_drop_last:
+        try:
+            rows = len(trainer.train_dataset)
+        except TypeError:
+            return "dataloader_drop_last leaves rows out by the micro-batch, of a dataset without a length"
+        if rows // before * before != rows // size * size:
+            return f"dataloader_drop_last leaves out other rows of {rows} with micro-batches of {size}"
+    return ""
 
 
 def ignores_count(trainer: Any) -> bool:
