@@ -188,3 +188,16 @@ def test_notes_outlive_their_rank(tmp_path):
     assert names == ["x", "y"]
     assert found[1] == {"step": 2, "order": [0, 0], "last": [1], "inputs": ["labels"], "failed": ""}
     assert "rank 1 skips y" in notes.difference(found, names)
+
+
+def test_notes_on_a_full_disk(tmp_path):
+    """All of a rank's file is there from the start, or writing to it would end the rank; the rest may be missing."""
+    folder = tmp_path / "notes"
+    folder.mkdir()
+    written = notes.Notes(["x"], 0, str(folder))
+    assert (folder / "0.notes").stat().st_blocks * 512 >= notes._BYTES
+    for file in folder.iterdir():
+        file.unlink()
+    folder.rmdir()  # so that no file can be written
+    written.begin(["labels"])
+    assert written.as_dict()["inputs"] == ["labels"]

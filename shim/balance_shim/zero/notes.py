@@ -3,6 +3,7 @@
 They stand in files that the ranks write through shared memory, one each, so that they outlive a rank that is aborted.
 """
 
+import contextlib
 import json
 import mmap
 import os
@@ -43,7 +44,8 @@ class Notes:
         self._description: Path | None = None
         if folder and os.path.isdir(folder):
             with open(os.path.join(folder, f"{rank}.notes"), "w+b") as file:
-                file.truncate(_BYTES)
+                # Not only its length: writing to what a full disk then has no room for would end the rank by SIGBUS.
+                os.posix_fallocate(file.fileno(), 0, _BYTES)
                 self._words = memoryview(mmap.mmap(file.fileno(), 0)).cast("l")
             self._description = Path(folder, f"{rank}.json")
             Path(folder, "names.json").write_text(json.dumps(names))
@@ -86,7 +88,9 @@ class Notes:
         return {**_parts(self._words), "inputs": self.inputs, "failed": self.failed}
 
     def _describe(self) -> None:
-        if self._description is not None:
+        if self._description is None:
+            return
+        with contextlib.suppress(OSError):  # the disk is full: no reason to stop a training
             self._description.write_text(json.dumps({"inputs": self.inputs, "failed": self.failed}))
 
 
