@@ -90,6 +90,18 @@ def test_first_host_of_a_list(nodes, first):
     assert ranks.first_host(nodes) == first
 
 
+def test_workers_of_datasets_are_workers():
+    """They come from a copy of `multiprocessing` under another name, and must not be executed again."""
+    code = """
+import multiprocess
+from balance_shim.processes import is_worker
+with multiprocess.Pool(1) as pool:
+    print(is_worker(), pool.apply(is_worker))
+"""
+    done = python("-c", code, BALANCE_MODE="off")
+    assert done.stdout == "False True\n", done.stderr
+
+
 TRAIN = """\
 import os, sys
 from transformers import TrainingArguments
