@@ -1,5 +1,7 @@
 """Which programs are executed again as several processes, and by which command."""
 
+import os
+import signal
 import sys
 
 import pytest
@@ -88,6 +90,17 @@ def test_ranks_of_mpi_without_an_address_are_told_what_to_set():
 def test_first_host_of_a_list(nodes, first):
     """As SLURM writes lists of hosts."""
     assert ranks.first_host(nodes) == first
+
+
+def test_a_rank_whose_launcher_is_gone_ends():
+    """Killed before the rank could ask the kernel to be told, the launcher has left it another parent."""
+    code = "from balance_shim.zero import ranks; ranks.die_with_launcher(); print('went on')"
+    outcomes = [
+        python("-c", code, BALANCE_MODE="off", TORCHELASTIC_RUN_ID="x", **{ranks.LAUNCHER_PROCESS: process})
+        for process in (str(os.getpid()), "1073741824")
+    ]
+    assert [done.returncode for done in outcomes] == [0, -signal.SIGTERM]
+    assert [done.stdout for done in outcomes] == ["went on\n", ""]
 
 
 def test_workers_of_datasets_are_workers():

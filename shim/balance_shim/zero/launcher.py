@@ -22,6 +22,7 @@ def main(arguments: Sequence[str]) -> int:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
     _shorten(api.PContext)
+    os.environ["BALANCE_SHIM_LAUNCHER"] = str(os.getpid())
     folder = os.environ["BALANCE_SHIM_NOTES"] = tempfile.mkdtemp(prefix="balance_shim.")
     try:
         run.main(list(arguments))

@@ -8,6 +8,8 @@ from collections.abc import MutableMapping
 from ..errors import BalanceError
 from .relaunch import steps_of_slurm
 
+LAUNCHER_PROCESS = "BALANCE_SHIM_LAUNCHER"  # the launcher's variable: its process number
+
 
 def complete_environment(environ: MutableMapping[str, str]) -> None:
     """Put in what `torch.distributed` reads and the launcher has not set.
@@ -76,3 +78,6 @@ def die_with_launcher() -> None:
 
     parent_dies = 1  # PR_SET_PDEATHSIG
     ctypes.CDLL(None).prctl(parent_dies, signal.SIGTERM)
+    launcher = os.environ.get(LAUNCHER_PROCESS, "")
+    if launcher.isdigit() and os.getppid() != int(launcher):  # it was killed before: nobody would tell us any more
+        os.kill(os.getpid(), signal.SIGTERM)
