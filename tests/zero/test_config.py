@@ -130,6 +130,35 @@ def test_the_precision_of_a_load(asked, expected):
     assert str(loading._dtype_of(config_, asked)) == f"torch.{expected}"
 
 
+class TrainersConfig:
+    """Stands for the config object of `TrainingArguments` that ask for no mixed precision."""
+
+    def __init__(self, **asked):
+        self.config = {kind: {"enabled": asked.get(kind, False)} for kind in ("bf16", "fp16")}
+
+    def trainer_config_process(self):
+        raise NotImplementedError
+
+    def enabled(self):
+        return [kind for kind, part in self.config.items() if part["enabled"]]
+
+
+def test_precision_is_that_of_the_model_that_trains(monkeypatch):
+    """Not of another one, loaded before or after it; and what the arguments ask for stays."""
+    asked_for = TrainersConfig(bf16=True)
+    loading.adopt_precision(asked_for, torch.float32)
+    assert asked_for.enabled() == ["bf16"]
+    found = TrainersConfig()
+    monkeypatch.setattr(loading, "_latest", torch.bfloat16)  # a reference model
+    loading.adopt_precision(found)
+    assert found.enabled() == ["bf16"]
+    loading.adopt_precision(found, torch.float32)
+    assert found.enabled() == []
+    adapted = torch.nn.ModuleList([torch.nn.Linear(9, 9).to(torch.bfloat16), torch.nn.Linear(2, 2)])
+    loading.adopt_precision(found, loading.main_dtype(adapted))
+    assert found.enabled() == ["bf16"]
+
+
 ORDERS = {
     "agree as far as they go": ([0, 1, 2], [0, 1], [], [], None),
     "skips one": ([0, 1, 2, 3], [0, 2, 3], [], [], "rank 1 skips a.b, which rank 0 runs"),

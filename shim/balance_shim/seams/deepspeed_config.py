@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ..versions import version_text
-from ..zero import config, moe, session
+from ..zero import config, loading, moe, session
 from . import registry
 from .guard import SeamMoved, insist
 
@@ -26,6 +26,7 @@ def _around_finalize(original: Callable[..., Any]) -> Callable[..., Any]:
     def trainer_config_finalize(self: Any, args: Any, model: Any, *rest: Any, **kwargs: Any) -> Any:
         if session.is_wanted():
             insist("completing the ZeRO-3 config", config.fill_hidden_size, self.config, model)
+            insist("choosing the precision", loading.adopt_precision, self, loading.main_dtype(model))
             insist("marking the MoE blocks", moe.mark_leaf_modules, model)
         return original(self, args, model, *rest, **kwargs)
 

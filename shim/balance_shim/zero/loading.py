@@ -11,8 +11,7 @@ from . import session
 
 # What transformers refuses together with ZeRO-3, or what has no meaning there.
 DROPPED = ("device_map", "max_memory", "offload_folder", "low_cpu_mem_usage")
-# Half-precision weights with which something has been loaded, when no TrainingArguments asked for mixed precision.
-_half: list[Any] = []
+_latest: Any = None  # the torch dtype of the weights that were loaded last
 
 
 def load(original: Callable[..., Any], cls: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -37,22 +36,41 @@ def check(model: Any) -> None:
         )
 
 
-def adopt_precision() -> None:
+def adopt_precision(config: Any = None, dtype: Any = None) -> None:
     """Have DeepSpeed train half-precision weights as what they are, where no arguments ask for mixed precision.
 
     Without that it would turn them into float32, at twice the memory. It keeps float32 master weights either way.
+
+    Args:
+        config: the config object of the `TrainingArguments`; by default the one that counts now.
+        dtype: of the weights; by default of those that were loaded last. A reference or reward model may have been.
     """
-    live = session.live_config()
-    if not _half or live is None or not hasattr(live, "trainer_config_process"):
+    live = session.live_config() if config is None else config
+    if live is None or not hasattr(live, "trainer_config_process"):
         return
-    kind = {"torch.bfloat16": "bf16", "torch.float16": "fp16"}[str(_half[-1])]
+    adopted = getattr(live, "_balance_shim_adopted", None)
+    asked = [kind for kind in ("bf16", "fp16") if live.config.get(kind, {}).get("enabled") is True]
+    if asked not in ([], [adopted]):
+        return
+    dtype = _latest if dtype is None else dtype
+    kind = {"bfloat16": "bf16", "float16": "fp16"}.get(str(dtype).rpartition(".")[2])
     if kind == "fp16" and not is_supported("fp16"):
         kind = "bf16"
-    parts = [live.config.get(name, {}) for name in ("bf16", "fp16")]
-    if any(part.get("enabled") is True for part in parts):
-        return
-    live.config.setdefault(kind, {})["enabled"] = True
-    log.once("info", f"the model loads in {_half[-1]}: DeepSpeed trains it as {kind} with float32 master weights")
+    if adopted is not None:
+        live.config[adopted]["enabled"] = False
+    if kind is not None:
+        live.config.setdefault(kind, {})["enabled"] = True
+        log.once("info", f"the model loads in {dtype}: DeepSpeed trains it as {kind} with float32 master weights")
+    live._balance_shim_adopted = kind
+
+
+def main_dtype(model: Any) -> Any:
+    """Return the dtype of most weights of `model`; adapters are often in another one."""
+    counts: dict[Any, int] = {}
+    for each in model.parameters():
+        if each.is_floating_point():
+            counts[each.dtype] = counts.get(each.dtype, 0) + getattr(each, "ds_numel", each.numel())
+    return max(counts, key=lambda dtype: counts[dtype], default=None)
 
 
 def is_supported(kind: str) -> bool:
@@ -63,12 +81,11 @@ def is_supported(kind: str) -> bool:
 
 
 def _prepared(cls: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    global _latest
     session.begin()
     config = _config_of(cls, args, kwargs)
     _refuse_quantized(cls, config, kwargs)
-    dtype = _dtype_of(config, kwargs)
-    if dtype in _half_types():
-        _half.append(dtype)
+    _latest = dtype = _dtype_of(config, kwargs)
     session.divide_from_now_on(dtype)
     adopt_precision()
     dropped = [name for name in DROPPED if kwargs.get(name) is not None]
@@ -116,9 +133,3 @@ def _dtype_of(config: Any, kwargs: dict[str, Any]) -> Any:
     if isinstance(asked, str):
         asked = getattr(torch, asked, None)
     return asked if isinstance(asked, torch.dtype) else torch.get_default_dtype()
-
-
-def _half_types() -> tuple[Any, ...]:
-    import torch
-
-    return torch.bfloat16, torch.float16
