@@ -9,7 +9,7 @@ import transformers
 
 import balance_shim
 from balance_shim.errors import SettingError
-from balance_shim.zero import config, loading, moe, notes
+from balance_shim.zero import config, loading, mean_loss, moe, notes
 from tests import models
 
 
@@ -157,6 +157,24 @@ def test_precision_is_that_of_the_model_that_trains(monkeypatch):
     adapted = torch.nn.ModuleList([torch.nn.Linear(9, 9).to(torch.bfloat16), torch.nn.Linear(2, 2)])
     loading.adopt_precision(found, loading.main_dtype(adapted))
     assert found.enabled() == ["bf16"]
+
+
+@pytest.mark.parametrize(("divides", "expected"), [(True, 2.0), (False, 1.0)])
+def test_a_loss_that_counts_no_tokens_is_not_multiplied(divides, expected):
+    """The Trainer multiplies by the number of processes what the model has divided by all their tokens, or has not."""
+    trainer = SimpleNamespace(
+        args=SimpleNamespace(average_tokens_across_devices=True, world_size=2),
+        model_accepts_loss_kwargs=True,
+        compute_loss_func=None,
+        accelerator=SimpleNamespace(num_processes=2),
+    )
+    count = mean_loss.noted(trainer, torch.tensor(4))
+    moved = count.to("meta") if divides else count.to(count.device)
+    assert moved.device.type == ("meta" if divides else "cpu")
+    loss = torch.tensor(2.0)
+    if divides:
+        _ = loss.to("meta") / moved
+    assert mean_loss.corrected(trainer, (loss, "outputs"), count) == (torch.tensor(expected), "outputs")
 
 
 ORDERS = {

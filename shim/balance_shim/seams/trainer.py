@@ -35,6 +35,8 @@ def apply(module: Any) -> None:
     version = version_of("transformers")
     patches: list[tuple[str, Callable[..., Any]]] = [("train", _around_train), ("training_step", _around_step)]
     patches.append(("create_optimizer", _around_create_optimizer))
+    if version >= COUNTS_ITEMS_SINCE:
+        patches.append(("compute_loss", _around_compute_loss))
     if version >= COUNTS_ITEMS_APART_SINCE:
         patches.append(("_get_num_items_in_batch", _around_item_count))
     elif version >= COUNTS_ITEMS_SINCE:
@@ -74,6 +76,23 @@ def _around_train(original: Callable[..., Any]) -> Callable[..., Any]:
         return result
 
     return train
+
+
+def _around_compute_loss(original: Callable[..., Any]) -> Callable[..., Any]:
+    def compute_loss(self: Any, *args: Any, **kwargs: Any) -> Any:
+        count = kwargs.get("num_items_in_batch")
+        if count is None or not session.is_wanted():
+            return original(self, *args, **kwargs)
+        from ..zero import mean_loss  # needs torch
+
+        what, instead = "noting who counts tokens", "the loss may be that of one process, times their number"
+        kwargs["num_items_in_batch"] = count = attempt(
+            what, mean_loss.noted, self, count, default=count, instead=instead
+        )
+        result = original(self, *args, **kwargs)
+        return insist("finding the mean of the ranks", mean_loss.corrected, self, result, count)
+
+    return compute_loss
 
 
 def _around_create_optimizer(original: Callable[..., Any]) -> Callable[..., Any]:

@@ -20,6 +20,9 @@ def prepare(arguments: Any) -> None:
     seconds = state.settings().nccl_timeout
     if seconds is not None:
         arguments.ddp_timeout = seconds
+    fields = type(arguments).__dataclass_fields__
+    if "average_tokens_across_devices" in fields and not fields["average_tokens_across_devices"].default:
+        arguments.average_tokens_across_devices = True  # as from 5.0 on: rows of unequal length weigh as in one process
     if devices.accelerator_type() is None:
         arguments.use_cpu = False  # with it accelerate leaves DeepSpeed out; there is nothing but the CPU anyway
 
