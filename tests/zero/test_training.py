@@ -185,6 +185,14 @@ def test_experts_that_a_rank_does_not_need(tmp_path):
     assert (two[-1]["experts_left_out"] > 0) == ("DeepseekV3MoE: experts are gathered together" in said) == listed
 
 
+def test_two_trainers_one_of_which_evaluates_first(tmp_path):
+    """Arguments made before, an evaluation before the training, a loss that is a mean: all as in one process."""
+    alone, two, _ = trained_alone_and_by_two("twice.py", [], tmp_path)
+    for key, count in (("loss", 4), ("eval_loss", 1), ("grad_norm", 4)):
+        of_one, of_two = ([row[key] for row in rows if key in row] for rows in (alone, two))
+        assert len(of_one) == count and of_two == pytest.approx(of_one, rel=1e-4), key
+
+
 def test_adapters_that_the_script_saves_are_whole(tiny, tmp_path):
     """Not empty tensors: the shapes that LoRA gives them, values other than zero, and PEFT reads them."""
     from peft import PeftModel

@@ -14,7 +14,7 @@ from ..training.actual_workload import innermost
 from ..training.chunked_loss import step_context
 from ..training.second_pass import second_pass
 from ..versions import version_of, version_text
-from ..zero import engine, resume, saving, session
+from ..zero import engine, resume, saving, session, several
 from . import known, registry
 from .guard import SeamMoved, attempt, insist
 from .loss_device import computes_loss_on_first_device
@@ -35,6 +35,8 @@ def apply(module: Any) -> None:
     version = version_of("transformers")
     patches: list[tuple[str, Callable[..., Any]]] = [("train", _around_train), ("training_step", _around_step)]
     patches.append(("create_optimizer", _around_create_optimizer))
+    patches.append(("create_accelerator_and_postprocess", _around_create_accelerator))
+    patches.append(("evaluation_loop", _around_evaluation_loop))
     if version >= COUNTS_ITEMS_SINCE:
         patches.append(("compute_loss", _around_compute_loss))
     if version >= COUNTS_ITEMS_APART_SINCE:
@@ -55,6 +57,7 @@ def _around_train(original: Callable[..., Any]) -> Callable[..., Any]:
     def train(self: Any, *args: Any, **kwargs: Any) -> Any:
         # Not when the trainer is made: trainers derived from this one load their other models after that.
         if session.is_wanted():
+            insist("training beside another trainer", several.take_over, self)
             insist("preparing the training with ZeRO-3", engine.prepare, self)
         else:
             attempt("planning for the real workload", _prepare, self, instead="training goes on with the map it has")
@@ -76,6 +79,27 @@ def _around_train(original: Callable[..., Any]) -> Callable[..., Any]:
         return result
 
     return train
+
+
+def _around_create_accelerator(original: Callable[..., Any]) -> Callable[..., Any]:
+    def create_accelerator_and_postprocess(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if not session.is_wanted():
+            return original(self, *args, **kwargs)
+        insist("making room for another trainer", several.make_room, self)
+        result = original(self, *args, **kwargs)
+        insist("remembering the state of accelerate", several.remember, self)
+        return result
+
+    return create_accelerator_and_postprocess
+
+
+def _around_evaluation_loop(original: Callable[..., Any]) -> Callable[..., Any]:
+    def evaluation_loop(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if session.is_wanted():
+            insist("evaluating beside another trainer", several.take_over, self)
+        return original(self, *args, **kwargs)
+
+    return evaluation_loop
 
 
 def _around_compute_loss(original: Callable[..., Any]) -> Callable[..., Any]:

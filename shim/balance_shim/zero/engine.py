@@ -17,6 +17,7 @@ def prepare(trainer: Any) -> None:
     """Have the engine checked as soon as training has been set up."""
     from transformers import TrainerCallback
 
+    _dismantle(trainer)
     if getattr(trainer, "_balance_shim_checked", False):  # it trains again
         return
 
@@ -96,6 +97,16 @@ def share(model: Any) -> int:
     """Return the bytes of the parameters of `model` that this process holds."""
     tensors = [getattr(each, "ds_tensor", each) for each in model.parameters()]
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def _dismantle(trainer: Any) -> None:
+    """Take down the engine of an evaluation or training before this one: the Trainer would take it for the new one."""
+    engine = trainer.model_wrapped
+    if engine is trainer.model or not hasattr(engine, "zero_optimization_stage"):
+        return
+    engine.destroy()
+    trainer.model_wrapped, trainer.deepspeed = trainer.model, None
+    trainer.accelerator.free_memory()
 
 
 def _what(engine: Any, stage: int | None) -> str:

@@ -1,0 +1,34 @@
+"""Several trainers in one program: accelerate keeps one state for all, with the DeepSpeed config of one of them.
+
+Arguments that are made before another trainer is would get an error of accelerate's there, and a trainer that trains
+after another one has been made would do so with that one's config.
+"""
+
+from typing import Any
+
+
+def make_room(trainer: Any) -> None:
+    """Have `trainer`, which is about to make its accelerator, find none of another trainer's config."""
+    from accelerate.state import AcceleratorState
+
+    state = AcceleratorState._shared_state
+    plugin = state.get("deepspeed_plugins", state.get("deepspeed_plugin"))
+    if plugin is not None and plugin is not trainer.args.deepspeed_plugin:
+        AcceleratorState._reset_state()
+
+
+def remember(trainer: Any) -> None:
+    """Keep what the state is now that `trainer` has made its accelerator."""
+    from accelerate.state import AcceleratorState
+
+    trainer._balance_shim_state = dict(AcceleratorState._shared_state)
+
+
+def take_over(trainer: Any) -> None:
+    """Have the state be that of `trainer`, which is about to train or evaluate."""
+    from accelerate.state import AcceleratorState
+
+    ours = getattr(trainer, "_balance_shim_state", None)
+    if ours is not None:
+        AcceleratorState._shared_state.update(ours)
+        trainer.args.deepspeed_plugin.set_deepspeed_weakref()
