@@ -26,18 +26,24 @@ def python(
     paths: Sequence[Path | str] = (SHIM,),
     executable: str | Path = sys.executable,
     timeout: float = 120,
+    cwd: Path | None = None,
     **variables: str,
 ) -> subprocess.CompletedProcess[str]:
     """Run Python with `arguments` and return what it left."""
-    return run(executable, *arguments, paths=paths, timeout=timeout, **variables)
+    return run(executable, *arguments, paths=paths, timeout=timeout, cwd=cwd, **variables)
 
 
 def run(
-    *command: Any, paths: Sequence[Path | str] = (SHIM,), timeout: float = 120, **variables: str
+    *command: Any,
+    paths: Sequence[Path | str] = (SHIM,),
+    timeout: float = 120,
+    cwd: Path | None = None,
+    **variables: str,
 ) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [str(word) for word in command],
         env=environment(*paths, **variables),
+        cwd=cwd,
         capture_output=True,
         text=True,
         timeout=timeout,

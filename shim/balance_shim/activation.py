@@ -199,7 +199,7 @@ def _is_simulation_refused(arming: Arming) -> bool:
 
 def _say_problems(arming: Arming, may_raise: bool) -> None:
     """Say each problem in one line, once: not those about to be raised, nor what a parent process has said."""
-    if not arming.problems or is_worker():
+    if not arming.problems or is_worker() or state.SETTINGS_SAID in os.environ:
         return
 
     def say(_: ModuleType | None) -> None:

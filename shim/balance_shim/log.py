@@ -18,6 +18,11 @@ def set_level(level: str) -> None:
     _threshold = LEVELS.index(level)
 
 
+def shows(level: str) -> bool:
+    """Whether messages of `level` are shown."""
+    return LEVELS.index(level) >= _threshold
+
+
 def is_first_process() -> bool:
     """Whether this is the one process of a distributed run that speaks (rank 0), or there is just one."""
     return os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")) in ("", "0")
@@ -36,6 +41,7 @@ def warning(message: str) -> None:
 
 
 def error(message: str) -> None:
+    _said.add(message)
     _say("error", message)
 
 
@@ -52,7 +58,7 @@ def once(level: str, message: str) -> None:
 
 
 def _say(level: str, message: str, anywhere: bool = False) -> None:
-    if LEVELS.index(level) < _threshold or not (anywhere or is_first_process()) or sys.stderr is None:
+    if not shows(level) or not (anywhere or is_first_process()) or sys.stderr is None:
         return
     mark = "" if level == "info" else f"{level}: "
     try:

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 _PLAIN_MODES = ("balanced", "auto", "off")
 
 
+SETTINGS_SAID = "BALANCE_SHIM_SAID"  # a variable: the process that became this one has said what is wrong with them
+
+
 class Arming:
     """One decision to arm: the environment as it was at that moment, and what it asks for."""
 

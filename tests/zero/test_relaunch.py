@@ -183,6 +183,21 @@ def test_what_cannot_be_had_is_one_line(name, tmp_path):
         words = [str(script) if word == "SCRIPT" else word for word in arguments]
         done = python(*words, paths=(*INJECTED_PATHS, tmp_path), **{**ZERO, **variables})
     assert done.returncode != 0 and "went on" not in done.stdout
-    said = [line for line in done.stderr.splitlines() if line.startswith("balance_shim: ")]
+    said = [line for line in done.stderr.splitlines() if "balance_shim" in line or expected in line]
     assert len(said) == 1 and expected in said[0], done.stderr[-3000:]
-    assert expected in done.stderr.splitlines()[-1]
+    assert said[0] == done.stderr.splitlines()[-1] and "Traceback" not in done.stderr
+
+
+def test_what_all_ranks_are_refused_is_said_once(tmp_path):
+    """Where ranks are there already, the launcher has the line, and no rank a traceback."""
+    script = tmp_path / "train.py"
+    script.write_text(
+        "from transformers import AutoModelForCausalLM, LlamaConfig, TrainingArguments\n"
+        "LlamaConfig().save_pretrained('model')\n"
+        "AutoModelForCausalLM.from_pretrained('model', quantization_config={'load_in_4bit': True})\n"
+    )
+    done = python(str(script), paths=INJECTED_PATHS, cwd=tmp_path, timeout=200, **ZERO, BALANCE_NPROCS="3")
+    lines = [line for line in done.stderr.splitlines() if "balance_shim" in line]
+    assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr[-3000:]
+    assert ["BALANCE_NPROCS" in lines[0], "starting 2 processes" in lines[1], len(lines)] == [True, True, 3]
+    assert "cannot divide quantized weights" in lines[2]

@@ -56,10 +56,11 @@ def _shorten(context: Any) -> None:
 
 
 def _explanation(folder: str) -> str | None:
+    from balance_shim import plain_errors
     from balance_shim.zero import notes
 
     try:
-        return notes.difference(*notes.read(folder))
+        return plain_errors.refusal(folder) or notes.difference(*notes.read(folder))
     except Exception:  # half-written notes of a rank that was killed
         return None
 

@@ -140,8 +140,9 @@ def difference(notes: Mapping[int, Mapping[str, Any]], names: list[str]) -> str 
             who, what = (0, more[0]) if more[0] else (rank, more[1])
             line += f"; only the batch of rank {who} has {', '.join(what)}"
         return f"ranks run different modules in step {first['step']}: {line}; {ADVICE}"
+    waiting = any(not each["failed"] for each in notes.values())
     for rank, other in sorted(notes.items()):
-        if other["failed"] and other["failed"] not in ("RuntimeError", "AssertionError", "DistBackendError"):
+        if waiting and other["failed"] not in ("", "RuntimeError", "AssertionError", "DistBackendError"):
             return f"rank {rank} has left step {other['step']} with {other['failed']}, and the others wait for it"
     return None
 

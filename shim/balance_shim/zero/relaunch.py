@@ -124,7 +124,8 @@ def ensure_launched() -> None:
         raise BalanceError(f"BALANCE_MODE=zero3: {error}") from None
     _check_port(os.environ)
     where = devices.accelerator_type()
-    log.info(f"starting {count} processes for ZeRO-3, {'on the CPU' if where is None else f'one for each {where}'}")
+    several = f"{count} processes" if count > 1 else "1 process"
+    log.info(f"starting {several} for ZeRO-3, {'on the CPU' if where is None else f'one for each {where}'}")
     _become(words, cpu_threads(count) if where is None else {})
 
 
@@ -155,7 +156,7 @@ def _become(words: list[str], variables: Mapping[str, str]) -> NoReturn:
     folder = state.folder_at_start()
     if folder is not None and os.path.isdir(folder):  # a relative path of the script is relative to this
         os.chdir(folder)
-    os.execve(words[0], words, {**os.environ, **variables})
+    os.execve(words[0], words, {**os.environ, **variables, state.SETTINGS_SAID: "1"})
 
 
 def _check_port(environ: Mapping[str, str]) -> None:

@@ -1,0 +1,65 @@
+"""A wish that cannot be met ends a program with its line alone, not with a traceback through the shim.
+
+Standard library only: it stands by from the moment when such an error is made, which may be while arming.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from types import TracebackType
+    from typing import Any
+
+_FILE = ".refused"  # a rank leaves its line beside its notes, for the launcher to say once
+
+
+def stand_by() -> None:
+    """Have a `BalanceError` that nobody catches shown as one line. Other errors, and prompts, are as they were."""
+    if not isinstance(sys.excepthook, _Hook) and not hasattr(sys, "ps1"):
+        sys.excepthook = _Hook(sys.excepthook)
+
+
+class _Hook:
+    """In the place of `sys.excepthook`."""
+
+    def __init__(self, before: Any) -> None:
+        self._before = before
+
+    def __call__(self, kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
+        from balance_shim import log
+        from balance_shim.errors import BalanceError
+
+        # One with a cause is a failure of the shim's own, which has to be found.
+        if not isinstance(error, BalanceError) or error.__cause__ is not None or log.shows("debug"):
+            self._before(kind, error, traceback)
+            return
+        message = " ".join(str(error).split())
+        if not _left_for_launcher(message):
+            log.once("error", message)
+
+
+def _left_for_launcher(message: str) -> bool:
+    """Whether the launcher will say it: all ranks are refused alike, and one line is enough."""
+    from balance_shim.zero.notes import FOLDER
+
+    folder = os.environ.get(FOLDER)
+    if not folder:
+        return False
+    try:
+        with open(os.path.join(folder, os.environ.get("RANK", "0") + _FILE), "w", encoding="utf-8") as file:
+            file.write(message)
+    except OSError:
+        return False
+    return True
+
+
+def refusal(folder: str) -> str | None:
+    """Return what a rank that had the notes' `folder` was refused, the first one's first; None where none was."""
+    names = [name for name in os.listdir(folder) if name.endswith(_FILE)]
+    if not names:
+        return None
+    with open(os.path.join(folder, min(names, key=lambda name: (len(name), name))), encoding="utf-8") as file:
+        return file.read()
