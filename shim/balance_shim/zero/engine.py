@@ -9,7 +9,7 @@ from ..errors import BalanceError
 from ..seams.guard import attempt
 from ..training.actual_workload import checkpoints_already
 from ..units import format_size
-from . import towers, watch
+from . import towers, untrained, watch
 from .watch import Watch
 
 
@@ -18,6 +18,7 @@ def prepare(trainer: Any) -> None:
     from transformers import TrainerCallback
 
     _dismantle(trainer)
+    untrained.take_down(trainer.model)
     if getattr(trainer, "_balance_shim_checked", False):  # it trains again
         return
 

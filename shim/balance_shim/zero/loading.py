@@ -7,7 +7,7 @@ from .. import log
 from ..errors import BalanceError
 from ..seams.guard import insist
 from ..versions import dtype_name, version_of
-from . import session
+from . import session, untrained
 
 # What transformers refuses together with ZeRO-3, or what has no meaning there.
 DROPPED = ("device_map", "max_memory", "offload_folder", "low_cpu_mem_usage")
@@ -22,7 +22,9 @@ def load(original: Callable[..., Any], cls: Any, args: tuple[Any, ...], kwargs: 
     """
     kwargs = insist("preparing from_pretrained for ZeRO-3", _prepared, cls, args, kwargs)
     loaded = original(cls, *args, **kwargs)
-    check(loaded[0] if isinstance(loaded, tuple) else loaded)  # output_loading_info=True
+    model = loaded[0] if isinstance(loaded, tuple) else loaded  # output_loading_info=True
+    check(model)
+    untrained.stand_by(model)
     return loaded
 
 

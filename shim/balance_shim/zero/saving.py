@@ -59,12 +59,15 @@ def gathered(model: Any, trained: bool = False) -> dict[str, Any] | None:
     _meet()
     first = dist.get_rank() == 0
     found: dict[str, Any] = {}
+    copies: dict[int, Any] = {}  # tied ones are one in the file, too
     for name, tensor in model.state_dict(keep_vars=True).items():
         if not hasattr(tensor, "detach") or (trained and not tensor.requires_grad and hasattr(tensor, "ds_id")):
             continue
         with zero.GatheredParameters([tensor], enabled=hasattr(tensor, "ds_id")):
-            if first:  # a copy: the parts are put away again
-                found[name] = tensor.detach().cpu().clone()
+            if first and id(tensor) not in copies:  # a copy: the parts are put away again
+                copies[id(tensor)] = tensor.detach().cpu().clone()
+        if first:
+            found[name] = copies[id(tensor)]
     return found if first else None
 
 
