@@ -14,6 +14,7 @@ import torch
 import transformers
 from packaging.version import Version
 
+from tests import models
 from tests.end_to_end import assets
 from tests.end_to_end.run import SHIM, child_environment, on_python_path, read_losses, run_command, run_script
 
@@ -151,13 +152,14 @@ def test_half_precision_weights_stay_so(tiny, tmp_path):
         assert {str(file.get_tensor(name).dtype) for name in file.keys()} == {"torch.bfloat16"}  # noqa: SIM118
 
 
-def trained_alone_and_by_two(script, more, folder):
-    """What a small model's script logs in one process on its own, and in two under the shim."""
+def trained_alone_and_by_two(script, more, folder, alone=(), **variables):
+    """What a small model's script logs in one process (which gets the words `alone`, too) and in two under the shim."""
     logged = []
-    for name, prefix, environment, size in (("alone", [], {}, "2"), ("two", SHIM, TWO, "1")):
+    for name, prefix, environment in (("alone", [], {}), ("two", SHIM, {**TWO, **variables})):
         losses = folder / f"{name}.jsonl"
-        outputs = ["--output", str(folder / name), "--losses", str(losses), "--batch-size", size]
-        outcome = run_command([sys.executable, *prefix, str(SCRIPTS / script), *more, *outputs], environment)
+        outputs = ["--output", str(folder / name), "--losses", str(losses)]
+        words = [*more, "--batch-size", "1"] if prefix else [*more, "--batch-size", "2", *alone]
+        outcome = run_command([sys.executable, *prefix, str(SCRIPTS / script), *words, *outputs], environment)
         outcome.expect_success()
         logged.append([json.loads(line) for line in losses.read_text().splitlines()])
     return (*logged, outcome.stderr)
@@ -183,6 +185,29 @@ def test_experts_that_a_rank_does_not_need(tmp_path):
     )
     listed = Version(transformers.__version__) < Version("5")
     assert (two[-1]["experts_left_out"] > 0) == ("DeepseekV3MoE: experts are gathered together" in said) == listed
+
+
+@pytest.mark.parametrize("offload", ["none", "optimizer", "all"])
+def test_a_teacher_offloading_and_what_the_variables_say(offload, tmp_path):
+    """A model that no Trainer trains is gathered; clipping and time-outs go where they have to; ties stay ties."""
+    variables = {
+        "BALANCE_OFFLOAD": offload,
+        "BALANCE_ZERO_CONFIG": '{"gradient_clipping": 0.05}',
+        "BALANCE_NCCL_TIMEOUT": "77",
+    }
+    models.saved_llama(tmp_path / "model", tie_word_embeddings=True)
+    words = ["--model", str(tmp_path / "model")]
+    alone, two, said = trained_alone_and_by_two("teacher.py", words, tmp_path, ["--clip", "0.05"], **variables)
+    for key in ("loss", "grad_norm"):
+        of_one, of_two = ([row[key] for row in rows if key in row] for rows in (alone, two))
+        assert len(of_one) == 3 and of_two == pytest.approx(of_one, rel=1e-4), key
+    assert "BALANCE_ZERO_CONFIG wins over the script: max_grad_norm=0.05 instead of 1.0" in said
+    assert two[-1] == {"ddp_timeout": 77, "group": 77.0}
+    from safetensors.torch import load_file
+
+    weights = [load_file(tmp_path / name / "student" / "model.safetensors") for name in ("alone", "two")]
+    assert "lm_head.weight" not in weights[0]
+    expect_same_weights(weights[1], weights[0])
 
 
 def test_two_trainers_one_of_which_evaluates_first(tmp_path):

@@ -1,9 +1,24 @@
 """`TrainingArguments` under ZeRO-3: they get the config before they look at their devices."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from .. import devices, log, state
+from ..errors import SettingError
 from . import config, loading, session
+
+# What a DeepSpeed config says of things that `TrainingArguments` say, too; transformers refuses a difference.
+SHARED = {
+    "gradient_clipping": "max_grad_norm",
+    "train_micro_batch_size_per_gpu": "per_device_train_batch_size",
+    "gradient_accumulation_steps": "gradient_accumulation_steps",
+    "bf16.enabled": "bf16",
+    "fp16.enabled": "fp16",
+    "optimizer.params.lr": "learning_rate",
+    "optimizer.params.eps": "adam_epsilon",
+    "optimizer.params.weight_decay": "weight_decay",
+    "scheduler.params.warmup_num_steps": "warmup_steps",
+}
 
 
 def prepare(arguments: Any) -> None:
@@ -17,6 +32,7 @@ def prepare(arguments: Any) -> None:
     if added:
         log.once("info", f"your DeepSpeed config wins; added to it: {', '.join(added)}")
     arguments.deepspeed = found
+    carry_over(state.settings().zero_config or {}, arguments)
     seconds = state.settings().nccl_timeout
     if seconds is not None:
         arguments.ddp_timeout = seconds
@@ -25,6 +41,28 @@ def prepare(arguments: Any) -> None:
         arguments.average_tokens_across_devices = True  # as from 5.0 on: rows of unequal length weigh as in one process
     if devices.accelerator_type() is None:
         arguments.use_cpu = False  # with it accelerate leaves DeepSpeed out; there is nothing but the CPU anyway
+
+
+def carry_over(wanted: Mapping[str, Any], arguments: Any) -> None:
+    """Put what `BALANCE_ZERO_CONFIG` says into `arguments` that say something else: it is the user's last word.
+
+    Raises:
+        SettingError: a value is not of the kind that the arguments have there.
+    """
+    changed = []
+    for key, name in SHARED.items():
+        value: Any = wanted
+        for part in key.split("."):
+            value = value.get(part, "auto") if isinstance(value, Mapping) else "auto"
+        before = getattr(arguments, name)
+        if value == "auto" or value == before:
+            continue
+        if isinstance(value, bool) != (key.endswith("enabled")) or not isinstance(value, (bool, int, float)):
+            raise SettingError(f"BALANCE_ZERO_CONFIG: {key} is {value!r}, where {name} is {before!r}")
+        setattr(arguments, name, value)
+        changed.append(f"{name}={value!r} instead of {before!r}")
+    if changed:
+        log.once("info", f"BALANCE_ZERO_CONFIG wins over the script: {', '.join(changed)}")
 
 
 def take_over(arguments: Any) -> None:
