@@ -63,6 +63,7 @@ def test_the_users_config_wins_key_by_key(zero3, tmp_path):
 @pytest.mark.parametrize(
     ("script", "message"),
     [({"zero_optimization": {"stage": 2}}, "stage 2"), ('{"zero_optimization": 3}', "not an object"), ("[]", "object"),
+     ({"bf16": True}, "bf16 is True, not an object"), ('{"optimizer": null}', "optimizer is None, not an object"),
      ("/no/such.json", "cannot be read")],
 )  # fmt: skip
 def test_a_script_config_that_is_not_zero3(zero3, script, message):

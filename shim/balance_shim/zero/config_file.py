@@ -7,6 +7,8 @@ from typing import Any
 
 from ..errors import SettingError
 
+OBJECTS = ("zero_optimization", "bf16", "fp16", "optimizer", "scheduler")  # what we and transformers look into
+
 
 def read(text: str, source: str = "BALANCE_ZERO_CONFIG") -> dict[str, Any]:
     """Return the config that `text`, a path or JSON, holds.
@@ -41,10 +43,10 @@ def checked(found: Any, shown: str) -> dict[str, Any]:
     """
     if not isinstance(found, dict):
         raise SettingError(f"{shown} is not a DeepSpeed config, which is a JSON object")
-    zero = found.get("zero_optimization", {})
-    if not isinstance(zero, dict):
-        raise SettingError(f"{shown}: zero_optimization is {zero!r}, not an object")
-    stage = zero.get("stage", 3)
+    for name in OBJECTS:
+        if not isinstance(found.get(name, {}), dict):
+            raise SettingError(f"{shown}: {name} is {found[name]!r}, not an object")
+    stage = found.get("zero_optimization", {}).get("stage", 3)
     if stage not in (3, "3", "auto"):
         raise SettingError(f"{shown} asks for ZeRO stage {stage!r}, but BALANCE_MODE=zero3 is stage 3")
     return found
