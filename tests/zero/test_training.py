@@ -218,6 +218,12 @@ def test_two_trainers_one_of_which_evaluates_first(tmp_path):
         assert len(of_one) == count and of_two == pytest.approx(of_one, rel=1e-4), key
 
 
+def untrained(tiny):
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(tiny).model.layers[0].self_attn.q_proj.weight
+
+
 def test_adapters_that_the_script_saves_are_whole(tiny, tmp_path):
     """Not empty tensors: the shapes that LoRA gives them, values other than zero, and PEFT reads them."""
     from peft import PeftModel
@@ -228,6 +234,9 @@ def test_adapters_that_the_script_saves_are_whole(tiny, tmp_path):
     model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny), tmp_path)
     adapters = {name: each for name, each in model.named_parameters() if "lora_" in name}
     assert adapters and all(64 in each.shape and each.abs().sum() > 0 for each in adapters.values())
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged").state_dict()
+    expect_same_weights(merged, model.merge_and_unload().state_dict())
+    assert (merged["model.layers.0.self_attn.q_proj.weight"] != untrained(tiny)).any()
 
 
 def nodes_of_torchrun(port):

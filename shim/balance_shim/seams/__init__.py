@@ -12,6 +12,7 @@ SEAMS = {
     "transformers.loss.loss_utils": "balance_shim.seams.loss",
     "transformers.integrations.deepspeed": "balance_shim.seams.deepspeed_config",
     "peft.peft_model": "balance_shim.seams.peft_model",
+    "peft.tuners.lora.model": "balance_shim.seams.peft_lora",
     "accelerate.state": "balance_shim.seams.accelerate_state",
     "deepspeed.comm.torch": "balance_shim.seams.deepspeed_comm",
     "swift.cli.main": "balance_shim.seams.launchers",
@@ -24,5 +25,5 @@ KNOWN_TO_WORK = {
     "peft": "0.17.1 to 0.21.2",
     "deepspeed": "0.19.8",
     "swift": "4.6.0",
-    "llamafactory": "0.9.4",
+    "llamafactory": "0.9.4 and 0.9.5",
 }

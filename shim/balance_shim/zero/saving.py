@@ -1,9 +1,10 @@
-"""`model.save_pretrained` by the script itself: under ZeRO-3 it would write empty tensors, without a word.
+"""`model.save_pretrained`, and merging adapters, by the script itself: under ZeRO-3 with empty tensors, without a word.
 
 The Trainer gathers the weights before it saves and hands them over; a script that was written for one process does not.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
@@ -69,6 +70,32 @@ def gathered(model: Any, trained: bool = False) -> dict[str, Any] | None:
         if first:
             found[name] = copies[id(tensor)]
     return found if first else None
+
+
+@contextmanager
+def merging_whole(model: Any) -> Iterator[None]:
+    """Have each adapted layer of `model` whole while it merges its adapter. Ranks work together."""
+    from deepspeed import zero
+
+    adapted = (each for each in model.modules() if hasattr(each, "base_layer"))
+    layers = [each for each in adapted if callable(getattr(each, "merge", None))]
+
+    def whole(layer: Any) -> Callable[..., Any]:
+        merge = layer.merge
+
+        def merged(*args: Any, **kwargs: Any) -> Any:
+            with zero.GatheredParameters(list(layer.parameters()), modifier_rank=0):  # whose result the others take
+                return merge(*args, **kwargs)
+
+        return merged
+
+    for layer in layers:
+        vars(layer)["merge"] = whole(layer)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            vars(layer).pop("merge", None)
 
 
 def _meet() -> None:

@@ -1,4 +1,4 @@
-"""Trains adapters for a step and saves them itself, as PEFT's own examples do."""
+"""Trains adapters for a step, saves them itself, merges them and saves that, as PEFT's own examples do."""
 
 import argparse
 
@@ -21,3 +21,4 @@ model = get_peft_model(model, LoraConfig(r=64, target_modules="all-linear"))
 rows = [{"input_ids": torch.arange(16) + index, "labels": torch.arange(16) + index} for index in range(8)]
 Trainer(model=model, args=arguments, train_dataset=rows).train()
 model.save_pretrained(options.output)
+model.merge_and_unload().save_pretrained(options.output + "/merged")

@@ -1,0 +1,34 @@
+"""`peft.tuners.lora.model`: adapters that the script merges into weights, which ZeRO-3 has in parts on all ranks."""
+
+from collections.abc import Callable
+from typing import Any
+
+from ..versions import version_text
+from ..zero import saving, session
+from . import registry
+from .guard import SeamMoved
+
+_NAME = "_unload_and_optionally_merge"
+
+
+def apply(module: Any) -> None:
+    """Patch the class that `LoraModel` has its merging from.
+
+    Raises:
+        SeamMoved: this version merges adapters somewhere else.
+    """
+    classes = getattr(getattr(module, "LoraModel", None), "__mro__", ())
+    owner = next((each for each in classes if _NAME in vars(each)), None)
+    if owner is None:
+        raise SeamMoved(f"peft.LoraModel.{_NAME}", version_text("peft"))
+    registry.replace(owner, _NAME, _around_merge)
+
+
+def _around_merge(original: Callable[..., Any]) -> Callable[..., Any]:
+    def _unload_and_optionally_merge(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if not session.is_wanted() or not saving.is_divided(self.model):
+            return original(self, *args, **kwargs)
+        with saving.merging_whole(self.model):
+            return original(self, *args, **kwargs)
+
+    return _unload_and_optionally_merge
