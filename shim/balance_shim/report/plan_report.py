@@ -8,7 +8,7 @@ from ..memory.cost import TERMS
 from ..placement import map_file
 from ..placement.map_file import DeviceMap
 from ..placement.plan import Plan
-from ..units import format_size, gib
+from ..units import MIB, format_size, gib
 from .table import table
 
 WORTH_SAYING = 256 * 1024**2  # bytes
@@ -119,6 +119,21 @@ def chunks_line(saved: tuple[str, int]) -> str:
     """Return the line on what `planner.saved_by_chunks` has found; "" if that is not worth a line."""
     name, size = saved
     return f"BALANCE_LOSS=chunked would save {format_size(size)} on {name}" if size >= WORTH_SAYING else ""
+
+
+def precision_line(precision: str, dtype: str, saved: dict[str, int]) -> str:
+    """Return the line on what `planner.saved_by_precision` has found, by term; "" where nothing is worth saying.
+
+    Args:
+        dtype: in which the script would have loaded.
+    """
+    terms = {term: size for term, size in saved.items() if abs(size) >= MIB}
+    if not terms:
+        return ""
+    parts = ", ".join(f"{term} {'' if size > 0 else '-'}{format_size(abs(size))}" for term, size in terms.items())
+    total = sum(terms.values())
+    does = f"saves {format_size(total)}" if total >= 0 else f"takes {format_size(-total)} more"
+    return f"BALANCE_PRECISION={precision} instead of {dtype} {does} on all devices together: {parts}"
 
 
 def shortfall_line(plan: Plan, remedies: list[str]) -> str:

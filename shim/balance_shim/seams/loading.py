@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from threading import local
-from typing import Any
+from typing import Any, NamedTuple
 
 from .. import cache, devices, log, state
 from ..memory.workload import assume, longest_row
@@ -23,6 +23,7 @@ from ..zero import loading as zero_loading
 from ..zero import saving, session
 from . import known, registry
 from .guard import SeamMoved, attempt, insist
+from .loading_dtype import config_of, dtype_of
 from .loss_device import computes_loss_on_first_device
 from .weight_sizes import ParameterBytes, for_dtypes, for_request
 
@@ -30,11 +31,19 @@ from .weight_sizes import ParameterBytes, for_dtypes, for_request
 TENSOR_PARALLEL_TRAP = ((4, 50), (4, 54))
 
 
+class _Call(NamedTuple):
+    """A call of `from_pretrained`. `dtype`: in which weights would load without BALANCE_PRECISION; None where unset."""
+
+    device_map: Any
+    max_memory: Any
+    dtype: Any
+
+
 class _Loads(local):
-    """The calls of `from_pretrained` under way in this thread, outermost first: (device_map, max_memory)."""
+    """The calls of `from_pretrained` under way in this thread, outermost first."""
 
     def __init__(self) -> None:
-        self.stack: list[tuple[Any, Any]] = []
+        self.stack: list[_Call] = []
 
 
 _loads = _Loads()
@@ -72,17 +81,24 @@ def apply(module: Any) -> None:
 def _around_from_pretrained(original: Callable[..., Any]) -> Callable[..., Any]:
     def from_pretrained(cls: Any, *args: Any, **kwargs: Any) -> Any:
         state.raise_pending()
+        scripts = attempt("reading in which dtype the script loads", _dtype_of_script, cls, args, kwargs)
         kwargs = insist("BALANCE_PRECISION", precision.adjust_loading, kwargs)
         if session.is_wanted():
             return zero_loading.load(original, cls, args, kwargs)
         kwargs = attempt("preparing from_pretrained", _prepared, kwargs, default=kwargs)
-        _loads.stack.append((kwargs.get("device_map"), kwargs.get("max_memory")))
+        _loads.stack.append(_Call(kwargs.get("device_map"), kwargs.get("max_memory"), scripts))
         try:
             return original(cls, *args, **kwargs)
         finally:
             _loads.stack.pop()
 
     return from_pretrained
+
+
+def _dtype_of_script(cls: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    if state.settings().precision is None or session.is_wanted():
+        return None
+    return dtype_of(config_of(cls, args, kwargs), kwargs)
 
 
 def _around_save_pretrained(original: Callable[..., Any]) -> Callable[..., Any]:
@@ -162,7 +178,7 @@ def _around_infer_auto_device_map(original: Callable[..., Any]) -> Callable[...,
 
 
 def _plan_inferred(model: Any, kwargs: dict[str, Any]) -> DeviceMap | None:
-    device_map, max_memory = _loads.stack[-1] if _loads.stack else (None, None)
+    device_map, max_memory, _ = _loads.stack[-1] if _loads.stack else _Call(None, None, None)
     if not _intercepted(device_map):
         return None
     sizes = for_dtypes(model, kwargs.get("dtype"), kwargs.get("special_dtypes"))
@@ -225,11 +241,12 @@ def _place(load: _Load) -> DeviceMap | None:
     if plan is None:
         return None
     instead = "the plan is used all the same"
-    line = attempt("comparing with a loss in chunks", _chunks_line, plan, request, default="", instead=instead)
-    if line:
-        plan = replace(plan, notes=(*plan.notes, line))
-        if mode == "map":  # whose notes are not among what is shown
-            log.info(line)
+    for what, compared in (("a loss in chunks", _chunks_line), ("the script's own precision", _precision_line)):
+        line = attempt(f"comparing with {what}", compared, plan, request, default="", instead=instead)
+        if line:
+            plan = replace(plan, notes=(*plan.notes, line))
+            if mode == "map":  # whose notes are not among what is shown
+                log.info(line)
     files = attempt("reporting the plan", plan_report.show, plan, settings.report, instead=instead)
     known.remember_placed(load.model, known.Placed(plan, files))
     if mode == "balanced" and plan.shortfall and not workload.guessed:
@@ -239,6 +256,17 @@ def _place(load: _Load) -> DeviceMap | None:
 
 def _chunks_line(plan: Plan, request: planner.Request) -> str:
     return plan_report.chunks_line(planner.saved_by_chunks(plan, request))
+
+
+def _precision_line(plan: Plan, request: planner.Request) -> str:
+    scripts = _loads.stack[-1].dtype if _loads.stack else None
+    if scripts is None or request.parameter_bytes is not None or plan.recomputed is not None:
+        return ""
+    dtype = str(scripts).removeprefix("torch.")
+    autocast = precision.autocast_of_script(known.arguments())
+    return plan_report.precision_line(
+        str(state.settings().precision), dtype, planner.saved_by_precision(plan, request, dtype, autocast)
+    )
 
 
 def _chosen_mode(settings: Any) -> str:

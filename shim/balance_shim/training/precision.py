@@ -12,6 +12,7 @@ from .. import devices, log, state
 from ..versions import dtype_name
 
 DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
+_SCRIPTS = "_balance_shim_autocast"  # where arguments keep whether the script has mixed precision
 
 
 def chosen() -> str | None:
@@ -37,8 +38,18 @@ def chosen() -> str | None:
 def adjust_arguments(arguments: Any) -> None:
     """Put the precision into `TrainingArguments` that are being made."""
     precision = chosen()
-    if precision is not None:
-        arguments.bf16, arguments.fp16 = precision == "bf16", precision == "fp16"
+    if precision is None:
+        return
+    before = next((kind for kind in ("bf16", "fp16") if getattr(arguments, kind)), None)
+    vars(arguments)[_SCRIPTS] = before is not None
+    if before not in (None, precision):
+        log.once("info", f"BALANCE_PRECISION={precision}: mixed precision is that instead of the script's {before}")
+    arguments.bf16, arguments.fp16 = precision == "bf16", precision == "fp16"
+
+
+def autocast_of_script(arguments: Any) -> bool:
+    """Whether the script had mixed precision in the `TrainingArguments` that `adjust_arguments` has seen; None: no."""
+    return arguments is not None and bool(vars(arguments).get(_SCRIPTS))
 
 
 def loading_dtype() -> Any:

@@ -6,7 +6,7 @@ from typing import Any
 from .. import log
 from ..errors import BalanceError
 from ..seams.guard import insist
-from ..versions import dtype_name, version_of
+from ..seams.loading_dtype import config_of, dtype_of
 from . import session, untrained
 
 # What transformers refuses together with ZeRO-3, or what has no meaning there.
@@ -85,9 +85,9 @@ def is_supported(kind: str) -> bool:
 def _prepared(cls: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
     global _latest
     session.begin()
-    config = _config_of(cls, args, kwargs)
+    config = config_of(cls, args, kwargs)
     _refuse_quantized(cls, config, kwargs)
-    _latest = dtype = _dtype_of(config, kwargs)
+    _latest = dtype = dtype_of(config, kwargs)
     session.divide_from_now_on(dtype)
     adopt_precision()
     dropped = [name for name in DROPPED if kwargs.get(name) is not None]
@@ -107,31 +107,3 @@ def _refuse_quantized(cls: Any, config: Any, kwargs: dict[str, Any]) -> None:
             f"BALANCE_MODE=zero3 cannot divide quantized weights ({cls.__name__}): transformers loads them whole into "
             "every process; use BALANCE_MODE=balanced, which places them, or load the model unquantized"
         )
-
-
-def _config_of(cls: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Return the model's config: Auto classes pass it on, others read it, as is done here."""
-    given = kwargs.get("config")
-    if hasattr(given, "to_dict"):
-        return given
-    name = given or (args[0] if args else kwargs.get("pretrained_model_name_or_path"))
-    passed = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder", "trust_remote_code")
-    options = {key: kwargs[key] for key in passed if key in kwargs}
-    try:
-        return cls.config_class.from_pretrained(name, **options)
-    except Exception as error:  # the load itself will say what is wrong, in its own words
-        log.debug(f"the config of {name} cannot be read ({type(error).__name__}: {error})")
-        return None
-
-
-def _dtype_of(config: Any, kwargs: dict[str, Any]) -> Any:
-    """Return the torch dtype that the weights will have, by this version's rules."""
-    import torch
-
-    default = "auto" if version_of("transformers") >= (5,) else None
-    asked = kwargs.get("dtype", kwargs.get("torch_dtype", default))
-    if asked == "auto":
-        asked = getattr(config, dtype_name(), None)
-    if isinstance(asked, str):
-        asked = getattr(torch, asked, None)
-    return asked if isinstance(asked, torch.dtype) else torch.get_default_dtype()

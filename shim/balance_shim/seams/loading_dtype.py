@@ -1,0 +1,34 @@
+"""In which dtype a call of `from_pretrained` loads weights, by the rules of this version of transformers."""
+
+from typing import Any
+
+from .. import log
+from ..versions import dtype_name, version_of
+
+
+def config_of(cls: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Return the model's config: Auto classes pass it on, others read it, as is done here. None: it cannot be read."""
+    given = kwargs.get("config")
+    if hasattr(given, "to_dict"):
+        return given
+    name = given or (args[0] if args else kwargs.get("pretrained_model_name_or_path"))
+    passed = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder", "trust_remote_code")
+    options = {key: kwargs[key] for key in passed if key in kwargs}
+    try:
+        return cls.config_class.from_pretrained(name, **options)
+    except Exception as error:  # the load itself will say what is wrong, in its own words
+        log.debug(f"the config of {name} cannot be read ({type(error).__name__}: {error})")
+        return None
+
+
+def dtype_of(config: Any, kwargs: dict[str, Any]) -> Any:
+    """Return the torch dtype that the weights will have."""
+    import torch
+
+    default = "auto" if version_of("transformers") >= (5,) else None
+    asked = kwargs.get("dtype", kwargs.get("torch_dtype", default))
+    if asked == "auto":
+        asked = getattr(config, dtype_name(), None)
+    if isinstance(asked, str):
+        asked = getattr(torch, asked, None)
+    return asked if isinstance(asked, torch.dtype) else torch.get_default_dtype()
