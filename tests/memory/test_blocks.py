@@ -1,6 +1,8 @@
 """Blocks: everything in a model has exactly one, in the order of the forward pass."""
 
 import pytest
+import torch
+from accelerate.utils import check_device_map
 
 from balance_shim.memory.blocks import chain, within
 from balance_shim.memory.ties import tied_groups
@@ -15,6 +17,19 @@ def test_each_tensor_has_exactly_one_block(name):
     parameters = [key for key, _ in model.named_parameters(remove_duplicate=False)]
     buffers = [key for key, _ in model.named_buffers(remove_duplicate=False)]
     assert sorted(covered) == sorted(parameters + buffers)
+
+
+@pytest.mark.parametrize("by_list", [False, True], ids=["declared", "listed"])
+def test_layers_that_a_model_lists_several_times_are_there_under_each_name(by_list):
+    """A layer that runs several times has a device under each of its names, as accelerate asks of a map."""
+    model = models.llama()
+    first, second = model.model.layers[:2]
+    model.model.layers = torch.nn.ModuleList([first, second, first, second])
+    no_split = () if by_list else None
+    covered = [tensor for block in chain(model, no_split) for tensor in block.tensors]
+    names = [name for name, _ in (*model.named_parameters(remove_duplicate=False), *model.named_buffers())]
+    assert sorted(covered) == sorted(names)
+    check_device_map(model, dict.fromkeys((block.name for block in chain(model, no_split)), 0))
 
 
 @pytest.mark.parametrize("name", models.ALL)

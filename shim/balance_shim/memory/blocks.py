@@ -68,18 +68,35 @@ def layers_of(model: "nn.Module", no_split: Collection[str] | None = None) -> fr
     from torch import nn
 
     classes = frozenset(no_split if no_split is not None else getattr(model, "_no_split_modules", None) or ())
-    declared = frozenset(name for name, module in model.named_modules() if type(module).__name__ in classes)
+    modules = list(model.named_modules(remove_duplicate=False))
+    declared = frozenset(name for name, module in modules if type(module).__name__ in classes)
     if declared:
         return declared
-    lists = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.ModuleList)]
-    return frozenset(f"{name}.{child}" for name, module in lists for child, _ in module.named_children())
+    lists = [(name, module) for name, module in modules if isinstance(module, nn.ModuleList)]
+    return frozenset(f"{name}.{child}" for name, module in lists for child, _ in children_of(module))
+
+
+def children_of(module: "nn.Module") -> "Iterator[tuple[str, nn.Module]]":
+    """Yield the children of `module` under every name that they have in it.
+
+    A layer that a model lists several times, to run several times, needs a device under each of its names.
+    """
+    yield from ((name, child) for name, child in module._modules.items() if child is not None)
+
+
+def of_several_names(model: "nn.Module") -> frozenset[str]:
+    """Return all names of the modules that have more than one."""
+    names: dict[int, list[str]] = {}
+    for name, module in model.named_modules(remove_duplicate=False):
+        names.setdefault(id(module), []).append(name)
+    return frozenset(name for same in names.values() if len(same) > 1 for name in same)
 
 
 def _split(module: "nn.Module", name: str, layers: frozenset[str]) -> Iterator[tuple[str, str, tuple[str, ...]]]:
     """Yield (name, class name, tensors) for each block at and below `module`."""
     inside = f"{name}." if name else ""
     holds_layers = any(layer.startswith(inside) and layer != name for layer in layers)
-    children = list(module.named_children())
+    children = list(children_of(module))
     # A module that holds no layers gains nothing from being split, and may use its direct tensors anywhere.
     if name in layers or not children or (name and not holds_layers):
         yield name, type(module).__name__, tuple(f"{inside}{key}" for key in _tensor_names(module))

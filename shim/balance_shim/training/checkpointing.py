@@ -93,7 +93,7 @@ def recompute_only(model: Any, wanted: frozenset[str], options: dict[str, Any] |
         getattr(model, f"{word}_checkpointing_enable")(**{f"{word}_checkpointing_kwargs": options})
     if options.get("use_reentrant", True) and not _embeddings_train(model):
         model.enable_input_require_grads()  # re-entrance has no gradients where no input of a layer wants any
-    named = dict(model.named_modules())
+    named = dict(model.named_modules(remove_duplicate=False))
     layers = _layers(model)
     chosen = {id(named[name]) for name in wanted}
     for name in layers:

@@ -8,7 +8,7 @@ from torch import nn
 
 from ..blocks import Block
 from ..workload import Workload
-from . import batch, measure
+from . import batch, layers, measure
 from .copy import CannotTrace, Trains, tracing_errors
 
 LAYERS_A_DEVICE = 2  # of each list that run on a device; the rest is like them
@@ -55,7 +55,8 @@ def prove(
         with tracing_errors():
             fed = real_batch if real_batch is not None else batch.supposed_batch(model, workload)
             try:
-                return _run(model, blocks, workload, device_map, places, trains, fed, _left_out(blocks, device_map))
+                left_out = _left_out(blocks, device_map, layers.sharing(model, blocks))
+                return _run(model, blocks, workload, device_map, places, trains, fed, left_out)
             except CannotTrace as error:
                 if _crosses(error):
                     raise
@@ -86,12 +87,13 @@ def _crosses(error: CannotTrace) -> bool:
     return "to be on the same device" in str(error)
 
 
-def _left_out(blocks: Sequence[Block], device_map: Mapping[str, int]) -> frozenset[str]:
+def _left_out(blocks: Sequence[Block], device_map: Mapping[str, int], shared: frozenset[str]) -> frozenset[str]:
+    """Return the layers that others of their list and device speak for; never those that share weights."""
     kept: dict[tuple[str, int], int] = {}
     left_out = set()
     for block in blocks:
         parent, _, number = block.name.rpartition(".")
-        if block.role not in ("layer", "tower") or not number.isdigit():
+        if block.role not in ("layer", "tower") or not number.isdigit() or block.name in shared:
             continue
         key = parent, device_map[block.name]
         kept[key] = kept.get(key, 0) + 1
