@@ -1,17 +1,21 @@
 """Traces of real model classes: that they are had, that they leave no trace, and that they measure what is there."""
 
 import inspect
+import logging
+import random
+import sys
 import warnings
 from contextlib import contextmanager
 from dataclasses import replace
 
+import numpy
 import pytest
 import torch
 import transformers
 
 from balance_shim.memory.blocks import chain
 from balance_shim.memory.profile import profile
-from balance_shim.memory.tracing import layers
+from balance_shim.memory.tracing import layers, machine
 from balance_shim.memory.tracing.machine import TracedTensor, traced, tracing
 from balance_shim.memory.tracing.measure import trace
 from balance_shim.memory.workload import Workload
@@ -59,6 +63,7 @@ def nothing_changes(model):
             (functions.scaled_dot_product_attention, functions.dropout, torch.tensor),
             (torch.get_default_dtype(), torch.is_grad_enabled(), torch.is_autocast_enabled("cpu")),
             torch.get_rng_state().tolist(),
+            (random.getstate(), numpy.random.get_state()[1].tolist(), numpy.random.get_state()[2]),
             getattr(getattr(model, "config", None), "use_cache", None),
         )
 
@@ -297,6 +302,49 @@ def test_hooks_of_the_script_do_not_run():
     model.model.layers[1].register_full_backward_hook(lambda *_: seen.append("gradient"))
     costs_of(model)
     assert seen == []
+
+
+def behaving(model, act):
+    """Return `model` with a forward pass of a class of its own, which calls `act` first."""
+    original = type(model).forward
+
+    class Behaving(type(model)):
+        def forward(self, *args, **kwargs):
+            act()
+            return original(self, *args, **kwargs)
+
+    Behaving.forward.__signature__ = inspect.signature(original)
+    model.__class__ = Behaving
+    return model
+
+
+def test_random_numbers_of_a_trace_are_not_missing_afterwards():
+    """A model that draws from Python or numpy (layers dropped at random) draws the same in training, traced or not."""
+    model = behaving(models.llama(), lambda: (random.random(), numpy.random.rand(), torch.rand(1)))
+    with nothing_changes(model):
+        assert profiled(model)[1].method == "traced"
+
+
+def test_layers_with_a_part_in_common_are_traced_all():
+    """What layers hold together counts with the last of them, which speaks for no other one."""
+    model = models.llama()
+    rows = model.model.layers
+    rows[4].mlp = rows[1].mlp
+    found = layers.sample(model, chain(model))
+    assert not found.left_out & {"model.layers.1", "model.layers.4"}
+    assert "model.layers.4" not in (found.speaks_for["model.layers.3"], found.speaks_for["model.layers.5"])
+
+
+def test_a_layer_that_runs_several_times_is_traced():
+    """It takes its weights once, and keeps what it keeps for each time that it runs."""
+    config = models.llama().config
+    once, twice = models.on_meta(transformers.LlamaForCausalLM, config), models.llama()
+    once.model.layers = once.model.layers[:1]
+    twice.model.layers = torch.nn.ModuleList([twice.model.layers[0]] * 2)
+    one, two = costs_of(once), costs_of(twice)
+    held = [sum(getattr(two[name], term) for name in two if ".layers." in name) for term in ("weights", "activations")]
+    assert held[0] == one["model.layers.0"].weights
+    assert held[1] == pytest.approx(2 * one["model.layers.0"].activations, rel=0.2)
 
 
 def test_a_model_that_cannot_be_copied_is_estimated_with_the_reason():

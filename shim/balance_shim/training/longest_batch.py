@@ -1,13 +1,16 @@
 """The largest batch of a training, made as the Trainer will make it, without the training noticing."""
 
-import contextlib
+import copy
 import random
 import sys
-from collections.abc import Iterator, Mapping
+import types
+from collections.abc import Mapping
+from functools import partial
 from itertools import islice
 from typing import Any
 
 from .. import log
+from ..randomness import undisturbed
 
 ROWS_READ = 256  # of plain lists; enough to see the longest rows of most data sets, and read in milliseconds
 COLUMN_READ = 20_000  # of data sets that hold columns
@@ -23,23 +26,50 @@ def longest_batch(trainer: Any, batch_size: int) -> Mapping[str, Any] | None:
     if not rows:
         return None
     try:
-        with _undisturbed_randomness():
-            batch = trainer.data_collator([_without_unused_columns(trainer, row) for row in rows])
+        with undisturbed():
+            collator = _stand_in(trainer.data_collator)
+            batch = collator([_without_unused_columns(trainer, row) for row in rows])
             if _rectangular(batch) and _length(rows[-1]) == _length(rows[0]) and len(rows) > 1:
-                batch = _padded(trainer, rows, batch)
+                batch = _padded(trainer, collator, rows, batch)
     except Exception as error:  # the training itself will say what is wrong with it, in its own words
         log.debug(f"the collator makes no batch of the longest rows ({type(error).__name__}: {error})")
         return None
     return dict(batch) if isinstance(batch, Mapping) and batch else None
 
 
-def _padded(trainer: Any, rows: list[Any], batch: Mapping[str, Any]) -> Mapping[str, Any]:
+def _padded(trainer: Any, collator: Any, rows: list[Any], batch: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return the batch with a short row in it, which brings the mask of a batch with padding; or `batch` as it is."""
     short = longest_rows(trainer.train_dataset, ROWS_READ)[-1]
     if _length(short) == _length(rows[0]):
         return batch
-    mixed = trainer.data_collator([_without_unused_columns(trainer, row) for row in (*rows[:-1], short)])
+    mixed = collator([_without_unused_columns(trainer, row) for row in (*rows[:-1], short)])
     return mixed if _rectangular(mixed) and mixed["input_ids"].shape == batch["input_ids"].shape else batch
+
+
+def _stand_in(collator: Any) -> Any:
+    """Return a collator that draws from generators of its own, and makes them where the first batch does.
+
+    A collator with a seed (transformers' for masked language models, for one) would mask other tokens in training.
+    """
+    if isinstance(collator, partial):
+        return partial(_stand_in(collator.func), *collator.args, **collator.keywords)
+    if isinstance(collator, types.MethodType):
+        return types.MethodType(collator.__func__, _stand_in(collator.__self__))
+    if isinstance(collator, (type, types.FunctionType)):
+        return collator
+    twin = copy.copy(collator)
+    for name, value in vars(twin).items():
+        if _is_generator(value):
+            setattr(twin, name, copy.deepcopy(value))
+    return twin
+
+
+def _is_generator(value: Any) -> bool:
+    import torch
+
+    numpy = sys.modules.get("numpy")
+    kinds = (random.Random, torch.Generator, *((numpy.random.Generator, numpy.random.RandomState) if numpy else ()))
+    return isinstance(value, kinds)
 
 
 def _rectangular(batch: Any) -> bool:
@@ -78,20 +108,3 @@ def _without_unused_columns(trainer: Any, row: Mapping[str, Any]) -> dict[str, A
         return dict(row)
     trainer._set_signature_columns_if_needed()
     return {name: value for name, value in row.items() if name in trainer._signature_columns}
-
-
-@contextlib.contextmanager
-def _undisturbed_randomness() -> Iterator[None]:
-    """Give every generator that a collator may use its state back."""
-    import torch
-
-    numpy = sys.modules.get("numpy")
-    python_state = random.getstate()
-    numpy_state = numpy.random.get_state() if numpy else None
-    with torch.random.fork_rng(devices=()):
-        try:
-            yield
-        finally:
-            random.setstate(python_state)
-            if numpy is not None:
-                numpy.random.set_state(numpy_state)

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from balance_shim.randomness import undisturbed
 from balance_shim.virtual import attention, shapes
 from balance_shim.virtual.dispatch import Dispatcher
 from balance_shim.virtual.machine import Machine
@@ -57,7 +58,7 @@ def tracing(devices: int) -> Iterator[Machine]:
     with contextlib.ExitStack() as stack:
         stack.enter_context(_one_at_a_time)
         TracedTensor.run = Dispatcher(machine, fused)
-        stack.enter_context(torch.random.fork_rng(devices=()))
+        stack.enter_context(undisturbed())
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
         stack.enter_context(_default_dtype(torch.float32))
