@@ -335,6 +335,31 @@ def test_layers_with_a_part_in_common_are_traced_all():
     assert "model.layers.4" not in (found.speaks_for["model.layers.3"], found.speaks_for["model.layers.5"])
 
 
+@pytest.mark.parametrize("where", ["", "model.layers.2"])
+def test_a_forward_function_that_a_script_has_put_in_does_not_run(where):
+    """A function in the place of a module's forward knows the original: run there, its weights would get gradients."""
+    model, expected, calls = transformers.LlamaForCausalLM(models.llama().config), costs_of(models.llama()), []
+    module = model.get_submodule(where)
+    original = module.forward
+
+    def forward(*args, **kwargs):
+        calls.append(where)
+        return original(*args, **kwargs)
+
+    module.forward = forward
+    with nothing_changes(model):
+        assert costs_of(model) == expected
+    assert not calls and all(each.grad is None for each in model.parameters())
+
+
+def test_a_compiled_layer_is_traced():
+    """torch.compile around a layer changes nothing of what is found, and is still there afterwards."""
+    model, expected = models.llama(), costs_of(models.llama())
+    model.model.layers[2] = torch.compile(model.model.layers[2], backend="eager")
+    with nothing_changes(model):
+        assert list(costs_of(model).values()) == list(expected.values())
+
+
 def test_a_layer_that_runs_several_times_is_traced():
     """It takes its weights once, and keeps what it keeps for each time that it runs."""
     config = models.llama().config

@@ -5,6 +5,7 @@ The original is not touched, so it may be on the meta device, half loaded, or in
 
 import contextlib
 import copy
+import types
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -182,7 +183,7 @@ def _plain_linear(name: str, module: Any, twin_of: "Callable[[str, Tensor], Tens
 
 
 def _strip(model: nn.Module) -> None:
-    """Take off what accelerate has put on the modules for the real devices."""
+    """Take off what accelerate has put on the modules for the real devices, and what scripts have put around them."""
     if any(hasattr(module, "_hf_hook") for module in model.modules()):
         from accelerate.hooks import remove_hook_from_submodules
 
@@ -193,6 +194,10 @@ def _strip(model: nn.Module) -> None:
             for handle in [handle for handle, hook in hooks.items() if not _is_of_a_library(hook)]:
                 del hooks[handle]
 
+        # A plain function is not copied, so it would run the original: with its weights, which would get gradients.
+        own = type(module).forward is not nn.Module.forward
+        if own and isinstance(vars(module).get("forward"), types.FunctionType):
+            del module.forward
 
 def _is_of_a_library(hook: Any) -> bool:
     """Whether a hook belongs to how the model works. Those of the user's script count or keep what they see."""
