@@ -360,6 +360,17 @@ def test_a_compiled_layer_is_traced():
         assert list(costs_of(model).values()) == list(expected.values())
 
 
+def test_a_model_that_only_claims_to_support_checkpointing_is_traced(monkeypatch):
+    """Remote classes do that, and transformers refuses to switch off what they do not have."""
+    model = models.llama()
+
+    def refuse(self):
+        raise ValueError(f"{type(self).__name__} is not compatible with gradient checkpointing")
+
+    monkeypatch.setattr(type(model), "gradient_checkpointing_disable", refuse)
+    assert profiled(model)[1].method == "traced"
+
+
 def test_a_layer_that_runs_several_times_is_traced():
     """It takes its weights once, and keeps what it keeps for each time that it runs."""
     config = models.llama().config

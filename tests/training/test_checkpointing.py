@@ -110,3 +110,15 @@ def test_a_script_trains_with_the_variable(results, name):
     else:
         assert twice == (layers if name.startswith("on") else 0)
     assert found["re-entrant"] == name.endswith("re-entrant")
+
+
+def test_nothing_is_switched_off_that_is_not_on(monkeypatch):
+    """Classes that only claim to support checkpointing raise when it is switched off, which would end the training."""
+    model = models.llama()
+
+    def refuse(self):
+        raise ValueError(f"{type(self).__name__} is not compatible with gradient checkpointing")
+
+    for word in ("activation", "gradient"):
+        monkeypatch.setattr(type(model), f"{word}_checkpointing_disable", refuse, raising=False)
+    recompute_only(model, frozenset())

@@ -11,6 +11,7 @@ from typing import Any
 from .. import log, state
 from ..memory.blocks import chain
 from ..placement.plan import Plan
+from ..seams.guard import attempt
 from ..versions import version_of
 
 RENAMED_SINCE = (5, 23)  # the old names warn
@@ -65,7 +66,8 @@ def arrange(trainer: Any, model: Any, plan: Plan | None) -> None:
 
     class Arranging(TrainerCallback):
         def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            recompute_only(model, wanted, args.gradient_checkpointing_kwargs)
+            what, options = "choosing the layers to recompute", args.gradient_checkpointing_kwargs
+            attempt(what, recompute_only, model, wanted, options, instead="it stays as it was")
 
     before = vars(trainer).pop("_balance_shim_arranging", None)
     if before is not None:  # it trains again
@@ -86,7 +88,8 @@ def recompute_only(model: Any, wanted: frozenset[str], options: dict[str, Any] |
     """
     word = "activation" if version_of("transformers") >= RENAMED_SINCE else "gradient"
     if not wanted:
-        getattr(model, f"{word}_checkpointing_disable")()
+        if _is_on(model):  # classes that only claim to support it refuse to switch it off
+            getattr(model, f"{word}_checkpointing_disable")()
         return
     options = options or {"use_reentrant": False}
     if not _is_on(model):

@@ -199,6 +199,7 @@ def _strip(model: nn.Module) -> None:
         if own and isinstance(vars(module).get("forward"), types.FunctionType):
             del module.forward
 
+
 def _is_of_a_library(hook: Any) -> bool:
     """Whether a hook belongs to how the model works. Those of the user's script count or keep what they see."""
     function = getattr(hook, "func", hook)  # of a functools.partial

@@ -89,8 +89,9 @@ def _prepare(model: nn.Module, workload: Workload, supposed: bool) -> None:
     if not getattr(model, "supports_gradient_checkpointing", False):
         return
     if not workload.gradient_checkpointing:
-        model.gradient_checkpointing_disable()  # type: ignore[operator]
-        return
+        if any(getattr(module, "gradient_checkpointing", False) for module in model.modules()):
+            model.gradient_checkpointing_disable()  # type: ignore[operator]
+        return  # where nothing is on, classes that only claim to support it may refuse to switch it off
     # Both kinds keep and recompute the same; this one also trains layers whose inputs need no gradients.
     model.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
     embedding = getattr(model, "get_input_embeddings", lambda: None)()
