@@ -335,6 +335,18 @@ def test_layers_with_a_part_in_common_are_traced_all():
     assert "model.layers.4" not in (found.speaks_for["model.layers.3"], found.speaks_for["model.layers.5"])
 
 
+def test_what_is_said_once_is_still_to_be_said():
+    """What transformers says once in a process is not used up by a trace, in which nobody hears it."""
+    logger, heard = transformers.utils.logging.get_logger("transformers.test"), []
+    handler = logging.Handler()
+    handler.emit = lambda record: heard.append(record.getMessage())
+    logger.addHandler(handler)
+    model = behaving(models.llama(), lambda: logger.warning_once("eager attention is used"))
+    assert profiled(model)[1].method == "traced" and not heard
+    logger.warning_once("eager attention is used")
+    assert heard == ["eager attention is used"]
+
+
 @pytest.mark.parametrize("where", ["", "model.layers.2"])
 def test_a_forward_function_that_a_script_has_put_in_does_not_run(where):
     """A function in the place of a module's forward knows the original: run there, its weights would get gradients."""

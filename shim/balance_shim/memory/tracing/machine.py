@@ -74,10 +74,16 @@ def _silence() -> Iterator[None]:
     """Keep back what the model and its library say: they will say it again in the real training."""
     before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
+    # transformers' way to say something once, which remembers what it was called with, heard or not.
+    once: Any = getattr(logging.Logger, "warning_once", None)
     try:
+        if once is not None:
+            logging.Logger.warning_once = lambda *_, **__: None  # type: ignore[attr-defined]
         with contextlib.redirect_stdout(io.StringIO()):
             yield
     finally:
+        if once is not None:
+            logging.Logger.warning_once = once  # type: ignore[attr-defined]
         logging.disable(before)
 
 
