@@ -325,6 +325,34 @@ def test_random_numbers_of_a_trace_are_not_missing_afterwards():
         assert profiled(model)[1].method == "traced"
 
 
+def test_a_model_that_ends_the_program_is_estimated():
+    """A forward pass that exits, as some do over inputs that they do not like, does not end the program in a trace."""
+    _, found = profiled(behaving(models.llama(), lambda: sys.exit("no such task")))
+    assert found.method.startswith("estimated by a formula, because") and "no such task" in found.method
+
+
+def test_a_model_that_takes_too_long_is_estimated(monkeypatch):
+    """A loop over all tokens would be minutes of tracing: it is given up once, and nothing else is tried."""
+    monkeypatch.setattr(machine, "MOST_OPERATIONS", 5000)
+    calls = []
+
+    def loop():
+        calls.append(1)
+        value = torch.zeros(4, device="cpu:1")
+        for _ in range(6000):
+            value = value + 1
+
+    _, found = profiled(behaving(models.llama(), loop))
+    assert found.method.startswith("estimated by a formula, because") and "takes too long" in found.method
+    assert len(calls) == 1
+
+
+def test_a_batch_that_the_host_could_not_hold_is_not_made():
+    """Numbers of tokens beyond anything are planned for by a formula; making such a batch would end the program."""
+    _, found = profiled(models.llama(), Workload(batch_size=10**6, seq_len=10**6))
+    assert found.method.startswith("estimated by a formula, because 1000000 x 1000000 tokens")
+
+
 def test_layers_with_a_part_in_common_are_traced_all():
     """What layers hold together counts with the last of them, which speaks for no other one."""
     model = models.llama()

@@ -101,7 +101,7 @@ def _trace(
     loss_on_first: bool,
 ) -> "tuple[Traced | None, str]":
     """Return what a trace found, None if there can be none, and the method in words."""
-    from .tracing.copy import CannotTrace
+    from .tracing.copy import CannotTrace, TakesTooLong
     from .tracing.measure import trace
 
     reasons: list[str] = []
@@ -112,6 +112,8 @@ def _trace(
             return found, found.note or supposed
         except CannotTrace as error:
             reasons.append(str(error))
+            if isinstance(error, TakesTooLong):
+                break
     return None, f"estimated by a formula, because {reasons[0]}"
 
 

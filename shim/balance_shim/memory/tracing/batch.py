@@ -13,6 +13,7 @@ from ..workload import Workload
 from .copy import CannotTrace
 from .machine import traced
 
+MOST_TOKENS = 1 << 24  # in a batch; they have numbers, and more than this many would fill the host's own memory
 IMAGE_TOKENS = 1024  # of the picture that a vision-language model is supposed to get, at most half of a row
 
 
@@ -31,12 +32,14 @@ def supposed_batch(model: nn.Module, workload: Workload) -> dict[str, torch.Tens
     """Return a batch of plain tensors for `model`.
 
     Raises:
-        CannotTrace: nothing is known about what this model takes.
+        CannotTrace: nothing is known about what this model takes, or it is more than this machine could hold.
     """
     accepted = inspect.signature(inspect.unwrap(type(model).forward)).parameters
     rows, tokens = workload.batch_size, workload.seq_len
     if "input_ids" not in accepted or "labels" not in accepted:
         raise CannotTrace(f"{type(model).__name__} takes no input_ids and labels")
+    if workload.tokens > MOST_TOKENS:
+        raise CannotTrace(f"{rows} x {tokens} tokens are more than can be tried out")
     ids = torch.ones((rows, tokens), dtype=torch.int64)
     batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     batch.update(_picture(model, ids, accepted))

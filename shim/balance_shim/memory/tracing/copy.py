@@ -33,6 +33,10 @@ class CannotTrace(Exception):
     """This model, or this part of it, cannot be traced; the message says why."""
 
 
+class TakesTooLong(CannotTrace):
+    """Nor can it be traced in another way."""
+
+
 @contextlib.contextmanager
 def tracing_errors() -> Iterator[None]:
     """Turn whatever goes wrong in the body into `CannotTrace`, and keep warnings back.
@@ -45,7 +49,7 @@ def tracing_errors() -> Iterator[None]:
             yield
     except CannotTrace:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise CannotTrace(f"tracing failed ({type(error).__name__}: {error})") from error
 
 
@@ -190,14 +194,14 @@ def _strip(model: nn.Module) -> None:
         remove_hook_from_submodules(model)
     model.__dict__.pop("hf_device_map", None)
     for module in model.modules():
-        for hooks in (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks):
-            for handle in [handle for handle, hook in hooks.items() if not _is_of_a_library(hook)]:
-                del hooks[handle]
-
         # A plain function is not copied, so it would run the original: with its weights, which would get gradients.
         own = type(module).forward is not nn.Module.forward
         if own and isinstance(vars(module).get("forward"), types.FunctionType):
             del module.forward
+        for hooks in (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks):
+            for handle in [handle for handle, hook in hooks.items() if not _is_of_a_library(hook)]:
+                del hooks[handle]
+
 
 
 def _is_of_a_library(hook: Any) -> bool:

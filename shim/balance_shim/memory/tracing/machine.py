@@ -21,9 +21,28 @@ from balance_shim.virtual.machine import Machine
 from balance_shim.virtual.tensor import VirtualTensor, wrap
 
 MOST_DEVICES = 120  # torch numbers devices with a signed byte
+# Operations in a trace. Models of today take a few thousand; one that goes through its rows token by token (state space
+# models without their kernels) takes hundreds of thousands, which is minutes that no program should wait for a plan.
+MOST_OPERATIONS = 60_000
 _LIMITLESS = 1 << 60
 
 _one_at_a_time = threading.Lock()
+
+
+class TooManyOperations(Exception):
+    """A trace has gone on for so long that it is given up."""
+
+
+class _Bounded(Dispatcher):
+    """Runs no more than `MOST_OPERATIONS` operations."""
+
+    _done = 0
+
+    def __call__(self, func: Any, args: Any, kwargs: Any) -> Any:
+        self._done += 1
+        if self._done > MOST_OPERATIONS:
+            raise TooManyOperations(f"more than {MOST_OPERATIONS:,} operations in a step")
+        return super().__call__(func, args, kwargs)
 
 
 class TracedTensor(VirtualTensor):
@@ -57,7 +76,7 @@ def tracing(devices: int) -> Iterator[Machine]:
     fused = attention.make_attention(machine)
     with contextlib.ExitStack() as stack:
         stack.enter_context(_one_at_a_time)
-        TracedTensor.run = Dispatcher(machine, fused)
+        TracedTensor.run = _Bounded(machine, fused)
         stack.enter_context(undisturbed())
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())

@@ -9,7 +9,7 @@ from ..blocks import Block, anchors, within
 from ..ties import tied_groups
 from ..workload import Workload
 from . import adapters, batch, layers, parts
-from .copy import CannotTrace, Trains, copy_of, traced_copy, tracing_errors
+from .copy import CannotTrace, TakesTooLong, Trains, copy_of, traced_copy, tracing_errors
 from .found import ELSEWHERE, Held, Traced
 from .machine import MOST_DEVICES, tracing
 from .run import place_inputs, training_step
@@ -42,6 +42,8 @@ def trace(
         try:
             fed = batch.supposed_batch(model, workload)
             return trace_with(model, blocks, workload, trains, fed, loss_on_first)
+        except TakesTooLong:
+            raise
         except CannotTrace as error:
             whole = error
         return parts.trace_parts(model, blocks, workload, trains, loss_on_first, whole)
@@ -59,8 +61,8 @@ def trace_with(
     sample = layers.sample(model, blocks)
     try:
         return _trace(model, blocks, workload, trains, fed, sample, loss_on_first)
-    except CannotTrace:
-        if sample.whole:
+    except CannotTrace as error:
+        if sample.whole or isinstance(error, TakesTooLong):
             raise
     return _trace(model, blocks, workload, trains, fed, layers.everything(blocks), loss_on_first)
 

@@ -9,7 +9,7 @@ from torch import nn
 from ..blocks import Block
 from ..workload import Workload
 from . import batch, layers, measure
-from .copy import CannotTrace, Trains, tracing_errors
+from .copy import CannotTrace, TakesTooLong, Trains, tracing_errors
 
 LAYERS_A_DEVICE = 2  # of each list that run on a device; the rest is like them
 
@@ -58,7 +58,7 @@ def prove(
                 left_out = _left_out(blocks, device_map, layers.sharing(model, blocks))
                 return _run(model, blocks, workload, device_map, places, trains, fed, left_out)
             except CannotTrace as error:
-                if _crosses(error):
+                if _crosses(error) or isinstance(error, TakesTooLong):
                     raise
             return _run(model, blocks, workload, device_map, places, trains, fed, frozenset())
     except CannotTrace as error:

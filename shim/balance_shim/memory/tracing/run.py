@@ -12,8 +12,9 @@ from balance_shim.versions import version_of
 from balance_shim.virtual.machine import Machine
 
 from ..workload import Workload
-from .copy import CannotTrace
+from .copy import CannotTrace, TakesTooLong
 from .found import Held
+from .machine import TooManyOperations
 
 TRAINS_WITHOUT_CACHE = (5, 0)  # the Trainer then sets this very attribute; before, the cache fills up in training, too
 CHECKPOINTS_WITHOUT_REENTRANCE = (5, 0)  # by default; before, scripts with frozen embeddings had to ask for gradients
@@ -49,7 +50,9 @@ def training_step(
         return _training_step(model, batch, workload, machine)
     except CannotTrace:
         raise
-    except Exception as error:
+    except TooManyOperations as error:
+        raise TakesTooLong(f"{type(model).__name__} takes too long to run on shapes ({error})") from error
+    except (Exception, SystemExit) as error:  # a model may end the program over what it is fed with
         text = str(error).splitlines()[0] if str(error) else ""
         raise CannotTrace(f"{type(model).__name__} does not run on shapes ({type(error).__name__}: {text})") from error
 
