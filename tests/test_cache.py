@@ -69,6 +69,29 @@ def test_a_folder_that_cannot_be_written_costs_only_time(tmp_path):
     assert not [name for name in os.listdir(tmp_path) if name.endswith(".part")]
 
 
+def test_a_folder_that_can_only_be_read_is_read(tmp_path, monkeypatch):
+    """What is there under another user, or on a disk mounted for reading, is of use though it cannot be touched."""
+    make, key = Maker(), cache.digest("question")
+    cache.cached(tmp_path, key, make)
+
+    def refuse(*_):
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "utime", refuse)
+    assert cache.cached(tmp_path, key, make) == {"answer": 42} and make.calls == 1
+
+
+def test_a_user_without_a_home_has_no_cache(monkeypatch):
+    """In containers a user may have neither HOME nor an entry in the list of users; planning needs no cache."""
+
+    def nobody():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(Path, "home", nobody)
+    assert cache.folder_of("") is None
+
+
 def test_the_oldest_files_go_first(tmp_path, monkeypatch):
     """There are never more than a certain number."""
     monkeypatch.setattr(cache, "MOST_FILES", 3)
@@ -124,8 +147,9 @@ def test_the_same_plan_comes_from_the_cache(tmp_path, traces):
         lambda folder: request(folder, half_precision()),
         lambda folder: request(folder, frozen()),
         lambda folder: request(folder, with_forward_replaced()),
+        lambda folder: request(folder, tied_by_hand()),
     ],
-    ids=["batch", "optimizer", "sizes", "dropout", "dtype", "frozen", "patched forward"],
+    ids=["batch", "optimizer", "sizes", "dropout", "dtype", "frozen", "patched forward", "tied by hand"],
 )
 def test_whatever_matters_is_in_the_key(tmp_path, traces, changed):
     """A workload or a model that differs in anything that takes memory is traced by itself."""
@@ -148,6 +172,12 @@ def with_forward_replaced():
     model = models.llama()
     original = model.model.layers[1].forward
     model.model.layers[1].forward = lambda *args, **kwargs: original(*args, **kwargs)
+    return model
+
+
+def tied_by_hand():
+    model = models.llama()
+    model.lm_head.weight = model.model.embed_tokens.weight
     return model
 
 

@@ -4,6 +4,7 @@ A file holds the key in full and a checksum of the content. It is trusted when b
 another name first, so that two processes, or one that is killed, leave nothing half-written under the final one.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -26,7 +27,12 @@ def folder_of(setting: str | None) -> Path | None:
     if setting:
         return Path(setting)
     base = os.environ.get("XDG_CACHE_HOME", "")
-    return (Path(base) if os.path.isabs(base) else Path.home() / ".cache") / "balance_shim"
+    if os.path.isabs(base):
+        return Path(base) / "balance_shim"
+    try:
+        return Path.home() / ".cache" / "balance_shim"
+    except RuntimeError:  # a container's user whom nobody knows, without HOME
+        return None
 
 
 def digest(*parts: Any) -> str:
@@ -54,7 +60,8 @@ def _read(path: Path, key: str) -> Any:
     try:
         entry = json.loads(path.read_text(encoding="utf-8"))
         if entry["key"] == key and entry["checksum"] == _checksum(entry["content"]):
-            os.utime(path)  # the oldest go by when they were last of use
+            with contextlib.suppress(OSError):  # of another user, or where nothing can be written
+                os.utime(path)  # the oldest go by when they were last of use
             return entry["content"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         pass  # not there, of another program, or damaged: made again either way

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from ..versions import version_text
+from .ties import tied_groups
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -25,6 +26,7 @@ def fingerprint(
         sys.version_info[:3],
         _config(model),
         _modules(model, trains),
+        sorted(sorted(group) for group in tied_groups(model)),
         _code(model),
         None if batch is None else {name: _tensor(each) for name, each in batch.items()},
     ]
