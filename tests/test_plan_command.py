@@ -11,6 +11,7 @@ import transformers
 
 from balance_shim.memory.cost import TERMS
 from balance_shim.placement.plan import device_of
+from balance_shim.plan_options import UsageError, read_options
 from balance_shim.units import GIB, MIB
 from balance_shim.versions import version_of
 from tests import models, processes
@@ -476,6 +477,16 @@ def test_a_hub_id_in_the_cache_is_planned_offline(saved, tmp_path):
     (snapshot / "config.json").write_bytes((saved / "llama" / "config.json").read_bytes())
     found = planned("some/llama", "--gpus", MACHINE, *SHORT, HF_HOME=str(tmp_path))
     assert found["model"]["class"] == "LlamaForCausalLM"
+
+
+@pytest.mark.parametrize("named", ["", "config.json"], ids=["folder", "file"])
+def test_the_model_s_config_is_not_written_over(saved, named):
+    """`--output` with the config itself would leave a folder of weights that nobody can load."""
+    config = saved / "llama" / "config.json"
+    before = config.read_text()
+    with pytest.raises(UsageError, match="own config"):
+        read_options([str(saved / "llama" / named), "--gpus", MACHINE, "--output", str(config)], {})
+    assert config.read_text() == before
 
 
 def test_an_unwritable_output_gets_one_line(saved):

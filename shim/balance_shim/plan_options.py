@@ -134,6 +134,7 @@ def read_options(words: Sequence[str], environ: Mapping[str, str]) -> tuple[Plan
     if "gpus" not in found and not any("gpus" in fault or "BALANCE_SIMULATE" in fault for fault in faults):
         faults.append(f"--gpus is needed: {FORMS}")
     faults += _absent_devices(found)
+    faults += _overwritten_config(given.model, found.get("output"))
     if faults:
         raise UsageError("\n".join(faults))
     settings = Settings(
@@ -158,6 +159,14 @@ def read_options(words: Sequence[str], environ: Mapping[str, str]) -> tuple[Plan
         trust_remote_code=given.trust_remote_code,
     )
     return options, _unknown_variables(environ)
+
+
+def _overwritten_config(model: str, output: str | None) -> list[str]:
+    place = os.path.expanduser(model)
+    taken = {os.path.realpath(each) for each in (place, os.path.join(place, "config.json"))}
+    if output is None or os.path.realpath(output) not in taken:
+        return []
+    return [f"--output={output!r} is the model's own config, which has to stay what it is"]
 
 
 def _absent_devices(found: Mapping[str, Any]) -> list[str]:

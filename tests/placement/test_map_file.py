@@ -2,6 +2,7 @@
 
 import json
 import os
+import stat
 
 import pytest
 
@@ -88,3 +89,20 @@ def test_a_strange_path_stays_one_short_line():
         with pytest.raises(DeviceMapError) as caught:
             map_file.read(text)
         assert "\n" not in str(caught.value) and len(str(caught.value)) < 400
+
+
+def test_what_is_no_file_is_written_to(tmp_path):
+    """A pipe gets the map, as /dev/stdout would, and is a pipe afterwards: root could replace it, and /dev/null."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDWR | os.O_NONBLOCK)
+    map_file.write({"": 0}, str(pipe))
+    assert json.loads(os.read(reader, 1000)) == {"": 0} and stat.S_ISFIFO(os.stat(pipe).st_mode)
+    os.close(reader)
+
+
+def test_a_link_goes_on_pointing_to_the_file(tmp_path):
+    """Where the user has put a link, the file behind it is written."""
+    (tmp_path / "link").symlink_to(tmp_path / "file")
+    map_file.write({"": 0}, str(tmp_path / "link"))
+    assert (tmp_path / "link").is_symlink() and json.loads((tmp_path / "file").read_text()) == {"": 0}
