@@ -100,7 +100,10 @@ def inventory(
         elif index in script_caps:
             available = min(available, script_caps[index])
         device = describe(index, f"{kind}:{index}", available, settings)
-        if device.available >= LEAST_AVAILABLE:  # max_memory={0: 0} is accelerate's way to keep a device free
+        # One that the runtime alone fills would hold something all the same, because nothing makes its fill any worse.
+        if (
+            device.available >= LEAST_AVAILABLE + device.overhead
+        ):  # max_memory={0: 0} is accelerate's way to keep a device free
             found.append(device)
     return tuple(found)
 
