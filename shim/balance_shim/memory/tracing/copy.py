@@ -203,7 +203,6 @@ def _strip(model: nn.Module) -> None:
                 del hooks[handle]
 
 
-
 def _is_of_a_library(hook: Any) -> bool:
     """Whether a hook belongs to how the model works. Those of the user's script count or keep what they see."""
     function = getattr(hook, "func", hook)  # of a functools.partial
