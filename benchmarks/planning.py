@@ -4,6 +4,7 @@ From a config to the proved plan, the model built on the meta device included; t
 cache of its own. Wall-clock seconds in one process with two threads.
 """
 
+import gc
 import logging
 import shutil
 import statistics
@@ -52,6 +53,7 @@ def plan(name: str, count: int, size: int, workload: Workload, folder: Path | No
     """Return the seconds from a config to a plan on `count` devices of `size` GiB."""
     config = next(model for model in MODELS.values() if model.name == name).make_config()
     devices = tuple(Device(index, f"cuda:{index}", size * GIB, int(0.92 * size * GIB)) for index in range(count))
+    gc.collect()  # what the plan before has left is not this one's
     start = time.perf_counter()
     with torch.device("meta"):
         model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)

@@ -60,6 +60,15 @@ def mixtral() -> Any:
     return on_meta(transformers.MixtralForCausalLM, config)
 
 
+def qwen2_vl() -> Any:
+    """Return the generation before: its tower's width is the text's, and 5.x refuses pictures without token types."""
+    text = {**SIZES, "num_key_value_heads": 2, "rope_scaling": {"type": "mrope", "mrope_section": [2, 3, 3]}}
+    vision = {"embed_dim": 32, "hidden_size": 64, "depth": 3, "num_heads": 2}
+    config = transformers.Qwen2VLConfig(**text, vision_config=vision)
+    config.image_token_id, config.video_token_id, config.vision_start_token_id = 500, 501, 502
+    return on_meta(transformers.Qwen2VLForConditionalGeneration, config)
+
+
 def qwen_vl() -> Any:
     text = {**SIZES, "num_key_value_heads": 2, "rope_scaling": {"type": "mrope", "mrope_section": [2, 3, 3]}}
     vision = {"hidden_size": 32, "out_hidden_size": 64, "depth": 3, "num_heads": 2, "intermediate_size": 64}

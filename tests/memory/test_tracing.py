@@ -123,6 +123,15 @@ def test_a_sample_of_the_layers_stands_for_all(name, changes, monkeypatch):
     assert sampled.first == whole.first
 
 
+def test_pictures_of_qwen2_vl_are_traced():
+    """Its batch needs more than pixels: with that the whole model runs, its tower too."""
+    model = models.qwen2_vl()
+    blocks, found = profiled(model)
+    assert found.method == "traced"
+    kept = [cost.activations for block, cost in zip(blocks, found.costs, strict=True) if block.role == "tower"]
+    assert kept and min(kept) > 0
+
+
 def test_not_all_layers_run():
     """Of six like layers three run, however many there are: two, and the one behind them."""
     for count in (6, 40):

@@ -100,7 +100,9 @@ def _picture(model: nn.Module, ids: torch.Tensor, accepted: Mapping[str, Any]) -
         ids[:, :used] = token
         width = channels * vision.temporal_patch_size * vision.patch_size**2
         grid = torch.tensor([[1, side, side]] * rows)
-        return {"pixel_values": torch.zeros(rows * side * side, width), "image_grid_thw": grid}
+        kinds = (ids == token).to(ids.dtype)  # of each token, 1 for a picture's: 5.x asks for it
+        pixels = torch.zeros(rows * side * side, width)
+        return {"pixel_values": pixels, "image_grid_thw": grid, "mm_token_type_ids": kinds}
     size = getattr(vision, "image_size", None)
     if size is None:
         return {}
