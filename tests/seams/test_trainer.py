@@ -40,6 +40,14 @@ def test_blocks_move_when_the_plan_was_made_for_something_else(results):
     assert not [line for line in results["as planned"]["said"] if ": moved " in line]
 
 
+def test_blocks_stay_beside_what_the_script_keeps_of_them(results):
+    """An average of the weights, begun before training, would be on other devices than they are then."""
+    found = results["planned for another workload, with an average of the weights"]
+    assert found["losses"] == pytest.approx(results["one device"]["losses"], rel=1e-5)
+    assert not [line for line in found["said"] if ": moved " in line]
+    assert len([line for line in found["said"] if "tensors of the shapes of parameters beside them" in line]) == 1
+
+
 def test_a_loss_computed_on_the_heads_device(results):
     """Without the shim such a trainer stops; with it the losses are those of one device."""
     assert "error" in results["own loss, off"] and "device" in results["own loss, off"]["message"]

@@ -58,7 +58,18 @@ class OwnLossMoved(OwnLoss):
         return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
 
 
-def train(trainer_class=Trainer, dataset=rows, device_map="auto", arguments_first=True, **options):
+class Averaging(TrainerCallback):
+    """Keeps a running average of the weights, begun before training."""
+
+    def __init__(self, model):
+        self.average = [parameter.detach().clone() for parameter in model.parameters()]
+
+    def on_step_end(self, *_, model=None, **__):
+        for average, parameter in zip(self.average, model.parameters(), strict=True):
+            average.lerp_(parameter.detach(), 0.1)
+
+
+def train(trainer_class=Trainer, dataset=rows, device_map="auto", arguments_first=True, averaging=False, **options):
     def arguments():
         return TrainingArguments(
             output_dir=str(result_path.parent / "out"),
@@ -84,6 +95,8 @@ def train(trainer_class=Trainer, dataset=rows, device_map="auto", arguments_firs
             seen["random"] = torch.rand(1).item()
 
     trainer.add_callback(Noting())
+    if averaging:
+        trainer.add_callback(Averaging(model))
     trainer.train()
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     return {
@@ -116,7 +129,9 @@ def case(name, mode="balanced", environ=None, **options):
 case("one device", mode="off", device_map={"": 0})
 case("balanced")
 case("arguments after the model", arguments_first=False)
-case("planned for another workload", environ={"BALANCE_TUNING": "lora", "BALANCE_SEQ_LEN": "4096"})
+lora = {"BALANCE_TUNING": "lora", "BALANCE_SEQ_LEN": "4096"}
+case("planned for another workload", environ=lora)
+case("planned for another workload, with an average of the weights", averaging=True, environ=lora)
 case("as planned", environ={"BALANCE_SEQ_LEN": "24"})
 head_apart = {"model": 0, "lm_head": 3}
 case("own loss, off", mode="off", device_map=head_apart, trainer_class=OwnLoss)

@@ -83,6 +83,13 @@ def search(kind: str, model: Any, optimizer: Any, owner: Any = None) -> Kept | N
     return Kept(tensors, holder, is_cache)
 
 
+def twins(kind: str, model: Any, optimizer: Any) -> list[Any]:
+    """Return the tensors that lie beside a parameter of `model` (a matrix at least) and have its shape; see `search`."""
+    known = _known(model, optimizer)
+    spots = {(tuple(each.shape), each.device) for each in model.parameters() if each.dim() > 1}
+    return [each for each in _tensors(kind) if id(each) not in known and (tuple(each.shape), each.device) in spots]
+
+
 def _tensors(kind: str) -> list[Any]:
     import torch
 

@@ -35,6 +35,11 @@ def remember_placed(model: "nn.Module", placed: Placed) -> None:
     _placed[model] = placed
 
 
+def placed_models() -> "list[nn.Module]":
+    """Return the models that are still in use of those that plans have placed."""
+    return list(_placed)
+
+
 def placed(model: "nn.Module") -> "tuple[nn.Module, Placed] | None":
     """Return the model that was placed by a plan, and how: `model` itself or one inside of it (PEFT wraps)."""
     for module in model.modules():

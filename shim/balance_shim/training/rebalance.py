@@ -19,7 +19,7 @@ from ..placement.plan import CostedModel, Plan, evaluate
 from ..placement.recompute import mixer
 from ..seams.guard import attempt
 from ..units import format_size
-from . import chunked_loss
+from . import beside, chunked_loss
 from .actual_workload import actual_workload
 from .second_pass import WORTH_MOVING, request_for
 
@@ -175,6 +175,10 @@ class Rebalancer:
             or len(set(better.device_map.values())) == 1
         ):
             self._say(f"measured peaks differ from the plan ({fullest}), but no other map is better by a useful margin")
+            return False
+        reason = beside.reason_to_stay(self._trainer)
+        if reason:
+            self._say(f"measured peaks differ from the plan ({fullest}), but {reason}")
             return False
         optimizer = self._trainer.optimizer
         try:

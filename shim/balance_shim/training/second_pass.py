@@ -13,7 +13,7 @@ from ..placement.move import MoveError, move
 from ..placement.plan import CostedModel, Plan, evaluate
 from ..report import plan_report
 from ..units import format_size
-from . import micro_batch, precision
+from . import beside, micro_batch, precision
 from .actual_workload import actual_workload
 
 WORTH_MOVING = 0.95  # blocks move when that brings the worst device to this part of what it is, or below
@@ -104,6 +104,10 @@ def _better(trainer: Any, request: planner.Request, costed: CostedModel, actual:
     if better is None or better.worst.filled > WORTH_MOVING * actual.worst.filled:
         return Outcome(actual)
     if len(set(better.device_map.values())) == 1:
+        return Outcome(actual)
+    reason = beside.reason_to_stay(trainer)
+    if reason:
+        log.info(f"a better map was found for this workload, but {reason}; training goes on with the map it has")
         return Outcome(actual)
     optimizer = getattr(trainer, "optimizer", None)
     try:

@@ -1,0 +1,29 @@
+"""Tensors that a script keeps beside parameters, such as an average of the weights: blocks would move without them."""
+
+import gc
+from typing import Any
+
+from .. import devices
+from ..monitoring import kept
+from ..seams import known
+
+
+def reason_to_stay(trainer: Any) -> str:
+    """Return why no block of the model of `trainer` may move; "" where nothing speaks against it.
+
+    Another model of the script's that the shim has placed (a reference model) has the same shapes by its nature; what
+    is computed of both comes from their outputs.
+    """
+    kind = devices.accelerator_type()
+    if kind is None:
+        return ""
+    gc.collect()  # hooks make cycles, so an earlier model may still be there
+    others = {id(each) for model in known.placed_models() for each in (*model.parameters(), *model.buffers())}
+    found = [each for each in kept.twins(kind, trainer.model, trainer.optimizer) if id(each) not in others]
+    if not found:
+        return ""
+    first = "x".join(map(str, found[0].shape))
+    return (
+        f"something keeps {len(found)} tensors of the shapes of parameters beside them (one of {first} on "
+        f"{found[0].device}), which would not move along"
+    )
