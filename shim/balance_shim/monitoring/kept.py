@@ -84,7 +84,7 @@ def search(kind: str, model: Any, optimizer: Any, owner: Any = None) -> Kept | N
 
 
 def twins(kind: str, model: Any, optimizer: Any) -> list[Any]:
-    """Return the tensors that lie beside a parameter of `model` (a matrix at least) and have its shape; see `search`."""
+    """Return the tensors that lie beside a matrix among the parameters of `model`, and have its shape. See `search`."""
     known = _known(model, optimizer)
     spots = {(tuple(each.shape), each.device) for each in model.parameters() if each.dim() > 1}
     return [each for each in _tensors(kind) if id(each) not in known and (tuple(each.shape), each.device) in spots]
