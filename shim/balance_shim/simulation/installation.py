@@ -3,6 +3,7 @@
 import contextlib
 import os
 import sys
+from types import ModuleType
 
 import torch
 
@@ -50,6 +51,15 @@ class Installation:
             )
             undo.pop_all()
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # DeepSpeed would look for internals of a real torch_npu
+        _forget_answers()
+
+
+def _forget_answers() -> None:
+    """Have libraries that were there before ask again which accelerators there are."""
+    for name in ("transformers.utils.import_utils", "accelerate.utils.imports"):
+        for question in vars(sys.modules.get(name, ModuleType(name))).copy().values():
+            if hasattr(question, "cache_clear"):
+                question.cache_clear()
 
 
 def _check() -> None:
