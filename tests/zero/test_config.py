@@ -9,6 +9,7 @@ import transformers
 
 import balance_shim
 from balance_shim.errors import SettingError
+from balance_shim.seams import loading_dtype
 from balance_shim.zero import config, loading, mean_loss, moe, notes
 from tests import models
 
@@ -128,7 +129,7 @@ def test_the_precision_of_a_load(asked, expected):
     """As this version of transformers reads it, by either name of the argument."""
     config_ = transformers.LlamaConfig(**models.SIZES)
     config_.torch_dtype = torch.bfloat16
-    assert str(loading._dtype_of(config_, asked)) == f"torch.{expected}"
+    assert str(loading_dtype.dtype_of(config_, asked)) == f"torch.{expected}"
 
 
 class TrainersConfig:
