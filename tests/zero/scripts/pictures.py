@@ -74,7 +74,8 @@ class InOrder(Trainer):
 set_seed(42)
 model = llava() if options.kind == "llava" else qwen()
 if options.frozen:
-    (model.base_model.visual if options.kind == "qwen" else model.base_model.vision_tower).requires_grad_(False)
+    towers = ("visual", "vision_tower")
+    next(part for name, part in model.named_modules() if name.rpartition(".")[2] in towers).requires_grad_(False)
 arguments = TrainingArguments(
     output_dir=options.output, max_steps=4, per_device_train_batch_size=options.batch_size, learning_rate=1e-3,
     logging_steps=1, save_strategy="no", report_to=[], disable_tqdm=True, remove_unused_columns=False,
