@@ -22,10 +22,26 @@ def adjust_arguments(arguments: Any) -> None:
     wish = state.settings().gradient_checkpointing
     if not isinstance(wish, bool):
         return
-    arguments.gradient_checkpointing = wish
-    if wish and arguments.gradient_checkpointing_kwargs is None:
+    _switch(arguments, wish)
+    if wish and options_of(arguments) is None:
         # Without re-entrance inputs need no gradients, so frozen embeddings need no hooks.
-        arguments.gradient_checkpointing_kwargs = {"use_reentrant": False}
+        setattr(arguments, f"{_names(arguments)[0]}_kwargs", {"use_reentrant": False})
+
+
+def options_of(arguments: Any) -> Any:
+    """Return what `arguments` have for `torch.utils.checkpoint.checkpoint`; None: nothing."""
+    options = (getattr(arguments, f"{name}_kwargs", None) for name in _names(arguments))
+    return next((each for each in options if each is not None), None)
+
+
+def _switch(arguments: Any, on: bool) -> None:
+    setattr(arguments, _names(arguments)[0], on)
+
+
+def _names(arguments: Any) -> tuple[str, ...]:
+    """Return what the switch is called in `arguments`: the name that counts, then one that it had before."""
+    names = ("activation_checkpointing", "gradient_checkpointing")
+    return tuple(name for name in names if hasattr(arguments, name))
 
 
 def is_supported(model: Any) -> bool:
@@ -48,7 +64,7 @@ def arrange(trainer: Any, model: Any, plan: Plan | None) -> None:
         return
     if not is_supported(model):
         if wish is True or chosen:
-            trainer.args.gradient_checkpointing = False  # the Trainer would stop
+            _switch(trainer.args, False)  # the Trainer would stop
             log.warning(f"{type(model).__name__} does not support activation checkpointing; nothing is recomputed")
         return
     if wish == "auto" and chosen is None:
@@ -66,7 +82,7 @@ def arrange(trainer: Any, model: Any, plan: Plan | None) -> None:
 
     class Arranging(TrainerCallback):
         def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            what, options = "choosing the layers to recompute", args.gradient_checkpointing_kwargs
+            what, options = "choosing the layers to recompute", options_of(args)
             attempt(what, recompute_only, model, wanted, options, instead="it stays as it was")
 
     before = vars(trainer).pop("_balance_shim_arranging", None)
