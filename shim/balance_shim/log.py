@@ -41,7 +41,6 @@ def warning(message: str) -> None:
 
 
 def error(message: str) -> None:
-    _said.add(message)
     _say("error", message)
 
 

@@ -38,7 +38,7 @@ class _Hook:
             return
         message = " ".join(str(error).split())
         if not _left_for_launcher(message):
-            log.once("error", message)
+            log.error(message)
 
 
 def _left_for_launcher(message: str) -> bool:

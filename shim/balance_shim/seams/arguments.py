@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from .. import devices, log, state
+from .. import devices, state
 from ..errors import BalanceError
 from ..training import checkpointing, micro_batch, precision
 from ..versions import version_text
@@ -29,8 +29,7 @@ def apply(module: Any) -> None:
         try:
             relaunch.ensure_launched()
         except BalanceError as error:
-            log.error(str(error))
-            state.postpone(error)
+            state.postpone(error)  # to where arguments or a model are made, which ends the program
 
 
 def _around_post_init(original: Callable[..., Any]) -> Callable[..., Any]:
