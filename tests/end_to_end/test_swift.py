@@ -3,6 +3,8 @@
 import sys
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from tests.end_to_end import swift
 from tests.end_to_end.run import SHIM, on_python_path, read_peaks, run_command
@@ -102,3 +104,7 @@ def test_zero3_through_its_own_launcher(tiny, chat, tmp_path):
     assert "swift starts 2 processes" in outcome.stderr and "ZeRO-3 over 2 processes" in outcome.stderr
     assert len(losses["alone"]) == 3
     assert losses["divided"] == pytest.approx(losses["alone"], rel=2e-5)
+    alone, divided = (load_file(tmp_path / name / WEIGHTS["full"]) for name in ("alone", "divided"))
+    assert divided.keys() == alone.keys()
+    for name, tensor in alone.items():
+        torch.testing.assert_close(divided[name], tensor, rtol=1e-3, atol=1e-5, msg=name)

@@ -128,17 +128,43 @@ def test_trl_without_the_shim_stops_with_a_cross_device_error(arguments, tmp_pat
     assert outcome.losses == []
 
 
-def test_trl_same_losses_as_on_one_device(arguments, tmp_path):
+@pytest.fixture(scope="module")
+def trl(arguments, tmp_path_factory):
+    """TRL on four simulated devices, balanced."""
+    folder = tmp_path_factory.mktemp("trl")
+    words = trl_arguments(arguments)
+    return run_script("trl_sft.py", words, folder, {**FOUR, **BALANCED}, SHIM).expect_success(), folder
+
+
+def test_trl_same_losses_as_on_one_device(arguments, trl, tmp_path):
     """TRL trains on four devices with the shim, to the losses that it has on one device without it."""
     # On a CPU TRL would choose other defaults, so what is compared with is one simulated device.
-    expected = run_script("trl_sft.py", arguments, tmp_path / "one", {**ONE, **OFF}, SHIM).expect_success()
-    environment = {**FOUR, **BALANCED}
-    words = trl_arguments(arguments)
-    outcome = run_script("trl_sft.py", words, tmp_path / "four", environment, SHIM).expect_success()
+    expected = run_script("trl_sft.py", arguments, tmp_path, {**ONE, **OFF}, SHIM).expect_success()
+    outcome, folder = trl
     assert len(outcome.losses) == 4
     assert outcome.losses == pytest.approx(expected.losses, **SAME)
     assert sum(peak > MIB for peak in outcome.peaks) > 1
-    assert weights(tmp_path / "four").keys() == weights(tmp_path / "one").keys()
+    assert weights(folder).keys() == weights(tmp_path).keys()
+
+
+def test_trl_obeys_what_the_variables_say_of_memory(arguments, trl, tmp_path):
+    """One row at a time and layers recomputed: the same losses in less memory, on devices watched for a re-balance."""
+    variables = {"BALANCE_MICRO_BATCH": "1", "BALANCE_GRADIENT_CHECKPOINTING": "1", "BALANCE_REBALANCE": "1"}
+    words = trl_arguments(arguments)
+    outcome = run_script("trl_sft.py", words, tmp_path, {**FOUR, **BALANCED, **variables}, SHIM).expect_success()
+    assert outcome.losses == pytest.approx(trl[0].losses, rel=1e-4)
+    assert sum(outcome.peaks) < 0.9 * sum(trl[0].peaks)
+    assert "accumulation 1 -> 2" in outcome.stderr or "accumulation 2" in outcome.stderr
+
+
+def test_trl_trains_in_the_precision_that_the_variable_says(arguments, trl, tmp_path):
+    """Weights are saved in bfloat16, and the first loss is that of float32 as far as bfloat16 goes."""
+    words = trl_arguments(arguments)
+    variables = {**FOUR, **BALANCED, "BALANCE_PRECISION": "bf16"}
+    outcome = run_script("trl_sft.py", words, tmp_path, variables, SHIM).expect_success()
+    assert {str(tensor.dtype) for tensor in weights(tmp_path).values()} == {"torch.bfloat16"}
+    assert outcome.losses[0] == pytest.approx(trl[0].losses[0], rel=5e-3)
+    assert "BALANCE_PRECISION=bf16 instead of float32 saves" in outcome.stderr
 
 
 # A program that has chunks of eight megabytes, so that a tiny model's logits are cut up.
