@@ -165,7 +165,7 @@ def test_out_of_memory_by_a_wrong_map(results):
     row = next(line for line in text.splitlines() if "npu:0 <-" in line).split()
     assert float(row[2]) > 8 > float(row[6]) - 0.5  # the plan knew; what was measured is where it stopped
     explicit = explanation(results["memory runs out: explicit map"])
-    assert "as device_map= in the script" in explicit and "BALANCE_GRADIENT" not in explicit
+    assert "as device_map= in the script" in explicit and "BALANCE_PRECISION=bf16 (predicted" in explicit
 
 
 def test_out_of_memory_by_others(results):
