@@ -28,8 +28,8 @@ test: .venv/new/.finished .venv/old/.finished .venv/swift/.finished
 test-new: .venv/new/.finished
 	.venv/new/bin/python $(PYTEST) -m "not swift"
 
-# The demo is about the newest libraries; how ranks are started and end is not about transformers. Both take minutes.
-ONCE = tests/end_to_end/test_demo.py tests/zero/test_relaunch.py tests/zero/test_ends.py
+# The demo is about the newest libraries; how ranks are started and end, and the solver, is not about transformers.
+ONCE = tests/end_to_end/test_demo.py tests/zero/test_relaunch.py tests/zero/test_ends.py tests/placement/test_solver.py
 
 # Its trainings in several processes come first, because those of the other lane come last.
 test-old: .venv/old/.finished
