@@ -1,6 +1,7 @@
 """What a rank owes to its neighbours: variables that launchers leave out, and an orderly end."""
 
 import atexit
+import gc
 import os
 import sys
 from collections.abc import MutableMapping
@@ -64,7 +65,11 @@ def leave_group_at_exit() -> None:
         import torch.distributed as dist
 
         if dist.is_initialized() and getattr(sys, "last_value", None) is None:
+            # Before and after: what waits to be collected, an operation or a group, would otherwise be let go of by a
+            # thread of gloo's while the interpreter ends, which aborts the process (seen once on a crowded machine).
+            gc.collect()
             dist.destroy_process_group()
+            gc.collect()
 
     atexit.register(leave)
 
