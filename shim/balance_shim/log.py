@@ -6,10 +6,12 @@ interpreter start nobody has configured it yet.
 
 import os
 import sys
+import time
 
 LEVELS = ("debug", "info", "warning", "error")
 _threshold = LEVELS.index("info")
 _said: set[str] = set()
+_errors: dict[str, float] = {}  # what has been said as an error -> when
 
 
 def set_level(level: str) -> None:
@@ -44,6 +46,11 @@ def error(message: str) -> None:
     _say("error", message)
 
 
+def is_fresh(message: str, seconds: float) -> bool:
+    """Whether the error `message` has been said within the last `seconds`."""
+    return message in _errors and time.monotonic() - _errors[message] < seconds
+
+
 def error_of_any_rank(message: str) -> None:
     """Say `message` whichever process this is: what happened to it alone."""
     _say("error", f"rank {os.environ.get('RANK', '0')}: {message}", anywhere=True)
@@ -59,6 +66,8 @@ def once(level: str, message: str) -> None:
 def _say(level: str, message: str, anywhere: bool = False) -> None:
     if not shows(level) or not (anywhere or is_first_process()) or sys.stderr is None:
         return
+    if level == "error":
+        _errors[message] = time.monotonic()
     mark = "" if level == "info" else f"{level}: "
     try:
         sys.stderr.write(f"balance_shim: {mark}{message}\n")

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Any
 
+REMIND = 120  # seconds; a line that was said earlier than that, at the start, is said again where the program ends
 _FILE = ".refused"  # a rank leaves its line beside its notes, for the launcher to say once
 
 
@@ -37,7 +38,7 @@ class _Hook:
             self._before(kind, error, traceback)
             return
         message = " ".join(str(error).split())
-        if not _left_for_launcher(message):
+        if not _left_for_launcher(message) and not log.is_fresh(message, REMIND):
             log.error(message)
 
 
