@@ -4,7 +4,7 @@ A block is what a device map names: a module that must not be split, a leaf modu
 a module whose children are placed apart. Every parameter and buffer belongs to exactly one block.
 """
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -147,6 +147,15 @@ def _role_of(model: "nn.Module", layers: frozenset[str]) -> Callable[[str], str]
 def within(name: str, outer: str) -> bool:
     """Whether `name` is `outer` or below it; everything is within "", the whole model."""
     return not outer or name == outer or name.startswith(f"{outer}.")
+
+
+def holder_of(name: str, names: Container[str]) -> str | None:
+    """Return which of `names` is the innermost at or above `name`; None if none is."""
+    while name not in names:
+        if not name:
+            return None
+        name = name.rpartition(".")[0]
+    return name
 
 
 def anchors(blocks: Sequence[Block]) -> tuple[int, ...]:

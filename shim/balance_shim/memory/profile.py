@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import formula
 from .blocks import Block
+from .bonds import NO_BONDS, Bonds, of_the_loss
 from .compose import Schedule
 from .cost import BlockCost
 from .optimizer import Optimizer, optimizer_named
@@ -29,21 +30,24 @@ class Profile:
         first: what the device holds where inputs arrive and outputs return to, beside its blocks and behind them.
         schedule: how the costs of a device combine.
         method: how they were found: "traced", or what could not be traced and why.
+        bonds: which blocks have to share a device.
     """
 
     costs: tuple[BlockCost, ...]
     first: BlockCost
     schedule: Schedule
     method: str
+    bonds: Bonds = NO_BONDS
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        return {**asdict(self), "bonds": self.bonds.to_json()}
 
     @classmethod
     def from_json(cls, found: Mapping[str, Any]) -> "Profile":
         """Return the profile that `to_json` has been called on."""
         costs = tuple(BlockCost(**cost) for cost in found["costs"])
-        return cls(costs, BlockCost(**found["first"]), Schedule(**found["schedule"]), found["method"])
+        first, schedule = BlockCost(**found["first"]), Schedule(**found["schedule"])
+        return cls(costs, first, schedule, found["method"], Bonds.from_json(found["bonds"]))
 
 
 def profile(
@@ -89,7 +93,8 @@ def profile(
     first = BlockCost(activations=found.first.kept, forward=found.first.forward) if found else _returned(blocks, costs)
     if untraced:
         method = f"{method}, but for {_listed(untraced)}, which that does not reach: estimated by a formula"
-    return Profile(tuple(costs), first, schedule, method)
+    bonds = found.bonds if found else of_the_loss(blocks) if loss_on_first else NO_BONDS
+    return Profile(tuple(costs), first, schedule, method, bonds)
 
 
 def _trace(

@@ -1,7 +1,7 @@
 """The chain that is cut: blocks joined to links, and groups of links that may sit apart from their neighbours."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ..memory.blocks import Block, anchors
 from ..memory.compose import Schedule, merged
@@ -21,7 +21,8 @@ class Link:
         return self.blocks[0].role
 
     def holds(self, names: frozenset[str]) -> bool:
-        return any(not names.isdisjoint(block.tensors) for block in self.blocks)
+        """Return whether one of `names`, of tensors or blocks, is in here."""
+        return any(block.name in names or not names.isdisjoint(block.tensors) for block in self.blocks)
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ def chain_of(costed: CostedModel, devices: int) -> Chain:
     """Return the chain of `costed` for a machine of `devices` devices."""
     links = _followed(costed)
     links = _whole_tower(links, costed.schedule, devices)
-    links = _joined_by_ties(links, costed)
+    links = _joined_by_bonds(links, costed)
     return Chain(tuple(links), tuple(_groups(links, costed)), costed.schedule)
 
 
@@ -99,13 +100,13 @@ def _whole_tower(links: list[Link], schedule: Schedule, devices: int) -> list[Li
     return [*links[: tower[0]], whole, *links[tower[-1] + 1 :]]
 
 
-def _joined_by_ties(links: list[Link], costed: CostedModel) -> list[Link]:
-    """Join links that share a tensor, unless they are the two ends, which are a group.
+def _joined_by_bonds(links: list[Link], costed: CostedModel) -> list[Link]:
+    """Join links that share a tensor or are bonded, unless they are the two ends, which are a group.
 
     Rare (an encoder and decoder that share their embedding): the whole stretch cannot be one block, so all holders go
     where the first one is and the chain crosses over and back.
     """
-    for group in costed.ties:
+    for group in (*costed.ties, *costed.bonds.groups):
         holders = [position for position, link in enumerate(links) if link.holds(group)]
         if len(holders) > 1 and not _are_ends(links, holders):
             together = _joined([links[position] for position in holders], costed.schedule)
@@ -126,25 +127,32 @@ def _are_ends(links: Sequence[Link], holders: Sequence[int]) -> bool:
 
 
 def _groups(links: Sequence[Link], costed: CostedModel) -> list[Group]:
+    """Return the groups of `links`; those that have to be on the first device are in pinned ones."""
+    home = {id(link) for link in links if link.holds(costed.bonds.on_first)}
+    groups = [
+        replace(group, pinned=any(id(link) in home for link in (*group.ahead, *group.behind)))
+        for group in _free_groups(links, costed)
+    ]
+    grouped = {id(link) for group in groups for link in (*group.ahead, *group.behind)}
+    others = tuple(link for link in links if id(link) in home - grouped)
+    return [*groups, Group(others, pinned=True)] if others else groups
+
+
+def _free_groups(links: Sequence[Link], costed: CostedModel) -> list[Group]:
     layers = [position for position, link in enumerate(links) if link.role == "layer"]
     if not layers:
         return []
-    front, tail = links[: layers[0]], links[layers[-1] + 1 :]
-    if costed.layers_only:
-        return [Group(tuple(front), tuple(tail), pinned=True)]
+    front = links[: layers[0]]
     embedding = tuple(link for link in front if link.role == "embedding")
     tower = tuple(link for link in front if link.role == "tower" and len(link.blocks) > 1)
     # Behind the last layer come norm, pooler, head, classifier: all that makes the logits.
-    head = tuple(tail)
-    tied = any(link.holds(group) for group in costed.ties for link in embedding) and any(
-        link.holds(group) for group in costed.ties for link in head
+    head = tuple(links[layers[-1] + 1 :])
+    tied = any(
+        any(link.holds(bond) for link in embedding) and any(link.holds(bond) for link in head)
+        for bond in (*costed.ties, *costed.bonds.groups)
     )
-    if tied:
-        groups = [Group(embedding, head, pinned=costed.loss_on_first)]
-    else:
-        groups = [Group(ahead=embedding), Group(behind=head, pinned=costed.loss_on_first)]
-    groups.append(Group(ahead=tower))
-    return [group for group in groups if group.ahead or group.behind]
+    ends = [Group(embedding, head)] if tied else [Group(ahead=embedding), Group(behind=head)]
+    return [group for group in (*ends, Group(ahead=tower)) if group.ahead or group.behind]
 
 
 def _joined(links: Sequence[Link], schedule: Schedule) -> Link:

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..devices import Device
-from ..memory.blocks import Block
+from ..memory.blocks import Block, holder_of
+from ..memory.bonds import NO_BONDS, Bonds
 from ..memory.compose import NOTHING, PLAIN, Schedule, peak_terms
 from ..memory.cost import BlockCost
 from ..memory.workload import Workload
@@ -105,11 +106,10 @@ class CostedModel:
 
     Attributes:
         ties: the groups of parameters that must share a device.
+        bonds: the blocks that must share a device, or be on the first one.
         first: what the first device holds beside its blocks and behind them: inputs, and outputs that return.
         schedule: how the costs of a device combine.
         method: how the costs were found.
-        loss_on_first: whether the loss can only be computed on the first device, where the labels are.
-        layers_only: whether everything but the layers has to be on the first device.
     """
 
     model_class: str
@@ -121,18 +121,13 @@ class CostedModel:
     first: BlockCost = NOTHING
     schedule: Schedule = PLAIN
     method: str = ""
-    loss_on_first: bool = False
-    layers_only: bool = False
+    bonds: Bonds = NO_BONDS
 
 
 def device_of(name: str, device_map: Mapping[str, int | str]) -> int | str | None:
     """Return the device of a module or tensor: that of the longest key at or above it; None if no key covers it."""
-    while True:
-        if name in device_map:
-            return device_map[name]
-        if not name:
-            return None
-        name = name.rpartition(".")[0]
+    holder = holder_of(name, device_map)
+    return None if holder is None else device_map[holder]
 
 
 def evaluate(

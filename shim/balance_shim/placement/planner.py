@@ -10,6 +10,7 @@ from .. import log
 from ..cache import cached, digest
 from ..devices import Device, table
 from ..memory.blocks import Block, chain
+from ..memory.bonds import of_all_but_layers
 from ..memory.fingerprint import fingerprint
 from ..memory.precision import in_dtype, trains_in
 from ..memory.profile import ParameterBytes, Profile, profile
@@ -18,7 +19,7 @@ from ..memory.workload import Workload
 from ..units import format_size
 from . import map_check, proving
 from .balance import DoesNotFit, balance
-from .map_file import DeviceMap, UserMap
+from .map_file import UserMap
 from .plan import CostedModel, Plan, evaluate
 from .recompute import least_recomputation
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 HALVED = "BALANCE_PRECISION=bf16"
+MOST_TRIALS = 5  # of maps, until one runs as predicted
 
 
 @dataclass(frozen=True)
@@ -93,7 +95,7 @@ def cost(request: Request) -> CostedModel:
         first=found.first,
         schedule=found.schedule,
         method=found.method,
-        loss_on_first=request.loss_on_first,
+        bonds=found.bonds,
     )
 
 
@@ -129,41 +131,42 @@ def balanced(request: Request) -> Plan | None:
 
 
 def solved(request: Request, costed: CostedModel, recomputed: frozenset[str] | None) -> Plan | None:
-    """Return the best plan that the proof lets pass, for what `costed_for(request)` gave; None if there is none.
+    """Return the best plan that the trial lets pass, for what `costed_for(request)` gave; None if there is none.
+
+    What a trial shows, blocks that have to share a device or a peak off the prediction, goes into the next solution.
 
     Raises:
         DoesNotFit: the weights alone do not fit.
     """
     if request.workload != costed.workload:
         request = replace(request, workload=costed.workload)
-    for candidate in (costed, replace(costed, layers_only=True)):
-        device_map = balance(candidate, request.devices)
-        try:
-            notes = _proved(request, candidate, device_map, bool(recomputed))
-        except proving.CrossesDevices as error:
-            log.debug(f"a map that does not run: {error}")
+    best: Plan | None = None
+    for remaining in reversed(range(MOST_TRIALS)):
+        device_map = balance(costed, request.devices)
+        if best is not None and device_map == best.device_map:
+            break
+        found = proving.trial(request, costed, device_map)
+        if found.met:
+            log.debug(f"a map that does not run: {costed.model_class} computes across {sorted(map(str, found.met))}")
+            more = costed.bonds.with_met(found.met)
+            if more == costed.bonds or remaining == 1:
+                more = of_all_but_layers(costed.blocks)
+            costed = replace(costed, bonds=more)
             continue
-        return replace(evaluate("balanced", candidate, device_map, request.devices, notes), recomputed=recomputed)
-    return None
-
-
-def _proved(request: Request, costed: CostedModel, device_map: DeviceMap, mixed: bool) -> tuple[str, ...]:
-    """Return the notes of `proving.check`, which is run once for a model and a map.
-
-    Raises:
-        CrossesDevices: the map cannot be used.
-    """
-
-    def prove() -> dict[str, Any]:
-        try:
-            return {"notes": proving.check(request, costed, device_map, compare=not mixed)}
-        except proving.CrossesDevices as error:
-            return {"crosses": str(error)}
-
-    found = cached(request.cache, request.key("proof", device_map, mixed, request.devices[0].index), prove)
-    if "crosses" in found:
-        raise proving.CrossesDevices(found["crosses"])
-    return tuple(found["notes"])
+        notes = [f"the map was not tried out on shapes: {found.failure}"] if found.failure else []
+        # Layers that differ in what they recompute are alike in a trial, so its peaks say nothing then.
+        off = () if recomputed else proving.surprises(found, costed, device_map, request.devices)
+        for surprise in off:
+            notes.append(f"{surprise}")
+            if surprise.seen > surprise.predicted:
+                costed = proving.corrected(found, costed, device_map, request.devices[0], surprise)
+                notes[-1] += "; the figures here count with that"
+        plan = replace(evaluate("balanced", costed, device_map, request.devices, notes), recomputed=recomputed)
+        if best is None or plan.worst.filled < best.worst.filled:
+            best = plan
+        if not off:
+            break
+    return best
 
 
 def costed_for(request: Request) -> tuple[CostedModel, frozenset[str] | None]:

@@ -1,10 +1,13 @@
 """A map is proved before it is used: the model runs under it, on shapes, and the peaks are as predicted."""
 
-from collections.abc import Mapping
-from dataclasses import replace
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
 
+from ..cache import cached
+from ..devices import Device
 from ..memory.compose import peak
+from ..memory.cost import BlockCost
 from ..units import format_size
 from .map_file import DeviceMap
 from .plan import CostedModel
@@ -16,52 +19,130 @@ LARGEST_ERROR = 0.05  # of a device's peak; beyond that a plan says so
 LEAST_ERROR = 64 << 20  # bytes; differences below decide nothing
 
 
-class CrossesDevices(Exception):
-    """Under a map the model would fail, because an operation meets tensors of two devices."""
+@dataclass(frozen=True)
+class Trial:
+    """What became of a model, shortened to a few layers a device, that ran on shapes under a map.
 
-
-def check(request: "Request", costed: CostedModel, device_map: DeviceMap, compare: bool = True) -> tuple[str, ...]:
-    """Return what a reader of the plan should know of the proof: nothing when all is as predicted.
-
-    With `compare` off the peaks are not looked at, because layers differ in what they recompute, which a trial does
-    not reproduce.
-
-    Raises:
-        CrossesDevices: the map cannot be used.
+    Attributes:
+        peaks: device index -> the most bytes that it held beside weights and optimizer state.
+        blocks: the names of the blocks that ran.
+        met: the blocks of which an operation met tensors on two devices, None among them for the inputs: the map
+            cannot be used. Empty otherwise.
+        failure: why the model does not run on shapes, so that nothing is known; "" otherwise.
     """
+
+    peaks: Mapping[int, int] = field(default_factory=dict)
+    blocks: frozenset[str] = frozenset()
+    met: frozenset[str | None] = frozenset()
+    failure: str = ""
+
+
+def trial(request: "Request", costed: CostedModel, device_map: DeviceMap) -> Trial:
+    """Return the trial of `device_map`, which is made once for a model and a map."""
+    if costed.method.startswith("estimated"):
+        return Trial()  # the plan says already that this model does not run on shapes
+    key = request.key("trial", device_map, request.devices[0].index)
+    found = cached(request.cache, key, lambda: _tried(request, costed, device_map))
+    return Trial(
+        {int(index): size for index, size in found["peaks"].items()},
+        frozenset(found["blocks"]),
+        frozenset(found["met"]),
+        found["failure"],
+    )
+
+
+def _tried(request: "Request", costed: CostedModel, device_map: DeviceMap) -> dict[str, Any]:
     from ..memory.tracing import proof
     from ..memory.tracing.copy import CannotTrace
+    from ..memory.tracing.origins import CrossesDevices
 
-    if costed.method.startswith("estimated"):  # it says already that this model does not run on shapes
-        return ()
-    first = request.devices[0].index
+    result: dict[str, Any] = {"peaks": {}, "blocks": [], "met": [], "failure": ""}
     places = {block.name: int(device_map[block.name]) for block in costed.blocks}
+    first = request.devices[0].index
     try:
         found = proof.prove(request.model, costed.blocks, costed.workload, places, first, request.trains, request.batch)
-    except proof.CrossesDevices as error:
-        raise CrossesDevices(str(error)) from error
+    except CrossesDevices as error:
+        return {**result, "met": sorted(error.blocks, key=str)}
     except CannotTrace as error:
-        return (f"the map was not tried out on shapes: {error}",)
-    notes = []
-    for device in request.devices if compare else ():
-        predicted = _predicted(costed, places, found.blocks, device.index, first)
+        return {**result, "failure": str(error)}
+    return {
+        **result,
+        "peaks": {str(index): size for index, size in found.peaks.items()},
+        "blocks": sorted(found.blocks),
+    }
+
+
+@dataclass(frozen=True)
+class Surprise:
+    """A device whose peak beside weights and optimizer state, in bytes, was not as predicted."""
+
+    device: Device
+    predicted: int
+    seen: int
+
+    def __str__(self) -> str:
+        return (
+            f"{self.device.name}: tried out on shapes, activations and gradients take {format_size(self.seen)} where "
+            f"{format_size(self.predicted)} were predicted"
+        )
+
+
+def surprises(
+    found: Trial, costed: CostedModel, device_map: DeviceMap, devices: Sequence[Device]
+) -> tuple[Surprise, ...]:
+    """Return the devices of the trial whose peaks were off what `costed` predicts."""
+    off: list[Surprise] = []
+    if costed.method.startswith("traced in parts"):  # with pictures, which the model as a whole is tried out without
+        return ()
+    for device in devices if found.blocks else ():
+        predicted = _peak_without_state(costed, _ran_on(device, found, costed, device_map, devices[0]))
         seen = found.peaks.get(device.index, 0)
-        if abs(predicted - seen) > LARGEST_ERROR * max(seen, 1) and abs(predicted - seen) > LEAST_ERROR:
-            notes.append(
-                f"{device.name}: tried out on shapes, activations and gradients take {format_size(seen)} where "
-                f"{format_size(predicted)} were predicted"
-            )
-    return tuple(notes)
+        if abs(predicted - seen) > max(LARGEST_ERROR * seen, LEAST_ERROR):
+            off.append(Surprise(device, predicted, seen))
+    return tuple(off)
 
 
-def _predicted(costed: CostedModel, places: Mapping[str, int], blocks: frozenset[str], device: int, first: int) -> int:
-    """Return the predicted peak of the shortened model on `device`, beside weights and optimizer state."""
-    costs = [
-        cost
+def corrected(
+    found: Trial, costed: CostedModel, device_map: DeviceMap, home: Device, surprise: Surprise
+) -> CostedModel:
+    """Return `costed` with what a device took beyond its prediction, as temporaries of one of the blocks on it.
+
+    Of one that is no layer, if there is any: layers are alike, so one of them would be off everywhere.
+    """
+    costs = _ran_on(surprise.device, found, costed, device_map, home)
+    roles = {block.name: block.role for block in costed.blocks}
+    guilty = max(costs, key=lambda name: (roles.get(name) != "layer", max(costs[name].forward, costs[name].backward)))
+    # With more than enough on top its own moment is the peak, which tells how much would be just enough.
+    enough = _peak_without_state(costed, {**costs, guilty: _raised(costs[guilty], _MUCH)}) - _MUCH
+    raised = _raised(costs[guilty], surprise.seen - enough)
+    if guilty == _ARRIVING:
+        return replace(costed, first=raised)
+    pairs = zip(costed.blocks, costed.costs, strict=True)
+    return replace(costed, costs=tuple(raised if block.name == guilty else cost for block, cost in pairs))
+
+
+_MUCH = 1 << 60
+_ARRIVING = "inputs and outputs"  # beside the names of blocks, which have no spaces
+
+
+def _raised(cost: BlockCost, by: int) -> BlockCost:
+    return replace(cost, forward=cost.forward + by, backward=cost.backward + by)
+
+
+def _ran_on(
+    device: Device, found: Trial, costed: CostedModel, device_map: DeviceMap, home: Device
+) -> dict[str, BlockCost]:
+    """Return the costs of the blocks that ran on `device`, in forward order."""
+    costs = {
+        block.name: cost
         for block, cost in zip(costed.blocks, costed.costs, strict=True)
-        if block.name in blocks and places[block.name] == device
-    ]
-    costs += [costed.first] if device == first else []
-    passing = [replace(cost, weights=0, optimizer=0, step=0) for cost in costs]
+        if block.name in found.blocks and device_map[block.name] == device.index
+    }
+    return {**costs, _ARRIVING: costed.first} if device == home else costs
+
+
+def _peak_without_state(costed: CostedModel, costs: Mapping[str, BlockCost]) -> int:
+    """Return the predicted peak of a device beside weights, optimizer state and gradients of earlier micro-batches."""
+    passing = [replace(cost, weights=0, optimizer=0, step=0) for cost in costs.values()]
     there = sum(cost.gradients for cost in passing) if costed.schedule.accumulating else 0
     return peak(passing, costed.schedule) - there

@@ -28,6 +28,17 @@ _RESHAPING = {
 }  # fmt: skip
 
 
+class DeviceMismatch(RuntimeError):
+    """An operation met tensors of different devices, worded as CUDA does. `tensors` are two that differ."""
+
+    def __init__(self, operation, first, second):
+        super().__init__(
+            "Expected all tensors to be on the same device, but found at least two devices, "
+            f"{first.device} and {second.device}! (when running {operation})"
+        )
+        self.tensors = first, second
+
+
 class _Rule:
     """What dispatch needs to know of an operation, worked out when it is first met."""
 
@@ -58,7 +69,7 @@ class Dispatcher:
         """Run the operation `func`.
 
         Raises:
-            RuntimeError: its tensors are on different devices.
+            DeviceMismatch: its tensors are on different devices.
             torch.OutOfMemoryError: its results do not fit on their device.
         """
         rule = self._rules.get(func)
@@ -86,9 +97,9 @@ class Dispatcher:
                 if tensor.place != place:
                     if rule.per_tensor:
                         return _one_by_one(func, args, kwargs)
-                    raise _mismatch(func, virtual[0], tensor)
+                    raise DeviceMismatch(func.name(), virtual[0], tensor)
             if plain and virtual and self._machine.separates_host:
-                raise _mismatch(func, virtual[0], plain[0])
+                raise DeviceMismatch(func.name(), virtual[0], plain[0])
 
         device = raw_kwargs.get("device")
         if device is not None:
@@ -158,10 +169,3 @@ def _one_by_one(func, args, kwargs):
         named = {name: at(value, position) for name, value in kwargs.items()}
         results.append(func(*(at(arg, position) for arg in args), **named))
     return None if results[0] is None else [result[0] for result in results]
-
-
-def _mismatch(func, first, second):
-    return RuntimeError(
-        "Expected all tensors to be on the same device, but found at least two devices, "
-        f"{first.device} and {second.device}! (when running {func.name()})"
-    )

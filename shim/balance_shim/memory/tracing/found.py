@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from ..bonds import NO_BONDS, Bonds
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -36,6 +38,7 @@ class Traced:
         trained: block name -> its parameters that train, as meta tensors.
         first: bytes on the device where inputs arrive and outputs return to.
         speaks_for: name of any block -> name of the block in the trace that is like it.
+        bonds: which blocks it could only be run with on one device.
         note: how it was traced, where that was not as a whole; "" otherwise.
     """
 
@@ -43,4 +46,5 @@ class Traced:
     trained: "dict[str, list[Tensor]]"
     first: Held
     speaks_for: dict[str, str]
+    bonds: Bonds = NO_BONDS
     note: str = ""

@@ -5,17 +5,21 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from ..blocks import Block, anchors, within
+from ..blocks import Block, anchors, holder_of, within
+from ..bonds import NO_BONDS, Bonds, of_the_loss
 from ..ties import tied_groups
 from ..workload import Workload
 from . import adapters, batch, layers, parts
 from .copy import CannotTrace, TakesTooLong, Trains, copy_of, traced_copy, tracing_errors
 from .found import ELSEWHERE, Held, Traced
 from .machine import MOST_DEVICES, tracing
+from .origins import CrossesDevices, watch
 from .run import place_inputs, training_step
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+MOST_BONDS = 8  # that are looked for one after the other, each at the price of a trace
 
 
 def trace(
@@ -59,12 +63,39 @@ def trace_with(
 ) -> Traced:
     """Trace `model` fed with a batch; its repeated layers once, or all of them if that cannot be told apart."""
     sample = layers.sample(model, blocks)
+    bonds = of_the_loss(blocks) if loss_on_first else NO_BONDS
     try:
-        return _trace(model, blocks, workload, trains, fed, sample, loss_on_first)
+        return _bonded(model, blocks, workload, trains, fed, sample, bonds)
     except CannotTrace as error:
         if sample.whole or isinstance(error, TakesTooLong):
             raise
-    return _trace(model, blocks, workload, trains, fed, layers.everything(blocks), loss_on_first)
+    return _bonded(model, blocks, workload, trains, fed, layers.everything(blocks), bonds)
+
+
+def _bonded(
+    model: nn.Module,
+    blocks: Sequence[Block],
+    workload: Workload,
+    trains: Trains,
+    fed: Mapping[str, Any],
+    sample: layers.Sample,
+    bonds: Bonds,
+) -> Traced:
+    """Trace, and again with one bond more, as long as operations meet tensors of two devices."""
+    for _ in range(MOST_BONDS):
+        try:
+            return _trace(model, blocks, workload, trains, fed, sample, bonds)
+        except CrossesDevices as error:
+            more = bonds.with_met(error.blocks)
+            # Layers that are left out would need the same bond with others that are.
+            if more == bonds or not (sample.whole or _layers(blocks).isdisjoint(error.blocks)):
+                raise
+            bonds = more
+    raise CannotTrace(f"{type(model).__name__} computes across more than {MOST_BONDS} of its blocks")
+
+
+def _layers(blocks: Sequence[Block]) -> frozenset[str]:
+    return frozenset(block.name for block in blocks if block.role in ("layer", "tower"))
 
 
 def _trace(
@@ -74,19 +105,19 @@ def _trace(
     trains: Trains,
     fed: Mapping[str, Any],
     sample: layers.Sample,
-    loss_on_first: bool,
+    bonds: Bonds,
 ) -> Traced:
     there = [block for block in blocks if block.name not in sample.left_out]
     leads = anchors(there)
-    devices = _a_device_each(model, there, loss_on_first)
+    devices = _a_device_each(model, there, bonds)
     by_device, trained = run_placed(model, blocks, devices, workload, trains, fed, sample.left_out)
-    first = ELSEWHERE if loss_on_first else by_device.pop(0)
+    first = ELSEWHERE if bonds.on_first else by_device.pop(0)
     held = {}
     for position, block in reversed(list(enumerate(there))):
         # Of blocks that share a device, because they are tied, the last one has it all; followers add nothing.
         if leads[position] == position:
             held[block.name] = by_device.pop(devices[block.name], ELSEWHERE)
-    return Traced(held, trained, first, sample.speaks_for)
+    return Traced(held, trained, first, sample.speaks_for, bonds)
 
 
 def run_placed(
@@ -110,6 +141,7 @@ def run_placed(
     with tracing(1 + max(devices.values())) as machine:
         twin = traced_copy(model, machine, _by_prefix(devices), left_out, trains)
         trained = _trained(twin, there)
+        watch(twin, devices)
         place_inputs(twin, {block.name: devices[block.name] for block in there if block.kind != "tensor"}, machine)
         held = training_step(twin, batch.on_first_device(fed, model, machine), workload, machine, supposed)
         del twin
@@ -129,21 +161,23 @@ def _supposed(
     return model, lambda name, _: not any(within(name, tower) for tower in towers), left_out
 
 
-def _a_device_each(model: nn.Module, blocks: Sequence[Block], loss_on_first: bool) -> dict[str, int]:
-    """Return block name -> device in the trace: one each, from 1 on; tied blocks and followers share theirs.
+def _a_device_each(model: nn.Module, blocks: Sequence[Block], bonds: Bonds) -> dict[str, int]:
+    """Return block name -> device in the trace: one each, from 1 on; tied or bonded blocks and followers share theirs.
 
-    With `loss_on_first`, what comes behind the layers is on device 0, and what is tied to it.
+    What is bonded to the first device is on device 0, and what is tied to it.
 
     Raises:
         CannotTrace: there are more blocks than devices.
     """
     leads = list(anchors(blocks))
-    for group in tied_groups(model):
-        holders = [position for position, block in enumerate(blocks) if not group.isdisjoint(block.parameters)]
-        shared = {leads[position] for position in holders}
+    for group in (*tied_groups(model), *bonds.groups):
+        shared = {
+            leads[position]
+            for position, block in enumerate(blocks)
+            if block.name in group or not group.isdisjoint(block.parameters)
+        }
         leads = [min(shared) if lead in shared else lead for lead in leads]
-    last_layer = max((position for position, block in enumerate(blocks) if block.role == "layer"), default=len(blocks))
-    home = {lead for position, lead in enumerate(leads) if loss_on_first and position > last_layer}
+    home = {lead for block, lead in zip(blocks, leads, strict=True) if block.name in bonds.on_first}
     numbers = {lead: number for number, lead in enumerate(sorted(set(leads) - home), start=1)}
     numbers |= dict.fromkeys(home, 0)
     if len(numbers) >= MOST_DEVICES:
@@ -155,11 +189,8 @@ def _by_prefix(devices: Mapping[str, int]) -> Callable[[str], int]:
     """Return a function from a tensor's name to the device of the block that it is in."""
 
     def device_of(name: str) -> int:
-        while name not in devices:
-            if not name:
-                return 0
-            name = name.rpartition(".")[0]
-        return devices[name]
+        holder = holder_of(name, devices)
+        return 0 if holder is None else devices[holder]
 
     return device_of
 

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from ..blocks import Block, within
+from ..bonds import NO_BONDS
 from ..workload import Workload
 from . import batch, measure
 from .copy import CannotTrace, Trains
@@ -39,11 +40,13 @@ def trace_parts(
     held: dict[str, Held] = {}
     trained: dict[str, list[torch.Tensor]] = {}
     speaks_for = {block.name: block.name for block in blocks}
+    bonds = NO_BONDS
     for part in found:
         held |= part.held
         trained |= part.trained
         speaks_for |= part.speaks_for
-    return Traced(held, trained, found[0].first, speaks_for, note=f"traced in parts, because {whole}")
+        bonds = bonds.and_those(part.bonds)
+    return Traced(held, trained, found[0].first, speaks_for, bonds, note=f"traced in parts, because {whole}")
 
 
 def _part(
@@ -81,6 +84,7 @@ def _part(
         {outer(key): each for key, each in found.trained.items()},
         found.first,
         {outer(key): outer(speaker) for key, speaker in found.speaks_for.items()},
+        found.bonds.renamed(outer),
     )
 
 

@@ -10,12 +10,9 @@ from ..blocks import Block
 from ..workload import Workload
 from . import batch, layers, measure
 from .copy import CannotTrace, TakesTooLong, Trains, tracing_errors
+from .origins import CrossesDevices
 
 LAYERS_A_DEVICE = 2  # of each list that run on a device; the rest is like them
-
-
-class CrossesDevices(CannotTrace):
-    """Under this map an operation meets tensors of two devices."""
 
 
 @dataclass(frozen=True)
@@ -47,24 +44,19 @@ def prove(
         first: index of the device where inputs arrive.
 
     Raises:
-        CrossesDevices: the map cannot be used.
+        CrossesDevices: an operation meets tensors of two devices, so that the map cannot be used.
         CannotTrace: this model does not run on shapes, so nothing is proved.
     """
     places = sorted({first, *device_map.values()}, key=lambda index: (index != first, index))
-    try:
-        with tracing_errors():
-            fed = real_batch if real_batch is not None else batch.supposed_batch(model, workload)
-            try:
-                left_out = _left_out(blocks, device_map, layers.sharing(model, blocks))
-                return _run(model, blocks, workload, device_map, places, trains, fed, left_out)
-            except CannotTrace as error:
-                if _crosses(error) or isinstance(error, TakesTooLong):
-                    raise
-            return _run(model, blocks, workload, device_map, places, trains, fed, frozenset())
-    except CannotTrace as error:
-        if _crosses(error):
-            raise CrossesDevices(str(error)) from error
-        raise
+    with tracing_errors():
+        fed = real_batch if real_batch is not None else batch.supposed_batch(model, workload)
+        try:
+            left_out = _left_out(blocks, device_map, layers.sharing(model, blocks))
+            return _run(model, blocks, workload, device_map, places, trains, fed, left_out)
+        except CannotTrace as error:
+            if isinstance(error, (CrossesDevices, TakesTooLong)):
+                raise
+        return _run(model, blocks, workload, device_map, places, trains, fed, frozenset())
 
 
 def _run(
@@ -81,10 +73,6 @@ def _run(
     held, _ = measure.run_placed(model, blocks, devices, workload, trains, fed, left_out)
     peaks = {place: max(held[index].forward, held[index].backward) for index, place in enumerate(places)}
     return Proof(frozenset(devices), peaks)
-
-
-def _crosses(error: CannotTrace) -> bool:
-    return "to be on the same device" in str(error)
 
 
 def _left_out(blocks: Sequence[Block], device_map: Mapping[str, int], shared: frozenset[str]) -> frozenset[str]:

@@ -1,0 +1,69 @@
+"""Which blocks have to share a device, because the model computes with tensors of both outside of any module.
+
+Inputs of modules are brought to where the module is. What a model adds, gathers or multiplies between its modules is
+not, so that it fails when the two come from different devices.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from .blocks import Block
+
+
+@dataclass(frozen=True)
+class Bonds:
+    """What a trial of the model has shown.
+
+    Attributes:
+        groups: the names of blocks that must share a device, whichever that is.
+        on_first: the names of blocks that must be on the first device, where the inputs are.
+    """
+
+    groups: tuple[frozenset[str], ...] = ()
+    on_first: frozenset[str] = frozenset()
+
+    def with_met(self, met: frozenset[str | None]) -> "Bonds":
+        """Return the bonds with one more, between the blocks that were `met`; None among them stands for the inputs."""
+        names = frozenset(name for name in met if name is not None)
+        touched = [group for group in self.groups if group & names]
+        whole = names.union(*touched)
+        if None in met or whole & self.on_first:
+            return Bonds(tuple(group for group in self.groups if group not in touched), self.on_first | whole)
+        if len(whole) < 2:
+            return self
+        return Bonds((*(group for group in self.groups if group not in touched), whole), self.on_first)
+
+    def renamed(self, new_name: Callable[[str], str]) -> "Bonds":
+        return Bonds(
+            tuple(frozenset(map(new_name, group)) for group in self.groups), frozenset(map(new_name, self.on_first))
+        )
+
+    def and_those(self, other: "Bonds") -> "Bonds":
+        return Bonds((*self.groups, *other.groups), self.on_first | other.on_first)
+
+    def to_json(self) -> dict[str, Any]:
+        return {"groups": [sorted(group) for group in self.groups], "on_first": sorted(self.on_first)}
+
+    @classmethod
+    def from_json(cls, found: Mapping[str, Sequence[Any]]) -> "Bonds":
+        """Return the bonds that `to_json` has been called on."""
+        return cls(tuple(map(frozenset, found["groups"])), frozenset(found["on_first"]))
+
+
+NO_BONDS = Bonds()
+
+
+def of_the_loss(blocks: Sequence[Block]) -> Bonds:
+    """Return the bonds of a model whose loss can only be computed on the first device: all behind the layers is there.
+
+    Args:
+        blocks: in forward order.
+    """
+    last_layer = max((position for position, block in enumerate(blocks) if block.role == "layer"), default=len(blocks))
+    return Bonds(on_first=frozenset(block.name for block in blocks[last_layer + 1 :]))
+
+
+def of_all_but_layers(blocks: Sequence[Block]) -> Bonds:
+    """Return the most careful bonds: all but the layers is on the first device."""
+    return Bonds(on_first=frozenset(block.name for block in blocks if block.role != "layer"))

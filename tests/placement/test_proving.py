@@ -1,0 +1,151 @@
+"""What a trial of a map shows, and what the planner makes of it."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+import transformers
+
+from balance_shim.devices import describe
+from balance_shim.memory.bonds import NO_BONDS, Bonds
+from balance_shim.memory.workload import Workload
+from balance_shim.placement import planner, proving
+from balance_shim.placement.balance import balance
+from balance_shim.placement.plan import evaluate
+from balance_shim.settings import Settings
+from tests import models
+
+MIB = 1 << 20
+WORKLOAD = Workload(batch_size=2, seq_len=64)
+
+
+class Plain(transformers.LlamaForCausalLM):
+    """A Llama whose loss is computed where the logits are."""
+
+    def forward(self, input_ids, labels=None, **_):
+        embedded = self.model.embed_tokens(input_ids)
+        positions = torch.arange(input_ids.shape[1], device=input_ids.device)[None]
+        hidden = embedded
+        angles = self.model.rotary_emb(hidden, positions)
+        for layer in self.model.layers:
+            hidden = layer(hidden, position_embeddings=angles, position_ids=positions)
+            hidden = hidden[0] if isinstance(hidden, tuple) else hidden  # 4.x
+        logits = self.logits_of(embedded, self.model.norm(hidden))
+        return {"loss": self.loss_of(logits.flatten(0, 1), labels.flatten())}
+
+    def logits_of(self, embedded, hidden):
+        return self.lm_head(hidden)
+
+    def loss_of(self, logits, labels):
+        return torch.nn.functional.cross_entropy(logits, labels.to(logits.device))
+
+
+class WeightOfTheEmbedding(Plain):
+    def logits_of(self, embedded, hidden):
+        return self.lm_head(hidden) + hidden @ self.model.embed_tokens.weight.T
+
+
+class InputAtTheEnd(Plain):
+    def logits_of(self, embedded, hidden):
+        return self.lm_head(embedded + hidden)
+
+
+class LossWhereLabelsAre(Plain):
+    def loss_of(self, logits, labels):
+        return torch.nn.functional.cross_entropy(logits, labels)
+
+
+def request_for(model_class, devices=2, size=64 * MIB, **sizes):
+    config = transformers.LlamaConfig(**{**models.SIZES, **sizes}, num_key_value_heads=2, tie_word_embeddings=False)
+    machine = tuple(describe(index, f"cuda:{index}", size, Settings()) for index in range(devices))
+    return planner.Request(models.on_meta(model_class, config), WORKLOAD, machine)
+
+
+@pytest.mark.parametrize(
+    ("model_class", "bonds"),
+    [
+        (Plain, NO_BONDS),
+        (WeightOfTheEmbedding, Bonds((frozenset({"model.embed_tokens", "model.norm", "lm_head"}),))),
+        (InputAtTheEnd, Bonds((frozenset({"model.embed_tokens", "model.norm"}),))),
+        (LossWhereLabelsAre, Bonds(on_first=frozenset({"lm_head"}))),
+    ],
+)
+def test_what_a_model_computes_between_its_modules_bonds_blocks(model_class, bonds):
+    """A trace finds which, and still measures everything; the plan keeps them on one device, and layers move freely."""
+    request = request_for(model_class, devices=3)
+    costed = planner.cost(request)
+    assert (costed.method, costed.bonds) == ("traced", bonds)
+    plan = planner.balanced(request)
+    assert not plan.notes
+    for group in bonds.groups:
+        assert len({plan.device_map[name] for name in group}) == 1
+    assert {plan.device_map[name] for name in bonds.on_first} <= {0}
+    layers = [plan.device_map[f"model.layers.{number}"] for number in range(6)]
+    assert len(set(layers)) == 3
+
+
+@pytest.mark.parametrize("model_class", [WeightOfTheEmbedding, InputAtTheEnd, LossWhereLabelsAre])
+def test_a_map_that_does_not_run_is_solved_again_with_the_missing_bond(model_class, monkeypatch):
+    """Where costs do not tell of a bond, as those of a formula do not, the trial does."""
+    request = request_for(model_class)
+    costed = replace(planner.cost(request), bonds=NO_BONDS)
+    tried = []
+
+    def trial(*arguments):
+        tried.append(proving_trial(*arguments))
+        return tried[-1]
+
+    proving_trial = proving.trial
+    monkeypatch.setattr(proving, "trial", trial)
+    plan = planner.solved(request, costed, None)
+    assert plan is not None
+    assert tried[0].met and not tried[-1].met and len(tried) <= 3, tried
+    assert not plan.notes
+
+
+class NeverAcross(Plain):
+    def forward(self, input_ids, labels=None, **_):
+        layers = self.model.layers
+        everything = sum(layer.self_attn.q_proj.weight for layer in layers)
+        return {"loss": everything.sum() + super().forward(input_ids, labels)["loss"].to(everything.device)}
+
+
+def test_a_model_that_runs_under_no_map_has_no_plan():
+    request = request_for(NeverAcross)
+    costed = replace(planner.cost(request_for(Plain)), bonds=NO_BONDS)
+    assert planner.solved(request, costed, None) is None
+
+
+class WorksMoreBesideLayers(Plain):
+    """Its head takes 2 GiB for a moment beside a layer on its device, which a trace of each on its own cannot show."""
+
+    def logits_of(self, embedded, hidden):
+        if any(layer.mlp.up_proj.weight.device == hidden.device for layer in self.model.layers):
+            hidden = hidden + torch.zeros(1 << 29, device=hidden.device).sum()
+        return self.lm_head(hidden)
+
+
+LARGE = {"hidden_size": 1024, "intermediate_size": 8192}  # layers of some 480 MiB
+
+
+def test_a_peak_off_the_prediction_weighs_in_the_next_solution():
+    request = request_for(WorksMoreBesideLayers, size=8 << 30, **LARGE)
+    costed = planner.cost(request)
+    first = balance(costed, request.devices)
+    assert first["lm_head"] == first["model.layers.5"]
+    found = proving.trial(request, costed, first)
+    (surprise,) = proving.surprises(found, costed, first, request.devices)
+    assert surprise.seen - surprise.predicted > 512 * MIB
+    counted = proving.corrected(found, costed, first, request.devices[0], surprise)
+    assert proving.surprises(found, counted, first, request.devices) == ()
+    as_seen = evaluate("balanced", counted, first, request.devices)
+    plan = planner.balanced(request)
+    assert plan.worst.filled < as_seen.worst.filled
+
+
+def test_a_peak_off_the_prediction_is_in_the_figures_where_no_other_map_helps():
+    request = request_for(WorksMoreBesideLayers, devices=1, size=8 << 30)
+    plan = planner.balanced(request)
+    assert 2 << 30 < plan.worst.predicted_peak - plan.worst.terms["overhead"] < 1.1 * (2 << 30)
+    (note,) = plan.notes
+    assert note.startswith("cuda:0: tried out on shapes") and note.endswith("the figures here count with that")
