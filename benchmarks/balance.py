@@ -5,11 +5,14 @@
     python benchmarks/balance.py --cases 'Qwen2.5-7B/*/4/*'   only these: model/workload/machine/method
     python benchmarks/balance.py --table                      only print the tables, as Markdown
 
+All of it takes some two hours. Several of these may run at a time, each with cases of its own.
+
 An ordinary script (train.py) trains models of real size for two steps on simulated devices, with shapes only. Methods:
 
     auto, balanced_low_0    transformers' own
     split_model             the rule that InternVL gives its users, as an explicit map
     shim                    balance_shim, told the length of the rows and what trains: the script makes its model first
+    shim-chunked            the same with the loss in chunks, which is what users get; the others have full logits
     shim-untold             the same with no variable set but the mode; not in the default list
     search                  hill climbing over contiguous maps, each measured; from the shim's map and from an even one
 
@@ -36,6 +39,7 @@ from models import REPOSITORY, Model, Unit
 from simulated_runs import Run, Simulator
 
 SCRIPT = str(REPOSITORY / "benchmarks" / "train.py")
+FULL_LOGITS = {"BALANCE_LOSS": "full"}  # what is compared are maps
 EVALUATIONS = 12  # of one search, the two maps it starts from included
 
 
@@ -80,7 +84,6 @@ class Bench:
             "peaks": [max(pair) for pair in zip(run.peaks, run.loading_peaks or run.peaks, strict=True)],
             "training_peaks": run.peaks,
             "predicted": _predicted(run, len(machine.sizes)),
-            "lower_bound": (run.plan or {}).get("lower_bound"),
             "device_map": run.device_map,
             "seconds": run.seconds,
         }
@@ -149,12 +152,14 @@ def _ways(case: Case) -> tuple[list[str], dict[str, str]]:
         return ["--device-map", case.method], {"BALANCE_MODE": "off"}
     if case.method == "split_model":
         return [], _map_variables(case, split_model(case.model, len(MACHINES[case.machine].sizes)))
-    told = workload.variables if case.method == "shim" else {"BALANCE_LOSS": "full"}
-    return [], {"BALANCE_MODE": "balanced", **told}
+    told = {} if case.method == "shim-untold" else workload.variables
+    logits = {} if case.method == "shim-chunked" else FULL_LOGITS
+    return [], {"BALANCE_MODE": "balanced", **told, **logits}
 
 
 def _map_variables(case: Case, device_map: dict[str, int]) -> dict[str, str]:
-    return {"BALANCE_MODE": "map", "BALANCE_DEVICE_MAP": json.dumps(device_map), **WORKLOADS[case.workload].variables}
+    told = WORKLOADS[case.workload].variables
+    return {"BALANCE_MODE": "map", "BALANCE_DEVICE_MAP": json.dumps(device_map), **told, **FULL_LOGITS}
 
 
 def split_model(model: Model, devices: int) -> dict[str, int]:
