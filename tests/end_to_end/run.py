@@ -27,7 +27,7 @@ OFFLINE = {
     "HF_DATASETS_OFFLINE": "1",
     "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
     "TOKENIZERS_PARALLELISM": "false",
-    "OMP_NUM_THREADS": "2",
+    "OMP_NUM_THREADS": "1",
     # Addition in a fixed order, so that the same seed gives the same losses in two processes.
     "MKL_CBWR": "COMPATIBLE",
     "CUBLAS_WORKSPACE_CONFIG": ":4096:8",

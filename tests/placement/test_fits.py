@@ -7,19 +7,22 @@ import pytest
 
 from tests.simulation.child import run_script
 
-SEEDS = range(24)
+SEEDS = {"text": range(12), "lora": range(6), "autocast": range(6), "experts": range(6), "pictures": range(6)}
 
 
 @pytest.mark.slow
-def test_what_a_plan_says_of_fitting_is_so(tmp_path):
+@pytest.mark.parametrize("kind", SEEDS)
+def test_what_a_plan_says_of_fitting_is_so(kind, tmp_path):
     """What is said to fit trains on devices of those sizes; what is not, trains under no contiguous map.
 
     Random models, workloads and devices, with a quarter of a MiB more or less for inputs, which plans do not count.
     """
     result = tmp_path / "found.json"
-    done = run_script(Path(__file__).with_name("fits_checks.py"), str(result), *map(str, SEEDS))
+    script = Path(__file__).with_name("fits_checks.py")
+    done = run_script(script, str(result), kind, *map(str, SEEDS[kind]))
     assert done.returncode == 0, done.stderr[-4000:]
     found = json.loads(result.read_text())
     assert [each for each in found if each["wrong"]] == []
+    assert {each["method"] for each in found} == {"traced"}
     said = [each["says"] for each in found]
-    assert said.count("fits") >= 5 and said.count("does not fit") >= 5
+    assert said.count("fits") >= 2 and said.count("does not fit") >= 2
