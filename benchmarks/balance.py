@@ -183,17 +183,22 @@ def _as_map(chain: Sequence[Unit], places: Sequence[int]) -> dict[str, int]:
 
 def _as_places(chain: Sequence[Unit], device_map: dict[str, Any]) -> tuple[int, ...]:
     """Return the device of each unit under `device_map`, which may name wholes of units, or parts."""
-    return tuple(_device_of(unit[0], device_map) for unit in chain)
+    places: list[int] = []
+    for unit in chain:
+        place = _device_of(unit[0], device_map)
+        places.append(places[-1] if place is None else place)
+    return tuple(places)
 
 
-def _device_of(name: str, device_map: dict[str, Any]) -> int:
+def _device_of(name: str, device_map: dict[str, Any]) -> int | None:
+    """Return the device of the module `name`; None for one that no map names, because it holds nothing."""
     above = name
     while above not in device_map and above:
         above = above.rpartition(".")[0]
     place = device_map.get(above)
     if place is None:
-        place = next(place for key, place in device_map.items() if key.startswith(f"{name}."))
-    return int(str(place).rpartition(":")[2])  # 2, "2" or "npu:2"
+        place = next((place for key, place in device_map.items() if key.startswith(f"{name}.")), None)
+    return None if place is None else int(str(place).rpartition(":")[2])  # 2, "2" or "npu:2"
 
 
 def _even_places(model: Model, devices: int) -> tuple[int, ...]:

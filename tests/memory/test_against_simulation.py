@@ -12,10 +12,6 @@ from tests.memory.simulated_cases import CASES, REAL_CASES
 from tests.simulation.child import results_of
 
 SCRIPT = Path(__file__).with_name("simulated_peaks.py")
-# What is known to be off.
-APART = {
-    "label-smoothing": "the Trainer computes the loss where the logits return, of which the model knows nothing",
-}
 
 
 @pytest.fixture(scope="module")
@@ -29,13 +25,7 @@ def results(tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(name, marks=pytest.mark.xfail(reason=APART[name], strict=True)) if name in APART else name
-        for name in CASES
-    ],
-)
+@pytest.mark.parametrize("name", CASES)
 def test_predicted_peaks_are_those_of_the_training(results, name):
     """No device's peak in an unmodified training is off by more than what its case allows, mostly 3 %."""
     assert results[f"check_{name}"] is None, results[f"check_{name}"]

@@ -9,6 +9,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from balance_shim.devices import describe
+from balance_shim.memory.cost import BlockCost
 from balance_shim.memory.workload import Workload
 from balance_shim.placement import planner
 from balance_shim.placement.balance import WORTH_A_CROSSING, DoesNotFit, balance
@@ -65,7 +66,9 @@ def test_the_worst_device_is_below_that_of_any_other_map_of_whole_layers(tied, w
 @pytest.mark.parametrize("tied", [True, False])
 def test_ends_that_are_tied_are_one_group(tied):
     """Embedding and head may sit anywhere: each on its own, or together where they are one tensor."""
-    chain = chain_of(planner.cost(planner.Request(models.llama(tie_word_embeddings=tied), Workload(seq_len=64))), 2)
+    chain = chain_of(
+        planner.cost(planner.Request(models.llama(tie_word_embeddings=tied), Workload(seq_len=64))), whole_tower=True
+    )
     names = [
         ([block.name for link in group.ahead for block in link.blocks], [link.blocks[0].name for link in group.behind])
         for group in chain.groups
@@ -80,7 +83,7 @@ def test_ends_that_are_tied_are_one_group(tied):
 def test_the_chain_holds_each_block_once(name):
     """Joining blocks to links, by ties and towers and followers, loses and repeats none, and no cost either."""
     costed = planner.cost(planner.Request(models.ALL[name](), Workload(seq_len=64)))
-    chain = chain_of(costed, 4)
+    chain = chain_of(costed, whole_tower=True)
     held = [block.name for link in chain.links for block in link.blocks]
     assert sorted(held) == sorted(block.name for block in costed.blocks)
     for term in ("weights", "gradients", "optimizer", "activations"):
@@ -89,11 +92,24 @@ def test_the_chain_holds_each_block_once(name):
         )
 
 
-def test_a_tower_stays_on_one_device_while_it_is_no_more_than_a_share():
-    """Vision blocks are not spread when the tower is small beside the language model."""
-    costed = planner.cost(planner.Request(models.llava(), Workload(seq_len=64)))
-    device_map = balance(costed, machine(*[64 * MIB] * 2))
-    assert len({device for name, device in device_map.items() if "vision_tower" in name}) == 1
+def test_a_tower_is_split_only_where_that_is_worth_it():
+    """Vision blocks are on one device while that costs little, and spread where the tower would fill its device."""
+
+    def worst_and_homes(tower_share):
+        costed = planner.cost(planner.Request(models.llava(), Workload(seq_len=64)))
+        total, devices = 16 << 30, machine(*[40 << 30] * 2)
+        tower = [block for block in costed.blocks if block.role == "tower"]
+        even = BlockCost(weights=int(tower_share * total / len(tower)))
+        rest = BlockCost(weights=int((1 - tower_share) * total / (len(costed.blocks) - len(tower))))
+        costed = replace(costed, costs=tuple(even if block.role == "tower" else rest for block in costed.blocks))
+        device_map = balance(costed, devices)
+        homes = {device for name, device in device_map.items() if "vision_tower" in name}
+        return evaluate("balanced", costed, device_map, devices).worst.predicted_peak, homes, total
+
+    _, homes, _ = worst_and_homes(0.3)
+    assert len(homes) == 1
+    worst, homes, total = worst_and_homes(0.8)
+    assert len(homes) == 2 and worst < 0.7 * total
 
 
 class Tree(torch.nn.Module):

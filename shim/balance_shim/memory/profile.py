@@ -16,7 +16,7 @@ from .workload import Workload
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from .tracing.found import Traced
+    from .tracing.found import Held, Traced
 
 ParameterBytes = Callable[[str, "Tensor"], float]
 
@@ -90,7 +90,7 @@ def profile(
             values = sum(each.numel() for each in trained if id(each) in embeddings)
             cost = replace(cost, optimizer=cost.optimizer + optimizer.spared_bytes(values))
         costs.append(cost)
-    first = BlockCost(activations=found.first.kept, forward=found.first.forward) if found else _returned(blocks, costs)
+    first = _traced_first(found.first) if found else _returned(blocks, costs)
     if untraced:
         method = f"{method}, but for {_listed(untraced)}, which that does not reach: estimated by a formula"
     bonds = found.bonds if found else of_the_loss(blocks) if loss_on_first else NO_BONDS
@@ -142,6 +142,10 @@ def _traced_cost(block: Block, weights: int, found: "Traced", optimizer: Optimiz
         backward=held.backward,
         step=optimizer.step_bytes(trained),
     )
+
+
+def _traced_first(held: "Held") -> BlockCost:
+    return BlockCost(activations=held.kept, forward=held.forward, backward=held.backward)
 
 
 def _estimated_cost(

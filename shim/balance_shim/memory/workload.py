@@ -21,6 +21,7 @@ class Workload:
         gradient_checkpointing: whether layers are recomputed in the backward pass.
         loss: "chunked" where the head runs chunk by chunk (see `logits`), or "full".
         autocast: whether matrix products run in a lower precision than the weights are held in.
+        label_smoothing: the factor with which the Trainer, and not the model, computes the loss; 0 for none.
         guessed: whether nobody has said yet how long rows are, which decides more than anything else.
     """
 
@@ -32,6 +33,7 @@ class Workload:
     gradient_checkpointing: bool = False
     autocast: bool = False
     loss: str = "full"
+    label_smoothing: float = 0.0
     guessed: bool = field(default=False, compare=False)
 
     @property
@@ -91,6 +93,7 @@ def from_arguments(arguments: Any) -> dict[str, Any]:
         "optimizer": str(getattr(arguments.optim, "value", arguments.optim)),
         "gradient_checkpointing": bool(arguments.gradient_checkpointing),
         "autocast": bool(arguments.bf16 or arguments.fp16),
+        "label_smoothing": float(getattr(arguments, "label_smoothing_factor", 0) or 0),
     }
     if any(getattr(arguments, name, None) for name in ("torch_compile", "deepspeed", "fsdp")):
         known["loss"] = "full"

@@ -14,6 +14,8 @@ from .solver import least_fill, partition
 
 # A crossing more costs time in each step, so that it must bring the worst device down by this part at least.
 WORTH_A_CROSSING = 0.005
+# Split towers are where cross-device errors of vision-language models come from.
+WORTH_A_SPLIT = 0.02
 MOST_WORK = 100_000  # layouts tried x links in the row: about a second
 _IN_ROW = -1
 
@@ -45,13 +47,19 @@ def balance(costed: CostedModel, devices: Sequence[Device]) -> DeviceMap:
     Raises:
         DoesNotFit: the weights alone do not fit the devices without going to the host.
     """
-    chain = chain_of(costed, len(devices))
     least = lower_bound(costed, devices) / max(device.capacity for device in devices)
-    device_map = _solve(chain, costed.first, devices, least)
+    chain, split = (chain_of(costed, whole_tower) for whole_tower in (True, False))
+    device_map, fill = _solve(chain, costed.first, devices, least)
+    if len(split.links) > len(chain.links) and fill > least * (1 + WORTH_A_SPLIT):
+        other, other_fill = _solve(split, costed.first, devices, least)
+        if other_fill < fill * (1 - WORTH_A_SPLIT):
+            device_map = other
     if not _weights_fit(costed, device_map, devices):
         # The prediction is over capacity everywhere; what can still be had is that everything loads.
-        bare = chain_of(replace(costed, costs=tuple(BlockCost(weights=cost.weights) for cost in costed.costs)), 1)
-        device_map = _solve(bare, NOTHING, [replace(each, capacity=each.available, overhead=0) for each in devices])
+        weights = tuple(BlockCost(weights=cost.weights) for cost in costed.costs)
+        bare = chain_of(replace(costed, costs=weights), whole_tower=False)
+        bare_devices = [replace(each, capacity=each.available, overhead=0) for each in devices]
+        device_map, _ = _solve(bare, NOTHING, bare_devices)
         if not _weights_fit(costed, device_map, devices):
             needed = sum(cost.weights for cost in costed.costs)
             raise DoesNotFit(needed, sum(device.available for device in devices))
@@ -67,10 +75,13 @@ def _home_first(device_map: DeviceMap, home: int) -> DeviceMap:
     return device_map if front is None else {front: home, **device_map}
 
 
-def _solve(chain: Chain, first: BlockCost, devices: Sequence[Device], least: float = 0) -> DeviceMap:
-    """Return the map of the best layout. `least` is a fill fraction that none can go below: close to it is enough."""
+def _solve(chain: Chain, first: BlockCost, devices: Sequence[Device], least: float = 0) -> tuple[DeviceMap, float]:
+    """Return the map of the best layout, and the fill fraction of its fullest device.
+
+    `least` is a fill fraction that none can go below: close to it is enough.
+    """
     best: _Layout | None = None
-    worst = None
+    worst: float | None = None
     most = MOST_WORK // len(chain.links)
     problems = _Problems(chain, first, devices[0])
     for layout in islice(_layouts(chain.groups, tuple(devices)), max(1, most)):
@@ -81,7 +92,7 @@ def _solve(chain: Chain, first: BlockCost, devices: Sequence[Device], least: flo
             best, worst = layout, fill
             if fill <= least * (1 + WORTH_A_CROSSING):
                 break
-    assert best is not None, "the first layout is always solved"
+    assert best is not None and worst is not None, "the first layout is always solved"
     loads, capacities, blocks = problems.of(best)
     cuts = partition(loads, capacities, blocks)
     row = chain.without(_apart(chain.groups, best))
@@ -90,7 +101,7 @@ def _solve(chain: Chain, first: BlockCost, devices: Sequence[Device], least: flo
         if place != _IN_ROW:
             links = (*group.ahead, *group.behind)
             device_map.update({block.name: best.devices[place].index for link in links for block in link.blocks})
-    return device_map
+    return device_map, worst
 
 
 def _layouts(groups: Sequence[Group], devices: tuple[Device, ...]) -> Iterator[_Layout]:

@@ -62,10 +62,11 @@ class Chain:
         return merged((link.cost for link in links), self.schedule)
 
 
-def chain_of(costed: CostedModel, devices: int) -> Chain:
-    """Return the chain of `costed` for a machine of `devices` devices."""
+def chain_of(costed: CostedModel, whole_tower: bool) -> Chain:
+    """Return the chain of `costed`, in which a vision or audio tower is one link if `whole_tower`."""
     links = _followed(costed)
-    links = _whole_tower(links, costed.schedule, devices)
+    if whole_tower:
+        links = _with_whole_tower(links, costed.schedule)
     links = _joined_by_bonds(links, costed)
     return Chain(tuple(links), tuple(_groups(links, costed)), costed.schedule)
 
@@ -84,19 +85,11 @@ def _followed(costed: CostedModel) -> list[Link]:
     ]
 
 
-def _whole_tower(links: list[Link], schedule: Schedule, devices: int) -> list[Link]:
-    """Keep a vision or audio tower on one device while it is no more than a device's share.
-
-    Split towers are where cross-device errors of vision-language models come from.
-    """
+def _with_whole_tower(links: list[Link], schedule: Schedule) -> list[Link]:
     tower = [position for position, link in enumerate(links) if link.role == "tower"]
     if not tower or tower != list(range(tower[0], tower[-1] + 1)):
         return links
     whole = _joined([links[position] for position in tower], schedule)
-    # The sum of what blocks take by themselves would be far too much: their temporaries come one after the other.
-    everything = merged((link.cost for link in links), schedule)
-    if _bytes(whole.cost) * devices > _bytes(everything):
-        return links
     return [*links[: tower[0]], whole, *links[tower[-1] + 1 :]]
 
 
@@ -159,7 +152,3 @@ def _joined(links: Sequence[Link], schedule: Schedule) -> Link:
     return Link(
         tuple(block for link in links for block in link.blocks), merged((link.cost for link in links), schedule)
     )
-
-
-def _bytes(cost: BlockCost) -> int:
-    return cost.weights + cost.optimizer + max(cost.forward, cost.backward, cost.gradients + cost.step)

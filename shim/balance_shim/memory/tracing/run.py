@@ -112,13 +112,25 @@ def _forward(model: nn.Module, batch: Mapping[str, Any], workload: Workload, mac
             outputs = model(**batch)
         return send_to_device(outputs, machine.devices[0])  # where the inputs came from
 
+    batch = dict(batch)
+    labels = batch.pop("labels", None) if workload.label_smoothing else None
     with _autocast(workload):
         if workload.autocast:
             call = convert_outputs_to_fp32(call)
         outputs = call()
-    loss = _loss(outputs)
+        loss = _loss(outputs) if labels is None else _smoothed_loss(model, outputs, labels, workload)
     if not loss.requires_grad and any(each.requires_grad for each in model.parameters()):
         raise CannotTrace(f"{type(model).__name__} gives no loss that trains anything")
+    return loss
+
+
+def _smoothed_loss(model: nn.Module, outputs: Any, labels: torch.Tensor, workload: Workload) -> torch.Tensor:
+    """Return the loss that the Trainer itself computes, where the logits have come back to."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    from transformers.trainer_pt_utils import LabelSmoother
+
+    shifts = type(model).__name__ in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
+    loss: torch.Tensor = LabelSmoother(epsilon=workload.label_smoothing)(outputs, labels, shift_labels=shifts)
     return loss
 
 
