@@ -8,13 +8,14 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from balance_shim.devices import describe
+from balance_shim.devices import Device, describe
+from balance_shim.memory.compose import Schedule
 from balance_shim.memory.cost import BlockCost
 from balance_shim.memory.workload import Workload
 from balance_shim.placement import planner
 from balance_shim.placement.balance import WORTH_A_CROSSING, DoesNotFit, balance
 from balance_shim.placement.chain import chain_of
-from balance_shim.placement.plan import collapse, device_of, evaluate
+from balance_shim.placement.plan import collapse, device_of, evaluate, lower_bound
 from balance_shim.report.plan_report import precision_line
 from balance_shim.seams.loss_device import computes_loss_on_first_device
 from balance_shim.settings import Settings
@@ -90,6 +91,40 @@ def test_the_chain_holds_each_block_once(name):
         assert sum(getattr(link.cost, term) for link in chain.links) == sum(
             getattr(cost, term) for cost in costed.costs
         )
+
+
+COSTS = st.builds(
+    lambda weights, gradients, activations, temporary, step: BlockCost(
+        weights=weights, gradients=gradients, optimizer=2 * gradients, activations=activations,
+        forward=activations + temporary, backward=activations + temporary + gradients, step=step,
+    ),
+    *[st.integers(0, 50)] * 5,
+)  # fmt: skip
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(COSTS, min_size=1, max_size=6), st.lists(st.integers(100, 300), min_size=1, max_size=3), st.data())
+def test_no_map_goes_below_the_lower_bound(costs, capacities, data):
+    """Neither one in a row nor any other, on devices of any sizes."""
+    schedule = Schedule(accumulating=data.draw(st.booleans()), step_at_once=data.draw(st.booleans()))
+    some = planner.cost(planner.Request(models.llama(), Workload(seq_len=64)))
+    costed = replace(some, blocks=some.blocks[: len(costs)], costs=tuple(costs), schedule=schedule, first=BlockCost())
+    devices = tuple(Device(index, f"cuda:{index}", size, size, 7) for index, size in enumerate(capacities))
+    maps = product(range(len(devices)), repeat=len(costs))
+    plans = [
+        evaluate("map", costed, {b.name: p for b, p in zip(costed.blocks, each, strict=True)}, devices) for each in maps
+    ]
+    least = min(plan.worst.filled for plan in plans) * max(capacities)
+    assert plans[0].lower_bound <= least * (1 + 1e-9)
+
+
+def test_the_lower_bound_knows_of_whole_blocks():
+    """Of ten equal blocks one of four devices holds three, though a quarter of all is two and a half."""
+    some = planner.cost(planner.Request(models.llama(num_hidden_layers=7), Workload(seq_len=64)))
+    layer = BlockCost(weights=1000)
+    costed = replace(some, blocks=some.blocks[:10], costs=(layer,) * 10)
+    devices = tuple(Device(index, f"cuda:{index}", 5000, 5000, 7) for index in range(4))
+    assert lower_bound(costed, devices) == 3007
 
 
 def test_a_tower_is_split_only_where_that_is_worth_it():

@@ -162,18 +162,26 @@ def lower_bound(costed: CostedModel, devices: Sequence[Device]) -> int:
     """Return the bytes that the fullest device must hold at least, on the largest device where they differ.
 
     Under any map the devices together hold all weights and optimizer state, and at some time of the step, each on
-    its own, all of their gradients or all of their activations; and some device holds the largest block.
+    its own, all of their gradients or all of their activations. Some device holds the largest block; and of p n + 1
+    blocks some of p devices holds n + 1.
     """
-    held = sum(cost.weights + cost.optimizer for cost in costed.costs)
-    gradients = sum(cost.gradients for cost in costed.costs)
-    activations = sum(cost.activations for cost in costed.costs)
-    moving = gradients + activations if costed.schedule.accumulating else max(gradients, activations)
-    if costed.schedule.step_at_once:
-        moving = max(moving, gradients + sum(cost.step for cost in costed.costs))
-    largest_device = max(device.capacity for device in devices)
-    even = (held + moving) / sum(device.capacity for device in devices) * largest_device
-    largest_block = max(sum(peak_terms([cost], costed.schedule).values()) for cost in costed.costs)
-    return int(max(even, largest_block))
+    costs, schedule = costed.costs, costed.schedule
+    at_the_step = [cost.weights + cost.optimizer + cost.gradients for cost in costs]
+    between_passes = [cost.weights + cost.optimizer + cost.activations for cost in costs]
+    if schedule.accumulating:
+        between_passes = [size + cost.gradients for size, cost in zip(between_passes, costs, strict=True)]
+    if schedule.step_at_once:
+        at_the_step = [size + cost.step for size, cost in zip(at_the_step, costs, strict=True)]
+    capacity, overhead = sum(device.capacity for device in devices), sum(device.overhead for device in devices)
+    largest = max(device.capacity for device in devices)
+    together = max(sum(at_the_step), sum(between_passes))
+    bounds = [(together + overhead) / capacity * largest]
+    least_overhead = min(device.overhead for device in devices)
+    bounds.append(max(sum(peak_terms([cost], schedule).values()) for cost in costs) + least_overhead)
+    for sizes in (at_the_step, between_passes):
+        every = sorted(sizes, reverse=True)[:: len(devices)]
+        bounds += [number * size + least_overhead for number, size in enumerate(every, start=1)]
+    return int(max(bounds))
 
 
 def collapse(device_map: DeviceMap) -> DeviceMap:
