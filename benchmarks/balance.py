@@ -40,7 +40,7 @@ from simulated_runs import Run, Simulator
 
 SCRIPT = str(REPOSITORY / "benchmarks" / "train.py")
 FULL_LOGITS = {"BALANCE_LOSS": "full"}  # what is compared are maps
-EVALUATIONS = 12  # of one search, the two maps it starts from included
+EVALUATIONS = 8  # of one search, the two maps it starts from included
 
 
 class Bench:
