@@ -1,6 +1,7 @@
 """From a model to what each of its blocks holds in a training step: copy, place, run, read."""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
@@ -62,40 +63,36 @@ def trace_with(
     loss_on_first: bool,
 ) -> Traced:
     """Trace `model` fed with a batch; its repeated layers once, or all of them if that cannot be told apart."""
-    sample = layers.sample(model, blocks)
     bonds = of_the_loss(blocks) if loss_on_first else NO_BONDS
+    sample = layers.sample(model, blocks)
+    once = partial(_trace, model, blocks, workload, trains, fed)
+    if sample.whole:
+        return _bonded(partial(once, sample), bonds)
+    # A layer that speaks for others cannot have a bond that they would need, too.
+    layer_names = frozenset(block.name for block in blocks if block.role in ("layer", "tower"))
     try:
-        return _bonded(model, blocks, workload, trains, fed, sample, bonds)
-    except CannotTrace as error:
-        if sample.whole or isinstance(error, TakesTooLong):
-            raise
-    return _bonded(model, blocks, workload, trains, fed, layers.everything(blocks), bonds)
+        return _bonded(partial(once, sample), bonds, layer_names)
+    except TakesTooLong:
+        raise
+    except CannotTrace:
+        return _bonded(partial(once, layers.everything(blocks)), bonds)
 
 
-def _bonded(
-    model: nn.Module,
-    blocks: Sequence[Block],
-    workload: Workload,
-    trains: Trains,
-    fed: Mapping[str, Any],
-    sample: layers.Sample,
-    bonds: Bonds,
-) -> Traced:
-    """Trace, and again with one bond more, as long as operations meet tensors of two devices."""
+def _bonded(trace_under: Callable[[Bonds], Traced], bonds: Bonds, free: frozenset[str] = frozenset()) -> Traced:
+    """Trace, and again with one bond more, as long as operations meet tensors of two devices.
+
+    Args:
+        free: the names of the blocks that get no bonds.
+    """
     for _ in range(MOST_BONDS):
         try:
-            return _trace(model, blocks, workload, trains, fed, sample, bonds)
+            return trace_under(bonds)
         except CrossesDevices as error:
             more = bonds.with_met(error.blocks)
-            # Layers that are left out would need the same bond with others that are.
-            if more == bonds or not (sample.whole or _layers(blocks).isdisjoint(error.blocks)):
+            if more == bonds or not free.isdisjoint(error.blocks):
                 raise
             bonds = more
-    raise CannotTrace(f"{type(model).__name__} computes across more than {MOST_BONDS} of its blocks")
-
-
-def _layers(blocks: Sequence[Block]) -> frozenset[str]:
-    return frozenset(block.name for block in blocks if block.role in ("layer", "tower"))
+    raise CannotTrace(f"the model computes across more than {MOST_BONDS} of its blocks")
 
 
 def _trace(
