@@ -448,6 +448,17 @@ def check_full_devices_exchange_blocks():
         same_as_fresh("llama", model, swapped)
 
 
+def check_no_device_holds_more_on_the_way_than_at_its_ends():
+    """But for one tensor; also where there is room for everything at once."""
+    model = load("llama", spread("llama"))
+    before = live()
+    simulation.reset_peaks()
+    move.move(model, {name: {0: 1, 1: 2, 2: 0, 3: 3}[place] for name, place in spread("llama").items()})
+    largest = max(each.numel() * each.element_size() for each in model.parameters())
+    for device, start, end in zip(simulation.usage(), before, live(), strict=True):
+        assert device.peak <= max(start, end) + largest, (device, start, end, largest)
+
+
 def check_nothing_to_do_costs_nothing_and_only_changes_are_touched():
     model = load("llama", spread("llama"))
     patch, restore = failing_at(movable.Piece, "put", 0, AssertionError("touched"))

@@ -112,36 +112,62 @@ def _all_or_nothing(pieces: list[Piece]) -> Iterator[ExitStack]:
 def _transfer(pieces: list[Piece], undo: ExitStack) -> int:
     """Copy each piece to its device when there is room for it; return how many had to wait on the host.
 
-    One piece at a time, whose old memory is free again at once, so no device ever holds more than one tensor above
-    what it holds before or after. Two full devices that exchange something are helped by the host.
+    One piece at a time, whose old memory is free again at once, and first those that leave their device with no more
+    than it holds before or after: so none ever holds more than one tensor above that. Two full devices that exchange
+    something are helped by the host.
     """
     import torch
 
     host = torch.device("cpu")
     waiting, over_host = list(pieces), 0
+    unfilled = {device: max(0, more) for device, more in _arriving(pieces).items()}  # of what it holds at most
     while waiting:
-        free = {device: _free_bytes(device) for device in {piece.goal for piece in waiting}}
+        free = {device: _free_bytes(device) for device in unfilled}
+
+        def bring(piece: Piece, rooms: tuple[dict[torch.device, int], ...] = (unfilled, free)) -> None:
+            source = piece.device
+            _put(piece, piece.goal, undo)
+            for room in rooms:
+                room[piece.goal] -= _rounded(piece.size)
+                if source in room:
+                    room[source] += _rounded(piece.size)
+
         stuck = []
         for piece in waiting:
-            size, source = _rounded(piece.size), piece.device
-            if size > free[piece.goal]:
+            if _rounded(piece.size) > min(unfilled[piece.goal], free[piece.goal]):
                 stuck.append(piece)
-                continue
-            _put(piece, piece.goal, undo)
-            free[piece.goal] -= size
-            if source in free:
-                free[source] += size
+            else:
+                bring(piece)
         if len(stuck) == len(waiting):
+            fitting = [piece for piece in stuck if _rounded(piece.size) <= free[piece.goal]]
             wanted = {piece.goal for piece in stuck}
             helpful = [piece for piece in stuck if piece.device in wanted]
-            if not helpful:  # nothing that we could take away would help; the allocator knows best whether it fits
-                _put(stuck[0], stuck[0].goal, undo)
-                stuck = stuck[1:]
-            else:
-                _put(max(helpful, key=lambda piece: piece.size), host, undo)
+            if fitting:
+                chosen = min(fitting, key=lambda piece: piece.size)
+                bring(chosen)
+            elif helpful:
+                chosen = max(helpful, key=lambda piece: piece.size)
+                unfilled[chosen.device] += _rounded(chosen.size)
+                _put(chosen, host, undo)
                 over_host += 1
+                continue
+            else:  # nothing that we could take away would help; the allocator knows best whether it fits
+                chosen = stuck[0]
+                bring(chosen)
+            stuck = [piece for piece in stuck if piece is not chosen]
         waiting = stuck
     return over_host
+
+
+def _arriving(pieces: list[Piece]) -> "dict[torch.device, int]":
+    """Return the bytes that each goal of `pieces` gets, less those that leave it."""
+    arriving: dict[torch.device, int] = {}
+    for piece in pieces:
+        arriving[piece.goal] = arriving.get(piece.goal, 0) + _rounded(piece.size)
+    for piece in pieces:
+        if piece.device in arriving:
+            arriving[piece.device] -= _rounded(piece.size)
+    return arriving
 
 
 def _put(piece: Piece, device: "torch.device", undo: ExitStack) -> None:
@@ -152,13 +178,7 @@ def _put(piece: Piece, device: "torch.device", undo: ExitStack) -> None:
 
 def _check_room(pieces: list[Piece]) -> None:
     """Raise if some device lacks room for what is to be there in the end, before anything is touched."""
-    arriving: dict[torch.device, int] = {}
-    for piece in pieces:
-        arriving[piece.goal] = arriving.get(piece.goal, 0) + _rounded(piece.size)
-    for piece in pieces:
-        if piece.device in arriving:
-            arriving[piece.device] -= _rounded(piece.size)
-    for device, more in sorted(arriving.items(), key=lambda item: str(item[0])):
+    for device, more in sorted(_arriving(pieces).items(), key=lambda item: str(item[0])):
         missing = more - _free_bytes(device)
         if missing > 0:
             raise MoveError(
