@@ -21,7 +21,7 @@ from ..seams.guard import attempt
 from ..units import format_size
 from . import beside, chunked_loss
 from .actual_workload import actual_workload
-from .second_pass import WORTH_MOVING, request_for
+from .second_pass import WORTH_MOVING, request_for, worth_moving
 
 STEPS_BEFORE = 1  # that are not measured
 STEPS_MEASURED = 2  # before each decision, at least
@@ -169,11 +169,7 @@ class Rebalancer:
         now = evaluate("balanced", costed, self._plan.device_map, usable)
         better = planner.solved(request, costed, self._plan.recomputed)
         fullest = self._worst_measured()
-        if (
-            better is None
-            or better.worst.filled > WORTH_MOVING * now.worst.filled
-            or len(set(better.device_map.values())) == 1
-        ):
+        if better is None or not worth_moving(now, better) or len(set(better.device_map.values())) == 1:
             self._say(f"measured peaks differ from the plan ({fullest}), but no other map is better by a useful margin")
             return False
         reason = beside.reason_to_stay(self._trainer)

@@ -16,7 +16,7 @@ from ..units import format_size
 from . import beside, micro_batch, precision
 from .actual_workload import actual_workload
 
-WORTH_MOVING = 0.95  # blocks move when that brings the worst device to this part of what it is, or below
+WORTH_MOVING = 0.97  # blocks move when that brings the worst device to this part of what it is, or below
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ def _fits(request: planner.Request, assumed: Plan) -> bool:
 def _better(trainer: Any, request: planner.Request, costed: CostedModel, actual: Plan) -> Outcome:
     """Move the blocks if another map is better by a useful margin."""
     better = planner.solved(request, costed, actual.recomputed)
-    if better is None or better.worst.filled > WORTH_MOVING * actual.worst.filled:
+    if better is None or not worth_moving(actual, better):
         return Outcome(actual)
     if len(set(better.device_map.values())) == 1:
         return Outcome(actual)
@@ -123,6 +123,12 @@ def _better(trainer: Any, request: planner.Request, costed: CostedModel, actual:
             f"{format_size(better.worst.predicted_peak)} instead of {format_size(actual.worst.predicted_peak)}"
         )
     return Outcome(better, moved=True)
+
+
+def worth_moving(now: Plan, better: Plan) -> bool:
+    """Whether blocks should move from the map of one plan to that of another."""
+    makes_it_fit = bool(now.shortfall) and not better.shortfall
+    return makes_it_fit or better.worst.filled <= WORTH_MOVING * now.worst.filled
 
 
 def _usable(model: Any, assumed: Plan) -> tuple[Device, ...]:
