@@ -8,6 +8,7 @@ import transformers
 
 from balance_shim.devices import describe
 from balance_shim.memory.bonds import NO_BONDS, Bonds
+from balance_shim.memory.tracing import proof
 from balance_shim.memory.workload import Workload
 from balance_shim.placement import planner, proving
 from balance_shim.placement.balance import balance
@@ -103,17 +104,51 @@ def test_a_map_that_does_not_run_is_solved_again_with_the_missing_bond(model_cla
     assert not plan.notes
 
 
-class NeverAcross(Plain):
+class Skips(Plain):
+    """Adds what comes out of some layers to what goes into others, far behind them."""
+
+    skips: tuple = ()
+
+    def forward(self, input_ids, labels=None, **_):
+        positions = torch.arange(input_ids.shape[1], device=input_ids.device)[None]
+        hidden = self.model.embed_tokens(input_ids)
+        angles = self.model.rotary_emb(hidden, positions)
+        outputs = {}
+        for number, layer in enumerate(self.model.layers):
+            for source, goal in self.skips:
+                hidden = hidden + outputs[source] if goal == number else hidden
+            hidden = layer(hidden, position_embeddings=angles, position_ids=positions)
+            hidden = outputs[number] = hidden[0] if isinstance(hidden, tuple) else hidden
+        return {"loss": self.loss_of(self.lm_head(self.model.norm(hidden)).flatten(0, 1), labels.flatten())}
+
+
+@pytest.mark.parametrize(
+    ("skips", "devices"), [([(10, 13)], 2), ([(7, 9)], 3), ([(2, 21)], 3), ([(n, 23 - n) for n in range(12)], 2)]
+)
+def test_a_model_that_skips_layers_runs_under_its_plan(skips, devices, monkeypatch):
+    """Also the layers that a trial leaves out: it is repeated with all of them."""
+    request = request_for(Skips, devices, num_hidden_layers=24)
+    request.model.skips = tuple(skips)
+    plan = planner.balanced(request)
+    assert plan is not None and plan.method == "traced" and not plan.notes
+    assert len({plan.device_map[f"model.layers.{number}"] for number in range(24)}) > 1 or len(skips) > 1
+    monkeypatch.setattr(proof, "_left_out", lambda *_: frozenset())
+    found = proving.trial(request, planner.cost(request), plan.device_map)
+    assert found.blocks and not found.met
+
+
+class LayersTogether(Plain):
     def forward(self, input_ids, labels=None, **_):
         layers = self.model.layers
         everything = sum(layer.self_attn.q_proj.weight for layer in layers)
         return {"loss": everything.sum() + super().forward(input_ids, labels)["loss"].to(everything.device)}
 
 
-def test_a_model_that_runs_under_no_map_has_no_plan():
-    request = request_for(NeverAcross)
-    costed = replace(planner.cost(request_for(Plain)), bonds=NO_BONDS)
-    assert planner.solved(request, costed, None) is None
+def test_layers_that_run_on_one_device_only_get_one():
+    """Or none, where that is too small: then the library's own map applies, as without us."""
+    plan = planner.balanced(request_for(LayersTogether, 3))
+    assert len({place for name, place in plan.device_map.items() if ".layers." in name}) == 1
+    assert planner.balanced(request_for(LayersTogether, 3, size=4 * MIB, num_hidden_layers=60)) is None
 
 
 class WorksMoreBesideLayers(Plain):

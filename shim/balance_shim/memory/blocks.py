@@ -70,10 +70,10 @@ def layers_of(model: "nn.Module", no_split: Collection[str] | None = None) -> fr
     classes = frozenset(no_split if no_split is not None else getattr(model, "_no_split_modules", None) or ())
     modules = list(model.named_modules(remove_duplicate=False))
     declared = frozenset(name for name, module in modules if type(module).__name__ in classes)
-    if declared:
-        return declared
     lists = [(name, module) for name, module in modules if isinstance(module, nn.ModuleList)]
-    return frozenset(f"{name}.{child}" for name, module in lists for child, _ in children_of(module))
+    members = frozenset(f"{name}.{child}" for name, module in lists for child, _ in children_of(module))
+    # Idefics3 and others declare the attention of their towers: what a layer adds to its own input stays with it.
+    return frozenset(holder_of(name, members) or name for name in declared) or members
 
 
 def children_of(module: "nn.Module") -> "Iterator[tuple[str, nn.Module]]":

@@ -4,7 +4,7 @@ Inputs of modules are brought to where the module is. What a model adds, gathers
 not, so that it fails when the two come from different devices.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,13 +34,21 @@ class Bonds:
             return self
         return Bonds((*(group for group in self.groups if group not in touched), whole), self.on_first)
 
+    def with_all(self, met: Iterable[frozenset[str | None]]) -> "Bonds":
+        """Return the bonds with one for each of `met`."""
+        bonds = self
+        for each in met:
+            bonds = bonds.with_met(each)
+        return bonds
+
     def renamed(self, new_name: Callable[[str], str]) -> "Bonds":
         return Bonds(
             tuple(frozenset(map(new_name, group)) for group in self.groups), frozenset(map(new_name, self.on_first))
         )
 
     def and_those(self, other: "Bonds") -> "Bonds":
-        return Bonds((*self.groups, *other.groups), self.on_first | other.on_first)
+        bonds = self.with_all(other.groups)
+        return bonds.with_met(other.on_first | {None}) if other.on_first else bonds
 
     def to_json(self) -> dict[str, Any]:
         return {"groups": [sorted(group) for group in self.groups], "on_first": sorted(self.on_first)}

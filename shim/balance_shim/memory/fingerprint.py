@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import inspect
+import os
 import sys
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
@@ -49,7 +50,7 @@ def _modules(model: "nn.Module", trains: "Callable[[str, Tensor], bool] | None")
     for name, module in model.named_modules(remove_duplicate=False):
         inside = f"{name}." if name else ""
         state = vars(module)
-        plain = [(key, value) for key, value in state.items() if isinstance(value, _PLAIN)]
+        plain = [(key, repr(value)) for key, value in state.items() if _is_plain(value)]
         tensors = [
             (key, tuple(each.shape), str(each.dtype), trained(inside + key, each))
             for key, each in (*module._parameters.items(), *module._buffers.items())
@@ -60,11 +61,27 @@ def _modules(model: "nn.Module", trains: "Callable[[str, Tensor], bool] | None")
     return hashlib.sha256(repr(parts).encode()).hexdigest()
 
 
+def _is_plain(value: Any, depth: int = 3) -> bool:
+    """Whether `value` is made of numbers, texts and the like, so that its representation says all of it."""
+    if isinstance(value, _PLAIN):
+        return True
+    if not depth or not isinstance(value, (list, tuple, dict)):  # a set says it in another order each time
+        return False
+    inside = [*value.items()] if isinstance(value, dict) else value
+    return all(_is_plain(each, depth - 1) for each in inside)
+
+
 def _code(model: "nn.Module") -> str:
-    """Return a digest of the model's code: its files, and functions that others have put in their places."""
-    seen = sorted({type(module).__module__ for module in model.modules()})
+    """Return a digest of the model's code: its files, and functions that others have put in their places.
+
+    The files are those of its classes, of what these inherit from, and of what lies beside a class of the user's own.
+    """
+    seen = {type(module).__module__ for module in model.modules()}
+    bases = {base.__module__ for module in model.modules() for base in type(module).__mro__}
+    folders = {os.path.dirname(_file_of(name)) for name in seen | bases if _is_of_the_user(name)}
+    seen |= {name for name in list(sys.modules) if _is_of_the_user(name) and os.path.dirname(_file_of(name)) in folders}
     found = hashlib.sha256()
-    for name in seen:
+    for name in sorted(seen):
         module = sys.modules.get(name)
         if name.startswith("torch.") or module is None:
             continue
@@ -72,6 +89,16 @@ def _code(model: "nn.Module") -> str:
             found.update(inspect.getsource(module).encode())
         found.update(repr([(key, _name(each)) for key, each in vars(module).items() if callable(each)]).encode())
     return found.hexdigest()
+
+
+def _is_of_the_user(module_name: str) -> bool:
+    file = _file_of(module_name)
+    library = "site-packages" in file or "dist-packages" in file
+    return bool(file) and not library and module_name.partition(".")[0] not in (*PACKAGES, *sys.stdlib_module_names)
+
+
+def _file_of(module_name: str) -> str:
+    return getattr(sys.modules.get(module_name), "__file__", None) or ""
 
 
 def _name(thing: Any) -> str:

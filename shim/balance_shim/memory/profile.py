@@ -77,6 +77,7 @@ def profile(
     weights = _weight_bytes(model, blocks, own, parameter_bytes)
     found, method = _trace(model, blocks, workload, trains, batch, loss_on_first)
     embeddings = _embeddings(model)
+    fresh = _fresh_gradients(model, blocks, own, workload, trains)
     costs = []
     untraced = []
     for block, held_weights in zip(blocks, weights, strict=True):
@@ -89,7 +90,7 @@ def profile(
             trained = _supposedly_trained(block, own[block.name], workload, trains)
             values = sum(each.numel() for each in trained if id(each) in embeddings)
             cost = replace(cost, optimizer=cost.optimizer + optimizer.spared_bytes(values))
-        costs.append(cost)
+        costs.append(replace(cost, backward=cost.backward + fresh.get(block.name, 0)))
     first = _traced_first(found.first) if found else _returned(blocks, costs)
     if untraced:
         method = f"{method}, but for {_listed(untraced)}, which that does not reach: estimated by a formula"
@@ -170,6 +171,27 @@ def _estimated_cost(
         backward=guess.kept + guess.temporary + arriving,
         step=optimizer.step_bytes(trained),
     )
+
+
+def _fresh_gradients(
+    model: "nn.Module",
+    blocks: Sequence[Block],
+    own: "Mapping[str, Mapping[str, Tensor]]",
+    workload: Workload,
+    trains: "Callable[[str, Tensor], bool] | None",
+) -> dict[str, int]:
+    """Return block name -> bytes of its gradients of tied parameters, which are added to those of later blocks.
+
+    So for a moment there are two: for an embedding that is tied to the head when all other gradients are there, too.
+    """
+    found: dict[str, int] = {}
+    for group in tied_groups(model):
+        *earlier, last = [block for block in blocks if not group.isdisjoint(block.parameters)]
+        shared = {name: each for name, each in own[last.name].items() if name in group}
+        size = sum(each.numel() * each.element_size() for each in _supposedly_trained(last, shared, workload, trains))
+        for block in earlier if workload.tuning != "lora" or trains is not None else ():
+            found[block.name] = found.get(block.name, 0) + size
+    return found
 
 
 def _supposedly_trained(

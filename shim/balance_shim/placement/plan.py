@@ -163,7 +163,7 @@ def lower_bound(costed: CostedModel, devices: Sequence[Device]) -> int:
 
     Under any map the devices together hold all weights and optimizer state, and at some time of the step, each on
     its own, all of their gradients or all of their activations. Some device holds the largest block; and of p n + 1
-    blocks some of p devices holds n + 1.
+    blocks some of p devices holds n + 1. On one device there is but one map.
     """
     costs, schedule = costed.costs, costed.schedule
     at_the_step = [cost.weights + cost.optimizer + cost.gradients for cost in costs]
@@ -176,11 +176,14 @@ def lower_bound(costed: CostedModel, devices: Sequence[Device]) -> int:
     largest = max(device.capacity for device in devices)
     together = max(sum(at_the_step), sum(between_passes))
     bounds = [(together + overhead) / capacity * largest]
+    bounds += [device.overhead / device.capacity * largest for device in devices]
     least_overhead = min(device.overhead for device in devices)
     bounds.append(max(sum(peak_terms([cost], schedule).values()) for cost in costs) + least_overhead)
     for sizes in (at_the_step, between_passes):
         every = sorted(sizes, reverse=True)[:: len(devices)]
         bounds += [number * size + least_overhead for number, size in enumerate(every, start=1)]
+    if len(devices) == 1:
+        bounds.append(sum(peak_terms([*costs, costed.first], schedule).values()) + overhead)
     return int(max(bounds))
 
 

@@ -147,13 +147,14 @@ def solved(request: Request, costed: CostedModel, recomputed: frozenset[str] | N
             break
         found = proving.trial(request, costed, device_map)
         if found.met:
-            log.debug(f"a map that does not run: {costed.model_class} computes across {sorted(map(str, found.met))}")
-            more = costed.bonds.with_met(found.met)
+            log.debug(f"a map that does not run: {costed.model_class} computes across {found.met}")
+            more = costed.bonds.with_all(found.met)
             if more == costed.bonds or remaining == 1:
-                more = of_all_but_layers(costed.blocks)
+                more = more.and_those(of_all_but_layers(costed.blocks))
             costed = replace(costed, bonds=more)
             continue
-        notes = [f"the map was not tried out on shapes: {found.failure}"] if found.failure else []
+        estimated = costed.method.startswith("estimated")  # which says already that this model does not run on shapes
+        notes = [f"the map was not tried out on shapes: {found.failure}"] if found.failure and not estimated else []
         # Layers that differ in what they recompute are alike in a trial, so its peaks say nothing then.
         off = () if recomputed else proving.surprises(found, costed, device_map, request.devices)
         for surprise in off:

@@ -26,27 +26,27 @@ class Trial:
     Attributes:
         peaks: device index -> the most bytes that it held beside weights and optimizer state.
         blocks: the names of the blocks that ran.
-        met: the blocks of which an operation met tensors on two devices, None among them for the inputs: the map
-            cannot be used. Empty otherwise.
+        met: for each operation that met tensors on two devices the blocks that they come from, None among them for the
+            inputs: the map cannot be used. Empty otherwise.
         failure: why the model does not run on shapes, so that nothing is known; "" otherwise.
     """
 
     peaks: Mapping[int, int] = field(default_factory=dict)
     blocks: frozenset[str] = frozenset()
-    met: frozenset[str | None] = frozenset()
+    met: tuple[frozenset[str | None], ...] = ()
     failure: str = ""
 
 
 def trial(request: "Request", costed: CostedModel, device_map: DeviceMap) -> Trial:
     """Return the trial of `device_map`, which is made once for a model and a map."""
-    if costed.method.startswith("estimated"):
+    if "takes too long" in costed.method:
         return Trial()  # the plan says already that this model does not run on shapes
     key = request.key("trial", device_map, request.devices[0].index)
     found = cached(request.cache, key, lambda: _tried(request, costed, device_map))
     return Trial(
         {int(index): size for index, size in found["peaks"].items()},
         frozenset(found["blocks"]),
-        frozenset(found["met"]),
+        tuple(map(frozenset, found["met"])),
         found["failure"],
     )
 
@@ -62,7 +62,7 @@ def _tried(request: "Request", costed: CostedModel, device_map: DeviceMap) -> di
     try:
         found = proof.prove(request.model, costed.blocks, costed.workload, places, first, request.trains, request.batch)
     except CrossesDevices as error:
-        return {**result, "met": sorted(error.blocks, key=str)}
+        return {**result, "met": [sorted(blocks, key=str) for blocks in error.met]}
     except CannotTrace as error:
         return {**result, "failure": str(error)}
     return {

@@ -83,7 +83,7 @@ def _labels(model: nn.Module, ids: torch.Tensor) -> torch.Tensor:
 
 def _picture(model: nn.Module, ids: torch.Tensor, accepted: Mapping[str, Any]) -> dict[str, torch.Tensor]:
     """Return the pixels of one picture a row, and mark its tokens in `ids`; nothing for models of text."""
-    config: Any = model.config
+    config: Any = getattr(model, "config", None)
     vision = getattr(config, "vision_config", None)
     token = getattr(config, "image_token_id", getattr(config, "image_token_index", None))
     if vision is None or token is None or "pixel_values" not in accepted:

@@ -70,7 +70,9 @@ class PassOn(nn.Module):
         return getattr(self.__dict__["_original"], name)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        return self._form.made_of(args[0] if args else kwargs["hidden_states"])
+        hidden = args[0] if args else kwargs["hidden_states"]
+        # Something of its own, where it is: not what the layer before it has made.
+        return self._form.made_of(hidden.view_as(hidden))
 
 
 class Form:

@@ -14,13 +14,13 @@ from . import adapters, batch, layers, parts
 from .copy import CannotTrace, TakesTooLong, Trains, copy_of, traced_copy, tracing_errors
 from .found import ELSEWHERE, Held, Traced
 from .machine import MOST_DEVICES, tracing
-from .origins import CrossesDevices, watch
+from .origins import CrossesDevices, Origins
 from .run import place_inputs, training_step
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-MOST_BONDS = 8  # that are looked for one after the other, each at the price of a trace
+MOST_ROUNDS = 4  # of looking for bonds; one run finds all that its own device map shows
 
 
 def trace(
@@ -79,20 +79,20 @@ def trace_with(
 
 
 def _bonded(trace_under: Callable[[Bonds], Traced], bonds: Bonds, free: frozenset[str] = frozenset()) -> Traced:
-    """Trace, and again with one bond more, as long as operations meet tensors of two devices.
+    """Trace, and again with the bonds that it has shown, as long as operations meet tensors of two devices.
 
     Args:
         free: the names of the blocks that get no bonds.
     """
-    for _ in range(MOST_BONDS):
+    for _ in range(MOST_ROUNDS):
         try:
             return trace_under(bonds)
         except CrossesDevices as error:
-            more = bonds.with_met(error.blocks)
-            if more == bonds or not free.isdisjoint(error.blocks):
+            more = bonds.with_all(error.met)
+            if more == bonds or not free.isdisjoint(frozenset().union(*error.met)):
                 raise
             bonds = more
-    raise CannotTrace(f"the model computes across more than {MOST_BONDS} of its blocks")
+    raise CannotTrace("the model computes across its blocks in ever new places")
 
 
 def _trace(
@@ -129,18 +129,27 @@ def run_placed(
     """Run a training step with each block on its device; return what devices held, and what trains in each block.
 
     Args:
-        devices: name of each block that runs -> index of its device; inputs arrive on device 0.
+        devices: name of each block that runs -> index of its device; inputs arrive on device 0. Layers that do not
+            run may be in it, whose inputs then arrive on their devices all the same.
         left_out: the names of layers that do not run.
     """
     there = [block for block in blocks if block.name not in left_out]
+    placed = [block.name for block in blocks if block.name in devices and block.kind != "tensor"]
     supposed = trains is None
     model, trains, left_out = _supposed(model, blocks, workload, trains, left_out)
     with tracing(1 + max(devices.values())) as machine:
         twin = traced_copy(model, machine, _by_prefix(devices), left_out, trains)
         trained = _trained(twin, there)
-        watch(twin, devices)
-        place_inputs(twin, {block.name: devices[block.name] for block in there if block.kind != "tensor"}, machine)
-        held = training_step(twin, batch.on_first_device(fed, model, machine), workload, machine, supposed)
+        origins = Origins(twin, devices, machine)
+        place_inputs(twin, {name: devices[name] for name in placed}, machine)
+        try:
+            held = training_step(twin, batch.on_first_device(fed, model, machine), workload, machine, supposed)
+        except TakesTooLong:
+            raise
+        except CannotTrace:
+            origins.check()  # with copies of ours in the graph the backward pass fails, which tells nothing
+            raise
+        origins.check()
         del twin
     return held, trained
 

@@ -3,9 +3,12 @@
 from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
+import torch
 from torch import nn
+from torch.utils._pytree import tree_map_only
 
 from balance_shim.virtual.dispatch import DeviceMismatch
+from balance_shim.virtual.machine import Machine
 
 from ..blocks import holder_of
 from .copy import CannotTrace
@@ -15,65 +18,81 @@ _ORIGIN = "_origin"  # attribute of a traced tensor: the name of its block; inpu
 
 
 class CrossesDevices(CannotTrace):
-    """An operation met tensors of two devices.
+    """Operations met tensors of two devices.
 
     Attributes:
-        blocks: the names of the blocks that the two come from; None stands for the inputs, and for all that is made
-            from nothing but them.
+        met: for each such operation the names of the blocks that its tensors come from; None stands for the inputs, and
+            for all that is made from nothing but them.
     """
 
-    def __init__(self, message: str, blocks: frozenset[str | None]) -> None:
+    def __init__(self, message: str, met: tuple[frozenset[str | None], ...]) -> None:
         super().__init__(message)
-        self.blocks = blocks
+        self.met = met
 
 
-def watch(model: nn.Module, blocks: Collection[str]) -> None:
-    """Mark what is computed in this trace from now on, until it ends.
+class Origins:
+    """A dispatcher that says of each tensor which block made it, or made what it is made from outside of blocks.
 
-    Args:
-        model: the traced copy.
-        blocks: the names of those that run.
+    Operations that meet tensors of two devices are noted and go on with copies, so that one run finds them all.
     """
-    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
-        setattr(tensor, _ORIGIN, holder_of(name, blocks))
-    origins = _Origins(TracedTensor.run)
-    modules = dict(model.named_modules(remove_duplicate=False))
-    for name in blocks:
-        if name in modules:  # not so a tensor that hangs directly on a module
-            modules[name].register_forward_pre_hook(origins.begins(name))
-            modules[name].register_forward_hook(origins.ends, always_call=True)
-    TracedTensor.run = origins
 
+    def __init__(self, model: nn.Module, blocks: Collection[str], machine: Machine) -> None:
+        """Mark all that is computed in this trace from now on.
 
-class _Origins:
-    """A dispatcher that says of each tensor which block made it, or made what it is made from outside of blocks."""
-
-    def __init__(self, run: Callable[..., Any]) -> None:
-        self._run = run
+        Args:
+            model: the traced copy.
+            blocks: the names of those that run, and of layers that others speak for.
+        """
+        self._run: Callable[..., Any] = TracedTensor.run
+        self._devices = machine.devices
         self._running: list[str] = []
+        self._met: dict[frozenset[str | None], str] = {}
+        for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+            setattr(tensor, _ORIGIN, holder_of(name, blocks))
+        modules = dict(model.named_modules(remove_duplicate=False))
+        for name in blocks:
+            if name in modules:  # not so a tensor that hangs directly on a module
+                modules[name].register_forward_pre_hook(self._begins(name))
+                modules[name].register_forward_hook(self._ends, always_call=True)
+        TracedTensor.run = self
 
-    def begins(self, name: str) -> Callable[..., None]:
+    def check(self) -> None:
+        """Say what has been noted so far.
+
+        Raises:
+            CrossesDevices: there was something.
+        """
+        if self._met:
+            raise CrossesDevices(next(iter(self._met.values())), tuple(self._met))
+
+    def _begins(self, name: str) -> Callable[..., None]:
         return lambda *_: self._running.append(name)
 
-    def ends(self, *_: Any) -> None:
+    def _ends(self, *_: Any) -> None:
         self._running.pop()
 
     def __call__(self, func: Any, args: Any, kwargs: Any) -> Any:
-        """Run the operation `func`.
-
-        Raises:
-            CrossesDevices: its tensors are on different devices.
-        """
+        """Run the operation `func`."""
         try:
             result = self._run(func, args, kwargs)
         except DeviceMismatch as error:
-            raise CrossesDevices(str(error), frozenset(map(_origin, error.tensors))) from error
+            if self._met and torch._C._current_graph_task_id() != -1:
+                raise  # a backward pass through our own copies, which tells nothing new
+            self._met.setdefault(frozenset(map(_origin, error.tensors)), str(error))
+            here = self._devices[error.tensors[0].place]
+            args, kwargs = tree_map_only(TracedTensor, lambda each: self._brought(each, here), (args, kwargs))
+            result = self._run(func, args, kwargs)
         origin = self._running[-1] if self._running else next(filter(None, map(_origin, _tensors(args))), None)
         if origin is not None:
             for each in _tensors([result]):
                 if _origin(each) is None:
                     setattr(each, _ORIGIN, origin)
         return result
+
+    def _brought(self, tensor: TracedTensor, device: torch.device) -> Any:
+        if tensor.device == device:
+            return tensor
+        return self._run(torch.ops.aten._to_copy.default, (tensor,), {"device": device})
 
 
 def _origin(tensor: Any) -> str | None:

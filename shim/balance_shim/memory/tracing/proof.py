@@ -69,10 +69,10 @@ def _run(
     fed: Mapping[str, Any],
     left_out: frozenset[str],
 ) -> Proof:
-    devices = {block.name: places.index(device_map[block.name]) for block in blocks if block.name not in left_out}
+    devices = {block.name: places.index(device_map[block.name]) for block in blocks}
     held, _ = measure.run_placed(model, blocks, devices, workload, trains, fed, left_out)
     peaks = {place: max(held[index].forward, held[index].backward) for index, place in enumerate(places)}
-    return Proof(frozenset(devices), peaks)
+    return Proof(frozenset(devices) - left_out, peaks)
 
 
 def _left_out(blocks: Sequence[Block], device_map: Mapping[str, int], shared: frozenset[str]) -> frozenset[str]:

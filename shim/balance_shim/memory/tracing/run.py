@@ -16,6 +16,7 @@ from .copy import CannotTrace, TakesTooLong
 from .found import Held
 from .machine import TooManyOperations
 
+PREPARES = "prepare_decoder_input_ids_from_labels"
 TRAINS_WITHOUT_CACHE = (5, 0)  # the Trainer then sets this very attribute; before, the cache fills up in training, too
 CHECKPOINTS_WITHOUT_REENTRANCE = (5, 0)  # by default; before, scripts with frozen embeddings had to ask for gradients
 
@@ -114,6 +115,8 @@ def _forward(model: nn.Module, batch: Mapping[str, Any], workload: Workload, mac
 
     batch = dict(batch)
     labels = batch.pop("labels", None) if workload.label_smoothing else None
+    if labels is not None and "decoder_input_ids" not in batch and hasattr(model, PREPARES):
+        batch["decoder_input_ids"] = getattr(model, PREPARES)(labels)  # as the collator does that knows the model
     with _autocast(workload):
         if workload.autocast:
             call = convert_outputs_to_fp32(call)
