@@ -90,7 +90,10 @@ def profile(
             trained = _supposedly_trained(block, own[block.name], workload, trains)
             values = sum(each.numel() for each in trained if id(each) in embeddings)
             cost = replace(cost, optimizer=cost.optimizer + optimizer.spared_bytes(values))
-        costs.append(replace(cost, backward=cost.backward + fresh.get(block.name, 0)))
+        if block.name in fresh:
+            arriving = 0 if schedule.accumulating else cost.gradients
+            cost = replace(cost, backward=max(cost.backward, arriving) + fresh[block.name])
+        costs.append(cost)
     first = _traced_first(found.first) if found else _returned(blocks, costs)
     if untraced:
         method = f"{method}, but for {_listed(untraced)}, which that does not reach: estimated by a formula"

@@ -5,8 +5,8 @@ import re
 from typing import Any
 
 # What model code looks like that takes the labels to the logits: the library's common loss functions do it inside, and
-# older or remote code says `shift_labels = shift_labels.to(shift_logits.device)`.
-_FOLLOWS_LOGITS = re.compile(r"\bloss_function\(|\w*labels = \w*labels\w*\.to\(")
+# older or remote code says `shift_labels = shift_labels.to(shift_logits.device)`, or `labels[:, 1:].to(logits.device)`.
+_FOLLOWS_LOGITS = re.compile(r"\bloss_function\(|\w*labels\w*(?:\[[^\]\n]*\])?\.to\(")
 
 
 def computes_loss_on_first_device(model: Any) -> bool:
