@@ -19,7 +19,7 @@ from ..memory.workload import Workload
 from ..units import format_size
 from . import map_check, proving
 from .balance import DoesNotFit, balance
-from .map_file import UserMap
+from .map_file import DeviceMap, UserMap
 from .plan import CostedModel, Plan, evaluate
 from .recompute import least_recomputation
 
@@ -145,29 +145,44 @@ def solved(request: Request, costed: CostedModel, recomputed: frozenset[str] | N
         device_map = balance(costed, request.devices)
         if best is not None and device_map == best.device_map:
             break
-        found = proving.trial(request, costed, device_map)
-        if found.met:
-            log.debug(f"a map that does not run: {costed.model_class} computes across {found.met}")
-            more = costed.bonds.with_all(found.met)
+        tried = as_tried(request, costed, device_map, recomputed)
+        if tried.met:
+            log.debug(f"a map that does not run: {costed.model_class} computes across {tried.met}")
+            more = costed.bonds.with_all(tried.met)
             if more == costed.bonds or remaining == 1:
                 more = more.and_those(of_all_but_layers(costed.blocks))
             costed = replace(costed, bonds=more)
             continue
-        estimated = costed.method.startswith("estimated")  # which says already that this model does not run on shapes
-        notes = [f"the map was not tried out on shapes: {found.failure}"] if found.failure and not estimated else []
-        # Layers that differ in what they recompute are alike in a trial, so its peaks say nothing then.
-        off = () if recomputed else proving.surprises(found, costed, device_map, request.devices)
-        for surprise in off:
-            notes.append(f"{surprise}")
-            if surprise.seen > surprise.predicted:
-                costed = proving.corrected(found, costed, device_map, request.devices[0], surprise)
-                notes[-1] += "; the figures here count with that"
-        plan = replace(evaluate("balanced", costed, device_map, request.devices, notes), recomputed=recomputed)
-        if best is None or plan.worst.filled < best.worst.filled:
-            best = plan
-        if not off:
+        if best is None or tried.plan.worst.filled < best.worst.filled:
+            best = tried.plan
+        if tried.costed == costed:
             break
+        costed = tried.costed
     return best
+
+
+@dataclass(frozen=True)
+class Tried:
+    """A map as its trial has shown it: its plan, the costs with which that agrees, and what met across devices."""
+
+    plan: Plan
+    costed: CostedModel
+    met: tuple[frozenset[str | None], ...]
+
+
+def as_tried(request: Request, costed: CostedModel, device_map: DeviceMap, recomputed: frozenset[str] | None) -> Tried:
+    """Return the plan of `device_map` with what a trial of it shows beyond the prediction."""
+    found = proving.trial(request, costed, device_map)
+    estimated = costed.method.startswith("estimated")  # which says already that this model does not run on shapes
+    notes = [f"the map was not tried out on shapes: {found.failure}"] if found.failure and not estimated else []
+    # Layers that differ in what they recompute are alike in a trial, so its peaks say nothing then.
+    for surprise in () if recomputed else proving.surprises(found, costed, device_map, request.devices):
+        notes.append(f"{surprise}")
+        if surprise.seen > surprise.predicted:
+            costed = proving.corrected(found, costed, device_map, request.devices[0], surprise)
+            notes[-1] += "; the figures here count with that"
+    plan = replace(evaluate("balanced", costed, device_map, request.devices, notes), recomputed=recomputed)
+    return Tried(plan, costed, found.met)
 
 
 def costed_for(request: Request) -> tuple[CostedModel, frozenset[str] | None]:

@@ -9,8 +9,9 @@ from ..devices import Device
 from ..memory.workload import Workload
 from ..placement import planner
 from ..placement.balance import DoesNotFit
+from ..placement.map_file import DeviceMap
 from ..placement.move import MoveError, move
-from ..placement.plan import CostedModel, Plan, evaluate
+from ..placement.plan import CostedModel, Plan, device_of, evaluate
 from ..report import plan_report
 from ..units import format_size
 from . import beside, micro_batch, precision
@@ -49,7 +50,7 @@ def second_pass(trainer: Any, model: Any, assumed: Plan, loss_on_first: bool) ->
         )
     request = _request(trainer, model, assumed, usable, loss_on_first)
     costed, recomputed = planner.costed_for(request)
-    actual = replace(evaluate(assumed.mode, costed, assumed.device_map, usable), recomputed=recomputed)
+    actual = _as_it_is(request, costed, recomputed, assumed)
     if settings.report != "off":
         log.info(plan_report.beside(assumed, actual))
     outcome = Outcome(actual)
@@ -58,6 +59,16 @@ def second_pass(trainer: Any, model: Any, assumed: Plan, loss_on_first: bool) ->
     if outcome.plan.shortfall:
         log.warning(plan_report.shortfall_line(outcome.plan, planner.what_would_fit(outcome.plan, request)))
     return outcome
+
+
+def _as_it_is(request: planner.Request, costed: CostedModel, recomputed: frozenset[str] | None, assumed: Plan) -> Plan:
+    """Return the plan of the map in force, for what is known now."""
+    placed = {block.name: device_of(block.name, assumed.device_map) for block in costed.blocks}
+    places: DeviceMap = {name: place for name, place in placed.items() if isinstance(place, int)}
+    if assumed.mode == "balanced" and len(places) == len(placed):
+        plan = planner.as_tried(request, costed, places, recomputed).plan
+        return replace(plan, device_map=assumed.device_map)
+    return replace(evaluate(assumed.mode, costed, assumed.device_map, request.devices), recomputed=recomputed)
 
 
 def _request(
