@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from .dispatch import DeviceMismatch
+from .dispatch import mismatch
 from .machine import Machine
 from .tensor import VirtualTensor, wrap
 
@@ -68,7 +68,7 @@ def make_attention(machine: Machine):
         tensors = [query, key, value] + ([] if attn_mask is None else [attn_mask])
         for tensor in tensors:
             if not isinstance(tensor, VirtualTensor) or tensor.place != query.place:
-                raise DeviceMismatch("aten::scaled_dot_product_attention", query, tensor)
+                raise mismatch("aten::scaled_dot_product_attention", query, tensor)
         if attn_mask is not None and attn_mask.dtype == torch.bool:
             # CUDA's kernels turn truth values into a bias of the queries' type, and keep that.
             bias = torch.zeros_like(attn_mask, dtype=query.dtype)

@@ -28,15 +28,17 @@ _RESHAPING = {
 }  # fmt: skip
 
 
-class DeviceMismatch(RuntimeError):
-    """An operation met tensors of different devices, worded as CUDA does. `tensors` are two that differ."""
+def mismatch(operation, first, second) -> RuntimeError:
+    """Return the error of an operation that meets tensors of two devices: type and words are CUDA's.
 
-    def __init__(self, operation, first, second):
-        super().__init__(
-            "Expected all tensors to be on the same device, but found at least two devices, "
-            f"{first.device} and {second.device}! (when running {operation})"
-        )
-        self.tensors = first, second
+    Its attribute `tensors` holds the two.
+    """
+    error = RuntimeError(
+        "Expected all tensors to be on the same device, but found at least two devices, "
+        f"{first.device} and {second.device}! (when running {operation})"
+    )
+    error.tensors = first, second  # type: ignore[attr-defined]
+    return error
 
 
 class _Rule:
@@ -69,7 +71,7 @@ class Dispatcher:
         """Run the operation `func`.
 
         Raises:
-            DeviceMismatch: its tensors are on different devices.
+            RuntimeError: its tensors are on different devices.
             torch.OutOfMemoryError: its results do not fit on their device.
         """
         rule = self._rules.get(func)
@@ -97,9 +99,9 @@ class Dispatcher:
                 if tensor.place != place:
                     if rule.per_tensor:
                         return _one_by_one(func, args, kwargs)
-                    raise DeviceMismatch(func.name(), virtual[0], tensor)
+                    raise mismatch(func.name(), virtual[0], tensor)
             if plain and virtual and self._machine.separates_host:
-                raise DeviceMismatch(func.name(), virtual[0], plain[0])
+                raise mismatch(func.name(), virtual[0], plain[0])
 
         device = raw_kwargs.get("device")
         if device is not None:

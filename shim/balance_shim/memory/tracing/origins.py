@@ -7,7 +7,6 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_map_only
 
-from balance_shim.virtual.dispatch import DeviceMismatch
 from balance_shim.virtual.machine import Machine
 
 from ..blocks import holder_of
@@ -75,11 +74,14 @@ class Origins:
         """Run the operation `func`."""
         try:
             result = self._run(func, args, kwargs)
-        except DeviceMismatch as error:
+        except RuntimeError as error:
+            tensors: Any = getattr(error, "tensors", None)  # those of `virtual.dispatch.mismatch`
+            if tensors is None:
+                raise
             if self._met and torch._C._current_graph_task_id() != -1:
                 raise  # a backward pass through our own copies, which tells nothing new
-            self._met.setdefault(frozenset(map(_origin, error.tensors)), str(error))
-            here = self._devices[error.tensors[0].place]
+            self._met.setdefault(frozenset(map(_origin, tensors)), str(error))
+            here = self._devices[tensors[0].place]
             args, kwargs = tree_map_only(TracedTensor, lambda each: self._brought(each, here), (args, kwargs))
             result = self._run(func, args, kwargs)
         origin = self._running[-1] if self._running else next(filter(None, map(_origin, _tensors(args))), None)
