@@ -1,5 +1,6 @@
 """What is kept on disk is used when it is right, and made again when it is not."""
 
+import importlib
 import json
 import os
 from pathlib import Path
@@ -10,6 +11,7 @@ import transformers
 from balance_shim import cache
 from balance_shim.devices import Device
 from balance_shim.memory import profile as profiling
+from balance_shim.memory.fingerprint import fingerprint
 from balance_shim.memory.workload import Workload
 from balance_shim.placement import planner
 from tests import models
@@ -195,3 +197,31 @@ def test_files_are_plain_json(tmp_path):
     planner.balanced(request(tmp_path))
     for file in tmp_path.glob("*.json"):
         assert set(json.loads(file.read_text())) == {"key", "checksum", "content"}
+
+
+def test_a_list_that_a_module_holds_is_part_of_the_key():
+    model = models.llama()
+    model.skips = [(0, 3)]
+    before = fingerprint(model, None, None)
+    assert fingerprint(model, None, None) == before
+    model.skips = [(0, 5)]
+    assert fingerprint(model, None, None) != before
+
+
+@pytest.mark.parametrize("edited", ["helper.py", "base.py"])
+def test_files_of_the_user_beside_the_model_are_part_of_the_key(edited, tmp_path, monkeypatch):
+    """What its `forward` calls, and what its class inherits from; not only the file of the class."""
+    package = tmp_path / f"own_{edited[0]}"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    (package / "helper.py").write_text("def double(x):\n    return 2 * x\n")
+    (package / "base.py").write_text("import torch\n\n\nclass Base(torch.nn.Module):\n    pass\n")
+    own = "from .base import Base\nfrom .helper import double\n\n\nclass Own(Base):\n    pass\n"
+    (package / "model.py").write_text(own)
+    monkeypatch.syspath_prepend(tmp_path)
+    model = importlib.import_module(f"{package.name}.model").Own()
+    before = fingerprint(model, None, None)
+    assert fingerprint(model, None, None) == before
+    with (package / edited).open("a") as file:
+        file.write("\n# another version\n")
+    assert fingerprint(model, None, None) != before

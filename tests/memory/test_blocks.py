@@ -79,3 +79,10 @@ def test_ties_are_found_before_they_are_tied():
     tied = tied_groups(models.llama(tie_word_embeddings=True))
     assert {"model.embed_tokens.weight", "lm_head.weight"} in [set(group) for group in tied]
     assert tied_groups(models.llama()) == ()
+
+
+def test_what_a_class_declares_inside_of_a_layer_keeps_the_layer_whole():
+    """Idefics3 and others declare the attention of their tower, whose output its layer adds to its own input."""
+    model = models.llama()
+    whole = [block.name for block in chain(model, {"LlamaDecoderLayer"})]
+    assert [block.name for block in chain(model, {"LlamaAttention"})] == whole

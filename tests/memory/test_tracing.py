@@ -521,3 +521,28 @@ def test_a_model_that_talks_is_not_heard(capfd):
     assert "a picture!" not in heard.out and "a warning!" not in heard.err
     print("heard")
     assert capfd.readouterr().out == "heard\n"
+
+
+def test_label_smoothing_of_an_encoder_decoder_is_traced():
+    """The labels go to the Trainer's loss, so the decoder gets what the collator makes of them."""
+    _, found = profiled(models.t5(), replace(WORKLOAD, label_smoothing=0.1))
+    assert found.method == profiled(models.t5())[1].method
+
+
+def test_a_model_without_a_config_is_traced():
+    class Own(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embedding, self.head = torch.nn.Embedding(64, 32), torch.nn.Linear(32, 64)
+            self.layers = torch.nn.ModuleList(torch.nn.Linear(32, 32) for _ in range(3))
+
+        def forward(self, input_ids, labels):
+            hidden = self.embedding(input_ids)
+            for layer in self.layers:
+                hidden = layer(hidden)
+            logits = self.head(hidden)
+            return {"loss": torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.to(logits.device).flatten())}
+
+    with torch.device("meta"):
+        model = Own()
+    assert profiled(model)[1].method == "traced"

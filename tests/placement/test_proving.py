@@ -6,14 +6,16 @@ import pytest
 import torch
 import transformers
 
-from balance_shim.devices import describe
+from balance_shim.devices import Device, describe
 from balance_shim.memory.bonds import NO_BONDS, Bonds
+from balance_shim.memory.cost import BlockCost
 from balance_shim.memory.tracing import proof
 from balance_shim.memory.workload import Workload
 from balance_shim.placement import planner, proving
 from balance_shim.placement.balance import balance
 from balance_shim.placement.plan import evaluate
 from balance_shim.settings import Settings
+from balance_shim.training.second_pass import worth_moving
 from tests import models
 
 MIB = 1 << 20
@@ -184,3 +186,32 @@ def test_a_peak_off_the_prediction_is_in_the_figures_where_no_other_map_helps():
     assert 2 << 30 < plan.worst.predicted_peak - plan.worst.terms["overhead"] < 1.1 * (2 << 30)
     (note,) = plan.notes
     assert note.startswith("cuda:0: tried out on shapes") and note.endswith("the figures here count with that")
+
+
+def test_blocks_move_for_three_percent_or_to_make_a_plan_fit():
+    costed = planner.cost(request_for(Plain))
+    on = dict.fromkeys((block.name for block in costed.blocks), 0)
+
+    def of(peak, capacity):
+        return evaluate("balanced", replace(costed, costs=(BlockCost(weights=peak), *costed.costs[1:])), on, [
+            Device(0, "cuda:0", capacity, capacity)
+        ])  # fmt: skip
+
+    roomy, tight = 100 << 30, 40 << 30
+    assert worth_moving(of(40 << 30, roomy), of(38 << 30, roomy))
+    assert not worth_moving(of(40 << 30, roomy), of(int(39.5 * (1 << 30)), roomy))
+    assert worth_moving(of(int(40.4 * (1 << 30)), tight), of(int(39.8 * (1 << 30)), tight))
+
+
+class CallsForward(Plain):
+    """Goes around the modules' hooks, as SqueezeBert does; accelerate wraps `forward` itself."""
+
+    def logits_of(self, embedded, hidden):
+        return self.lm_head.forward(hidden)
+
+
+def test_a_model_that_calls_forward_itself_has_its_head_bonded():
+    """The trial takes for a crossing what accelerate would have brought; the bond costs evenness and breaks nothing."""
+    costed = planner.cost(request_for(CallsForward, 3))
+    assert costed.bonds.groups == (frozenset({"model.norm", "lm_head"}),)
+    assert planner.balanced(request_for(CallsForward, 3)) is not None
