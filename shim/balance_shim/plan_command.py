@@ -94,6 +94,7 @@ def forecast_for(options: PlanOptions) -> Forecast:
     from .placement import planner
     from .placement.balance import DoesNotFit
     from .placement.baseline import judge
+    from .placement.remedies import saved_by_chunks, what_would_fit
     from .report.plan_report import chunks_line
     from .seams.config_only import unloaded
     from .seams.loss_device import computes_loss_on_first_device
@@ -137,7 +138,7 @@ def forecast_for(options: PlanOptions) -> Forecast:
             raise model_config.ModelError(f"{options.model}: {costed.model_class} {reason}")
     except DoesNotFit:
         costed = planner.cost(request)
-    remedies = planner.what_would_fit(plan, request) if plan is not None and plan.shortfall else []
+    remedies = what_would_fit(plan, request) if plan is not None and plan.shortfall else []
     notes = [found.note] if found.note else []
     if said is None:
         notes.append("its config names no dtype: bf16 is supposed (--precision)")
@@ -149,7 +150,7 @@ def forecast_for(options: PlanOptions) -> Forecast:
         enough = "as far as it goes" if plan.shortfall else "which is what it takes to fit"
         notes.append(f"{len(plan.recomputed)} layers are recomputed in the backward pass, {enough}")
     if plan is not None:
-        line = chunks_line(planner.saved_by_chunks(plan, request))
+        line = chunks_line(saved_by_chunks(plan, request))
         notes += [line] if line else []
     # Without the shim nobody cuts up the loss.
     alone = replace(costed.workload, loss="full")

@@ -196,11 +196,17 @@ def test_a_frozen_tower_keeps_nothing():
     assert frozen["lm_head"] == full["lm_head"]
 
 
-@pytest.mark.parametrize("name", ["llama", "gpt2", "mixtral"])
-def test_supposed_adapters_are_those_that_peft_makes(name):
+def falcon():
+    """Its linear layers are of a class of its own."""
+    config = transformers.FalconConfig(vocab_size=256, hidden_size=64, num_hidden_layers=4, num_attention_heads=4)
+    return transformers.FalconForCausalLM(config)
+
+
+@pytest.mark.parametrize("make", [models.ALL["llama"], models.ALL["gpt2"], models.ALL["mixtral"], falcon])
+def test_supposed_adapters_are_those_that_peft_makes(make):
     """What LoRA is supposed to take is what the same adapters take when PEFT has put them in."""
     peft = pytest.importorskip("peft")
-    model = models.ALL[name]()
+    model = make()
     blocks, supposed = profiled(model, replace(WORKLOAD, tuning="lora"))
     linear = (torch.nn.Linear, transformers.pytorch_utils.Conv1D)
     targets = [

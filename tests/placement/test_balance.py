@@ -12,7 +12,7 @@ from balance_shim.devices import Device, describe
 from balance_shim.memory.compose import Schedule
 from balance_shim.memory.cost import BlockCost
 from balance_shim.memory.workload import Workload
-from balance_shim.placement import planner
+from balance_shim.placement import planner, remedies
 from balance_shim.placement.balance import WORTH_A_CROSSING, DoesNotFit, balance
 from balance_shim.placement.chain import chain_of
 from balance_shim.placement.plan import collapse, device_of, evaluate, lower_bound
@@ -228,8 +228,8 @@ def test_what_would_fit_is_checked_not_guessed():
     request = planner.Request(model, workload, tight)
     plan = planner.balanced(request)
     assert plan.shortfall
-    remedies = planner.what_would_fit(plan, request)
-    assert any(remedy.startswith("gradient checkpointing") for remedy in remedies)
+    found = remedies.what_would_fit(plan, request)
+    assert any(remedy.startswith("gradient checkpointing") for remedy in found)
 
 
 def test_half_precision_is_a_remedy_where_weights_train_in_float32():
@@ -241,8 +241,8 @@ def test_half_precision_is_a_remedy_where_weights_train_in_float32():
 
     def offered(model, may):
         request = planner.Request(model, workload, sizes, may_halve=may)
-        found = planner.remedies_that_fit(planner.balanced(request), request)
-        return planner.HALVED in [remedy.phrase for remedy in found]
+        found = remedies.remedies_that_fit(planner.balanced(request), request)
+        return remedies.HALVED in [remedy.phrase for remedy in found]
 
     assert [offered(whole, True), offered(whole, False), offered(half, True)] == [True, False, False]
 
@@ -253,7 +253,7 @@ def test_what_precision_saves_is_told_by_term():
     devices = machine(*[64 * MIB] * 2)
     request = planner.Request(model, Workload(seq_len=256), devices)
     plan = planner.balanced(request)
-    saved = planner.saved_by_precision(plan, request, "float32", autocast=False)
+    saved = remedies.saved_by_precision(plan, request, "float32", autocast=False)
     weights = sum(each.numel() * 2 for each in model.parameters())
     assert (saved["weights"], saved["gradients"], saved["optimizer"]) == (weights, weights, 2 * weights)
     assert saved["activations"] > 0

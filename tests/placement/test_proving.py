@@ -14,6 +14,7 @@ from balance_shim.memory.workload import Workload
 from balance_shim.placement import planner, proving
 from balance_shim.placement.balance import balance
 from balance_shim.placement.plan import evaluate
+from balance_shim.placement.remedies import what_would_fit
 from balance_shim.settings import Settings
 from balance_shim.training.second_pass import worth_moving
 from tests import models
@@ -210,8 +211,35 @@ class CallsForward(Plain):
         return self.lm_head.forward(hidden)
 
 
-def test_a_model_that_calls_forward_itself_has_its_head_bonded():
-    """The trial takes for a crossing what accelerate would have brought; the bond costs evenness and breaks nothing."""
+def test_a_model_that_calls_forward_itself_needs_no_bond():
     costed = planner.cost(request_for(CallsForward, 3))
-    assert costed.bonds.groups == (frozenset({"model.norm", "lm_head"}),)
-    assert planner.balanced(request_for(CallsForward, 3)) is not None
+    assert costed.bonds == NO_BONDS
+    device_map = {block.name: 2 if block.name == "lm_head" else 0 for block in costed.blocks}
+    assert proving.trial(request_for(CallsForward, 3), costed, device_map).met == ()
+
+
+def with_long_rows(size, **workload):
+    """Return the request for one device and a model of which no prediction knows that it takes 2 GiB beside layers."""
+    request = request_for(WorksMoreBesideLayers, devices=1, size=size)
+    return replace(request, workload=replace(WORKLOAD, seq_len=4096, **workload), selective=True)
+
+
+def as_predicted(request):
+    costed = planner.cost(request)
+    return evaluate("balanced", costed, balance(costed, request.devices), request.devices)
+
+
+def test_what_the_trial_shows_decides_how_many_layers_are_recomputed():
+    roomy, tight = with_long_rows(16 << 30), with_long_rows(2400 * MIB)
+    assert not as_predicted(roomy).shortfall and not as_predicted(tight).shortfall
+    easy, plan = planner.balanced(roomy), planner.balanced(tight)
+    assert easy.recomputed == frozenset() and not easy.shortfall
+    assert plan.recomputed and not plan.shortfall
+    assert 2 << 30 < plan.worst.predicted_peak < easy.worst.predicted_peak
+
+
+def test_a_remedy_that_the_trial_refutes_is_not_named():
+    request = replace(with_long_rows(350 * MIB), selective=False)
+    assert not as_predicted(with_long_rows(350 * MIB, gradient_checkpointing=True)).shortfall
+    plan = planner.balanced(request)
+    assert plan.shortfall and what_would_fit(plan, request) == []

@@ -1,7 +1,6 @@
 """Two steps of full fine-tuning of Qwen2.5-7B on four devices of 80 GiB, with shapes only: `big_model.py FOLDER`."""
 
 import json
-import resource
 import sys
 import time
 
@@ -15,6 +14,7 @@ simulation.install(simulation.parse_spec("4x80GiB:shapes"))
 import transformers  # noqa: E402 - as in a script, where the simulation is there before anything else
 from transformers import AutoModelForCausalLM, Trainer, TrainingArguments  # noqa: E402
 
+from tests.simulation.child import most_resident  # noqa: E402
 from tests.simulation.sparse_checkpoint import write_sparse_checkpoint  # noqa: E402
 
 CONFIG = transformers.Qwen2Config(
@@ -44,7 +44,7 @@ def main(folder: str) -> None:
     Trainer(model=model, args=arguments, train_dataset=rows).train()
     found = {
         "peaks": [device.peak / GIB for device in simulation.usage()],
-        "resident": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
+        "resident": most_resident() / GIB,
         "seconds": time.process_time() - start,
     }
     print(json.dumps(found))

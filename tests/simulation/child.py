@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import gc
 import json
+import re
 import subprocess
 import sys
 import traceback
@@ -30,6 +31,15 @@ def main(names: dict[str, Any]) -> None:
                 outcome[name] = traceback.format_exc()
             gc.collect()  # accelerate's hooks make cycles, which would keep devices filled for the next check
     Path(sys.argv[1]).write_text(json.dumps(outcome), encoding="utf-8")
+
+
+def most_resident() -> int:
+    """Return the bytes of host memory that this process has held at most.
+
+    The kernel's own count for children (ru_maxrss) begins with what the parent held when it started them.
+    """
+    status = Path("/proc/self/status").read_text(encoding="ascii")
+    return int(re.search(r"^VmHWM:\s+(\d+) kB$", status, re.MULTILINE)[1]) * 1024
 
 
 def checks_in(script: Path) -> list[str]:

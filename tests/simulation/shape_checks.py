@@ -1,33 +1,35 @@
 """Tensors on two simulated devices that have shapes but no numbers, far larger than this machine's memory."""
 
 import io
-import resource
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 from balance_shim import simulation
 from balance_shim.units import GIB
-from tests.simulation.child import main
+from tests.simulation.child import main, most_resident
 
 simulation.install(simulation.parse_spec("2x900GiB:shapes"))
 
 
-def resident():
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
 def check_big_tensors_cost_nothing_and_are_counted():
-    before = resident()
+    before = most_resident()
     x = torch.ones(200, GIB // 4, device="npu:1")
     y = (x * 2).to("npu:0")
     assert [device.live for device in simulation.usage()] == [200 * GIB, 200 * GIB]
-    assert y.shape == x.shape and resident() - before < GIB // 4
+    assert y.shape == x.shape and most_resident() - before < GIB // 4
     try:
         torch.cat([x, x, x, x])
         raise AssertionError("800 GiB beside 200 in 900")
     except torch.OutOfMemoryError as error:
         assert "Tried to allocate 800.0 GiB" in str(error)
+
+
+def check_big_factories_cost_the_host_nothing():
+    before = most_resident()
+    made = torch.zeros(GIB // 4, device="npu:0"), torch.rand(GIB // 4, device="npu:1")
+    assert [device.live for device in simulation.usage()] == [GIB, GIB]
+    assert most_resident() - before < GIB // 4 and all(each.device.type == "npu" for each in made)
 
 
 def check_whole_numbers_stay_real():

@@ -14,6 +14,7 @@ from ..memory.workload import Workload, assume, longest_row
 from ..placement import map_file, planner
 from ..placement.balance import DoesNotFit
 from ..placement.plan import CostedModel, Plan, device_of, evaluate
+from ..placement.remedies import Remedy, remedies_that_fit
 from ..report import plan_report
 from ..report.table import table
 from ..seams.guard import attempt
@@ -331,7 +332,7 @@ def _what_fits(scene: _Scene, trainer: Any) -> list[str]:
         remedies.append((_written(scene, trainer), scene.better))
     if scene.better is not None:
         workload = scene.better.workload
-        changed = planner.remedies_that_fit(scene.better, scene.request)
+        changed = remedies_that_fit(scene.better, scene.request)
         remedies += [(_setting(remedy, workload), remedy.plan) for remedy in changed]
     for number, (setting, plan) in enumerate(remedies[:MOST_REMEDIES], 1):
         worst = plan.worst
@@ -365,7 +366,7 @@ def _written(scene: _Scene, trainer: Any) -> str:
     return f"BALANCE_DEVICE_MAP={value}"
 
 
-def _setting(remedy: planner.Remedy, workload: Workload) -> str:
+def _setting(remedy: Remedy, workload: Workload) -> str:
     """Return a remedy as what to set: a variable where there is one, else words for the script."""
     parts = []
     for field, value in remedy.changes.items():

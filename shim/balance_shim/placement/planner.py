@@ -12,7 +12,6 @@ from ..devices import Device, table
 from ..memory.blocks import Block, chain
 from ..memory.bonds import of_all_but_layers
 from ..memory.fingerprint import fingerprint
-from ..memory.precision import in_dtype, trains_in
 from ..memory.profile import ParameterBytes, Profile, profile
 from ..memory.ties import parameter_count, tied_groups
 from ..memory.workload import Workload
@@ -26,7 +25,6 @@ from .recompute import least_recomputation
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-HALVED = "BALANCE_PRECISION=bf16"
 MOST_TRIALS = 5  # of maps, until one runs as predicted
 
 
@@ -138,6 +136,13 @@ def solved(request: Request, costed: CostedModel, recomputed: frozenset[str] | N
     Raises:
         DoesNotFit: the weights alone do not fit.
     """
+    return _settled(request, costed, recomputed)[0]
+
+
+def _settled(
+    request: Request, costed: CostedModel, recomputed: frozenset[str] | None
+) -> tuple[Plan | None, CostedModel]:
+    """Return what `solved` does, and the costs with all that the trials have shown."""
     if request.workload != costed.workload:
         request = replace(request, workload=costed.workload)
     best: Plan | None = None
@@ -158,7 +163,7 @@ def solved(request: Request, costed: CostedModel, recomputed: frozenset[str] | N
         if tried.costed == costed:
             break
         costed = tried.costed
-    return best
+    return best, costed
 
 
 @dataclass(frozen=True)
@@ -193,11 +198,22 @@ def costed_for(request: Request) -> tuple[CostedModel, frozenset[str] | None]:
     """
     if not request.selective:
         return cost(request), None
-    plain, recomputed = (
-        cost(replace(request, workload=replace(request.workload, gradient_checkpointing=each)))
-        for each in (False, True)
-    )
-    return least_recomputation(plain, recomputed, request.devices)
+    plain, recomputed = (_proved(changed(request, gradient_checkpointing=each)) for each in (False, True))
+    bonds = plain.bonds.and_those(recomputed.bonds)
+    return least_recomputation(replace(plain, bonds=bonds), replace(recomputed, bonds=bonds), request.devices)
+
+
+def _proved(request: Request) -> CostedModel:
+    """Return the costs with what trials of the best maps for them have shown.
+
+    Layers that differ in what they recompute are not told apart in a trial, so this is where its peaks count for them.
+    """
+    return _settled(request, cost(request), None)[1]
+
+
+def changed(request: Request, **changes: Any) -> Request:
+    """Return `request` for a workload with these fields changed."""
+    return replace(request, workload=replace(request.workload, **changes))
 
 
 def _say_does_not_fit(model_class: str, gap: DoesNotFit, request: Request) -> None:
@@ -221,99 +237,3 @@ def from_user(request: Request, user_map: UserMap, devices: int) -> Plan:
     device_map, notes = map_check.fit(user_map, request.model, devices, request.no_split)
     costed = cost(request)
     return evaluate("map", costed, device_map, request.devices, notes)
-
-
-def what_would_fit(plan: Plan, request: Request) -> list[str]:
-    """Return the changes of the workload under which everything fits, the mildest first, each as a phrase.
-
-    Args:
-        plan: a balanced plan that does not fit.
-        request: what it was made for.
-    """
-    return [
-        f"{remedy.phrase} (worst device {format_size(remedy.plan.worst.predicted_peak)})"
-        for remedy in remedies_that_fit(plan, request)
-    ]
-
-
-@dataclass(frozen=True)
-class Remedy:
-    """A change under which everything fits: in words, as fields of `Workload` (none for precision), and its plan."""
-
-    phrase: str
-    changes: dict[str, Any]
-    plan: Plan
-
-
-def remedies_that_fit(plan: Plan, request: Request) -> list[Remedy]:
-    """Return the changes of the workload under which everything fits, the mildest first; see `what_would_fit`."""
-    found = []
-    for phrase, changes in _remedies(plan.workload, request):
-        changed = replace(request, workload=replace(plan.workload, **changes))
-        if phrase == HALVED:
-            changed = _in_precision(changed, "bfloat16", autocast=True)
-        if "tuning" in changes:
-            changed = replace(changed, trains=None)
-        if changes.keys() & {"batch_size", "seq_len"}:
-            changed = replace(changed, batch=None)
-        costed = cost(changed)
-        candidate = evaluate("balanced", costed, balance(costed, request.devices), request.devices)
-        if not candidate.shortfall:
-            found.append(Remedy(phrase, changes, candidate))
-    return found
-
-
-def saved_by_chunks(plan: Plan, request: Request) -> tuple[str, int]:
-    """Return the device whose peak `BALANCE_LOSS=chunked` would lower most under the map of `plan`, and by how much.
-
-    Zero bytes where that would change nothing, or is not the user's choice.
-    """
-    if not request.may_chunk or plan.recomputed is not None:  # its layers differ, which one trace cannot have
-        return "", 0
-    costed = cost(replace(request, workload=replace(plan.workload, loss="chunked")))
-    other = evaluate(plan.mode, costed, plan.device_map, request.devices)
-    pairs = zip(plan.devices, other.devices, strict=True)
-    saved, name = max((ours.predicted_peak - theirs.predicted_peak, ours.name) for ours, theirs in pairs)
-    return name, max(0, saved)
-
-
-def saved_by_precision(plan: Plan, request: Request, dtype: str, autocast: bool) -> dict[str, int]:
-    """Return the bytes that a training takes less than one with weights of torch type `dtype`, by term, all devices.
-
-    Args:
-        autocast: whether that one would have matrix products in a lower precision.
-    """
-    other = _in_precision(replace(request, workload=plan.workload), dtype, autocast)
-    pairs = list(zip(cost(other).costs, cost(replace(request, workload=plan.workload)).costs, strict=True))
-    terms = ("weights", "gradients", "optimizer", "activations")
-    return {term: sum(getattr(theirs, term) - getattr(ours, term) for theirs, ours in pairs) for term in terms}
-
-
-def _in_precision(request: Request, dtype: str, autocast: bool) -> Request:
-    import torch
-
-    model = in_dtype(request.model, getattr(torch, dtype))
-    return replace(request, model=model, parameter_bytes=None, workload=replace(request.workload, autocast=autocast))
-
-
-def _remedies(workload: Workload, request: Request) -> list[tuple[str, dict[str, Any]]]:
-    import torch
-
-    remedies: list[tuple[str, dict[str, Any]]] = []
-    if request.may_chunk:
-        remedies.append(("BALANCE_LOSS=chunked", {"loss": "chunked"}))
-    if not workload.gradient_checkpointing:
-        phrase = "gradient checkpointing (BALANCE_GRADIENT_CHECKPOINTING=1)"
-        remedies.append((phrase, {"gradient_checkpointing": True}))
-    if workload.batch_size > 1:
-        remedies.append(("a micro-batch of 1 (BALANCE_MICRO_BATCH=1)", {"batch_size": 1}))
-    if request.may_halve and trains_in(request.model, torch.float32):
-        remedies.append((HALVED, {}))
-    if workload.tuning == "full":
-        remedies.append(("an 8-bit optimizer", {"optimizer": "adamw_8bit"}))
-        remedies.append(("LoRA", {"tuning": "lora"}))
-        if not workload.gradient_checkpointing:
-            remedies.append(("LoRA with gradient checkpointing", {"tuning": "lora", "gradient_checkpointing": True}))
-    if workload.seq_len >= 512:
-        remedies.append((f"rows of {workload.seq_len // 2} tokens", {"seq_len": workload.seq_len // 2}))
-    return remedies

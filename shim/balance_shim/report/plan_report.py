@@ -116,13 +116,13 @@ def write(plan: Plan, folder: str, number: int | None = None) -> int | None:
 
 
 def chunks_line(saved: tuple[str, int]) -> str:
-    """Return the line on what `planner.saved_by_chunks` has found; "" if that is not worth a line."""
+    """Return the line on what `remedies.saved_by_chunks` has found; "" if that is not worth a line."""
     name, size = saved
     return f"BALANCE_LOSS=chunked would save {format_size(size)} on {name}" if size >= WORTH_SAYING else ""
 
 
 def precision_line(precision: str, dtype: str, saved: dict[str, int]) -> str:
-    """Return the line on what `planner.saved_by_precision` has found, by term; "" where nothing is worth saying.
+    """Return the line on what `remedies.saved_by_precision` has found, by term; "" where nothing is worth saying.
 
     Args:
         dtype: in which the script would have loaded.

@@ -16,6 +16,7 @@ from ..memory.workload import assume, longest_row
 from ..placement import planner
 from ..placement.map_file import DeviceMap
 from ..placement.plan import Plan, collapse
+from ..placement.remedies import saved_by_chunks, saved_by_precision, what_would_fit
 from ..report import plan_report
 from ..training import precision
 from ..versions import version_of, version_text
@@ -250,12 +251,12 @@ def _place(load: _Load) -> DeviceMap | None:
     files = attempt("reporting the plan", plan_report.show, plan, settings.report, instead=instead)
     known.remember_placed(load.model, known.Placed(plan, files))
     if mode == "balanced" and plan.shortfall and not workload.guessed:
-        log.warning(plan_report.shortfall_line(plan, planner.what_would_fit(plan, request)))
+        log.warning(plan_report.shortfall_line(plan, what_would_fit(plan, request)))
     return collapse(plan.device_map)
 
 
 def _chunks_line(plan: Plan, request: planner.Request) -> str:
-    return plan_report.chunks_line(planner.saved_by_chunks(plan, request))
+    return plan_report.chunks_line(saved_by_chunks(plan, request))
 
 
 def _precision_line(plan: Plan, request: planner.Request) -> str:
@@ -265,7 +266,7 @@ def _precision_line(plan: Plan, request: planner.Request) -> str:
     dtype = str(scripts).removeprefix("torch.")
     autocast = precision.autocast_of_script(known.arguments())
     return plan_report.precision_line(
-        str(state.settings().precision), dtype, planner.saved_by_precision(plan, request, dtype, autocast)
+        str(state.settings().precision), dtype, saved_by_precision(plan, request, dtype, autocast)
     )
 
 

@@ -217,8 +217,7 @@ class Rebalancer:
             costed = planner.cost(request)
         else:
             plain, all_recomputed = (
-                planner.cost(replace(request, workload=replace(request.workload, gradient_checkpointing=each)))
-                for each in (False, True)
+                planner.cost(planner.changed(request, gradient_checkpointing=each)) for each in (False, True)
             )
             costed = mixer(plain, all_recomputed)(recomputed)
         kept = _optimizer_state(self._trainer.optimizer, self._model, costed)

@@ -12,6 +12,7 @@ from ..placement.balance import DoesNotFit
 from ..placement.map_file import DeviceMap
 from ..placement.move import MoveError, move
 from ..placement.plan import CostedModel, Plan, device_of, evaluate
+from ..placement.remedies import what_would_fit
 from ..report import plan_report
 from ..units import format_size
 from . import beside, micro_batch, precision
@@ -57,7 +58,7 @@ def second_pass(trainer: Any, model: Any, assumed: Plan, loss_on_first: bool) ->
     if assumed.mode == "balanced" and len(set(assumed.device_map.values())) > 1:
         outcome = _better(trainer, request, costed, actual)
     if outcome.plan.shortfall:
-        log.warning(plan_report.shortfall_line(outcome.plan, planner.what_would_fit(outcome.plan, request)))
+        log.warning(plan_report.shortfall_line(outcome.plan, what_would_fit(outcome.plan, request)))
     return outcome
 
 

@@ -45,6 +45,10 @@ def blank(shape: torch.Size, dtype: torch.dtype) -> torch.Tensor:
 def run(func, args, kwargs, virtual, place, machine):
     """Run `func` on raw tensors of which some may be meta, for a result on device `place` (None: on the host)."""
     if not any(tensor.raw.is_meta for tensor in virtual):
+        if not virtual and place is not None and kwargs.get("generator") is None:
+            made = func(*args, **{**kwargs, "device": META})  # of 16 GiB of zeros the host need not have room for one
+            if isinstance(made, torch.Tensor) and not is_real(made.dtype, made.numel()):
+                return made
         out = kernels.REAL.get(func, func)(*args, **kwargs)
         return out if place is None else _each(out, thinned)
     answer = _ANSWERS.get(func)

@@ -5,6 +5,7 @@ from typing import cast
 
 import torch
 from torch import nn
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from ..blocks import Block, within
 from ..formula import LORA_RANK
@@ -35,4 +36,6 @@ def with_adapters(model: nn.Module, blocks: Sequence[Block]) -> nn.Module:
 
 
 def _takes_adapters(module: nn.Module) -> bool:
-    return type(module) is nn.Linear or type(module).__name__ == "Conv1D" or is_quantized_linear(module)
+    # Models have linear layers of classes of their own, which PEFT takes; torch's own attention has one it must not.
+    linear = isinstance(module, nn.Linear) and not isinstance(module, NonDynamicallyQuantizableLinear)
+    return linear or type(module).__name__ == "Conv1D" or is_quantized_linear(module)

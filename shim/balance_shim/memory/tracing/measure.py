@@ -140,8 +140,8 @@ def run_placed(
     with tracing(1 + max(devices.values())) as machine:
         twin = traced_copy(model, machine, _by_prefix(devices), left_out, trains)
         trained = _trained(twin, there)
-        origins = Origins(twin, devices, machine)
         place_inputs(twin, {name: devices[name] for name in placed}, machine)
+        origins = Origins(twin, devices, machine)
         try:
             held = training_step(twin, batch.on_first_device(fed, model, machine), workload, machine, supposed)
         except TakesTooLong:

@@ -1,6 +1,7 @@
 """From which block each tensor of a trace comes: whoever meets two that cannot meet then knows whose they are."""
 
 from collections.abc import Callable, Collection, Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from balance_shim.virtual.machine import Machine
 from ..blocks import holder_of
 from .copy import CannotTrace
 from .machine import TracedTensor
+from .run import wrap_forward
 
 _ORIGIN = "_origin"  # attribute of a traced tensor: the name of its block; inputs have none
 
@@ -51,8 +53,7 @@ class Origins:
         modules = dict(model.named_modules(remove_duplicate=False))
         for name in blocks:
             if name in modules:  # not so a tensor that hangs directly on a module
-                modules[name].register_forward_pre_hook(self._begins(name))
-                modules[name].register_forward_hook(self._ends, always_call=True)
+                wrap_forward(modules[name], partial(self._begins, name), self._ends)
         TracedTensor.run = self
 
     def check(self) -> None:
@@ -64,10 +65,11 @@ class Origins:
         if self._met:
             raise CrossesDevices(next(iter(self._met.values())), tuple(self._met))
 
-    def _begins(self, name: str) -> Callable[..., None]:
-        return lambda *_: self._running.append(name)
+    def _begins(self, name: str, args: Any, kwargs: Any) -> tuple[Any, Any]:
+        self._running.append(name)
+        return args, kwargs
 
-    def _ends(self, *_: Any) -> None:
+    def _ends(self) -> None:
         self._running.pop()
 
     def __call__(self, func: Any, args: Any, kwargs: Any) -> Any:

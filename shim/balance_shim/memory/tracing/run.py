@@ -1,7 +1,8 @@
 """One training step of a traced model, and the bytes that each device held in it."""
 
 import contextlib
-from collections.abc import Iterator, Mapping
+import functools
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -29,10 +30,31 @@ def place_inputs(model: nn.Module, devices: Mapping[str, int], machine: Machine)
         module = model.get_submodule(name)
         target = machine.devices[index]
 
-        def arrive(_: nn.Module, args: Any, kwargs: Any, target: torch.device = target) -> Any:
+        def arrive(args: Any, kwargs: Any, target: torch.device = target) -> Any:
             return send_to_device(args, target), send_to_device(kwargs, target)
 
-        module.register_forward_pre_hook(arrive, with_kwargs=True)
+        wrap_forward(module, arrive)
+
+
+def wrap_forward(
+    module: nn.Module, before: Callable[[Any, Any], tuple[Any, Any]], after: Callable[[], None] | None = None
+) -> None:
+    """Have `before` change what `module.forward` is called with, and `after` called when it is over.
+
+    Hooks would miss the models that call `module.forward` themselves; accelerate wraps the function, too.
+    """
+    forward = module.forward
+
+    @functools.wraps(forward)
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        args, kwargs = before(args, kwargs)
+        try:
+            return forward(*args, **kwargs)
+        finally:
+            if after is not None:
+                after()
+
+    module.forward = wrapped
 
 
 def training_step(

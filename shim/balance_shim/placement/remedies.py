@@ -1,0 +1,117 @@
+"""What other settings would change: those under which everything fits, and what chunks and precision save."""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from ..memory.precision import in_dtype, trains_in
+from ..memory.workload import Workload
+from ..units import format_size
+from .balance import balance
+from .plan import Plan, evaluate
+from .planner import Request, cost, solved
+
+HALVED = "BALANCE_PRECISION=bf16"
+
+
+def what_would_fit(plan: Plan, request: Request) -> list[str]:
+    """Return the changes of the workload under which everything fits, the mildest first, each as a phrase.
+
+    Args:
+        plan: a balanced plan that does not fit.
+        request: what it was made for.
+    """
+    return [
+        f"{remedy.phrase} (worst device {format_size(remedy.plan.worst.predicted_peak)})"
+        for remedy in remedies_that_fit(plan, request)
+    ]
+
+
+@dataclass(frozen=True)
+class Remedy:
+    """A change under which everything fits: in words, as fields of `Workload` (none for precision), and its plan."""
+
+    phrase: str
+    changes: dict[str, Any]
+    plan: Plan
+
+
+def remedies_that_fit(plan: Plan, request: Request) -> list[Remedy]:
+    """Return the changes of the workload under which everything fits, the mildest first; see `what_would_fit`."""
+    found = []
+    for phrase, changes in _remedies(plan.workload, request):
+        other = replace(request, workload=replace(plan.workload, **changes))
+        if phrase == HALVED:
+            other = _in_precision(other, "bfloat16", autocast=True)
+        if "tuning" in changes:
+            other = replace(other, trains=None)
+        if changes.keys() & {"batch_size", "seq_len"}:
+            other = replace(other, batch=None)
+        candidate = _if_it_fits(other)
+        if candidate is not None:
+            found.append(Remedy(phrase, changes, candidate))
+    return found
+
+
+def _if_it_fits(request: Request) -> Plan | None:
+    """Return the plan if everything fits; only what seems to is tried out."""
+    costed = cost(request)
+    if evaluate("balanced", costed, balance(costed, request.devices), request.devices).shortfall:
+        return None
+    plan = solved(request, costed, None)
+    return None if plan is None or plan.shortfall else plan
+
+
+def saved_by_chunks(plan: Plan, request: Request) -> tuple[str, int]:
+    """Return the device whose peak `BALANCE_LOSS=chunked` would lower most under the map of `plan`, and by how much.
+
+    Zero bytes where that would change nothing, or is not the user's choice.
+    """
+    if not request.may_chunk or plan.recomputed is not None:  # its layers differ, which one trace cannot have
+        return "", 0
+    costed = cost(replace(request, workload=replace(plan.workload, loss="chunked")))
+    other = evaluate(plan.mode, costed, plan.device_map, request.devices)
+    pairs = zip(plan.devices, other.devices, strict=True)
+    saved, name = max((ours.predicted_peak - theirs.predicted_peak, ours.name) for ours, theirs in pairs)
+    return name, max(0, saved)
+
+
+def saved_by_precision(plan: Plan, request: Request, dtype: str, autocast: bool) -> dict[str, int]:
+    """Return the bytes that a training takes less than one with weights of torch type `dtype`, by term, all devices.
+
+    Args:
+        autocast: whether that one would have matrix products in a lower precision.
+    """
+    other = _in_precision(replace(request, workload=plan.workload), dtype, autocast)
+    pairs = list(zip(cost(other).costs, cost(replace(request, workload=plan.workload)).costs, strict=True))
+    terms = ("weights", "gradients", "optimizer", "activations")
+    return {term: sum(getattr(theirs, term) - getattr(ours, term) for theirs, ours in pairs) for term in terms}
+
+
+def _in_precision(request: Request, dtype: str, autocast: bool) -> Request:
+    import torch
+
+    model = in_dtype(request.model, getattr(torch, dtype))
+    return replace(request, model=model, parameter_bytes=None, workload=replace(request.workload, autocast=autocast))
+
+
+def _remedies(workload: Workload, request: Request) -> list[tuple[str, dict[str, Any]]]:
+    import torch
+
+    remedies: list[tuple[str, dict[str, Any]]] = []
+    if request.may_chunk:
+        remedies.append(("BALANCE_LOSS=chunked", {"loss": "chunked"}))
+    if not workload.gradient_checkpointing:
+        phrase = "gradient checkpointing (BALANCE_GRADIENT_CHECKPOINTING=1)"
+        remedies.append((phrase, {"gradient_checkpointing": True}))
+    if workload.batch_size > 1:
+        remedies.append(("a micro-batch of 1 (BALANCE_MICRO_BATCH=1)", {"batch_size": 1}))
+    if request.may_halve and trains_in(request.model, torch.float32):
+        remedies.append((HALVED, {}))
+    if workload.tuning == "full":
+        remedies.append(("an 8-bit optimizer", {"optimizer": "adamw_8bit"}))
+        remedies.append(("LoRA", {"tuning": "lora"}))
+        if not workload.gradient_checkpointing:
+            remedies.append(("LoRA with gradient checkpointing", {"tuning": "lora", "gradient_checkpointing": True}))
+    if workload.seq_len >= 512:
+        remedies.append((f"rows of {workload.seq_len // 2} tokens", {"seq_len": workload.seq_len // 2}))
+    return remedies
