@@ -17,6 +17,7 @@ from balance_shim.placement.plan import evaluate
 from balance_shim.placement.remedies import what_would_fit
 from balance_shim.settings import Settings
 from balance_shim.training.second_pass import worth_moving
+from balance_shim.versions import version_of
 from tests import models
 
 MIB = 1 << 20
@@ -229,6 +230,7 @@ def as_predicted(request):
     return evaluate("balanced", costed, balance(costed, request.devices), request.devices)
 
 
+@pytest.mark.skipif(version_of("transformers") < (4, 53), reason="its layers do not recompute themselves")
 def test_what_the_trial_shows_decides_how_many_layers_are_recomputed():
     roomy, tight = with_long_rows(16 << 30), with_long_rows(2400 * MIB)
     assert not as_predicted(roomy).shortfall and not as_predicted(tight).shortfall
@@ -240,6 +242,6 @@ def test_what_the_trial_shows_decides_how_many_layers_are_recomputed():
 
 def test_a_remedy_that_the_trial_refutes_is_not_named():
     request = replace(with_long_rows(350 * MIB), selective=False)
-    assert not as_predicted(with_long_rows(350 * MIB, gradient_checkpointing=True)).shortfall
+    assert not as_predicted(with_long_rows(350 * MIB, batch_size=1)).shortfall
     plan = planner.balanced(request)
     assert plan.shortfall and what_would_fit(plan, request) == []

@@ -43,6 +43,7 @@ class Monitor:
         self._makers: Makers | None = None
         self._since_log: dict[str, int] = {}
         self._ask_again = 0.0  # when drivers may be asked again
+        self._asking = float("inf")  # seconds that this takes; the least seen, as a process may be kept waiting in it
         self._between: tuple[int, ...] | None = None
         self._step_began = time.perf_counter()
         self.spent = 0.0  # seconds in here
@@ -156,7 +157,8 @@ class Monitor:
         readings = self._meter.read(with_others=began >= self._ask_again)
         if readings[0].others is not None:
             ended = time.perf_counter()
-            self._ask_again = ended + (ended - began) / BUDGET
+            self._asking = min(self._asking, ended - began)
+            self._ask_again = ended + self._asking / BUDGET
         return readings
 
     def _explained(self) -> Finding:
