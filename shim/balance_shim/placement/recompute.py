@@ -58,7 +58,8 @@ def mixer(plain: CostedModel, recomputed: CostedModel) -> Callable[[frozenset[st
             after if block.name in chosen else before
             for block, before, after in zip(plain.blocks, plain.costs, recomputed.costs, strict=True)
         )
-        return replace(plain, costs=tuple(costs), workload=recomputed.workload if chosen else plain.workload)
+        like = recomputed if chosen else plain
+        return replace(plain, costs=tuple(costs), workload=like.workload, first=like.first)
 
     return mixed
 
