@@ -266,3 +266,25 @@ def test_a_model_without_a_config_is_traced():
     with torch.device("meta"):
         model = Own()
     assert profiled(model)[1].method == "traced"
+
+
+class Splined(torch.nn.Module):
+    """Says how many features it takes and gives, as linear layers do, and has its weights under other names."""
+
+    def __init__(self, in_features, out_features):
+        super().__init__()
+        self.in_features, self.out_features = in_features, out_features
+        self.base_weight = torch.nn.Parameter(torch.zeros(out_features, in_features))
+        self.spline_weight = torch.nn.Parameter(torch.zeros(out_features, in_features, 8))
+
+    def forward(self, hidden):
+        return hidden @ (self.base_weight + self.spline_weight.sum(-1)).T
+
+
+def test_a_linear_layer_of_a_model_s_own_is_no_packed_one():
+    model = models.llama()
+    with torch.device("meta"):
+        for layer in model.model.layers:
+            layer.mlp.down_proj = Splined(model.config.intermediate_size, model.config.hidden_size)
+    cost = costs_of(model)["model.layers.0"]
+    assert cost.gradients == cost.weights and cost.optimizer == 2 * cost.weights

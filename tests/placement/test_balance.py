@@ -12,11 +12,10 @@ from balance_shim.devices import Device, describe
 from balance_shim.memory.compose import Schedule
 from balance_shim.memory.cost import BlockCost
 from balance_shim.memory.workload import Workload
-from balance_shim.placement import planner, remedies
+from balance_shim.placement import planner
 from balance_shim.placement.balance import WORTH_A_CROSSING, DoesNotFit, balance
 from balance_shim.placement.chain import chain_of
 from balance_shim.placement.plan import collapse, device_of, evaluate, lower_bound
-from balance_shim.report.plan_report import precision_line
 from balance_shim.seams.loss_device import computes_loss_on_first_device
 from balance_shim.settings import Settings
 from tests import models
@@ -217,50 +216,6 @@ def test_weights_that_do_not_fit_are_refused_with_the_figures():
         balance(costed, machine(1000, 1000))
     assert caught.value.available == 2000
     assert caught.value.needed == sum(cost.weights for cost in costed.costs)
-
-
-def test_what_would_fit_is_checked_not_guessed():
-    """Each remedy named for a plan that does not fit does make it fit."""
-    model = models.llama()
-    workload = Workload(batch_size=1, seq_len=1024)
-    fitting = planner.balanced(planner.Request(model, workload, machine(*[64 * MIB] * 2)))
-    tight = machine(*[int(fitting.worst.predicted_peak * 0.95)] * 2)
-    request = planner.Request(model, workload, tight)
-    plan = planner.balanced(request)
-    assert plan.shortfall
-    found = remedies.what_would_fit(plan, request)
-    assert any(remedy.startswith("gradient checkpointing") for remedy in found)
-
-
-def test_half_precision_is_a_remedy_where_weights_train_in_float32():
-    """It comes with a plan that fits; not for models that are in half precision, nor where nobody may choose it."""
-    workload = Workload(seq_len=256)
-    half, whole = (models.llama().to(dtype) for dtype in (torch.bfloat16, torch.float32))
-    fitting = planner.balanced(planner.Request(half, replace(workload, autocast=True), machine(*[64 * MIB] * 2)))
-    sizes = machine(*[int(1.2 * fitting.worst.predicted_peak)] * 2)
-
-    def offered(model, may):
-        request = planner.Request(model, workload, sizes, may_halve=may)
-        found = remedies.remedies_that_fit(planner.balanced(request), request)
-        return remedies.HALVED in [remedy.phrase for remedy in found]
-
-    assert [offered(whole, True), offered(whole, False), offered(half, True)] == [True, False, False]
-
-
-def test_what_precision_saves_is_told_by_term():
-    """Weights, gradients and AdamW's state of a bfloat16 model are half of what they would be in float32."""
-    model = models.llama().to(torch.bfloat16)
-    devices = machine(*[64 * MIB] * 2)
-    request = planner.Request(model, Workload(seq_len=256), devices)
-    plan = planner.balanced(request)
-    saved = remedies.saved_by_precision(plan, request, "float32", autocast=False)
-    weights = sum(each.numel() * 2 for each in model.parameters())
-    assert (saved["weights"], saved["gradients"], saved["optimizer"]) == (weights, weights, 2 * weights)
-    assert saved["activations"] > 0
-    assert precision_line("bf16", "float32", {"weights": MIB, "gradients": 0, "optimizer": -3 * MIB}) == (
-        "BALANCE_PRECISION=bf16 instead of float32 takes 2.0 MiB more on all devices together: "
-        "weights 1.0 MiB, optimizer -3.0 MiB"
-    )
 
 
 def test_a_map_of_one_device_collapses():

@@ -240,6 +240,25 @@ def test_what_the_trial_shows_decides_how_many_layers_are_recomputed():
     assert 2 << 30 < plan.worst.predicted_peak < easy.worst.predicted_peak
 
 
+def test_layers_that_differ_in_what_they_recompute_are_tried_out_as_they_are():
+    """In a T5 one recomputed layer can raise the peak that all of them lower; a plan is no lower than its trial."""
+    sizes = {"d_model": 256, "d_ff": 1024, "d_kv": 32, "num_layers": 3, "num_heads": 8, "vocab_size": 512}
+    model = models.on_meta(
+        transformers.T5ForConditionalGeneration, transformers.T5Config(**sizes, decoder_start_token_id=0)
+    )
+    workload = Workload(batch_size=2, seq_len=2048)
+    for size in range(1200, 1500, 60):
+        devices = tuple(describe(index, f"cuda:{index}", size * MIB, Settings()) for index in range(2))
+        request = planner.Request(model, workload, devices, selective=True)
+        plan = planner.balanced(request)
+        costed, recomputed = planner.costed_for(request)
+        assert recomputed == plan.recomputed
+        found = proving.trial(replace(request, workload=plan.workload), costed, plan.device_map, recomputed)
+        for device in plan.devices:
+            held = device.terms["weights"] + device.terms["optimizer"] + device.terms["overhead"]
+            assert found.peaks[device.device.index] + held <= 1.03 * device.predicted_peak
+
+
 def test_a_remedy_that_the_trial_refutes_is_not_named():
     request = replace(with_long_rows(350 * MIB), selective=False)
     assert not as_predicted(with_long_rows(350 * MIB, batch_size=1)).shortfall

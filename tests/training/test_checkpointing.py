@@ -7,9 +7,9 @@ import torch
 import transformers
 
 from balance_shim.devices import Device
+from balance_shim.memory.recomputation import recompute_only
 from balance_shim.memory.workload import Workload
 from balance_shim.placement import planner
-from balance_shim.training.checkpointing import recompute_only
 from tests import models
 from tests.seams.cases import results_of
 

@@ -10,6 +10,7 @@ from .bonds import NO_BONDS, Bonds, of_the_loss
 from .compose import Schedule
 from .cost import BlockCost
 from .optimizer import Optimizer, optimizer_named
+from .recomputation import is_supported
 from .ties import tied_groups
 from .workload import Workload
 
@@ -76,6 +77,7 @@ def profile(
     own = _own_parameters(model, blocks)
     weights = _weight_bytes(model, blocks, own, parameter_bytes)
     found, method = _trace(model, blocks, workload, trains, batch, loss_on_first)
+    supposed = replace(workload, gradient_checkpointing=workload.gradient_checkpointing and is_supported(model))
     embeddings = _embeddings(model)
     fresh = _fresh_gradients(model, blocks, own, workload, trains)
     costs = []
@@ -85,7 +87,7 @@ def profile(
         if cost is None:
             if found and own[block.name]:
                 untraced.append(block.name)
-            cost = _estimated_cost(block, held_weights, own[block.name], workload, optimizer, schedule, trains)
+            cost = _estimated_cost(block, held_weights, own[block.name], supposed, optimizer, schedule, trains)
         if optimizer.spares_embeddings:
             trained = _supposedly_trained(block, own[block.name], workload, trains)
             values = sum(each.numel() for each in trained if id(each) in embeddings)

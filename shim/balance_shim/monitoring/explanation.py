@@ -374,6 +374,8 @@ def _setting(remedy: Remedy, workload: Workload) -> str:
             parts.append("BALANCE_GRADIENT_CHECKPOINTING=1")
         elif field == "batch_size":
             parts.append(f"BALANCE_MICRO_BATCH={value}")
+        elif field == "accumulation":
+            continue  # a smaller micro-batch brings it along
         elif field == "optimizer":
             parts.append(f"optim={value!r} in the script")
         elif field == "tuning":

@@ -1,5 +1,6 @@
 """From a model and the settings to a plan: the stages of placing, one after the other."""
 
+import math
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -20,7 +21,7 @@ from . import map_check, proving
 from .balance import DoesNotFit, balance
 from .map_file import DeviceMap, UserMap
 from .plan import CostedModel, Plan, evaluate
-from .recompute import least_recomputation
+from .recompute import least_recomputation, recomputable
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -177,11 +178,10 @@ class Tried:
 
 def as_tried(request: Request, costed: CostedModel, device_map: DeviceMap, recomputed: frozenset[str] | None) -> Tried:
     """Return the plan of `device_map` with what a trial of it shows beyond the prediction."""
-    found = proving.trial(request, costed, device_map)
+    found = proving.trial(request, costed, device_map, recomputed)
     estimated = costed.method.startswith("estimated")  # which says already that this model does not run on shapes
     notes = [f"the map was not tried out on shapes: {found.failure}"] if found.failure and not estimated else []
-    # Layers that differ in what they recompute are alike in a trial, so its peaks say nothing then.
-    for surprise in () if recomputed else proving.surprises(found, costed, device_map, request.devices):
+    for surprise in proving.surprises(found, costed, device_map, request.devices):
         notes.append(f"{surprise}")
         if surprise.seen > surprise.predicted:
             costed = proving.corrected(found, costed, device_map, request.devices[0], surprise)
@@ -191,24 +191,48 @@ def as_tried(request: Request, costed: CostedModel, device_map: DeviceMap, recom
 
 
 def costed_for(request: Request) -> tuple[CostedModel, frozenset[str] | None]:
-    """Return the costs to plan with, and the names of the layers to recompute; None: as the workload says.
-
-    Raises:
-        DoesNotFit: the weights alone do not fit.
-    """
+    """Return the costs to plan with, and the names of the layers to recompute; None: as the workload says."""
     if not request.selective:
         return cost(request), None
-    plain, recomputed = (_proved(changed(request, gradient_checkpointing=each)) for each in (False, True))
-    bonds = plain.bonds.and_those(recomputed.bonds)
-    return least_recomputation(replace(plain, bonds=bonds), replace(recomputed, bonds=bonds), request.devices)
+    choice = _least_recomputing(request)
+    return choice.costed, choice.recomputed
 
 
-def _proved(request: Request) -> CostedModel:
-    """Return the costs with what trials of the best maps for them have shown.
+@dataclass(frozen=True)
+class _Choice:
+    """Layers to recompute, with the costs that trials have shown; no plan: the weights do not fit, or nothing runs."""
 
-    Layers that differ in what they recompute are not told apart in a trial, so this is where its peaks count for them.
-    """
-    return _settled(request, cost(request), None)[1]
+    plan: Plan | None
+    costed: CostedModel
+    recomputed: frozenset[str]
+
+    @property
+    def shortfall(self) -> float:
+        return math.inf if self.plan is None else self.plan.shortfall
+
+
+def _least_recomputing(request: Request) -> _Choice:
+    """Return the least recomputation that fits, as trials show it; what comes closest to that where nothing fits."""
+    without, everywhere = (changed(request, gradient_checkpointing=each) for each in (False, True))
+    plain = _choice(without, cost(without), frozenset())
+    if not plain.shortfall:
+        return plain
+    most = _choice(everywhere, cost(everywhere), None)
+    most = replace(most, recomputed=frozenset(recomputable(plain.costed, most.costed)))
+    if most.shortfall:
+        return min(most, plain, key=lambda choice: choice.shortfall)
+    bonds = plain.costed.bonds.and_those(most.costed.bonds)
+    bare, full = (replace(choice.costed, bonds=bonds) for choice in (plain, most))
+    some = _choice(request, *least_recomputation(bare, full, request.devices))
+    return most if some.shortfall else some
+
+
+def _choice(request: Request, costed: CostedModel, recomputed: frozenset[str] | None) -> _Choice:
+    try:
+        plan, costed = _settled(request, costed, recomputed)
+    except DoesNotFit:  # which will be said where it is solved again
+        plan = None
+    return _Choice(plan, costed, recomputed or frozenset())
 
 
 def changed(request: Request, **changes: Any) -> Request:

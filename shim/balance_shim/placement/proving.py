@@ -37,12 +37,14 @@ class Trial:
     failure: str = ""
 
 
-def trial(request: "Request", costed: CostedModel, device_map: DeviceMap) -> Trial:
-    """Return the trial of `device_map`, which is made once for a model and a map."""
+def trial(
+    request: "Request", costed: CostedModel, device_map: DeviceMap, recomputed: frozenset[str] | None = None
+) -> Trial:
+    """Return the trial of `device_map`, which is made once for a model, a map and the layers to recompute."""
     if "takes too long" in costed.method:
         return Trial()  # the plan says already that this model does not run on shapes
-    key = request.key("trial", device_map, request.devices[0].index)
-    found = cached(request.cache, key, lambda: _tried(request, costed, device_map))
+    key = request.key("trial", device_map, request.devices[0].index, sorted(recomputed or ()))
+    found = cached(request.cache, key, lambda: _tried(request, costed, device_map, recomputed))
     return Trial(
         {int(index): size for index, size in found["peaks"].items()},
         frozenset(found["blocks"]),
@@ -51,7 +53,9 @@ def trial(request: "Request", costed: CostedModel, device_map: DeviceMap) -> Tri
     )
 
 
-def _tried(request: "Request", costed: CostedModel, device_map: DeviceMap) -> dict[str, Any]:
+def _tried(
+    request: "Request", costed: CostedModel, device_map: DeviceMap, recomputed: frozenset[str] | None
+) -> dict[str, Any]:
     from ..memory.tracing import proof
     from ..memory.tracing.copy import CannotTrace
     from ..memory.tracing.origins import CrossesDevices
@@ -60,7 +64,9 @@ def _tried(request: "Request", costed: CostedModel, device_map: DeviceMap) -> di
     places = {block.name: int(device_map[block.name]) for block in costed.blocks}
     first = request.devices[0].index
     try:
-        found = proof.prove(request.model, costed.blocks, costed.workload, places, first, request.trains, request.batch)
+        found = proof.prove(
+            request.model, costed.blocks, costed.workload, places, first, request.trains, request.batch, recomputed
+        )
     except CrossesDevices as error:
         return {**result, "met": [sorted(blocks, key=str) for blocks in error.met]}
     except CannotTrace as error:

@@ -23,11 +23,7 @@ def least_recomputation(
     Raises:
         DoesNotFit: the weights alone do not fit.
     """
-    layers = [
-        block.name
-        for block, before, after in zip(plain.blocks, plain.costs, recomputed.costs, strict=True)
-        if block.role in ("layer", "tower") and after.activations < before.activations
-    ]
+    layers = recomputable(plain, recomputed)
     mixed = mixer(plain, recomputed)
 
     def plan_with(number: int) -> Plan:
@@ -48,6 +44,15 @@ def least_recomputation(
     plan = plan_with(high)
     chosen = _spared(plan, mixed, _spread(layers, high), devices)
     return mixed(chosen), chosen
+
+
+def recomputable(plain: CostedModel, recomputed: CostedModel) -> list[str]:
+    """Return the names of the layers that keep less when they are recomputed."""
+    return [
+        block.name
+        for block, before, after in zip(plain.blocks, plain.costs, recomputed.costs, strict=True)
+        if block.role in ("layer", "tower") and after.activations < before.activations
+    ]
 
 
 def mixer(plain: CostedModel, recomputed: CostedModel) -> Callable[[frozenset[str]], CostedModel]:

@@ -4,9 +4,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ..memory.precision import in_dtype, trains_in
+from ..memory.recomputation import is_supported
 from ..memory.workload import Workload
 from ..units import format_size
-from .balance import balance
+from .balance import DoesNotFit, balance
 from .plan import Plan, evaluate
 from .planner import Request, cost, solved
 
@@ -41,7 +42,10 @@ def remedies_that_fit(plan: Plan, request: Request) -> list[Remedy]:
     for phrase, changes in _remedies(plan.workload, request):
         other = replace(request, workload=replace(plan.workload, **changes))
         if phrase == HALVED:
-            other = _in_precision(other, "bfloat16", autocast=True)
+            halved = _in_precision(other, "bfloat16", autocast=True)
+            if halved is None:
+                continue
+            other = halved
         if "tuning" in changes:
             other = replace(other, trains=None)
         if changes.keys() & {"batch_size", "seq_len"}:
@@ -55,9 +59,12 @@ def remedies_that_fit(plan: Plan, request: Request) -> list[Remedy]:
 def _if_it_fits(request: Request) -> Plan | None:
     """Return the plan if everything fits; only what seems to is tried out."""
     costed = cost(request)
-    if evaluate("balanced", costed, balance(costed, request.devices), request.devices).shortfall:
+    try:
+        if evaluate("balanced", costed, balance(costed, request.devices), request.devices).shortfall:
+            return None
+        plan = solved(request, costed, None)
+    except DoesNotFit:
         return None
-    plan = solved(request, costed, None)
     return None if plan is None or plan.shortfall else plan
 
 
@@ -81,16 +88,24 @@ def saved_by_precision(plan: Plan, request: Request, dtype: str, autocast: bool)
     Args:
         autocast: whether that one would have matrix products in a lower precision.
     """
-    other = _in_precision(replace(request, workload=plan.workload), dtype, autocast)
-    pairs = list(zip(cost(other).costs, cost(replace(request, workload=plan.workload)).costs, strict=True))
     terms = ("weights", "gradients", "optimizer", "activations")
+    other = _in_precision(replace(request, workload=plan.workload), dtype, autocast)
+    if other is None:
+        return dict.fromkeys(terms, 0)
+    pairs = list(zip(cost(other).costs, cost(replace(request, workload=plan.workload)).costs, strict=True))
     return {term: sum(getattr(theirs, term) - getattr(ours, term) for theirs, ours in pairs) for term in terms}
 
 
-def _in_precision(request: Request, dtype: str, autocast: bool) -> Request:
+def _in_precision(request: Request, dtype: str, autocast: bool) -> Request | None:
+    """Return the request for the model in `dtype`; None for a model that cannot be copied."""
     import torch
 
-    model = in_dtype(request.model, getattr(torch, dtype))
+    from ..memory.tracing.copy import CannotTrace
+
+    try:
+        model = in_dtype(request.model, getattr(torch, dtype))
+    except CannotTrace:
+        return None
     return replace(request, model=model, parameter_bytes=None, workload=replace(request.workload, autocast=autocast))
 
 
@@ -100,17 +115,20 @@ def _remedies(workload: Workload, request: Request) -> list[tuple[str, dict[str,
     remedies: list[tuple[str, dict[str, Any]]] = []
     if request.may_chunk:
         remedies.append(("BALANCE_LOSS=chunked", {"loss": "chunked"}))
-    if not workload.gradient_checkpointing:
+    checkpoints = is_supported(request.model) and not workload.gradient_checkpointing
+    if checkpoints:
         phrase = "gradient checkpointing (BALANCE_GRADIENT_CHECKPOINTING=1)"
         remedies.append((phrase, {"gradient_checkpointing": True}))
     if workload.batch_size > 1:
-        remedies.append(("a micro-batch of 1 (BALANCE_MICRO_BATCH=1)", {"batch_size": 1}))
+        # What is left of the batch is accumulated.
+        changes = {"batch_size": 1, "accumulation": workload.accumulation * workload.batch_size}
+        remedies.append(("a micro-batch of 1 (BALANCE_MICRO_BATCH=1)", changes))
     if request.may_halve and trains_in(request.model, torch.float32):
         remedies.append((HALVED, {}))
     if workload.tuning == "full":
         remedies.append(("an 8-bit optimizer", {"optimizer": "adamw_8bit"}))
         remedies.append(("LoRA", {"tuning": "lora"}))
-        if not workload.gradient_checkpointing:
+        if checkpoints:
             remedies.append(("LoRA with gradient checkpointing", {"tuning": "lora", "gradient_checkpointing": True}))
     if workload.seq_len >= 512:
         remedies.append((f"rows of {workload.seq_len // 2} tokens", {"seq_len": workload.seq_len // 2}))

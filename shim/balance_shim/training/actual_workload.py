@@ -5,8 +5,9 @@ from dataclasses import replace
 from typing import Any
 
 from .. import state
+from ..memory.recomputation import is_supported
 from ..memory.workload import Workload, from_arguments
-from . import checkpointing, chunked_loss
+from . import chunked_loss
 from .longest_batch import longest_batch
 
 
@@ -19,7 +20,7 @@ def actual_workload(trainer: Any, assumed: Workload) -> tuple[Workload, Mapping[
     known["tuning"] = tuning(trainer.model)
     wish = state.settings().gradient_checkpointing
     if isinstance(wish, bool):
-        known["gradient_checkpointing"] = wish and checkpointing.is_supported(innermost(trainer.model))
+        known["gradient_checkpointing"] = wish and is_supported(innermost(trainer.model))
     else:
         known["gradient_checkpointing"] |= checkpoints_already(trainer.model)
     batch = longest_batch(trainer, known["batch_size"])

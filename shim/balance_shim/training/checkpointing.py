@@ -1,20 +1,15 @@
 """`BALANCE_GRADIENT_CHECKPOINTING`: activations recomputed in all layers, in none, or in those that a plan names.
 
 All and none are put into the `TrainingArguments` too, so that models which the shim has not placed, and ZeRO-3, have
-them. Single layers are switched by whatever name this version of transformers has for it.
+them.
 """
 
-from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 from .. import log, state
-from ..memory.blocks import chain
+from ..memory.recomputation import is_supported, layers_of, recompute_only
 from ..placement.plan import Plan
 from ..seams.guard import attempt
-from ..versions import version_of
-
-RENAMED_SINCE = (5, 23)  # the old names warn
 
 
 def adjust_arguments(arguments: Any) -> None:
@@ -44,11 +39,6 @@ def _names(arguments: Any) -> tuple[str, ...]:
     return tuple(name for name in names if hasattr(arguments, name))
 
 
-def is_supported(model: Any) -> bool:
-    """Whether layers of `model` can be recomputed."""
-    return bool(getattr(model, "supports_gradient_checkpointing", False))
-
-
 def arrange(trainer: Any, model: Any, plan: Plan | None) -> None:
     """Have the layers recomputed that are to be, and no others, from the moment when training has been set up.
 
@@ -74,7 +64,7 @@ def arrange(trainer: Any, model: Any, plan: Plan | None) -> None:
             "it trains as the script says",
         )
         return
-    layers = _layers(model)
+    layers = layers_of(model)
     if wish is True and not layers:
         return  # what the arguments say has to do
     wanted = (frozenset(layers) if wish is True else frozenset()) if chosen is None else chosen
@@ -94,68 +84,3 @@ def arrange(trainer: Any, model: Any, plan: Plan | None) -> None:
         log.info(
             f"{len(wanted)} of {len(layers)} layers are recomputed in the backward pass, which is what it takes to fit"
         )
-
-
-def recompute_only(model: Any, wanted: frozenset[str], options: dict[str, Any] | None = None) -> None:
-    """Switch checkpointing on for the layers named in `wanted` and off for all others.
-
-    Args:
-        options: of `torch.utils.checkpoint.checkpoint`; by default without re-entrance.
-    """
-    word = "activation" if version_of("transformers") >= RENAMED_SINCE else "gradient"
-    if not wanted:
-        if _is_on(model):  # classes that only claim to support it refuse to switch it off
-            getattr(model, f"{word}_checkpointing_disable")()
-        return
-    options = options or {"use_reentrant": False}
-    if not _is_on(model):
-        getattr(model, f"{word}_checkpointing_enable")(**{f"{word}_checkpointing_kwargs": options})
-    if options.get("use_reentrant", True) and not _embeddings_train(model):
-        model.enable_input_require_grads()  # re-entrance has no gradients where no input of a layer wants any
-    named = dict(model.named_modules(remove_duplicate=False))
-    layers = _layers(model)
-    chosen = {id(named[name]) for name in wanted}
-    for name in layers:
-        layer = named[name]
-        if "gradient_checkpointing" in vars(layer) or hasattr(type(layer), "gradient_checkpointing"):
-            layer.gradient_checkpointing = name in wanted
-    for module in named.values():  # up to 4.52 the module around the layers has the switch
-        if getattr(module, "gradient_checkpointing", False) is True and not _is_layer(module, layers, named):
-            function = getattr(module, "_gradient_checkpointing_func", None)
-            if function is not None:
-                module._gradient_checkpointing_func = _selecting(function, chosen, {id(named[name]) for name in layers})
-
-
-def _selecting(function: Callable[..., Any], chosen: set[int], layers: set[int]) -> Callable[..., Any]:
-    """Return the checkpoint function that just calls what belongs to a layer that is not chosen."""
-    function = getattr(function, "for_all_layers", function)  # of the choice before
-
-    def checkpoint(call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        layer_call = call.func if isinstance(call, partial) else call
-        owner = id(getattr(layer_call, "__self__", None))
-        if owner in layers and owner not in chosen:
-            return call(*args, **kwargs)
-        return function(call, *args, **kwargs)
-
-    checkpoint.for_all_layers = function  # type: ignore[attr-defined]
-    return checkpoint
-
-
-def _layers(model: Any) -> list[str]:
-    return [
-        block.name
-        for block in chain(model)
-        if block.role in ("layer", "tower") and block.name.rpartition(".")[2].isdigit()
-    ]
-
-
-def _is_layer(module: Any, layers: list[str], named: dict[str, Any]) -> bool:
-    return any(named[name] is module for name in layers)
-
-
-def _is_on(model: Any) -> bool:
-    return any(getattr(module, "gradient_checkpointing", False) is True for module in model.modules())
-
-
-def _embeddings_train(model: Any) -> bool:
-    return any(parameter.requires_grad for parameter in model.get_input_embeddings().parameters())

@@ -176,9 +176,12 @@ def is_quantized_linear(module: nn.Module) -> bool:
         return False
     if type(module).__module__.startswith(("torch.nn.modules", "peft.")) or hasattr(module, "base_layer"):
         return False
-    return not (isinstance(weight, torch.Tensor) and weight.is_floating_point()) or type(weight).__name__ in (
-        "Params4bit", "Int8Params",
-    )  # fmt: skip
+    if isinstance(weight, torch.Tensor) and weight.is_floating_point():
+        return type(weight).__name__ in ("Params4bit", "Int8Params")
+    own = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
+    # A layer of a model's own that has its weights under other names has nothing but real numbers.
+    packed = any(not each.is_floating_point() for _, each in own)
+    return packed or all(name == "bias" for name, _ in own)
 
 
 def _plain_linear(name: str, module: Any, twin_of: "Callable[[str, Tensor], Tensor]") -> nn.Module:

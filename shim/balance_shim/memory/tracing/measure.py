@@ -8,6 +8,7 @@ from torch import nn
 
 from ..blocks import Block, anchors, holder_of, within
 from ..bonds import NO_BONDS, Bonds, of_the_loss
+from ..recomputation import can_be_recomputed
 from ..ties import tied_groups
 from ..workload import Workload
 from . import adapters, batch, layers, parts
@@ -125,6 +126,7 @@ def run_placed(
     trains: Trains,
     fed: Mapping[str, Any],
     left_out: Collection[str],
+    recomputed: Collection[str] | None = None,
 ) -> "tuple[dict[int, Held], dict[str, list[Tensor]]]":
     """Run a training step with each block on its device; return what devices held, and what trains in each block.
 
@@ -132,9 +134,13 @@ def run_placed(
         devices: name of each block that runs -> index of its device; inputs arrive on device 0. Layers that do not
             run may be in it, whose inputs then arrive on their devices all the same.
         left_out: the names of layers that do not run.
+        recomputed: the names of the layers that recompute their activations; None: as the workload says.
     """
     there = [block for block in blocks if block.name not in left_out]
     placed = [block.name for block in blocks if block.name in devices and block.kind != "tensor"]
+    switches = (
+        {block.name: block.name in recomputed for block in there if can_be_recomputed(block)} if recomputed else None
+    )
     supposed = trains is None
     model, trains, left_out = _supposed(model, blocks, workload, trains, left_out)
     with tracing(1 + max(devices.values())) as machine:
@@ -143,7 +149,8 @@ def run_placed(
         place_inputs(twin, {name: devices[name] for name in placed}, machine)
         origins = Origins(twin, devices, machine)
         try:
-            held = training_step(twin, batch.on_first_device(fed, model, machine), workload, machine, supposed)
+            arriving = batch.on_first_device(fed, model, machine)
+            held = training_step(twin, arriving, workload, machine, supposed, switches)
         except TakesTooLong:
             raise
         except CannotTrace:

@@ -1,6 +1,6 @@
 """The proof of a device map: a training step on shapes, with the blocks where the map puts them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,12 +36,14 @@ def prove(
     first: int,
     trains: Trains = None,
     real_batch: Mapping[str, Any] | None = None,
+    recomputed: Collection[str] | None = None,
 ) -> Proof:
     """Run the model under `device_map` with no more than a few layers on each device.
 
     Args:
         device_map: block name -> device index.
         first: index of the device where inputs arrive.
+        recomputed: the names of the layers that recompute their activations; None: as the workload says.
 
     Raises:
         CrossesDevices: an operation meets tensors of two devices, so that the map cannot be used.
@@ -51,12 +53,12 @@ def prove(
     with tracing_errors():
         fed = real_batch if real_batch is not None else batch.supposed_batch(model, workload)
         try:
-            left_out = _left_out(blocks, device_map, layers.sharing(model, blocks))
-            return _run(model, blocks, workload, device_map, places, trains, fed, left_out)
+            left_out = _left_out(blocks, device_map, layers.sharing(model, blocks), recomputed or ())
+            return _run(model, blocks, workload, device_map, places, trains, fed, left_out, recomputed)
         except CannotTrace as error:
             if isinstance(error, (CrossesDevices, TakesTooLong)):
                 raise
-        return _run(model, blocks, workload, device_map, places, trains, fed, frozenset())
+        return _run(model, blocks, workload, device_map, places, trains, fed, frozenset(), recomputed)
 
 
 def _run(
@@ -68,22 +70,25 @@ def _run(
     trains: Trains,
     fed: Mapping[str, Any],
     left_out: frozenset[str],
+    recomputed: Collection[str] | None,
 ) -> Proof:
     devices = {block.name: places.index(device_map[block.name]) for block in blocks}
-    held, _ = measure.run_placed(model, blocks, devices, workload, trains, fed, left_out)
+    held, _ = measure.run_placed(model, blocks, devices, workload, trains, fed, left_out, recomputed)
     peaks = {place: max(held[index].forward, held[index].backward) for index, place in enumerate(places)}
     return Proof(frozenset(devices) - left_out, peaks)
 
 
-def _left_out(blocks: Sequence[Block], device_map: Mapping[str, int], shared: frozenset[str]) -> frozenset[str]:
+def _left_out(
+    blocks: Sequence[Block], device_map: Mapping[str, int], shared: frozenset[str], recomputed: Collection[str]
+) -> frozenset[str]:
     """Return the layers that others of their list and device speak for; never those that share weights."""
-    kept: dict[tuple[str, int], int] = {}
+    kept: dict[tuple[str, int, bool], int] = {}
     left_out = set()
     for block in blocks:
         parent, _, number = block.name.rpartition(".")
         if block.role not in ("layer", "tower") or not number.isdigit() or block.name in shared:
             continue
-        key = parent, device_map[block.name]
+        key = parent, device_map[block.name], block.name in recomputed
         kept[key] = kept.get(key, 0) + 1
         if kept[key] > LAYERS_A_DEVICE:
             left_out.add(block.name)

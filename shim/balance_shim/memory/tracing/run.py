@@ -12,6 +12,7 @@ from balance_shim.logits.head import deferring
 from balance_shim.versions import version_of
 from balance_shim.virtual.machine import Machine
 
+from ..recomputation import recompute_only
 from ..workload import Workload
 from .copy import CannotTrace, TakesTooLong
 from .found import Held
@@ -58,18 +59,26 @@ def wrap_forward(
 
 
 def training_step(
-    model: nn.Module, batch: Mapping[str, Any], workload: Workload, machine: Machine, supposed: bool = False
+    model: nn.Module,
+    batch: Mapping[str, Any],
+    workload: Workload,
+    machine: Machine,
+    supposed: bool = False,
+    recomputed: Mapping[str, bool] | None = None,
 ) -> dict[int, Held]:
     """Run forward and backward of `model` and return what each device held.
 
     Args:
         supposed: whether what trains in the model is supposed: then so is what scripts do to have it trained.
+        recomputed: name of each layer that runs -> whether it recomputes its activations; None: as the workload says.
 
     Raises:
         CannotTrace: the model does not run on shapes, or gives no loss to go backward from.
     """
     try:
         _prepare(model, workload, supposed)
+        if recomputed is not None:
+            recompute_only(model, frozenset(name for name in recomputed if recomputed[name]), layers=list(recomputed))
         return _training_step(model, batch, workload, machine)
     except CannotTrace:
         raise

@@ -1,0 +1,140 @@
+"""Remedies that are named hold, and looking for them breaks nothing."""
+
+import threading
+from dataclasses import replace
+
+import pytest
+import torch
+import transformers
+
+from balance_shim.devices import describe
+from balance_shim.memory.workload import Workload
+from balance_shim.placement import planner, remedies
+from balance_shim.report.plan_report import precision_line
+from balance_shim.settings import Settings
+from balance_shim.versions import version_of
+from tests import models
+from tests.placement.test_proving import Plain
+
+MIB = 1 << 20
+
+
+def machine(*sizes):
+    return tuple(describe(index, f"cuda:{index}", size, Settings()) for index, size in enumerate(sizes))
+
+
+def too_small_for(model, workload, part=0.95):
+    """Return the request to place `model` on two devices that have so much of what it takes."""
+    fitting = planner.balanced(planner.Request(model, workload, machine(64 << 30, 64 << 30)))
+    return planner.Request(model, workload, machine(*[int(fitting.worst.predicted_peak * part)] * 2))
+
+
+def test_what_would_fit_is_checked_not_guessed():
+    """Each remedy named for a plan that does not fit does make it fit."""
+    model = models.llama()
+    workload = Workload(batch_size=1, seq_len=1024)
+    fitting = planner.balanced(planner.Request(model, workload, machine(*[64 * MIB] * 2)))
+    tight = machine(*[int(fitting.worst.predicted_peak * 0.95)] * 2)
+    request = planner.Request(model, workload, tight)
+    plan = planner.balanced(request)
+    assert plan.shortfall
+    found = remedies.what_would_fit(plan, request)
+    assert any(remedy.startswith("gradient checkpointing") for remedy in found)
+
+
+def test_half_precision_is_a_remedy_where_weights_train_in_float32():
+    """It comes with a plan that fits; not for models that are in half precision, nor where nobody may choose it."""
+    workload = Workload(seq_len=256)
+    half, whole = (models.llama().to(dtype) for dtype in (torch.bfloat16, torch.float32))
+    fitting = planner.balanced(planner.Request(half, replace(workload, autocast=True), machine(*[64 * MIB] * 2)))
+    sizes = machine(*[int(1.2 * fitting.worst.predicted_peak)] * 2)
+
+    def offered(model, may):
+        request = planner.Request(model, workload, sizes, may_halve=may)
+        found = remedies.remedies_that_fit(planner.balanced(request), request)
+        return remedies.HALVED in [remedy.phrase for remedy in found]
+
+    assert [offered(whole, True), offered(whole, False), offered(half, True)] == [True, False, False]
+
+
+def test_what_precision_saves_is_told_by_term():
+    """Weights, gradients and AdamW's state of a bfloat16 model are half of what they would be in float32."""
+    model = models.llama().to(torch.bfloat16)
+    devices = machine(*[64 * MIB] * 2)
+    request = planner.Request(model, Workload(seq_len=256), devices)
+    plan = planner.balanced(request)
+    saved = remedies.saved_by_precision(plan, request, "float32", autocast=False)
+    weights = sum(each.numel() * 2 for each in model.parameters())
+    assert (saved["weights"], saved["gradients"], saved["optimizer"]) == (weights, weights, 2 * weights)
+    assert saved["activations"] > 0
+    assert precision_line("bf16", "float32", {"weights": MIB, "gradients": 0, "optimizer": -3 * MIB}) == (
+        "BALANCE_PRECISION=bf16 instead of float32 takes 2.0 MiB more on all devices together: "
+        "weights 1.0 MiB, optimizer -3.0 MiB"
+    )
+
+
+def test_a_micro_batch_of_one_is_accumulated():
+    """`BALANCE_MICRO_BATCH=1` keeps the batch that is learned from, so that gradients wait on the device."""
+    request = too_small_for(models.llama(), Workload(batch_size=4, seq_len=1024), part=0.9)
+    found = remedies.remedies_that_fit(planner.balanced(request), request)
+    (remedy,) = [each for each in found if "micro-batch" in each.phrase]
+    assert remedy.changes == {"batch_size": 1, "accumulation": 4} and remedy.plan.workload.accumulation == 4
+
+
+class Locked(Plain):
+    """Cannot be copied, and so not traced either."""
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.lock = threading.Lock()
+
+
+class NotCheckpointed(Locked):
+    supports_gradient_checkpointing = False
+
+
+def locked(model_class):
+    sizes = {**models.SIZES, "num_key_value_heads": 2}
+    return models.on_meta(model_class, transformers.LlamaConfig(**sizes, tie_word_embeddings=False))
+
+
+def test_a_model_that_cannot_be_copied_has_its_remedies_but_for_precision():
+    request = replace(too_small_for(locked(Locked), Workload(seq_len=1024)), may_halve=True)
+    plan = planner.balanced(request)
+    found = [remedy.phrase for remedy in remedies.remedies_that_fit(plan, request)]
+    assert found and remedies.HALVED not in found
+    assert set(remedies.saved_by_precision(plan, request, "bfloat16", autocast=False).values()) == {0}
+
+
+def test_checkpointing_is_no_remedy_for_a_model_without():
+    """Nor does `auto` choose layers of it, however it is estimated."""
+    request = too_small_for(locked(NotCheckpointed), Workload(batch_size=4, seq_len=4096))
+    found = remedies.what_would_fit(planner.balanced(request), request)
+    assert found and not any("checkpointing" in remedy for remedy in found)
+    plan = planner.balanced(replace(request, selective=True))
+    assert plan.recomputed == frozenset() and plan.shortfall
+
+
+class BondedWhenRecomputed(Plain):
+    """Its head meets all layers, but only where they are recomputed."""
+
+    def logits_of(self, embedded, hidden):
+        if any(getattr(module, "gradient_checkpointing", False) for module in self.modules()):
+            hidden = hidden + sum(layer.self_attn.q_proj.weight.sum() for layer in self.model.layers)
+        return self.lm_head(hidden)
+
+
+@pytest.mark.skipif(version_of("transformers") < (4, 53), reason="its layers do not recompute themselves")
+def test_a_remedy_under_which_nothing_can_be_placed_is_none():
+    """And `auto` recomputes nothing where that is what fits."""
+    config = transformers.LlamaConfig(
+        **{**models.SIZES, "hidden_size": 1024, "intermediate_size": 8192}, num_key_value_heads=2
+    )
+    model, workload = models.on_meta(BondedWhenRecomputed, config), Workload(seq_len=64)
+    request = too_small_for(model, workload)
+    request = replace(request, devices=request.devices + machine(*[each.available for each in request.devices]))
+    assert not planner.balanced(replace(request, selective=True)).recomputed
+    short = planner.Request(model, workload, machine(*[800 * MIB] * 4))
+    plan = planner.balanced(short)
+    assert plan.shortfall
+    assert not any("checkpointing" in remedy for remedy in remedies.what_would_fit(plan, short))
