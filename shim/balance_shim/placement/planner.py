@@ -223,7 +223,10 @@ def _least_recomputing(request: Request) -> _Choice:
         return min(most, plain, key=lambda choice: choice.shortfall)
     bonds = plain.costed.bonds.and_those(most.costed.bonds)
     bare, full = (replace(choice.costed, bonds=bonds) for choice in (plain, most))
-    some = _choice(request, *least_recomputation(bare, full, request.devices))
+    try:
+        some = _choice(request, *least_recomputation(bare, full, request.devices))
+    except DoesNotFit:  # with the bonds of both
+        return most
     return most if some.shortfall else some
 
 
