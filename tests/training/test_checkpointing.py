@@ -1,6 +1,7 @@
 """Layers that are recomputed one by one: which, and what that changes."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,6 +11,8 @@ from balance_shim.devices import Device
 from balance_shim.memory.recomputation import recompute_only
 from balance_shim.memory.workload import Workload
 from balance_shim.placement import planner
+from balance_shim.settings import Settings
+from balance_shim.training import checkpointing
 from tests import models
 from tests.seams.cases import results_of
 
@@ -122,3 +125,14 @@ def test_nothing_is_switched_off_that_is_not_on(monkeypatch):
     for word in ("activation", "gradient"):
         monkeypatch.setattr(type(model), f"{word}_checkpointing_disable", refuse, raising=False)
     recompute_only(model, frozenset())
+
+
+@pytest.mark.parametrize("size", [1 << 30, 4 * MIB])
+def test_the_line_does_not_say_that_it_fits_where_it_does_not(size, monkeypatch):
+    plan = plan_on([size] * 2)
+    said = []
+    monkeypatch.setattr("balance_shim.log.info", said.append)
+    monkeypatch.setattr("balance_shim.state.settings", lambda: Settings(gradient_checkpointing="auto"))
+    checkpointing.arrange(SimpleNamespace(add_callback=lambda _: None), models.llama(), plan)
+    assert said[0].endswith("as far as it goes" if size < 1 << 30 else "which is what it takes to fit")
+    assert bool(plan.shortfall) == (size < 1 << 30)

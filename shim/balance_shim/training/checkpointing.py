@@ -80,7 +80,6 @@ def arrange(trainer: Any, model: Any, plan: Plan | None) -> None:
         trainer.remove_callback(before)
     trainer._balance_shim_arranging = Arranging()
     trainer.add_callback(trainer._balance_shim_arranging)
-    if chosen is not None:
-        log.info(
-            f"{len(wanted)} of {len(layers)} layers are recomputed in the backward pass, which is what it takes to fit"
-        )
+    if plan is not None and chosen is not None:
+        enough = "as far as it goes" if plan.shortfall else "which is what it takes to fit"
+        log.info(f"{len(wanted)} of {len(layers)} layers are recomputed in the backward pass, {enough}")
