@@ -7,20 +7,15 @@ import pytest
 import torch
 import transformers
 
-from balance_shim.devices import describe
 from balance_shim.memory.workload import Workload
 from balance_shim.placement import planner, remedies
 from balance_shim.report.plan_report import precision_line
-from balance_shim.settings import Settings
 from balance_shim.versions import version_of
 from tests import models
+from tests.placement.test_balance import machine
 from tests.placement.test_proving import Plain
 
 MIB = 1 << 20
-
-
-def machine(*sizes):
-    return tuple(describe(index, f"cuda:{index}", size, Settings()) for index, size in enumerate(sizes))
 
 
 def too_small_for(model, workload, part=0.95):
