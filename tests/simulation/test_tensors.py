@@ -1,4 +1,4 @@
-"""Tensors and operations on simulated devices: the checks of tensor_checks.py and shape_checks.py, each as a test."""
+"""Tensors and operations on simulated devices: the checks of the files below, each as a test."""
 
 from pathlib import Path
 
@@ -7,6 +7,7 @@ import pytest
 from tests.simulation.child import checks_in, results_of
 
 TENSORS = Path(__file__).with_name("tensor_checks.py")
+PARITY = Path(__file__).with_name("parity_checks.py")
 SHAPES = Path(__file__).with_name("shape_checks.py")
 
 
@@ -14,6 +15,12 @@ SHAPES = Path(__file__).with_name("shape_checks.py")
 def with_numbers(tmp_path_factory):
     """What came of the checks with real numbers."""
     return results_of(TENSORS, tmp_path_factory.mktemp("tensors"))
+
+
+@pytest.fixture(scope="module")
+def like_cuda(tmp_path_factory):
+    """What came of the checks of what CUDA devices do."""
+    return results_of(PARITY, tmp_path_factory.mktemp("parity"))
 
 
 @pytest.fixture(scope="module")
@@ -26,6 +33,12 @@ def with_shapes_only(tmp_path_factory):
 def test_with_numbers(with_numbers, name):
     """With real numbers, devices do what the name of the check says."""
     assert with_numbers[name] is None, with_numbers[name]
+
+
+@pytest.mark.parametrize("name", checks_in(PARITY))
+def test_like_cuda(like_cuda, name):
+    """Simulated devices do what the name of the check says, as CUDA devices do."""
+    assert like_cuda[name] is None, like_cuda[name]
 
 
 @pytest.mark.parametrize("name", checks_in(SHAPES))

@@ -3,6 +3,7 @@
 Only the shell is here; what operations do with it is in `dispatch`.
 """
 
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -122,6 +123,14 @@ def wrap(raw: torch.Tensor, place: int, machine: Machine) -> VirtualTensor:
         torch.OutOfMemoryError: it does not fit.
     """
     machine.ledger.hold(raw, place)
+    if raw.is_inference() != torch.is_inference_mode_enabled():
+        # A view of an ordinary tensor is ordinary in inference mode, too, and a view of an inference tensor never is.
+        with torch.inference_mode(raw.is_inference()):
+            return _wrapper(raw, place, machine)
+    return _wrapper(raw, place, machine)
+
+
+def _wrapper(raw, place, machine):
     tensor = torch.Tensor._make_wrapper_subclass(
         machine.tensor_class,
         raw.shape,
@@ -157,11 +166,51 @@ def set_data(tensor: torch.Tensor, value: torch.Tensor) -> None:
         fresh = torch.nn.Parameter(fresh, tensor.requires_grad)
     elif fresh is not value:
         fresh.requires_grad_(tensor.requires_grad)
-    grad, attributes = tensor.grad, dict(tensor.__dict__)
-    for name in ("raw", "place", "_is_param"):  # these belong to what the object becomes, the rest to what it is
-        attributes.pop(name, None)
+    grad = tensor.grad
     tensor.grad = None
-    torch.utils.swap_tensors(tensor, fresh)
-    tensor.__dict__.update(attributes)
+    _exchange(tensor, fresh)
     if grad is not None:
         tensor.grad = grad.to(tensor.device)
+
+
+def _exchange(tensor, fresh):
+    """Let `tensor` be what `fresh` is. Graphs and views that use `tensor` then hold `fresh`, which stands in for it.
+
+    `torch.utils.swap_tensors` refuses where anything else refers to the tensor, because those references would be left
+    with the former inside. After torch's own `tensor.data = value` they see the new values instead, so the former
+    inside gets these, too: its memory is free, and what it is used for next meets tensors of another device.
+    """
+    attributes = dict(tensor.__dict__)
+    for name in ("raw", "place", "_is_param"):  # these belong to what the object becomes, the rest to what it is
+        attributes.pop(name, None)
+    hooks = tensor._backward_hooks, tensor._post_accumulate_grad_hooks
+    is_shared = tensor._use_count() > 1
+    for name in ("__class__", "__dict__"):
+        ours, theirs = getattr(tensor, name), getattr(fresh, name)
+        setattr(tensor, name, theirs)
+        setattr(fresh, name, ours)
+    torch._C._swap_tensor_impl(tensor, fresh)
+    tensor.__dict__.update(attributes)
+    if hooks[0] is not None:  # setting them registers them with the new inside
+        tensor._backward_hooks = hooks[0]
+    if hooks[1] is not None:
+        tensor._post_accumulate_grad_hooks = hooks[1]
+    if not is_shared:
+        return
+    if isinstance(fresh, VirtualTensor):
+        fresh.raw, fresh.place = tensor.detach(), None  # type: ignore[assignment]
+    if fresh.requires_grad and fresh.is_leaf:
+        fresh.register_post_accumulate_grad_hook(_passing_on(weakref.ref(tensor)))
+
+
+def _passing_on(reference):
+    """Return a hook that adds a gradient which an older graph computes to that of the tensor as it is now."""
+
+    def pass_on(former):
+        tensor = reference()
+        if tensor is not None and former.grad is not None:
+            grad = former.grad.to(tensor.device, tensor.dtype)
+            tensor.grad = grad if tensor.grad is None else tensor.grad + grad
+        former.grad = None
+
+    return pass_on
