@@ -4,11 +4,15 @@ Works for any accelerator type that torch knows (cuda and ROCm, npu, xpu, a simu
 common functions are used.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import contextlib
+import os
+import re
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 from . import log
+from .eligible_devices import describe_display_cards, display_cards, eligible
 from .placement.map_file import ACCELERATOR_TYPES
 from .settings import Settings
 from .units import MIB, format_size, parse_size
@@ -18,6 +22,8 @@ from .units import MIB, format_size, parse_size
 # training, of up to 32 MiB (compute capability 9.0, ATen's CUDABlas.cpp). Not measured on a device yet. What the
 # allocator wastes is what BALANCE_RESERVE is for.
 OVERHEAD = {"cuda": 64 * MIB}
+GRANULE = 64 * MIB  # capacities are rounded down to it
+ALIKE = 0.01  # of a capacity: devices that differ by less are taken for equal
 LEAST_AVAILABLE = MIB  # nothing of a model that needs several devices fits below
 
 
@@ -63,49 +69,88 @@ def count() -> int:
 
 
 def inventory(
-    settings: Settings, max_memory: Mapping[Any, Any] | None = None, ours: Mapping[int, int] | None = None
+    settings: Settings,
+    max_memory: Mapping[Any, Any] | None = None,
+    ours: Mapping[int, int] | None = None,
+    only: Collection[int] | None = None,
 ) -> tuple[Device, ...]:
     """Return the devices a map may use, in index order.
 
     There are none when the script's `max_memory` names none: it wants the host. Devices with next to no room are left
-    out.
+    out and, with a line, those that cannot be asked (full, in exclusive use, broken). Capacities that hardly differ
+    are made equal, see `_levelled`.
 
     Args:
         settings: caps (`BALANCE_MAX_MEMORY`) and reserve (`BALANCE_RESERVE`).
         max_memory: what the script passed to `from_pretrained`: as there, devices that it leaves out are not used.
             `BALANCE_MAX_MEMORY` is the later word for the devices that both name.
         ours: bytes on each device that are in use and count as available, because what holds them is to be placed.
+        only: the indices that matter; the others are not asked, which would make a context on them.
     """
     kind = accelerator_type()
     if kind is None:
         return ()
     module = _module(kind)
-    total = module.device_count()
     if max_memory and all(key in ("cpu", "disk") for key in max_memory):
         return ()
-    script_caps = {_index(key): _size(cap) for key, cap in (max_memory or {}).items() if key not in ("cpu", "disk")}
-    caps = settings.max_memory if isinstance(settings.max_memory, dict) else {}
-    absent = sorted(index for index in caps if index >= total)
-    if absent:
-        log.once("warning", f"BALANCE_MAX_MEMORY names device {absent[0]}, but there are {total}; that cap is ignored")
-    found = []
-    for index in range(total):
-        if script_caps and index not in script_caps and index not in caps:
+    if not hasattr(module, "mem_get_info"):  # torch.xpu before 2.6
+        log.once(
+            "warning",
+            f"this torch cannot tell free memory on {kind} devices (newer ones can), so no map is planned; "
+            "the library places the model",
+        )
+        return ()
+    caps, script_caps = _caps(settings, max_memory, module.device_count())
+    usable = []
+    for index in eligible(module, kind, settings, caps, script_caps):
+        if only is not None and index not in only:
             continue
-        available = _available(module, index) + (ours or {}).get(index, 0)
+        try:
+            available = _available(module, index) + (ours or {}).get(index, 0)
+        except Exception as error:  # accelerate, too, goes on with the other devices
+            first_line = str(error).strip().partition("\n")[0] or type(error).__name__
+            log.once("warning", f"{kind}:{index} is not used, because it cannot be asked for its memory: {first_line}")
+            continue
         if isinstance(settings.max_memory, int):
             available = min(available, settings.max_memory)
-        elif index in caps:
-            available = min(available, caps[index])
-        elif index in script_caps:
-            available = min(available, script_caps[index])
+        else:
+            available = min(available, caps.get(index, script_caps.get(index, available)))
         device = describe(index, f"{kind}:{index}", available, settings)
         # One that the runtime alone fills would hold something all the same, because nothing makes its fill any worse.
-        if (
-            device.available >= LEAST_AVAILABLE + device.overhead
-        ):  # max_memory={0: 0} is accelerate's way to keep a device free
-            found.append(device)
-    return tuple(found)
+        if device.available >= LEAST_AVAILABLE + device.overhead:
+            usable.append(device)
+    return _levelled(usable)
+
+
+def without_display_cards(
+    usable: tuple[Device, ...], settings: Settings, max_memory: Mapping[Any, Any] | None = None
+) -> tuple[tuple[Device, ...], str]:
+    """Return the devices that are no display cards, and a description of those that are, "" if there are none.
+
+    A device that the script or the user names stays.
+    """
+    kind = accelerator_type()
+    if kind is None or len(usable) < 2:
+        return usable, ""
+    module = _module(kind)
+    caps, script_caps = _caps(settings, max_memory, module.device_count())
+    small = display_cards(module, [device.index for device in usable], {*caps, *script_caps})
+    return (
+        tuple(device for device in usable if device.index not in small),
+        describe_display_cards(module, kind, small),
+    )
+
+
+def computing(settings: Settings) -> tuple[int, ...]:
+    """Return the indices of the devices that a training is likely to use, without asking any for its memory."""
+    kind = accelerator_type()
+    if kind is None:
+        return ()
+    module = _module(kind)
+    caps, _ = _caps(settings, None, module.device_count())
+    indices = eligible(module, kind, settings, caps, {})
+    small = display_cards(module, indices, caps)
+    return tuple(index for index in indices if index not in small)
 
 
 def describe(index: int, name: str, available: int, settings: Settings) -> Device:
@@ -126,6 +171,50 @@ def table(devices: tuple[Device, ...]) -> str:
     return " + ".join(f"{number} x {size}" for number, size in runs)
 
 
+def in_use(kind: str) -> tuple[int, ...]:
+    """Return the devices on which this process has a context already, so that asking them makes none.
+
+    All of them where torch cannot tell.
+    """
+    import torch
+
+    indices = range(_module(kind).device_count())
+    has_context = getattr(torch._C, "_cuda_hasPrimaryContext", None) if kind == "cuda" else None
+    return tuple(index for index in indices if has_context is None or has_context(index))
+
+
+def _caps(
+    settings: Settings, max_memory: Mapping[Any, Any] | None, total: int
+) -> tuple[dict[int, int], dict[int, int]]:
+    """Return the caps of single devices: of `BALANCE_MAX_MEMORY`, and of the script's `max_memory`."""
+    script_caps = {_index(key): _size(cap) for key, cap in (max_memory or {}).items() if key not in ("cpu", "disk")}
+    caps = settings.max_memory if isinstance(settings.max_memory, dict) else {}
+    absent = sorted(index for index in caps if index >= total)
+    if absent:
+        log.once("warning", f"BALANCE_MAX_MEMORY names device {absent[0]}, but there are {total}; that cap is ignored")
+    return caps, script_caps
+
+
+def _levelled(devices: list[Device]) -> tuple[Device, ...]:
+    """Return the devices with capacities rounded down, and those that differ by `ALIKE` at most made equal.
+
+    Devices of one type differ by a few MiB, by what a desktop or another process happens to hold, and from run to run.
+    Neither must change a map: with it, the dropout masks change, too.
+    """
+    capacities: dict[int, int] = {}
+    smallest = 0
+    for device in sorted(devices, key=lambda device: device.capacity):
+        if not smallest or device.capacity > smallest * (1 + ALIKE):
+            smallest = device.capacity
+        capacities[device.index] = max(1, smallest // _granule(smallest) * _granule(smallest))
+    return tuple(replace(device, capacity=capacities[device.index]) for device in devices)
+
+
+def _granule(capacity: int) -> int:
+    """Return what a capacity is rounded to: `GRANULE`, or on small devices a power of two of 0.4 % of it at most."""
+    return min(GRANULE, 1 << max(0, (capacity // 256).bit_length() - 1))
+
+
 def _module(kind: str) -> Any:
     import torch
 
@@ -133,12 +222,29 @@ def _module(kind: str) -> Any:
 
 
 def _available(module: Any, index: int) -> int:
-    """Return free memory, plus what this process's allocator holds on the device without using it."""
-    free, _ = module.mem_get_info(index)
-    unused = 0
+    """Return free memory, plus what this process's allocator holds on the device without using it.
+
+    No more than `torch.cuda.set_per_process_memory_fraction` leaves, also where PYTORCH_ALLOC_CONF sets it.
+    """
+    free, total = module.mem_get_info(index)
+    unused = allocated = 0
     if hasattr(module, "memory_reserved") and hasattr(module, "memory_allocated"):
-        unused = max(0, module.memory_reserved(index) - module.memory_allocated(index))
-    return int(free + unused)
+        allocated = module.memory_allocated(index)
+        unused = max(0, module.memory_reserved(index) - allocated)
+    available = int(free + unused)
+    fraction = _memory_fraction(module, index)
+    return available if fraction >= 1 else max(0, min(available, int(fraction * total) - allocated))
+
+
+def _memory_fraction(module: Any, index: int) -> float:
+    """Return the part of a device's memory that this process may reserve."""
+    with contextlib.suppress(Exception):  # torch 2.8 on; torch_npu has had a name that leads nowhere
+        return float(module.get_per_process_memory_fraction(index))
+    for variable in ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"):
+        written = re.search(r"per_process_memory_fraction:([\d.]+)", os.environ.get(variable, ""))
+        if written:
+            return float(written[1])
+    return 1.0
 
 
 def _index(key: Any) -> int:

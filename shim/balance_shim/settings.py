@@ -146,7 +146,8 @@ def _max_memory(text: str) -> int | dict[int, int] | None:
     else:
         return parse_size(text)
     # accelerate's max_memory carries "cpu" and "disk" too; a plan never spills there, so they say nothing here.
-    sizes = [(key.strip(), parse_size(str(size))) for key, size in pairs]
+    # As in accelerate, 0 keeps a device free.
+    sizes = [(key.strip(), 0 if str(size).strip() == "0" else parse_size(str(size))) for key, size in pairs]
     caps = [(_device_index(key), size) for key, size in sizes if key not in ("cpu", "disk")]
     if not sizes or len(dict(caps)) != len(caps):
         raise ValueError

@@ -8,7 +8,7 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from balance_shim.devices import Device, describe
+from balance_shim.devices import Device, _levelled, describe
 from balance_shim.memory.compose import Schedule
 from balance_shim.memory.cost import BlockCost
 from balance_shim.memory.workload import Workload
@@ -216,6 +216,36 @@ def test_weights_that_do_not_fit_are_refused_with_the_figures():
         balance(costed, machine(1000, 1000))
     assert caught.value.available == 2000
     assert caught.value.needed == sum(cost.weights for cost in costed.costs)
+
+
+def real_machine(*sizes):
+    """Devices as the inventory returns them."""
+    return _levelled([describe(index, f"npu:{index}", size, Settings()) for index, size in enumerate(sizes)])
+
+
+@pytest.mark.parametrize("name", ["llama", "llava"])
+def test_small_differences_between_devices_change_no_map(name):
+    """Devices of one type that differ by up to 0.9 %, as real ones do from run to run, get the map of equal ones."""
+    costed = planner.cost(planner.Request(models.ALL[name](), Workload(seq_len=64)))
+    equal = balance(costed, real_machine(*[64 * MIB] * 4))
+
+    @settings(max_examples=20, deadline=None)
+    @given(st.lists(st.floats(0, 0.009), min_size=4, max_size=4))
+    def check(differences):
+        assert balance(costed, real_machine(*[int(64 * MIB * (1 - part)) for part in differences])) == equal
+
+    check()
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.lists(st.integers(-25 * MIB, 25 * MIB), min_size=4, max_size=4))
+def test_small_differences_on_a_mixed_machine(differences):
+    """Two kinds of devices stay two kinds, with the same capacities, when each differs by some MiB."""
+    nominal = [int(size * 1024 * MIB / 0.92) + 16 * MIB for size in (20, 20, 70, 70)]  # with the reserve of 8 %
+    there = [size + difference for size, difference in zip(nominal, differences, strict=True)]
+    first, second, third, fourth = (device.capacity for device in real_machine(*there))
+    assert first == second and third == fourth
+    assert abs(first - 20 * 1024 * MIB) <= 64 * MIB and abs(third - 70 * 1024 * MIB) <= 64 * MIB
 
 
 def test_a_map_of_one_device_collapses():

@@ -98,6 +98,57 @@ case("wrong map, damaged weights", {"BALANCE_DEVICE_MAP": '{"model": 0, "lm_haed
 case("good map, damaged weights", {"BALANCE_DEVICE_MAP": whole}, auto(folder=damaged))
 
 
+@contextlib.contextmanager
+def machine_where(name, replacement):
+    """Have a function of `torch.npu` behave otherwise for a while."""
+    before = getattr(torch.npu, name)
+    setattr(torch.npu, name, replacement(before))
+    try:
+        yield
+    finally:
+        setattr(torch.npu, name, before)
+
+
+asked = []
+
+
+def full_device(original):
+    def mem_get_info(device=None):
+        asked.append(device)
+        if device == 1:
+            raise RuntimeError("CUDA error: out of memory")
+        return original(device)
+
+    return mem_get_info
+
+
+def screens(*small):
+    """Devices that have 1 MiB in all."""
+
+    def replacement(original):
+        def get_device_properties(device=None):
+            properties = original(device)
+            properties.total_memory = 1 << 20 if device in small else properties.total_memory
+            return properties
+
+        return get_device_properties
+
+    return replacement
+
+
+with machine_where("mem_get_info", full_device):
+    case("full device", {}, auto())
+    asked.clear()
+    case("devices not asked", {"BALANCE_MAX_MEMORY": "1=0"}, auto(max_memory={0: "500MiB", 1: "500MiB", 3: "500MiB"}))
+    results["devices not asked"]["asked"] = sorted(set(asked) - {None})
+with machine_where("get_device_properties", screens(2)):
+    case("display card", {}, auto())
+    case("display card, named", {"BALANCE_MAX_MEMORY": "2=500MiB"}, auto())
+with machine_where("get_device_properties", screens(0, 1, 3)):
+    case("one large device", {}, auto())
+    case("display cards needed", {"BALANCE_MAX_MEMORY": "90MiB"}, auto())
+
+
 def broken(request):
     raise ZeroDivisionError("planted")
 

@@ -49,6 +49,30 @@ def test_the_scripts_max_memory_is_respected(results):
     assert results["device kept free"]["devices"] == ["npu:1", "npu:2", "npu:3"]
 
 
+def test_a_device_that_cannot_be_asked_is_left_out(results):
+    """The other three are used, and one line names the one that is full."""
+    outcome = results["full device"]
+    assert outcome["devices"] == ["npu:0", "npu:2", "npu:3"]
+    assert len([line for line in outcome["said"] if "npu:1 is not used" in line]) == 1
+
+
+def test_excluded_devices_are_never_asked(results):
+    """Neither the one that the script leaves out nor the one with a cap of 0: a question makes a context."""
+    outcome = results["devices not asked"]
+    assert outcome["devices"] == ["npu:0", "npu:3"] and outcome["asked"] == [0, 3]
+
+
+def test_display_cards_are_used_only_where_they_are_needed_or_named(results):
+    """A line names the card that is left out; where nothing fits without such cards, they are used."""
+    left_out = "npu:2 (simulated 1.0 GiB, 1.0 MiB) not used"
+    assert results["display card"]["devices"] == ["npu:0", "npu:1", "npu:3"]
+    assert any(left_out in line for line in results["display card"]["said"])
+    assert len(results["display card, named"]["devices"]) == 4
+    assert not any(left_out in line for line in results["display card, named"]["said"])
+    assert results["one large device"]["devices"] == ["npu:2"]
+    assert len(results["display cards needed"]["devices"]) > 1
+
+
 def test_caps_keep_a_device_lighter(results):
     """A capped device gets less: here none of the large blocks."""
     capped = [name for name, place in results["max_memory"]["map"].items() if place == "0"]

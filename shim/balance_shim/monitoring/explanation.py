@@ -87,8 +87,7 @@ def explain(trainer: Any, model: Any, plan: Plan | None, failure: BaseException,
     if plan is None:
         model = innermost(model)  # a map has the names of the model inside
     place = place_of(failure, model)
-    mine = watched_devices(trainer, plan) if trainer.args.world_size > 1 else None
-    meter = Meter(*mine) if mine is not None else Meter(kind, range(devices.count()))
+    meter = Meter(kind, _looked_at(trainer, plan, kind))
     readings = meter.read()
     # Without a number in the message it is the device with the least room.
     rooms = [
@@ -110,14 +109,26 @@ def explain(trainer: Any, model: Any, plan: Plan | None, failure: BaseException,
     log.error("\n  ".join(lines))
 
 
+def _looked_at(trainer: Any, plan: Plan | None, kind: str) -> list[int]:
+    """Return the devices to look at: those that the training uses and, of a model of nobody's plan, those in reach.
+
+    A question to any other would make a context on it, which takes memory where somebody else may need it.
+    """
+    used = watched_devices(trainer, plan)
+    indices = set(used[1]) if used is not None else set()
+    if plan is None and trainer.args.world_size == 1:
+        indices |= set(devices.in_use(kind))
+    return sorted(indices) or [0]
+
+
 def _planned(scene: _Scene, trainer: Any, model: Any, loss_on_first: bool) -> _Scene:
     """Return the scene with what is predicted for the micro-batch that was there, under its map and the best one."""
     settings = state.settings()
     ours = {index: reading.allocated for index, reading in zip(scene.meter.indices, scene.readings, strict=True)}
-    usable = devices.inventory(settings, ours=ours)
+    places = set(scene.meter.indices)
     if scene.planned is not None:
         places = {device.device.index for device in scene.planned.devices}
-        usable = tuple(device for device in usable if device.index in places) or usable
+    usable = devices.inventory(settings, ours=ours, only=places)
     workload = _workload(scene, trainer, model)
     inputs = scene.place.inputs if scene.place.batch.row_tokens else None
     request = planner.Request(

@@ -205,7 +205,10 @@ def _free_bytes(device: "torch.device") -> int:
     module: Any = torch.get_device_module(device)
     if not hasattr(module, "mem_get_info"):
         return UNKNOWN
-    free = module.mem_get_info(device.index)[0]
+    try:
+        free = module.mem_get_info(device.index)[0]
+    except Exception:  # full for its driver; whether something of ours has room, the allocator knows
+        return UNKNOWN
     if hasattr(module, "memory_reserved") and hasattr(module, "memory_allocated"):
         free += max(0, module.memory_reserved(device.index) - module.memory_allocated(device.index))
     return int(free)

@@ -129,6 +129,15 @@ def balanced(request: Request) -> Plan | None:
     return plan
 
 
+def fitting(request: Request) -> Plan | None:
+    """Return the balanced plan if all of it fits; None, without a line, if it does not."""
+    try:
+        plan = solved(request, *costed_for(request))
+    except DoesNotFit:
+        return None
+    return None if plan is None or plan.shortfall else plan
+
+
 def solved(request: Request, costed: CostedModel, recomputed: frozenset[str] | None) -> Plan | None:
     """Return the best plan that the trial lets pass, for what `costed_for(request)` gave; None if there is none.
 

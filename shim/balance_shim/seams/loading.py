@@ -215,7 +215,7 @@ def _place(load: _Load) -> DeviceMap | None:
     usable = devices.inventory(settings, load.max_memory)
     mode = _chosen_mode(settings)
     if mode == "balanced" and len(usable) < 2:
-        there = f"{len(usable)} device" if usable else "no accelerator"
+        there = f"{len(usable)} device" if usable else "no device"
         log.once("info", f"{there} to use: nothing to balance, the library places the model")
         return None
     workload = assume(settings, known.arguments(), longest_row(load.model.config))
@@ -238,7 +238,7 @@ def _place(load: _Load) -> DeviceMap | None:
         for note in plan.notes:
             log.info(note)
     else:
-        plan = planner.balanced(request)
+        plan = _balanced(request, load.max_memory)
     if plan is None:
         return None
     instead = "the plan is used all the same"
@@ -253,6 +253,21 @@ def _place(load: _Load) -> DeviceMap | None:
     if mode == "balanced" and plan.shortfall and not workload.guessed:
         log.warning(plan_report.shortfall_line(plan, what_would_fit(plan, request)))
     return collapse(plan.device_map)
+
+
+def _balanced(request: planner.Request, max_memory: Any) -> Plan | None:
+    """Return the balanced plan, without display cards unless nothing fits without them."""
+    larger, left_out = devices.without_display_cards(request.devices, state.settings(), max_memory)
+    if not left_out:
+        return planner.balanced(request)
+    plan = planner.fitting(replace(request, devices=larger))
+    if plan is None:
+        return planner.balanced(request)
+    log.info(
+        f"{left_out} not used, for less than a tenth of the largest device's memory; a device that BALANCE_MAX_MEMORY "
+        "names (INDEX=SIZE) is used anyway"
+    )
+    return plan
 
 
 def _chunks_line(plan: Plan, request: planner.Request) -> str:

@@ -98,10 +98,17 @@ def _text(dtype: Any) -> str:
 
 
 def _computes_bf16(kind: str) -> bool:
-    """Whether accelerators of this type here multiply in bfloat16; emulation, as on CUDA before 8.0, is no help."""
+    """Whether all accelerators that training is likely to use multiply in bfloat16, not just the current one.
+
+    Emulation, as on CUDA before compute capability 8.0, does not count.
+    """
     import torch
 
     module = torch.get_device_module(kind)
+    if kind == "cuda" and not torch.version.hip:
+        return all(
+            tuple(module.get_device_capability(index)) >= (8, 0) for index in devices.computing(state.settings())
+        )
     check = getattr(module, "is_bf16_supported", None)
     if check is None:
         return True

@@ -149,7 +149,8 @@ def _usable(model: Any, assumed: Plan) -> tuple[Device, ...]:
     for tensor in {id(each): each for each in (*model.parameters(), *model.buffers())}.values():
         if tensor.device.index is not None:
             ours[tensor.device.index] = ours.get(tensor.device.index, 0) + tensor.numel() * tensor.element_size()
-    now = {device.index: device for device in devices.inventory(state.settings(), ours=ours)}
+    places = {before.device.index for before in assumed.devices}
+    now = {device.index: device for device in devices.inventory(state.settings(), ours=ours, only=places)}
     return tuple(
         replace(
             before.device,
