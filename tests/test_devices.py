@@ -3,6 +3,7 @@
 from types import SimpleNamespace
 
 import pytest
+<<<<<<< Updated upstream
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -177,3 +178,56 @@ def test_levelling_costs_little_and_makes_equal(size, differences):
     assert len({device.capacity for device in after}) == 1
     for old, new in zip(before, after, strict=True):
         assert 0.986 * old.capacity <= new.capacity <= old.capacity
+=======
+
+from balance_shim import devices
+from balance_shim.device_rules.kinds import Architecture
+from balance_shim.device_rules.overhead import overhead_of
+from balance_shim.settings import Settings
+from balance_shim.units import GIB, MIB
+
+
+def test_a_device_that_the_runtime_alone_would_fill_is_left_out(monkeypatch):
+    """Somebody else fills the first device: what it has left is not enough for a context, let alone for layers."""
+    free = [40 * MIB, 20 * GIB, 20 * GIB]
+    module = SimpleNamespace(device_count=lambda: 3, mem_get_info=lambda index: (free[index], 24 * GIB))
+    monkeypatch.setattr(devices, "accelerator_type", lambda: "cuda")
+    monkeypatch.setattr(devices, "_module", lambda kind: module)
+    assert [device.index for device in devices.inventory(Settings())] == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("kind", "capability", "gfx", "architecture"),
+    [
+        ("cuda", (9, 0), "NVIDIA H100 80GB HBM3", Architecture("cuda", (9, 0))),
+        ("cuda", (9, 4), "gfx942:sramecc+:xnack-", Architecture("hip", (9, 4))),
+        ("npu", None, "", Architecture("npu", None)),
+        ("xpu", {"max_work_group_size": 1024}, "", Architecture("xpu", None)),
+    ],
+)
+def test_a_device_knows_whose_rules_it_follows(monkeypatch, kind, capability, gfx, architecture):
+    """NVIDIA's and AMD's devices both are "cuda" to torch; other runtimes have no compute capability."""
+    module = SimpleNamespace(
+        device_count=lambda: 1,
+        mem_get_info=lambda index: (GIB, GIB),
+        get_device_capability=lambda index: capability,
+        get_device_properties=lambda index: SimpleNamespace(gcnArchName=gfx),
+    )
+    monkeypatch.setattr(devices, "accelerator_type", lambda: kind)
+    monkeypatch.setattr(devices, "_module", lambda kind: module)
+    (device,) = devices.inventory(Settings())
+    assert device.architecture == architecture and device.capability == architecture.capability
+
+
+def test_workspaces_depend_on_the_architecture():
+    """cuBLAS takes 32 MiB a handle on Hopper only; hipBLAS and hipBLASLt take far more; others are not known."""
+    sizes = [
+        ("cuda", (8, 9), 18),
+        ("cuda", (9, 0), 64),
+        ("cuda", (12, 0), 18),
+        ("hip", (9, 4), 408),
+        ("hip", (11, 0), 216),
+    ]
+    assert [overhead_of(Architecture(*each[:2])) for each in sizes] == [each[2] * MIB for each in sizes]
+    assert overhead_of(Architecture("npu", None)) == overhead_of(Architecture("xpu", None)) == 0
+>>>>>>> Stashed changes

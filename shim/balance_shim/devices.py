@@ -12,11 +12,17 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from . import log
+<<<<<<< Updated upstream
 from .eligible_devices import describe_display_cards, display_cards, eligible
+=======
+from .device_rules.kinds import Architecture, Capability, Runtime
+from .device_rules.overhead import overhead_of
+>>>>>>> Stashed changes
 from .placement.map_file import ACCELERATOR_TYPES
 from .settings import Settings
 from .units import MIB, format_size, parse_size
 
+<<<<<<< Updated upstream
 # What the runtime of an accelerator takes beside tensors once work begins, in bytes a device. The context is there by
 # the time that free memory has been asked for. cuBLAS takes a workspace for each thread that works, which are two in
 # training, of up to 32 MiB (compute capability 9.0, ATen's CUDABlas.cpp). Not measured on a device yet. What the
@@ -24,6 +30,8 @@ from .units import MIB, format_size, parse_size
 OVERHEAD = {"cuda": 64 * MIB}
 GRANULE = 64 * MIB  # capacities are rounded down to it
 ALIKE = 0.01  # of a capacity: devices that differ by less are taken for equal
+=======
+>>>>>>> Stashed changes
 LEAST_AVAILABLE = MIB  # nothing of a model that needs several devices fits below
 
 
@@ -37,6 +45,8 @@ class Device:
         available: what could be allocated on it now, after the user's caps.
         capacity: what a plan may fill: `available` less the reserve.
         overhead: what the runtime takes beside tensors (context, workspaces) and is not in use yet.
+        capability: the compute capability, as torch gives it; None for a kind of device that has none.
+        runtime: whose rules it follows: "cuda" or "hip" behind `torch.cuda`, else its type.
     """
 
     index: int
@@ -44,6 +54,13 @@ class Device:
     available: int
     capacity: int
     overhead: int = 0
+    capability: Capability | None = None
+    runtime: Runtime = "cuda"
+
+    @property
+    def architecture(self) -> Architecture:
+        """What decides which kernels run on it."""
+        return Architecture(self.runtime, self.capability)
 
 
 def accelerator_type() -> str | None:
@@ -113,9 +130,17 @@ def inventory(
             continue
         if isinstance(settings.max_memory, int):
             available = min(available, settings.max_memory)
+<<<<<<< Updated upstream
         else:
             available = min(available, caps.get(index, script_caps.get(index, available)))
         device = describe(index, f"{kind}:{index}", available, settings)
+=======
+        elif index in caps:
+            available = min(available, caps[index])
+        elif index in script_caps:
+            available = min(available, script_caps[index])
+        device = describe(index, f"{kind}:{index}", available, settings, _architecture(module, kind, index))
+>>>>>>> Stashed changes
         # One that the runtime alone fills would hold something all the same, because nothing makes its fill any worse.
         if device.available >= LEAST_AVAILABLE + device.overhead:
             usable.append(device)
@@ -153,10 +178,12 @@ def computing(settings: Settings) -> tuple[int, ...]:
     return tuple(index for index in indices if index not in small)
 
 
-def describe(index: int, name: str, available: int, settings: Settings) -> Device:
+def describe(index: int, name: str, available: int, settings: Settings, architecture: Architecture) -> Device:
     """Return the `Device` with `available` bytes, less the reserve that the settings ask for."""
-    overhead = OVERHEAD.get(name.partition(":")[0], 0)
-    return Device(index, name, available, max(1, available - settings.reserve.of(available)), overhead)
+    # Nothing is taken beside tensors on simulated devices, which follow CUDA's rules in all else.
+    overhead = overhead_of(architecture) if name.startswith("cuda") else 0
+    capacity = max(1, available - settings.reserve.of(available))
+    return Device(index, name, available, capacity, overhead, architecture.capability, architecture.runtime)
 
 
 def table(devices: tuple[Device, ...]) -> str:
@@ -219,6 +246,17 @@ def _module(kind: str) -> Any:
     import torch
 
     return torch.get_device_module(kind)
+
+
+def _architecture(module: Any, kind: str, index: int) -> Architecture:
+    """Return what decides which kernels run on a device; simulated devices answer as the device they stand for."""
+    ask = getattr(module, "get_device_capability", None)
+    capability = ask(index) if ask is not None else None
+    if not isinstance(capability, tuple):  # torch.npu gives None, torch.xpu a dict
+        return Architecture(kind if kind in ("cuda", "npu", "xpu") else "other", None)  # type: ignore[arg-type]
+    # NVIDIA's properties have the product's name there.
+    gfx = str(getattr(module.get_device_properties(index), "gcnArchName", ""))
+    return Architecture("hip" if gfx.startswith("gfx") else "cuda", (int(capability[0]), int(capability[1])))
 
 
 def _available(module: Any, index: int) -> int:

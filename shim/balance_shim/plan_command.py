@@ -110,8 +110,8 @@ def forecast_for(options: PlanOptions) -> Forecast:
 
     settings = options.settings
     usable = tuple(
-        devices.describe(index, f"cuda:{index}", _capped(capacity, index, settings.max_memory), settings)
-        for index, capacity in enumerate(capacities)
+        devices.describe(index, f"cuda:{index}", _capped(capacity, index, settings.max_memory), settings, architecture)
+        for index, (capacity, architecture) in enumerate(zip(capacities, options.machine.architectures, strict=True))
     )
     workload = replace(
         assume(settings, None, longest_row(ready.model.config)),

@@ -93,7 +93,7 @@ def _like(name: str, flag: str, meaning: str) -> _Option:
 
 
 _OPTIONS = (
-    _Option("--gpus", "BALANCE_SIMULATE", parse_spec, FORMS, "the devices, such as 4x24GiB or 2x80GiB+2x24GiB"),
+    _Option("--gpus", "BALANCE_SIMULATE", parse_spec, FORMS, "the devices, such as 4x24GiB, 8xH100 or 4x20GiB@RTX4090"),
     _like("BALANCE_BATCH_SIZE", "--batch-size", "rows in a micro-batch (1)"),
     _like("BALANCE_SEQ_LEN", "--seq-len", "tokens a row (2048, or what the model takes at most)"),
     _Option("--accumulation", None, _BY_NAME["BALANCE_BATCH_SIZE"].parse, "a whole number from 1",

@@ -247,7 +247,7 @@ VARIABLES = (
              "mode zero3: how long ranks wait for each other in a collective operation"),
     Variable("BALANCE_REPORT", "report", _report, "text, off, or a folder that can be written", "text",
              "where the plan and the map go: standard error, nowhere, or files in a folder too"),
-    Variable("BALANCE_SIMULATE", "simulate", _simulate, "devices such as 4x24GiB or 2x80GiB+2x24GiB", "",
+    Variable("BALANCE_SIMULATE", "simulate", _simulate, "devices such as 4x24GiB, 2x80GiB+2x24GiB or 4xRTX4090", "",
              "run on simulated devices"),
     Variable("BALANCE_CACHE", "cache", _cache, "a folder, or off", "~/.cache/balance_shim",
              "where what was found out about models is kept"),

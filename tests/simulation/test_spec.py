@@ -3,9 +3,12 @@
 import pytest
 from hypothesis import given, strategies
 
+from balance_shim.device_rules.kinds import KINDS, kind_named
 from balance_shim.simulation.spec import MOST_DEVICES, SimulationSpec, parse_spec
 from balance_shim.units import GIB
 from tests import processes
+
+RTX4090, A100, T4 = map(kind_named, ("RTX4090", "A100-40GB", "T4"))
 
 
 @pytest.mark.parametrize(
@@ -16,6 +19,11 @@ from tests import processes
         ("24GiB", SimulationSpec((24 * GIB,))),
         (" 2 X 1gib + 1.5GiB : Shapes ", SimulationSpec((GIB, GIB, 3 * GIB // 2), shapes_only=True)),
         ("64x1GiB", SimulationSpec((GIB,) * 64)),
+        ("4xRTX4090", SimulationSpec((RTX4090.memory,) * 4, kinds=(RTX4090,) * 4)),
+        ("rtx 4090", SimulationSpec((RTX4090.memory,), kinds=(RTX4090,))),
+        ("2xa100_40gb+1xT4", SimulationSpec((A100.memory, A100.memory, T4.memory), kinds=(A100, A100, T4))),
+        ("2x20GiB@rtx-4090+8GiB:shapes", SimulationSpec((20 * GIB,) * 2 + (8 * GIB,), True, (RTX4090, RTX4090, None))),
+        ("8xMI300X", SimulationSpec((kind_named("MI300X").memory,) * 8, kinds=(kind_named("MI300X"),) * 8)),
     ],
 )
 def test_machines_are_read(text, spec):
@@ -38,6 +46,10 @@ def test_machines_are_read(text, spec):
         ("axGiB", "'a'"),
         ("4x24GiB:shape", "'shape'"),
         ("4", "1 MiB"),
+        ("4xRTX4091", "did you mean RTX4090"),
+        ("2xA100", "A100-80GB or A100-40GB"),
+        ("4x20GiB@H10", "H100"),
+        ("2xquantum", "known: "),
     ],
 )
 def test_other_texts_are_refused_in_one_line(text, word):
@@ -46,6 +58,15 @@ def test_other_texts_are_refused_in_one_line(text, word):
         parse_spec(text)
     message = str(error.value)
     assert repr(text) in message and word in message and "\n" not in message
+
+
+def test_kinds_are_told_apart_and_bring_an_architecture():
+    """Names differ in more than dashes, each row has a source, and devices given by a size alone are like an A100."""
+    plain = [kind.name.lower().replace("-", "") for kind in KINDS]
+    assert len(set(plain)) == len(plain) and all(kind.source and kind.memory > 4 * GIB for kind in KINDS)
+    machine = parse_spec("1GiB+T4+H100+910B+MI300X")
+    assert [each.capability for each in machine.architectures] == [(8, 0), (7, 5), (9, 0), None, (9, 4)]
+    assert [each.runtime for each in machine.architectures] == ["cuda", "cuda", "cuda", "npu", "hip"]
 
 
 @given(

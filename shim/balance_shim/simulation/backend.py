@@ -10,6 +10,7 @@ import torch
 from balance_shim.units import format_size
 from balance_shim.virtual.machine import Machine
 
+from .spec import SimulationSpec
 from .tensor import BACKEND
 
 
@@ -27,12 +28,15 @@ class Hooks(torch._C._acc.PrivateUse1Hooks):
 
 
 class Properties:
-    """What `get_device_properties` returns: name, total_memory in bytes."""
+    """What `get_device_properties` returns: name, total_memory in bytes, compute capability (major, minor)."""
 
-    def __init__(self, capacity: int):
-        self.name = f"simulated {format_size(capacity)}"
-        self.total_memory = capacity
-        self.major, self.minor = 8, 0
+    def __init__(self, spec: SimulationSpec, index: int):
+        kind, architecture = spec.kind(index), spec.architectures[index]
+        self.name = kind.product if kind else f"simulated {format_size(spec.capacities[index])}"
+        self.total_memory = spec.capacities[index]
+        self.major, self.minor = architecture.capability or (0, 0)
+        if architecture.runtime == "hip":
+            self.gcnArchName = f"gfx{self.major}{self.minor}"
         self.multi_processor_count = 1
 
     def __repr__(self):
@@ -90,7 +94,7 @@ class Event:
         return 0.0
 
 
-def make_module(machine: Machine) -> types.ModuleType:
+def make_module(machine: Machine, spec: SimulationSpec) -> types.ModuleType:
     """Return the backend's module, with the functions that `torch.cuda` has and trainers use."""
     module = types.ModuleType(f"torch.{BACKEND}", __doc__)
     ledger, index_of = machine.ledger, machine.index_of
@@ -145,7 +149,15 @@ def make_module(machine: Machine) -> types.ModuleType:
         return repr(ledger.usage()[index_of(device)])
 
     def get_device_properties(device=None):
-        return Properties(ledger.capacities[index_of(device)])
+        return Properties(spec, index_of(device))
+
+    def get_device_capability(device=None):
+        return machine.architectures[index_of(device)].capability
+
+    def is_bf16_supported(including_emulation=True):
+        # As torch.cuda answers for the current device: before 8.0 tensors of bfloat16 can be had, by emulation.
+        runtime, capability = machine.architectures[machine.current]
+        return including_emulation or runtime != "cuda" or capability is None or capability >= (8, 0)
 
     def manual_seed(seed):
         torch.default_generator.manual_seed(int(seed))
@@ -212,7 +224,7 @@ def make_module(machine: Machine) -> types.ModuleType:
         set_device=set_device,
         get_device_properties=get_device_properties,
         get_device_name=lambda device=None: get_device_properties(device).name,
-        get_device_capability=lambda device=None: (8, 0),
+        get_device_capability=get_device_capability,
         can_device_access_peer=lambda device, peer: True,
         synchronize=nothing,
         ipc_collect=nothing,
@@ -220,7 +232,7 @@ def make_module(machine: Machine) -> types.ModuleType:
         default_stream=lambda device=None: Stream(machine.devices[index_of(device)]),
         set_stream=nothing,
         stream=lambda stream: contextlib.nullcontext(stream),
-        is_bf16_supported=lambda *_, **__: True,
+        is_bf16_supported=is_bf16_supported,
         get_amp_supported_dtype=lambda: [torch.bfloat16, torch.float16],
         get_autocast_dtype=lambda: torch.get_autocast_dtype(BACKEND),
         set_compile_mode=nothing,

@@ -31,8 +31,10 @@ class Installation:
         with contextlib.ExitStack() as undo:
             torch.utils.rename_privateuse1_backend(BACKEND)  # torch allows the same name again
             self.spec = spec
-            self.machine = Machine(BACKEND, spec.capacities, SimulatedTensor, spec.shapes_only)
-            self.module = backend.make_module(self.machine)
+            self.machine = Machine(
+                BACKEND, spec.capacities, SimulatedTensor, spec.shapes_only, architectures=spec.architectures
+            )
+            self.module = backend.make_module(self.machine, spec)
             fused = attention.make_attention(self.machine)
             SimulatedTensor.run = dispatch.Dispatcher(self.machine, fused)
 

@@ -6,6 +6,7 @@
 * `fp32`: everything in float32.
 """
 
+import inspect
 from typing import Any
 
 from .. import devices, log, state
@@ -112,6 +113,6 @@ def _computes_bf16(kind: str) -> bool:
     check = getattr(module, "is_bf16_supported", None)
     if check is None:
         return True
-    if kind == "cuda":
-        return bool(check(including_emulation=False))
-    return bool(check())
+    # torch.cuda has had the question since 2.3; other modules answer without it.
+    asks = "including_emulation" in inspect.signature(check).parameters
+    return bool(check(including_emulation=False) if asks else check())

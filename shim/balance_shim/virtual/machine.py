@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from balance_shim.device_rules.kinds import DEFAULT_ARCHITECTURE, Architecture
+
 from .ledger import Ledger
 
 if TYPE_CHECKING:
@@ -17,6 +19,7 @@ class Machine:
     Attributes:
         shapes_only: whether floating-point tensors have no numbers.
         separates_host: whether an operation may not mix tensors of the host with those of a device.
+        architectures: of each device, which decides on its kernels.
     """
 
     def __init__(
@@ -26,11 +29,13 @@ class Machine:
         tensor_class: "type[VirtualTensor]",
         shapes_only: bool = False,
         separates_host: bool = True,
+        architectures: Sequence[Architecture] | None = None,
     ):
         self.kind = kind
         self.shapes_only = shapes_only
         self.separates_host = separates_host
         self.tensor_class = tensor_class
+        self.architectures = tuple(architectures or (DEFAULT_ARCHITECTURE,) * len(capacities))
         self.devices = tuple(torch.device(kind, index) for index in range(len(capacities)))
         self.ledger = Ledger(tuple(map(str, self.devices)), tuple(capacities))
         self.current = 0
