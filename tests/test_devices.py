@@ -3,11 +3,12 @@
 from types import SimpleNamespace
 
 import pytest
-<<<<<<< Updated upstream
 from hypothesis import given
 from hypothesis import strategies as st
 
 from balance_shim import devices, eligible_devices, log
+from balance_shim.device_rules.kinds import Architecture
+from balance_shim.device_rules.overhead import overhead_of
 from balance_shim.settings import Settings, read
 from balance_shim.units import GIB, MIB
 
@@ -178,22 +179,6 @@ def test_levelling_costs_little_and_makes_equal(size, differences):
     assert len({device.capacity for device in after}) == 1
     for old, new in zip(before, after, strict=True):
         assert 0.986 * old.capacity <= new.capacity <= old.capacity
-=======
-
-from balance_shim import devices
-from balance_shim.device_rules.kinds import Architecture
-from balance_shim.device_rules.overhead import overhead_of
-from balance_shim.settings import Settings
-from balance_shim.units import GIB, MIB
-
-
-def test_a_device_that_the_runtime_alone_would_fill_is_left_out(monkeypatch):
-    """Somebody else fills the first device: what it has left is not enough for a context, let alone for layers."""
-    free = [40 * MIB, 20 * GIB, 20 * GIB]
-    module = SimpleNamespace(device_count=lambda: 3, mem_get_info=lambda index: (free[index], 24 * GIB))
-    monkeypatch.setattr(devices, "accelerator_type", lambda: "cuda")
-    monkeypatch.setattr(devices, "_module", lambda kind: module)
-    assert [device.index for device in devices.inventory(Settings())] == [1, 2]
 
 
 @pytest.mark.parametrize(
@@ -230,4 +215,3 @@ def test_workspaces_depend_on_the_architecture():
     ]
     assert [overhead_of(Architecture(*each[:2])) for each in sizes] == [each[2] * MIB for each in sizes]
     assert overhead_of(Architecture("npu", None)) == overhead_of(Architecture("xpu", None)) == 0
->>>>>>> Stashed changes

@@ -12,26 +12,15 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from . import log
-<<<<<<< Updated upstream
-from .eligible_devices import describe_display_cards, display_cards, eligible
-=======
 from .device_rules.kinds import Architecture, Capability, Runtime
 from .device_rules.overhead import overhead_of
->>>>>>> Stashed changes
+from .eligible_devices import describe_display_cards, display_cards, eligible
 from .placement.map_file import ACCELERATOR_TYPES
 from .settings import Settings
 from .units import MIB, format_size, parse_size
 
-<<<<<<< Updated upstream
-# What the runtime of an accelerator takes beside tensors once work begins, in bytes a device. The context is there by
-# the time that free memory has been asked for. cuBLAS takes a workspace for each thread that works, which are two in
-# training, of up to 32 MiB (compute capability 9.0, ATen's CUDABlas.cpp). Not measured on a device yet. What the
-# allocator wastes is what BALANCE_RESERVE is for.
-OVERHEAD = {"cuda": 64 * MIB}
 GRANULE = 64 * MIB  # capacities are rounded down to it
 ALIKE = 0.01  # of a capacity: devices that differ by less are taken for equal
-=======
->>>>>>> Stashed changes
 LEAST_AVAILABLE = MIB  # nothing of a model that needs several devices fits below
 
 
@@ -124,23 +113,16 @@ def inventory(
             continue
         try:
             available = _available(module, index) + (ours or {}).get(index, 0)
+            architecture = _architecture(module, kind, index)
         except Exception as error:  # accelerate, too, goes on with the other devices
             first_line = str(error).strip().partition("\n")[0] or type(error).__name__
             log.once("warning", f"{kind}:{index} is not used, because it cannot be asked for its memory: {first_line}")
             continue
         if isinstance(settings.max_memory, int):
             available = min(available, settings.max_memory)
-<<<<<<< Updated upstream
         else:
             available = min(available, caps.get(index, script_caps.get(index, available)))
-        device = describe(index, f"{kind}:{index}", available, settings)
-=======
-        elif index in caps:
-            available = min(available, caps[index])
-        elif index in script_caps:
-            available = min(available, script_caps[index])
-        device = describe(index, f"{kind}:{index}", available, settings, _architecture(module, kind, index))
->>>>>>> Stashed changes
+        device = describe(index, f"{kind}:{index}", available, settings, architecture)
         # One that the runtime alone fills would hold something all the same, because nothing makes its fill any worse.
         if device.available >= LEAST_AVAILABLE + device.overhead:
             usable.append(device)
