@@ -249,7 +249,7 @@ def adapted(base, **more):
         r=4,
         task_type="CAUSAL_LM",
         target_modules=["q_proj", "v_proj", "up_proj", *options.pop("also", ())],
-        lora_dropout=0.1,
+        lora_dropout=0.0,
         **options,
     )
     return get_peft_model(base, config)

@@ -1,8 +1,12 @@
 """What scripts rely on and CUDA devices do, on three simulated devices with real numbers."""
 
+import copy
+import pickle
 import weakref
 
 import torch
+from torch.nn.functional import dropout, scaled_dot_product_attention
+from torch.utils.checkpoint import checkpoint
 
 from balance_shim import simulation
 from balance_shim.units import MIB
@@ -121,6 +125,112 @@ def check_hooks_of_a_parameter_move_with_it():
     assert ran == ["before", "cpu", "before", "npu:2"], ran
     assert layer.weight.grad.tolist() == [[8.0] * 3] * 3
     del out
+
+
+def check_each_device_draws_from_a_generator_of_its_own():
+    """All begin alike, with the numbers of the CPU's generator, and none is moved on by another or by the host."""
+
+    def drawn(device):
+        return (
+            torch.randn(5, device=device),
+            torch.nn.functional.dropout(torch.ones(20, device=device), 0.5),
+            torch.randperm(9, device=device),
+            torch.rand_like(torch.ones(3, device=device)),
+            torch.bernoulli(torch.full((4,), 0.5, device=device)),
+            torch.multinomial(torch.ones(6, device=device), 3),
+            scaled_dot_product_attention(*[torch.ones(1, 1, 4, 2, device=device)] * 3, dropout_p=0.5),
+            torch.nn.functional.dropout1d(torch.ones(2, 6, 3, device=device), 0.5),
+            torch.randint(9, (3,), device=device),
+        )
+
+    torch.manual_seed(7)
+    expected = drawn("cpu")
+    torch.manual_seed(7)
+    first = drawn("npu:1")
+    host = torch.rand(3)
+    torch.manual_seed(7)
+    assert torch.equal(host, torch.rand(3)), "a device moves the host's generator on"
+    mixed = [drawn("npu:0"), drawn("npu:2"), drawn("npu:2")]
+    for one, two, three, plain in zip(first, *mixed[:2], expected, strict=True):
+        assert torch.equal(one.cpu(), plain), plain
+        assert torch.equal(two.cpu(), plain) and torch.equal(three.cpu(), plain)
+    assert not torch.equal(mixed[2][0], mixed[1][0])
+
+
+def check_states_of_generators():
+    """Getting, setting, forking and seeding work for one device, for the current one, and for all, as on CUDA."""
+    torch.manual_seed(3)
+    torch.rand(5, device="npu:1")
+    states = torch.npu.get_rng_state_all()
+    assert len(states) == 3 and torch.equal(states[0], states[2]) and not torch.equal(states[0], states[1])
+    assert torch.equal(torch.npu.get_rng_state("npu:1"), states[1]) and torch.equal(
+        torch.npu.get_rng_state(), states[0]
+    )
+    first = [torch.rand(3, device=f"npu:{index}") for index in range(3)]
+    torch.npu.set_rng_state_all(states)
+    assert all(torch.equal(torch.rand(3, device=one.device), one) for one in first)
+    torch.npu.set_rng_state(states[1], 1)
+    assert torch.equal(torch.rand(3, device="npu:1"), first[1])
+    torch.npu.set_rng_state_all(states)
+    with torch.random.fork_rng(devices=[1], device_type="npu"):
+        torch.rand(9, device="npu:1")
+        torch.rand(9, device="npu:2")
+    assert torch.equal(torch.rand(3, device="npu:1"), first[1])
+    assert not torch.equal(torch.rand(3, device="npu:2"), first[2])
+    with torch.npu.device(2):
+        torch.npu.manual_seed(11)
+        assert torch.npu.initial_seed() == 11
+    assert torch.npu.initial_seed() == 3
+    torch.npu.manual_seed_all(12)
+    assert torch.equal(torch.rand(3, device="npu:0").cpu(), torch.rand(3, device="npu:2").cpu())
+    torch.npu.seed_all()
+    assert torch.npu.initial_seed() != 12
+
+
+def check_generators_that_a_script_makes():
+    """They draw for their device with their seed, and one of the host is refused in CUDA's words."""
+    generator = torch.Generator(device="npu:1").manual_seed(5)
+    assert isinstance(generator, torch.Generator) and generator.device == torch.device("npu", 1)
+    plain = torch.Generator().manual_seed(5)
+    assert isinstance(plain, torch.Generator) and plain.device.type == "cpu"
+    before = torch.npu.get_rng_state(1)
+    assert torch.equal(torch.randn(4, generator=generator, device="npu:1").cpu(), torch.randn(4, generator=plain))
+    assert torch.equal(torch.randperm(4, generator=generator, device="npu:1").cpu(), torch.randperm(4, generator=plain))
+    copies = copy.deepcopy(generator), pickle.loads(pickle.dumps(generator)), generator.clone_state()
+    expected = torch.empty(4).normal_(generator=plain)
+    for one in (generator, *copies):
+        assert one.device.type == "npu"
+        assert torch.equal(torch.empty(4, device="npu:1").normal_(generator=one).cpu(), expected)
+    assert torch.equal(before, torch.npu.get_rng_state(1))
+    for act in (
+        lambda: torch.randn(4, generator=plain, device="npu:1"),
+        lambda: torch.randperm(4, generator=plain, device="npu:1"),
+        lambda: torch.multinomial(torch.ones(4, device="npu:0"), 2, generator=plain),
+    ):
+        assert "Expected a 'npu' device type for generator but found 'cpu'" in raises(RuntimeError, act)
+    loader = torch.utils.data.DataLoader(range(9), shuffle=True, generator=plain, batch_size=9)
+    assert sorted(next(iter(loader)).tolist()) == list(range(9))
+
+
+def check_checkpointing_repeats_the_masks_of_its_device_only():
+    """Recomputed dropout has the mask of the forward pass where arguments and layer share a device.
+
+    Where the layer moves its arguments to its own device inside, torch restores the state of theirs: as on CUDA the
+    mask is then another, which is a fault of programs that a simulation must not hide.
+    """
+
+    def gradient(inside, outside, use_reentrant):
+        torch.manual_seed(1)
+        x = torch.ones(64, device=outside, requires_grad=True)
+        out = checkpoint(lambda x: dropout(x.to(inside), 0.5), x, use_reentrant=use_reentrant)
+        out.sum().backward()
+        return out.detach().cpu(), x.grad.cpu()
+
+    for use_reentrant in (True, False):
+        out, grad = gradient("npu:1", "npu:1", use_reentrant)
+        assert torch.equal(out, grad)
+        out, grad = gradient("npu:2", "npu:1", use_reentrant)
+        assert not torch.equal(out, grad)
 
 
 main(globals())

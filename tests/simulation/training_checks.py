@@ -119,7 +119,7 @@ def check_adapters():
 
     def adapted(simulated):
         torch.manual_seed(5)
-        config = LoraConfig(r=4, task_type="CAUSAL_LM", target_modules=["q_proj", "v_proj"], lora_dropout=0.1)
+        config = LoraConfig(r=4, task_type="CAUSAL_LM", target_modules=["q_proj", "v_proj"], lora_dropout=0.0)
         return get_peft_model(load(simulated), config)
 
     trainer, found = train(True, adapted(True), learning_rate=1e-2)

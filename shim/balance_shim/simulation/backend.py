@@ -10,6 +10,7 @@ import torch
 from balance_shim.units import format_size
 from balance_shim.virtual.machine import Machine
 
+from . import generators
 from .spec import SimulationSpec
 from .tensor import BACKEND
 
@@ -159,25 +160,6 @@ def make_module(machine: Machine, spec: SimulationSpec) -> types.ModuleType:
         runtime, capability = machine.architectures[machine.current]
         return including_emulation or runtime != "cuda" or capability is None or capability >= (8, 0)
 
-    def manual_seed(seed):
-        torch.default_generator.manual_seed(int(seed))
-
-    def manual_seed_all(seed):
-        # torch.manual_seed calls this too, after it has seeded the generator that serves all simulated devices.
-        manual_seed(seed)
-
-    def set_rng_state(new_state, device=None):
-        torch.default_generator.set_state(new_state)
-
-    def set_rng_state_all(new_states):
-        set_rng_state(new_states[0])
-
-    def get_rng_state(device=None):
-        return torch.default_generator.get_state()
-
-    def get_rng_state_all():
-        return [get_rng_state() for _ in machine.devices]
-
     def nothing(*_, **__):
         return None
 
@@ -188,12 +170,7 @@ def make_module(machine: Machine, spec: SimulationSpec) -> types.ModuleType:
         ),
         autocast_mode=torch.amp.autocast_mode,
     )
-    random_functions = {
-        "get_rng_state": get_rng_state, "set_rng_state": set_rng_state, "get_rng_state_all": get_rng_state_all,
-        "set_rng_state_all": set_rng_state_all, "manual_seed": manual_seed, "manual_seed_all": manual_seed_all,
-        "seed": torch.default_generator.seed, "seed_all": torch.default_generator.seed,
-        "initial_seed": torch.default_generator.initial_seed,
-    }  # fmt: skip
+    random_functions = generators.functions(machine)
     memory_functions = {
         "mem_get_info": mem_get_info, "memory_allocated": memory_allocated, "memory_reserved": memory_reserved,
         "max_memory_allocated": max_memory_allocated, "max_memory_reserved": max_memory_allocated,
@@ -212,9 +189,10 @@ def make_module(machine: Machine, spec: SimulationSpec) -> types.ModuleType:
         device_of=device_of,
         Stream=Stream,
         Event=Event,
-        default_generators=tuple(torch.default_generator for _ in machine.devices),
+        default_generators=machine.generators.each,
         is_available=lambda: True,
         is_initialized=lambda: True,
+        _initialized=True,  # torch's checkpointing asks this before it keeps the states of generators
         is_built=lambda: True,
         init=nothing,
         _lazy_init=nothing,

@@ -45,11 +45,18 @@ def register(machine: Machine) -> torch.library.Library:
         return wrap(raw, place, machine)
 
     def computed(func):
+        random = torch.Tag.nondeterministic_seeded in func.tags
+        if func is aten.randperm.default:
+            func = aten.randperm.generator
+
         def kernel(*args, device=None, pin_memory=None, **kwargs):
+            place = machine.index_of(device)
+            if random:
+                kwargs["generator"] = machine.generators.checked(kwargs.get("generator"), place)
             raw = func(*args, device=shapes.HOST, **kwargs)
             if machine.shapes_only:
                 raw = shapes.thinned(raw)
-            return wrap(raw, machine.index_of(device), machine)
+            return wrap(raw, place, machine)
 
         return kernel
 

@@ -25,7 +25,7 @@ class Installation:
         from balance_shim.virtual import attention, dispatch
         from balance_shim.virtual.machine import Machine
 
-        from . import autocast, backend, engine, factories, patches, stand_in
+        from . import autocast, backend, engine, factories, generators, patches, stand_in
         from .tensor import BACKEND, SimulatedTensor
 
         with contextlib.ExitStack() as undo:
@@ -34,6 +34,7 @@ class Installation:
             self.machine = Machine(
                 BACKEND, spec.capacities, SimulatedTensor, spec.shapes_only, architectures=spec.architectures
             )
+            self.machine.generators = generators.Generators(len(spec.capacities))
             self.module = backend.make_module(self.machine, spec)
             fused = attention.make_attention(self.machine)
             SimulatedTensor.run = dispatch.Dispatcher(self.machine, fused)

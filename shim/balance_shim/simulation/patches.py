@@ -11,6 +11,7 @@ from balance_shim.virtual.tensor import _plain_data, set_data
 
 from . import engine
 from .autocast import _CastWeights
+from .generators import Generator
 from .tensor import BACKEND, SimulatedTensor
 
 
@@ -35,6 +36,7 @@ def _replacements(machine, module, weights):
     yield torch.Tensor, "data", property(_plain_data.__get__, _assign_data, _plain_data.__delete__)
     # `module.to(device)` asks whether parameters can keep their identity; `set_data` sees to it that they do.
     yield torch, "_has_compatible_shallow_copy_type", _compatible
+    yield torch, "Generator", Generator
     # There is no pinned memory without a driver. Nothing needs it here: copies to simulated devices are plain copies.
     yield torch.Tensor, "pin_memory", lambda self, device=None: self
     yield torch.Tensor, "is_pinned", lambda self, device=None: False

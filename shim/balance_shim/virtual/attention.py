@@ -7,6 +7,7 @@ log-sum-exp a row instead; a simulation that counts bytes has to do the same.
 Shapes: B batch, H heads, S queries, D width of a head.
 """
 
+import contextlib
 from typing import Any
 
 import torch
@@ -24,12 +25,16 @@ class _FusedAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx, machine, query, key, value, mask, options):
         place = query.place
-        ctx.machine, ctx.options = machine, options
-        ctx.random_state = torch.get_rng_state() if options["dropout_p"] else None
+        ctx.machine, ctx.options, ctx.random_state = machine, options, None
         if query.raw.is_meta:
             raw = query.raw.new_empty((*query.shape[:-1], value.shape[-1]))
         else:
-            raw = plain_attention(query.raw, key.raw, value.raw, None if mask is None else mask.raw, **options)
+            with contextlib.ExitStack() as drawing:
+                if options["dropout_p"]:
+                    if machine.generators is not None:
+                        drawing.enter_context(machine.generators.drawing(place))
+                    ctx.random_state = torch.get_rng_state()
+                raw = plain_attention(query.raw, key.raw, value.raw, None if mask is None else mask.raw, **options)
         if raw.dim() == 4:  # fused kernels write B, S, H, D, so that putting heads side by side copies nothing
             raw = raw.transpose(1, 2).contiguous().transpose(1, 2)
         out = wrap(raw, place, machine)

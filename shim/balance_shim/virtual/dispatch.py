@@ -44,7 +44,16 @@ def mismatch(operation, first, second) -> RuntimeError:
 class _Rule:
     """What dispatch needs to know of an operation, worked out when it is first met."""
 
-    __slots__ = ("composite", "crossing", "host_indices", "mutates", "per_tensor", "reshapes")
+    __slots__ = (
+        "composite",
+        "crossing",
+        "host_indices",
+        "mutates",
+        "per_tensor",
+        "random",
+        "reshapes",
+        "takes_generator",
+    )
 
     def __init__(self, func):
         name = func._schema.name.removeprefix("aten::")
@@ -53,6 +62,8 @@ class _Rule:
         self.crossing = func in _CROSSING
         self.host_indices = func in _HOST_INDICES
         self.per_tensor = name.startswith(("_foreach_", "_fused_", "_amp_foreach"))
+        self.random = torch.Tag.nondeterministic_seeded in func.tags
+        self.takes_generator = any(argument.name == "generator" for argument in func._schema.arguments)
         # Under inference mode autograd is not there to take composite operations apart, so they arrive whole.
         self.composite = torch._C._dispatch_has_kernel_for_dispatch_key(
             func.name(), torch._C.DispatchKey.CompositeImplicitAutograd
@@ -112,10 +123,15 @@ class Dispatcher:
             if "pin_memory" not in kwargs:
                 del raw_kwargs["pin_memory"]
 
-        if self._machine.shapes_only:
-            out = shapes.run(func, raw_args, raw_kwargs, virtual, place, self._machine)
+        generators = self._machine.generators
+        if not rule.random or place is None or generators is None:
+            out = self._run(func, raw_args, raw_kwargs, virtual, place)
+        elif rule.takes_generator:
+            raw_kwargs["generator"] = generators.checked(raw_kwargs.get("generator"), place)
+            out = self._run(func, raw_args, raw_kwargs, virtual, place)
         else:
-            out = kernels.REAL.get(func, func)(*raw_args, **raw_kwargs)
+            with generators.drawing(place):
+                out = self._run(func, raw_args, raw_kwargs, virtual, place)
 
         if rule.mutates:
             if rule.reshapes:
@@ -124,6 +140,11 @@ class Dispatcher:
                         follow(tensor, tensor.raw, self._machine)
             return self._restored(out, virtual, raw_args, place)
         return self._wrapped(out, place)
+
+    def _run(self, func, raw_args, raw_kwargs, virtual, place):
+        if self._machine.shapes_only:
+            return shapes.run(func, raw_args, raw_kwargs, virtual, place, self._machine)
+        return kernels.REAL.get(func, func)(*raw_args, **raw_kwargs)
 
     def _wrapped(self, out, place):
         if isinstance(out, torch.Tensor):

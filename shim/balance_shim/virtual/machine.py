@@ -1,7 +1,7 @@
 """A machine that is not there: its devices, their memory, and which of them is current."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -20,6 +20,8 @@ class Machine:
         shapes_only: whether floating-point tensors have no numbers.
         separates_host: whether an operation may not mix tensors of the host with those of a device.
         architectures: of each device, which decides on its kernels.
+        generators: what random operations on the devices draw from (`simulation.generators.Generators`); None: from
+            the generator of the host.
     """
 
     def __init__(
@@ -39,6 +41,7 @@ class Machine:
         self.devices = tuple(torch.device(kind, index) for index in range(len(capacities)))
         self.ledger = Ledger(tuple(map(str, self.devices)), tuple(capacities))
         self.current = 0
+        self.generators: Any = None
 
     def index_of(self, device: "torch.device | str | int | None") -> int:
         """Return the index that `device` means here; no device or no index means the current one.
