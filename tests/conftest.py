@@ -1,4 +1,4 @@
-"""What all tests share: they neither use nor fill the cache of whoever runs them."""
+"""What all tests share: they neither use nor fill the cache of whoever runs them, and see no real accelerator."""
 
 import os
 import tempfile
@@ -6,3 +6,7 @@ import tempfile
 # For the processes that tests start, too. Removed when the tests end.
 _folder = tempfile.TemporaryDirectory(prefix="balance_shim-tests-")
 os.environ["XDG_CACHE_HOME"] = _folder.name
+# Most tests are about simulated devices or the CPU. TESTS_USE_ACCELERATORS=1 is for a test that is about real ones.
+if not os.environ.get("TESTS_USE_ACCELERATORS"):
+    os.environ.update(CUDA_VISIBLE_DEVICES="-1", HIP_VISIBLE_DEVICES="-1", ASCEND_RT_VISIBLE_DEVICES="-1",
+                      ZE_AFFINITY_MASK="-1")  # fmt: skip

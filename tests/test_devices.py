@@ -215,3 +215,13 @@ def test_workspaces_depend_on_the_architecture():
     ]
     assert [overhead_of(Architecture(*each[:2])) for each in sizes] == [each[2] * MIB for each in sizes]
     assert overhead_of(Architecture("npu", None)) == overhead_of(Architecture("xpu", None)) == 0
+
+
+def test_devices_with_next_to_no_room_are_named(machine, lines):
+    """A script that allows less than a model could use on any device is told so, not that there are no devices."""
+    machine([8 * GIB, 8 * GIB])
+    assert devices.inventory(Settings(), max_memory={0: "512KiB", 1: "256KiB"}) == ()
+    assert lines == [
+        "not used, because too little memory is free there or allowed by max_memory: cuda:0 (512.0 KiB), "
+        "cuda:1 (256.0 KiB)"
+    ]

@@ -107,7 +107,7 @@ def inventory(
         )
         return ()
     caps, script_caps = _caps(settings, max_memory, module.device_count())
-    usable = []
+    usable, full = [], []
     for index in eligible(module, kind, settings, caps, script_caps):
         if only is not None and index not in only:
             continue
@@ -126,6 +126,11 @@ def inventory(
         # One that the runtime alone fills would hold something all the same, because nothing makes its fill any worse.
         if device.available >= LEAST_AVAILABLE + device.overhead:
             usable.append(device)
+        else:
+            full.append(device)
+    if full and len(usable) < 2:  # otherwise the table of the plan shows which are used
+        names = ", ".join(f"{device.name} ({format_size(device.available)})" for device in full)
+        log.once("info", f"not used, because too little memory is free there or allowed by max_memory: {names}")
     return _levelled(usable)
 
 

@@ -44,6 +44,22 @@ def test_it_is_refused_where_it_would_harm_and_leaves_nothing():
     assert processes.output_of(START + text) == "2.0 cpu"
 
 
+def test_real_accelerators_are_hidden_from_a_process_that_has_not_used_them():
+    """CUDA reads its variable when it is first used, so a machine with GPUs can simulate; children inherit it."""
+    text = """
+    from unittest import mock
+
+    os.environ["CUDA_VISIBLE_DEVICES"] = "0,1"
+    with mock.patch.object(torch.cuda, "is_available", lambda: True):
+        refused("real accelerator (cuda)", "has used it")
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "0,1"
+    with mock.patch.object(torch.cuda, "is_available", lambda: os.environ["CUDA_VISIBLE_DEVICES"] != "-1"):
+        simulation.install(spec)
+    print(os.environ["CUDA_VISIBLE_DEVICES"], torch.accelerator.current_accelerator())
+    """
+    assert processes.output_of(START + text) == "-1 npu"
+
+
 def test_it_is_refused_beside_another_backend():
     """torch takes one additional backend; the message names the one that is there."""
     text = """

@@ -9,6 +9,7 @@ import torch
 
 from balance_shim.errors import SimulationError
 
+from . import hiding
 from .spec import SimulationSpec
 
 
@@ -21,7 +22,13 @@ class Installation:
         Raises:
             SimulationError: that is not possible in this process; nothing has been changed then.
         """
-        _check()
+        with hiding.restored_on_failure():
+            _check()
+            self._install(spec)
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # DeepSpeed would look for internals of a real torch_npu
+        _forget_answers()
+
+    def _install(self, spec: SimulationSpec) -> None:
         from balance_shim.virtual import attention, dispatch
         from balance_shim.virtual.machine import Machine
 
@@ -53,8 +60,6 @@ class Installation:
                 BACKEND, self.module, backend.Hooks(), engine.Guard()
             )
             undo.pop_all()
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # DeepSpeed would look for internals of a real torch_npu
-        _forget_answers()
 
 
 def _forget_answers() -> None:
@@ -86,6 +91,6 @@ def _check() -> None:
         module = getattr(torch, kind, None)
         if module is not None and module.is_available():
             raise SimulationError(
-                f"this process has a real accelerator ({kind}), which a simulated one would break; hide it "
-                f"{'(CUDA_VISIBLE_DEVICES=-1) ' if kind == 'cuda' else ''}or simulate on a machine without"
+                f"this process has a real accelerator ({kind}) and has used it, which a simulated one would break; "
+                f"hide it from the start{' (CUDA_VISIBLE_DEVICES=-1)' if kind == 'cuda' else ''}"
             )
