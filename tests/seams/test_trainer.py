@@ -89,3 +89,19 @@ def test_longest_rows():
     assert longest_rows(plain.with_transform(lambda batch: 1 / 0), 1) == []
     assert longest_rows(datasets.Dataset.from_dict({"text": ["a"]}), 1) == [{"text": "a"}]
     assert longest_rows(iter(rows), 1) == [] and longest_rows([], 1) == []
+
+
+def test_a_placed_model_is_not_copied_to_other_devices(results):
+    """A map of one device would have the Trainer train copies (DataParallel) with several times the batch on CUDA."""
+    outcome = results["map of one device"]
+    assert outcome["batch size"] == 2 and outcome["devices"] == ["npu:0"]
+    assert "DataParallel" not in outcome["wrapped"]
+    assert outcome["losses"] == pytest.approx(results["one device"]["losses"], rel=1e-5)
+
+
+def test_a_script_that_would_have_trained_copies_is_told_of_its_other_batch(results):
+    """Only where it has no device map: with one, CUDA's Trainer would not have made copies either."""
+    said = [line for line in results["no device map, balanced"]["said"] if "DataParallel" in line]
+    assert len(said) == 1 and "4 copies" in said[0] and "16 sequences a step" in said[0] and "4 a step" in said[0]
+    assert "gradient_accumulation_steps=8" in said[0]
+    assert not any("DataParallel" in line for line in results["device map, balanced"]["said"])

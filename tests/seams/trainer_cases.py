@@ -69,9 +69,11 @@ class Averaging(TrainerCallback):
             average.lerp_(parameter.detach(), 0.1)
 
 
-def train(trainer_class=Trainer, dataset=rows, device_map="auto", arguments_first=True, averaging=False, **options):
+def train(
+    trainer_class=Trainer, dataset=rows, device_map="auto", arguments_first=True, averaging=False, n_gpu=None, **options
+):
     def arguments():
-        return TrainingArguments(
+        made = TrainingArguments(
             output_dir=str(result_path.parent / "out"),
             max_steps=2,
             per_device_train_batch_size=2,
@@ -82,6 +84,10 @@ def train(trainer_class=Trainer, dataset=rows, device_map="auto", arguments_firs
             disable_tqdm=True,
             **options,
         )
+        if n_gpu is not None:  # as CUDA has it: the number of its devices
+            made.n_gpu  # noqa: B018  # which also sets it
+            made._n_gpu = n_gpu
+        return made
 
     made = arguments() if arguments_first else None
     set_seed(7)
@@ -98,9 +104,12 @@ def train(trainer_class=Trainer, dataset=rows, device_map="auto", arguments_firs
     if averaging:
         trainer.add_callback(Averaging(model))
     trainer.train()
+    wrapped = [type(module).__name__ for module in (trainer.model_wrapped, trainer.model)]
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     return {
         "losses": losses,
+        "wrapped": wrapped,
+        "batch size": trainer.args.train_batch_size,
         "random number at the start": seen["random"],
         "rows read": getattr(dataset, "looked", None),
         "divisors": sorted(set(getattr(trainer, "divisors", ()))),
@@ -142,5 +151,8 @@ case("data set that counts", dataset=Counting())
 case("data set that counts, off", mode="off", dataset=Counting(), device_map={"": 0})
 case("no device map", device_map=None)
 case("explicit map", device_map={"model": 0, "lm_head": 1})
+case("map of one device", mode="map", environ={"BALANCE_DEVICE_MAP": '{"": 0}'}, n_gpu=4)
+case("no device map, balanced", device_map=None, environ={"BALANCE_INTERCEPT": "auto,none"}, n_gpu=4)
+case("device map, balanced", environ={"BALANCE_INTERCEPT": "auto,none"}, n_gpu=4)
 case("does not fit", environ={"BALANCE_MAX_MEMORY": "1MiB"})
 result_path.write_text(json.dumps(results))

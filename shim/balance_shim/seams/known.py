@@ -1,7 +1,7 @@
 """What one seam learns and another needs: the last TrainingArguments, and the plan of each model that was placed."""
 
 from typing import TYPE_CHECKING, Any, NamedTuple
-from weakref import WeakKeyDictionary, ref
+from weakref import WeakKeyDictionary, WeakSet, ref
 
 if TYPE_CHECKING:
     from torch import nn
@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 # Both weakly: the shim must not keep a model, or arguments that hold a process group, alive.
 _arguments: "ref[Any] | None" = None
 _placed: "WeakKeyDictionary[nn.Module, Placed]" = WeakKeyDictionary()
+_had_no_map: "WeakSet[nn.Module]" = WeakSet()
 
 
 class Placed(NamedTuple):
@@ -33,6 +34,16 @@ def arguments() -> Any | None:
 
 def remember_placed(model: "nn.Module", placed: Placed) -> None:
     _placed[model] = placed
+
+
+def remember_no_map(model: "nn.Module") -> None:
+    """Note that the script has loaded `model`, which was placed, without a device map."""
+    _had_no_map.add(model)
+
+
+def had_no_map(model: "nn.Module") -> bool:
+    """Whether the script has loaded `model` without a device map."""
+    return model in _had_no_map
 
 
 def placed_models() -> "list[nn.Module]":

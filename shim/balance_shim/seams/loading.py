@@ -33,11 +33,16 @@ TENSOR_PARALLEL_TRAP = ((4, 50), (4, 54))
 
 
 class _Call(NamedTuple):
-    """A call of `from_pretrained`. `dtype`: in which weights would load without BALANCE_PRECISION; None where unset."""
+    """A call of `from_pretrained`.
+
+    `dtype`: in which weights would load without BALANCE_PRECISION; None where unset. `mapped`: whether the script
+    itself gives a device map.
+    """
 
     device_map: Any
     max_memory: Any
     dtype: Any
+    mapped: bool = True
 
 
 class _Loads(local):
@@ -86,8 +91,9 @@ def _around_from_pretrained(original: Callable[..., Any]) -> Callable[..., Any]:
         kwargs = insist("BALANCE_PRECISION", precision.adjust_loading, kwargs)
         if session.is_wanted():
             return zero_loading.load(original, cls, args, kwargs)
+        mapped = kwargs.get("device_map") is not None
         kwargs = attempt("preparing from_pretrained", _prepared, kwargs, default=kwargs)
-        _loads.stack.append(_Call(kwargs.get("device_map"), kwargs.get("max_memory"), scripts))
+        _loads.stack.append(_Call(kwargs.get("device_map"), kwargs.get("max_memory"), scripts, mapped))
         try:
             return original(cls, *args, **kwargs)
         finally:
@@ -179,7 +185,8 @@ def _around_infer_auto_device_map(original: Callable[..., Any]) -> Callable[...,
 
 
 def _plan_inferred(model: Any, kwargs: dict[str, Any]) -> DeviceMap | None:
-    device_map, max_memory, _ = _loads.stack[-1] if _loads.stack else _Call(None, None, None)
+    call = _loads.stack[-1] if _loads.stack else _Call(None, None, None)
+    device_map, max_memory = call.device_map, call.max_memory
     if not _intercepted(device_map):
         return None
     sizes = for_dtypes(model, kwargs.get("dtype"), kwargs.get("special_dtypes"))
@@ -250,6 +257,8 @@ def _place(load: _Load) -> DeviceMap | None:
                 log.info(line)
     files = attempt("reporting the plan", plan_report.show, plan, settings.report, instead=instead)
     known.remember_placed(load.model, known.Placed(plan, files))
+    if _loads.stack and not _loads.stack[-1].mapped:
+        known.remember_no_map(load.model)
     if mode == "balanced" and plan.shortfall and not workload.guessed:
         log.warning(plan_report.shortfall_line(plan, what_would_fit(plan, request)))
     return collapse(plan.device_map)

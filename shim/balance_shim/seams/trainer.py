@@ -9,7 +9,7 @@ from ..monitoring import watching
 from ..monitoring.out_of_memory import is_out_of_memory
 from ..placement.plan import Plan
 from ..report import plan_report
-from ..training import checkpointing, micro_batch, rebalance
+from ..training import checkpointing, data_parallel, micro_batch, rebalance
 from ..training.actual_workload import innermost
 from ..training.chunked_loss import step_context
 from ..training.second_pass import second_pass
@@ -34,6 +34,7 @@ def apply(module: Any) -> None:
     """
     version = version_of("transformers")
     patches: list[tuple[str, Callable[..., Any]]] = [("train", _around_train), ("training_step", _around_step)]
+    patches.append(("__init__", _around_init))
     patches.append(("create_optimizer", _around_create_optimizer))
     patches.append(("create_accelerator_and_postprocess", _around_create_accelerator))
     patches.append(("evaluation_loop", _around_evaluation_loop))
@@ -79,6 +80,18 @@ def _around_train(original: Callable[..., Any]) -> Callable[..., Any]:
         return result
 
     return train
+
+
+def _around_init(original: Callable[..., Any]) -> Callable[..., Any]:
+    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
+        if not session.is_wanted():
+            instead = "the model may be copied to each device"
+            attempt(
+                "keeping a placed model whole", data_parallel.prevent, original, (self, *args), kwargs, instead=instead
+            )
+        original(self, *args, **kwargs)
+
+    return __init__
 
 
 def _around_create_accelerator(original: Callable[..., Any]) -> Callable[..., Any]:

@@ -10,6 +10,7 @@ from .. import log, state
 from ..memory.recomputation import is_supported, layers_of, recompute_only
 from ..placement.plan import Plan
 from ..seams.guard import attempt
+from .checkpoint_inputs import send_inputs_first
 
 
 def adjust_arguments(arguments: Any) -> None:
@@ -48,38 +49,50 @@ def arrange(trainer: Any, model: Any, plan: Plan | None) -> None:
         model: the trainer's, or the one inside of it that is the library's.
         plan: names the layers where they were chosen one by one; None for a model that the shim has not placed.
     """
-    wish = state.settings().gradient_checkpointing
-    chosen = None if plan is None else plan.recomputed
-    if wish is None:
+    wanted = _wanted(trainer, model, plan)
+    if wanted is None and plan is None:
         return
-    if not is_supported(model):
-        if wish is True or chosen:
-            _switch(trainer.args, False)  # the Trainer would stop
-            log.warning(f"{type(model).__name__} does not support activation checkpointing; nothing is recomputed")
-        return
-    if wish == "auto" and chosen is None:
-        log.once(
-            "info",
-            "BALANCE_GRADIENT_CHECKPOINTING=auto acts where the shim makes the map, which it has not for this model; "
-            "it trains as the script says",
-        )
-        return
-    layers = layers_of(model)
-    if wish is True and not layers:
-        return  # what the arguments say has to do
-    wanted = (frozenset(layers) if wish is True else frozenset()) if chosen is None else chosen
     from transformers import TrainerCallback
 
     class Arranging(TrainerCallback):
         def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            what, options = "choosing the layers to recompute", options_of(args)
-            attempt(what, recompute_only, model, wanted, options, instead="it stays as it was")
+            if wanted is not None:
+                what, options = "choosing the layers to recompute", options_of(args)
+                attempt(what, recompute_only, model, wanted, options, instead="it stays as it was")
+            if plan is not None:
+                instead = "dropout in the first layer of a device may be recomputed with another mask"
+                attempt("sending inputs ahead of checkpoints", send_inputs_first, model, instead=instead)
 
     before = vars(trainer).pop("_balance_shim_arranging", None)
     if before is not None:  # it trains again
         trainer.remove_callback(before)
     trainer._balance_shim_arranging = Arranging()
     trainer.add_callback(trainer._balance_shim_arranging)
+
+
+def _wanted(trainer: Any, model: Any, plan: Plan | None) -> frozenset[str] | None:
+    """Return the names of the layers to recompute; None: as the script and the arguments say."""
+    wish = state.settings().gradient_checkpointing
+    chosen = None if plan is None else plan.recomputed
+    if wish is None:
+        return None
+    if not is_supported(model):
+        if wish is True or chosen:
+            _switch(trainer.args, False)  # the Trainer would stop
+            log.warning(f"{type(model).__name__} does not support activation checkpointing; nothing is recomputed")
+        return None
+    if wish == "auto" and chosen is None:
+        log.once(
+            "info",
+            "BALANCE_GRADIENT_CHECKPOINTING=auto acts where the shim makes the map, which it has not for this model; "
+            "it trains as the script says",
+        )
+        return None
+    layers = layers_of(model)
+    if wish is True and not layers:
+        return None  # what the arguments say has to do
+    wanted = (frozenset(layers) if wish is True else frozenset()) if chosen is None else chosen
     if plan is not None and chosen is not None:
         enough = "as far as it goes" if plan.shortfall else "which is what it takes to fit"
         log.info(f"{len(wanted)} of {len(layers)} layers are recomputed in the backward pass, {enough}")
+    return wanted
