@@ -40,6 +40,22 @@ def check_whole_numbers_stay_real():
     assert torch.arange(4, device="npu:1").cumsum(0).tolist() == [0, 1, 3, 6]
 
 
+def check_numbers_that_depend_on_no_unknown_ones_are_real():
+    """Whole numbers filled in after the shape of a floating-point tensor, and what is so made on the host."""
+    x = torch.randn(2, 3, device="npu:1")
+    for made, expected in (
+        (x.new_ones(2, dtype=torch.long), [1, 1]),
+        (x.new_full((2,), 7, dtype=torch.int), [7, 7]),
+        (torch.full_like(x, 4, dtype=torch.long), [[4] * 3] * 2),
+        (torch.ones_like(x, dtype=torch.bool).all(), True),
+        (x.new_tensor([1, 2], dtype=torch.long), [1, 2]),
+        (torch.linspace(0, 4, 3, dtype=torch.long, device="npu:1"), [0, 2, 4]),
+    ):
+        assert made.device == x.device and made.tolist() == expected
+    assert torch.zeros_like(x.t(), dtype=torch.long).stride() == (1, 3)
+    assert x.new_ones(2, device="cpu").tolist() == [1, 1] and torch.ones_like(x).raw.is_meta
+
+
 def check_floating_point_numbers_get_plausible_answers():
     x = torch.randn(10, 10, device="npu:1")
     loss = (x @ x).mean()

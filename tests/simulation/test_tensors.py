@@ -8,6 +8,7 @@ from tests.simulation.child import checks_in, results_of
 
 TENSORS = Path(__file__).with_name("tensor_checks.py")
 PARITY = Path(__file__).with_name("parity_checks.py")
+CUDA = Path(__file__).with_name("cuda_checks.py")
 SHAPES = Path(__file__).with_name("shape_checks.py")
 
 
@@ -21,6 +22,12 @@ def with_numbers(tmp_path_factory):
 def like_cuda(tmp_path_factory):
     """What came of the checks of what CUDA devices do."""
     return results_of(PARITY, tmp_path_factory.mktemp("parity"))
+
+
+@pytest.fixture(scope="module")
+def by_the_name_of_cuda(tmp_path_factory):
+    """What came of the checks of a program that writes "cuda"."""
+    return results_of(CUDA, tmp_path_factory.mktemp("cuda"))
 
 
 @pytest.fixture(scope="module")
@@ -39,6 +46,12 @@ def test_with_numbers(with_numbers, name):
 def test_like_cuda(like_cuda, name):
     """Simulated devices do what the name of the check says, as CUDA devices do."""
     assert like_cuda[name] is None, like_cuda[name]
+
+
+@pytest.mark.parametrize("name", checks_in(CUDA))
+def test_by_the_name_of_cuda(by_the_name_of_cuda, name):
+    """A program that writes "cuda" gets from simulated devices what the name of the check says."""
+    assert by_the_name_of_cuda[name] is None, by_the_name_of_cuda[name]
 
 
 @pytest.mark.parametrize("name", checks_in(SHAPES))

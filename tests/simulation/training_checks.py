@@ -103,6 +103,52 @@ def check_saving_and_going_on():
         assert weight.device.type == "npu" and torch.equal(read[name], weight.cpu()), name
 
 
+class _Script(Trainer):
+    """A user's Trainer whose own tensors are on "cuda"."""
+
+    def compute_loss(self, model, inputs, return_outputs=False, **_):
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        weights = torch.ones(2, device="cuda" if torch.cuda.is_available() else "cpu").to(device)
+        with torch.autocast("cuda", enabled=False):
+            out = model(**{name: value.to(device) for name, value in inputs.items()})
+        loss = out.loss * weights.mean().to(out.loss.device)
+        return (loss, out) if return_outputs else loss
+
+
+def check_a_script_that_writes_cuda():
+    """Model by device map, or whole on "cuda:1"; its own tensors by that name; losses of the plain CPU."""
+    plain = train(False)[1]
+    for device_map in (MAP, "cuda:1", {"": "cuda:2"}, {**MAP, "lm_head": "cuda:0"}):
+        model = AutoModelForCausalLM.from_pretrained(MODEL, device_map=device_map)
+        settings = TrainingArguments(
+            per_device_train_batch_size=2, logging_steps=1, report_to=[], disable_tqdm=True, seed=3, max_steps=3,
+            save_strategy="no", output_dir=str(OUT / "cuda"), bf16=not torch.cuda.is_bf16_supported(),
+        )  # fmt: skip
+        trainer = _Script(model=model, args=settings, train_dataset=rows())
+        assert settings.device.type == trainer.accelerator.device.type == "npu"
+        trainer.remove_callback(transformers.PrinterCallback)
+        trainer.train()
+        losses = [float(line["loss"]) for line in trainer.state.log_history if "loss" in line]
+        assert max(abs(one - other) for one, other in zip(losses, plain, strict=True)) < LOGGED, (losses, plain)
+        assert {weight.device.type for weight in model.parameters()} == {"npu"}
+
+    def by_hand(device):
+        model = load(False).to(device)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+        batch = {name: value[None].to(device) for name, value in rows(1)[0].items()}
+        losses = []
+        for _ in range(3):
+            loss = model(**batch).loss
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            losses.append(loss.item())
+        return losses
+
+    expected = by_hand("cpu")
+    assert max(abs(one - other) for one, other in zip(by_hand("cuda:3"), expected, strict=True)) < LOGGED
+
+
 def check_generation():
     torch.manual_seed(2)
     ids = torch.randint(1, 500, (2, 8))

@@ -91,7 +91,7 @@ def train(lora=False, lengths=(256,), listed=False, own_optimizer=False, callbac
     if lora:
         import peft
 
-        model = peft.get_peft_model(model, peft.LoraConfig(r=4, target_modules="all-linear", lora_dropout=0.0))
+        model = peft.get_peft_model(model, peft.LoraConfig(r=4, target_modules="all-linear", lora_dropout=0.1))
     watching = Watching()
     rows = Stream(lengths)
     given = {"optimizers": (torch.optim.SGD(model.parameters(), lr=1e-2), None)} if own_optimizer else {}

@@ -9,7 +9,7 @@ import torch
 from balance_shim.virtual.machine import Machine
 from balance_shim.virtual.tensor import _plain_data, set_data
 
-from . import engine
+from . import cuda_names, engine
 from .autocast import _CastWeights
 from .generators import Generator
 from .tensor import BACKEND, SimulatedTensor
@@ -62,6 +62,7 @@ def _replacements(machine, module, weights):
     # transformers 4.52 to 5.2 subtract these for the devices of any map, whatever their type.
     yield torch.cuda, "memory_reserved", lambda device=None: 0
     yield torch.cuda, "memory_allocated", lambda device=None: 0
+    yield from cuda_names.replacements(machine, module)
 
 
 def _assign_data(self, value):
@@ -94,6 +95,7 @@ def _loading(original, machine):
 
     @functools.wraps(original)
     def load(f, map_location=None, *args, **kwargs):
+        map_location = cuda_names.translated(map_location)
         if isinstance(map_location, int):
             map_location = machine.devices[map_location]
         if isinstance(map_location, (str, torch.device)) and torch.device(map_location).type == BACKEND:

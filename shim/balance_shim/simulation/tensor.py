@@ -8,3 +8,7 @@ BACKEND = "npu"
 
 class SimulatedTensor(VirtualTensor):
     """A tensor on a device of the one simulated machine of this process."""
+
+    def new_tensor(self, data, *, device=None, **options):  # type: ignore[override]
+        # Of a backend without a driver torch takes only the type of the device from `self`, not the index.
+        return super().new_tensor(data, device=self.device if device is None else device, **options)

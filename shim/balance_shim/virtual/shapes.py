@@ -51,6 +51,14 @@ def run(func, args, kwargs, virtual, place, machine):
                 return made
         out = kernels.REAL.get(func, func)(*args, **kwargs)
         return out if place is None else _each(out, thinned)
+    if func in _VALUELESS:
+        made = func(_twin(args[0]), *args[1:], **{**kwargs, "device": META})
+        on_host = place is None and made.numel() <= MOST_REAL
+        if on_host or is_real(made.dtype, made.numel()):  # they do not depend on the numbers that nobody knows
+            like = torch.zeros((), dtype=args[0].dtype).expand(args[0].shape)
+            real = torch.empty_strided(made.shape, made.stride(), dtype=made.dtype)
+            return real.copy_(func(like, *args[1:], **{**kwargs, "device": HOST}))
+        return made if place is not None else blank(made.shape, made.dtype)
     answer = _ANSWERS.get(func)
     if answer is not None:
         return answer(*args, **kwargs)
@@ -130,6 +138,12 @@ def _positions(index):
         return torch.empty(index.shape, dtype=torch.int64, device=index.device)
     return index
 
+
+# They take shape and type from their first argument, and no value.
+_VALUELESS = {
+    aten.new_empty.default, aten.new_full.default, aten.new_ones.default, aten.new_zeros.default,
+    aten.empty_like.default, aten.full_like.default, aten.ones_like.default, aten.zeros_like.default,
+}  # fmt: skip
 
 _MASKED = {aten.index.Tensor, aten.index_put.default, aten.index_put_.default, aten._index_put_impl_.default}
 
