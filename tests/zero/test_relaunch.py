@@ -6,7 +6,9 @@ import sys
 
 import pytest
 
-from balance_shim.zero import ranks, relaunch
+from balance_shim import devices, state
+from balance_shim.settings import Settings
+from balance_shim.zero import ranks, relaunch, requirements
 from tests.processes import INJECTED, SHIM, python
 
 WORDS = {
@@ -50,11 +52,14 @@ def test_what_cannot_be_run_again_is_refused(words):
     ("environ", "launched"),
     [({}, False), ({"RANK": "0"}, True), ({"WORLD_SIZE": "1"}, True), ({"TORCHELASTIC_RUN_ID": "x"}, True),
      ({"OMPI_COMM_WORLD_RANK": "0"}, True), ({"PMI_RANK": "1"}, True), ({"SLURM_PROCID": "0"}, False),
-     ({"SLURM_PROCID": "0", "SLURM_NTASKS": "1"}, False), ({"SLURM_PROCID": "0", "SLURM_NTASKS": "4"}, True),
+     ({"SLURM_PROCID": "0", "SLURM_NTASKS": "1"}, False), ({"SLURM_PROCID": "0", "SLURM_NTASKS": "4"}, False),
+     ({"SLURM_PROCID": "0", "SLURM_NTASKS": "4", "SLURM_STEP_ID": "4294967291"}, False),
+     ({"SLURM_PROCID": "0", "SLURM_NTASKS": "4", "SLURM_STEP_ID": "0"}, True),
+     ({"SLURM_PROCID": "0", "SLURM_NTASKS": "4", "SLURM_STEP_NUM_TASKS": "4"}, True),
      ({"SLURM_PROCID": "0", "SLURM_NTASKS": "4", "SLURM_STEP_NUM_TASKS": "1"}, False), ({"RANK": ""}, False)],
 )  # fmt: skip
 def test_inside_another_launcher(environ, launched):
-    """torchrun, accelerate, deepspeed, MPI and srun are known by what they tell their ranks."""
+    """torchrun, accelerate, deepspeed, MPI and srun are known by what they tell their ranks; sbatch starts none."""
     assert relaunch.is_launched(environ) is launched
 
 
@@ -71,8 +76,8 @@ def test_programs_with_a_launcher_of_their_own(words, own):
 
 def test_ranks_of_srun_know_where_to_meet():
     """SLURM's variables become those that torch.distributed reads."""
-    environ = {"SLURM_PROCID": "5", "SLURM_LOCALID": "1", "SLURM_NTASKS": "8", "SLURM_NODELIST": "gpu[003-004,7]",
-               "SLURM_JOB_ID": "123"}  # fmt: skip
+    environ = {"SLURM_PROCID": "5", "SLURM_LOCALID": "1", "SLURM_STEP_NUM_TASKS": "8",
+               "SLURM_NODELIST": "gpu[003-004,7]", "SLURM_JOB_ID": "123"}  # fmt: skip
     ranks.complete_environment(environ)
     assert {name: environ[name] for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")} == {
         "RANK": "5", "LOCAL_RANK": "1", "WORLD_SIZE": "8", "MASTER_ADDR": "gpu003", "MASTER_PORT": "20123"}  # fmt: skip
@@ -82,6 +87,62 @@ def test_ranks_of_mpi_without_an_address_are_told_what_to_set():
     """Nothing in MPI's variables says where rank 0 is."""
     with pytest.raises(RuntimeError, match="set MASTER_ADDR"):
         ranks.complete_environment({"OMPI_COMM_WORLD_RANK": "1", "OMPI_COMM_WORLD_SIZE": "2"})
+
+
+@pytest.mark.parametrize(
+    ("environ", "count", "local"),
+    [({"LOCAL_RANK": "3"}, 1, "0"), ({"LOCAL_RANK": "3"}, 4, "3"), ({"LOCAL_RANK": "3"}, 0, "3"),
+     ({"LOCAL_RANK": "0"}, 1, "0"),
+     ({"LOCAL_RANK": "3", "OMPI_COMM_WORLD_LOCAL_RANK": "3"}, 1, "0")],
+)  # fmt: skip
+def test_a_rank_that_sees_one_device_uses_that(environ, count, local):
+    """`srun --gpus-per-task=1` shows each rank one device, whatever its number on the machine is."""
+    ranks.use_visible_device(environ, count)
+    assert environ["LOCAL_RANK"] == local == environ.get("OMPI_COMM_WORLD_LOCAL_RANK", local)
+
+
+def test_more_ranks_than_devices_are_refused():
+    """A launcher that starts more processes than there are devices is told, before the driver refuses a device."""
+    with pytest.raises(RuntimeError, match="4 devices; start one process per device"):
+        ranks.use_visible_device({"LOCAL_RANK": "5"}, 4)
+
+
+def test_more_processes_than_devices_are_refused(monkeypatch):
+    """BALANCE_NPROC above the number of devices ends in one line; without devices any number trains on the CPU."""
+    monkeypatch.setattr(state, "settings", lambda: Settings(nproc=8))
+    monkeypatch.setattr(devices, "count", lambda: 4)
+    with pytest.raises(RuntimeError, match="BALANCE_NPROC=8, but there are 4 devices"):
+        relaunch.process_count()
+    monkeypatch.setattr(devices, "count", lambda: 0)
+    assert relaunch.process_count() == 8
+
+
+@pytest.mark.parametrize(
+    ("version", "kind", "home", "missing"),
+    [("0.18.0", "cuda", None, True), ("0.19.8", "cuda", None, False), ("0.18.0", "cuda", "/usr/local/cuda", False),
+     ("0.18.0", None, None, False), ("0.18.0", "npu", None, False)],
+)  # fmt: skip
+def test_older_deepspeed_needs_the_toolkit_where_there_is_a_gpu(monkeypatch, version, kind, home, missing):
+    """It cannot be imported without; that is found out before any process is started, and the line has the remedy."""
+    import torch
+    from torch.utils import cpp_extension
+
+    monkeypatch.setattr(devices, "accelerator_type", lambda: kind)
+    monkeypatch.setattr(cpp_extension, "CUDA_HOME", home)
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    problem = requirements.missing_toolkit(version)
+    assert ("pip install -U 'deepspeed>=0.19.8'" in problem) is missing
+
+
+@pytest.mark.parametrize(
+    ("kind", "offload", "shared"), [(None, "none", True), ("cuda", "none", False), ("cuda", "optimizer", True)]
+)
+def test_cores_are_shared_where_ranks_compute_on_the_host(monkeypatch, kind, offload, shared):
+    """torch.distributed.run gives each rank one thread, with which an offloaded optimizer's step takes many seconds."""
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(devices, "accelerator_type", lambda: kind)
+    monkeypatch.setattr(state, "settings", lambda: Settings(offload=offload))
+    assert ("OMP_NUM_THREADS" in relaunch.threads_for(2)) is shared
 
 
 @pytest.mark.parametrize(

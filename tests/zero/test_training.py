@@ -210,6 +210,21 @@ def test_a_teacher_offloading_and_what_the_variables_say(offload, tmp_path):
     expect_same_weights(weights[1], weights[0])
 
 
+def test_folders_that_a_script_makes_for_itself(tmp_path):
+    """All ranks train into the first one's folder, plain models are written where each rank has them, and load there.
+
+    The script's own time-out is that of the process group, although the group was there before the arguments.
+    """
+    models.saved_llama(tmp_path / "model")
+    words = [str(SCRIPTS / "own_folders.py"), "--model", str(tmp_path / "model"), "--report", str(tmp_path / "report")]
+    run_command([sys.executable, *SHIM, *words], TWO).expect_success()
+    first, second = (json.loads((tmp_path / f"report.{rank}").read_text()) for rank in (0, 1))
+    assert first["own"] != second["own"]
+    for name in ("output_dir", "run_name", "checkpoints", "layers", "timeout"):
+        assert first[name] == second[name], name
+    assert first["checkpoints"] == ["checkpoint-1", "checkpoint-2"] and first["timeout"] == 555
+
+
 def test_two_trainers_one_of_which_evaluates_first(tmp_path):
     """Arguments made before, an evaluation before the training, a loss that is a mean: all as in one process."""
     alone, two, _ = trained_alone_and_by_two("twice.py", [], tmp_path)

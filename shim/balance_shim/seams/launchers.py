@@ -4,7 +4,7 @@ import os
 import sys
 from typing import Any
 
-from .. import devices, log
+from .. import log
 from ..zero import relaunch, requirements, session
 
 
@@ -23,5 +23,5 @@ def apply(module: Any) -> None:
     os.environ["NPROC_PER_NODE"] = str(count)
     if module.__name__.startswith("llamafactory"):
         os.environ["FORCE_TORCHRUN"] = "1"
-    os.environ.update(relaunch.cpu_threads(count) if devices.accelerator_type() is None else {})
+    os.environ.update(relaunch.threads_for(count))
     log.info(f"{module.__name__.partition('.')[0]} starts {count} processes for ZeRO-3")

@@ -5,7 +5,8 @@ from typing import Any
 
 from .. import devices, log, state
 from ..errors import SettingError
-from . import config, loading, session
+from ..seams.guard import attempt
+from . import config, loading, session, shared_paths
 
 # What a DeepSpeed config says of things that `TrainingArguments` say, too; transformers refuses a difference.
 SHARED = {
@@ -27,7 +28,8 @@ def prepare(arguments: Any) -> None:
     Raises:
         BalanceError: ZeRO-3 cannot be had.
     """
-    session.begin()
+    session.begin(float(arguments.ddp_timeout))
+    attempt("sharing the folders of the first rank", shared_paths.use_folders_of_first_rank, arguments)
     found, added = config.for_training(arguments.deepspeed)
     if added:
         log.once("info", f"your DeepSpeed config wins; added to it: {', '.join(added)}")

@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Sequence
 from typing import Any
 
-GRACE = 10  # seconds for ranks to end by themselves after the signal; torch gives 30
+GRACE = 10  # seconds that ranks get to end once one of them has failed; torch gives 30, as after a signal from outside
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -21,7 +21,7 @@ def main(arguments: Sequence[str]) -> int:
     from torch.distributed.elastic.multiprocessing import SignalException, api
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
-    _shorten(api.PContext)
+    _shorten(api.PContext, SignalException)
     os.environ["BALANCE_SHIM_LAUNCHER"] = str(os.getpid())
     folder = os.environ["BALANCE_SHIM_NOTES"] = tempfile.mkdtemp(prefix="balance_shim.")
     try:
@@ -46,11 +46,13 @@ def main(arguments: Sequence[str]) -> int:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _shorten(context: Any) -> None:
+def _shorten(context: Any, signalled: type[BaseException]) -> None:
+    """Have ranks end sooner where one has failed; scripts that save on SIGTERM keep the time that torch gives them."""
     close = context.close
 
-    def close_soon(self: Any, death_sig: Any = None, timeout: int = GRACE) -> None:
-        close(self, death_sig, min(timeout, GRACE))
+    def close_soon(self: Any, death_sig: Any = None, timeout: int = 30) -> None:
+        from_outside = isinstance(sys.exc_info()[1], signalled)
+        close(self, death_sig, timeout if from_outside else min(timeout, GRACE))
 
     context.close = close_soon
 

@@ -49,6 +49,32 @@ def complete_environment(environ: MutableMapping[str, str]) -> None:
         )
 
 
+def use_visible_device(environ: MutableMapping[str, str], count: int) -> None:
+    """Have this rank use the device that it sees, where its launcher shows each rank one device only.
+
+    `srun --gpus-per-task=1`, `--gpu-bind=single:1` and containers do so, and still number the ranks of a machine from 0
+    on. Open MPI's own variable goes along, because DeepSpeed's engine compares the two. To be called before DeepSpeed
+    is imported.
+
+    Args:
+        count: how many devices this process sees; 0 for none.
+
+    Raises:
+        BalanceError: there are several devices, but fewer than ranks on this machine.
+    """
+    local = environ.get("LOCAL_RANK", "0")
+    if count == 0 or not local.isdigit() or int(local) < count:
+        return
+    if count > 1:
+        raise BalanceError(
+            f"BALANCE_MODE=zero3: the launcher has started {int(local) + 1} processes or more on this machine, "
+            f"which has {count} devices; start one process per device"
+        )
+    environ["LOCAL_RANK"] = "0"
+    if "OMPI_COMM_WORLD_LOCAL_RANK" in environ:
+        environ["OMPI_COMM_WORLD_LOCAL_RANK"] = "0"
+
+
 def first_host(nodes: str) -> str:
     """Return the first host of a list as SLURM writes it: "gpu[003-007,9],login" -> "gpu003"."""
     name, bracket, rest = nodes.partition("[")
@@ -59,7 +85,11 @@ def first_host(nodes: str) -> str:
 
 
 def leave_group_at_exit() -> None:
-    """Have this rank close its connections before the interpreter goes, or gloo's threads may abort it."""
+    """Have this rank leave its process group before the interpreter goes.
+
+    gloo's threads may abort a process that does not; NCCL warns (torch 2.4 on), and work in flight may hang the end. A
+    rank that fails must not wait for others in there.
+    """
 
     def leave() -> None:
         import torch.distributed as dist

@@ -35,11 +35,20 @@ def is_launched(environ: Mapping[str, str]) -> bool:
 
 
 def steps_of_slurm(environ: Mapping[str, str]) -> int:
-    """Return how many tasks `srun` has started beside this one, itself included; 0 where it has not."""
+    """Return how many tasks `srun` has started with this one, itself included; 0 where it has not.
+
+    The batch script of a job (`sbatch`) has the job's number of tasks in its environment as well, but is one process.
+    """
     if not environ.get("SLURM_PROCID", "").isdigit():
         return 0
-    tasks = environ.get("SLURM_STEP_NUM_TASKS") or environ.get("SLURM_NTASKS") or "1"
+    tasks = environ.get("SLURM_STEP_NUM_TASKS", "")
+    if not tasks:
+        step = environ.get("SLURM_STEP_ID", environ.get("SLURM_STEPID", ""))
+        tasks = environ.get("SLURM_NTASKS", "") if step.isdigit() and int(step) < _BATCH_STEP else ""
     return int(tasks) if tasks.isdigit() else 1
+
+
+_BATCH_STEP = 0xFFFFFF00  # numbers from here on are SLURM's own steps: batch, extern, interactive (slurm.h)
 
 
 def has_own_launcher(words: Sequence[str]) -> bool:
@@ -126,7 +135,7 @@ def ensure_launched() -> None:
     where = devices.accelerator_type()
     several = f"{count} processes" if count > 1 else "1 process"
     log.info(f"starting {several} for ZeRO-3, {'on the CPU' if where is None else f'one for each {where}'}")
-    _become(words, cpu_threads(count) if where is None else {})
+    _become(words, threads_for(count))
 
 
 def process_count() -> int:
@@ -135,10 +144,25 @@ def process_count() -> int:
     Raises:
         BalanceError: nothing tells how many.
     """
-    count = state.settings().nproc or devices.count()
+    there = devices.count()
+    count = state.settings().nproc or there
     if count < 1:
         raise BalanceError("BALANCE_MODE=zero3: no accelerator here; BALANCE_NPROC=2 trains in 2 processes on the CPU")
+    if count > there > 0:
+        raise BalanceError(
+            f"BALANCE_MODE=zero3: BALANCE_NPROC={count}, but there are {there} devices, each for one process; "
+            f"set it to {there} at most"
+        )
     return count
+
+
+def threads_for(count: int) -> dict[str, str]:
+    """Return the variables that share this machine's cores among `count` processes, where these compute on the CPU.
+
+    They do without accelerators, and in the optimizer's step where its state is kept in host memory.
+    """
+    on_host = devices.accelerator_type() is None or state.settings().offload != "none"
+    return cpu_threads(count) if on_host else {}
 
 
 def cpu_threads(count: int) -> dict[str, str]:

@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 from weakref import WeakSet
@@ -14,6 +15,8 @@ from ..errors import BalanceError
 _SHARD = re.compile(
     r"zero_pp_rank_(\d+)_mp_rank_\d+_optim_states\.pt|bf16_zero_pp_rank_(\d+)_mp_rank_\d+_optim_states\.pt"
 )
+POLL = 0.5  # seconds
+_conversions = 0  # so far; ranks count alike
 _converted: "WeakSet[Any]" = WeakSet()  # engines that have loaded a universal checkpoint because of us
 
 
@@ -37,18 +40,38 @@ def prepare(engine: Any, folder: str) -> None:
         return
     universal = step.with_name(f"{step.name}_universal")
     done = Path(folder, "latest_universal")  # DeepSpeed writes it last
-    failure: list[str | None] = [None]
-    if dist.get_rank() == 0 and not (universal.is_dir() and done.exists()):
-        log.info(f"{folder} was written by {wrote} processes; it is converted for {dist.get_world_size()}")
-        failure[0] = _convert(step, universal)
-    dist.broadcast_object_list(failure)
-    if failure[0]:
+    failure = _first_rank_converts(step, universal, is_there=universal.is_dir() and done.exists(), folder=folder)
+    if failure:
         raise BalanceError(
             f"{folder} was written by {wrote} processes and cannot be converted for {dist.get_world_size()} "
-            f"({failure[0]}); resume with BALANCE_NPROC={wrote}"
+            f"({failure}); resume with BALANCE_NPROC={wrote}"
         )
     engine._config.load_universal_checkpoint = True
     _converted.add(engine)
+
+
+def _first_rank_converts(step: Path, universal: Path, is_there: bool, folder: str) -> str:
+    """Return, on all ranks, why the checkpoint could not be converted; "" if it could.
+
+    The others ask the store now and then. A collective operation would end with the time-out of the process group,
+    while the conversion of a large model takes hours.
+    """
+    global _conversions
+    import torch.distributed as dist
+    from torch.distributed import distributed_c10d
+
+    _conversions += 1
+    store, key = distributed_c10d._get_default_store(), f"balance_shim/conversion/{_conversions}"
+    if dist.get_rank() == 0:
+        failure = None
+        if not is_there:
+            wrote = shards(step)
+            log.info(f"{folder} was written by {wrote} processes; it is converted for {dist.get_world_size()}")
+            failure = _convert(step, universal)
+        store.set(key, failure or "")
+    while not store.check([key]):
+        time.sleep(POLL)
+    return store.get(key).decode()
 
 
 def newest_step(folder: Path) -> Path | None:

@@ -9,7 +9,8 @@ from datetime import timedelta
 from typing import Any
 
 from ..errors import BalanceError
-from ..seams.guard import insist
+from ..seams.guard import attempt, insist
+from . import shared_paths
 
 PATIENCE = 120  # seconds that ranks wait for each other before they gather
 _count = 0
@@ -24,12 +25,36 @@ def save(original: Callable[..., Any], model: Any, args: tuple[Any, ...], kwargs
     Raises:
         BalanceError: not all ranks save, so that the weights cannot be gathered.
     """
-    if kwargs.get("state_dict") is not None or not is_divided(model):
+    if kwargs.get("state_dict") is not None:
         return original(model, *args, **kwargs)
+    if not is_divided(model):
+        return _save_plain(original, model, args, kwargs)
     weights = insist("gathering the weights to save", gathered, model, trained)
     # The other ranks must not write, whatever they are told: transformers would put an empty file over the first one's.
     result = None if weights is None else original(model, *args, **{**kwargs, "state_dict": weights})
     wait_for_all()  # what the script does next may need the files
+    return result
+
+
+def _save_plain(original: Callable[..., Any], model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Call `original` on each rank that has a folder of its own; of one that they share, the first rank alone writes.
+
+    transformers 5 leaves out all ranks but the first once there is a process group; 4.x has all of them write.
+    """
+    path = args[0] if args else kwargs.get("save_directory")
+    if path is None or kwargs.get("is_main_process") is False:
+        return original(model, *args, **kwargs)
+    ours = attempt("finding out which rank writes", shared_paths.writes_itself, path, default=False)
+    if not ours:
+        result = original(model, *args, **{**kwargs, "is_main_process": False})
+        attempt("waiting for the first rank to write", shared_paths.wait_until_written, path)
+        return result
+    vars(model)["should_save_on_this_rank"] = bool  # of `is_main_process`
+    try:
+        result = original(model, *args, **kwargs)
+    finally:
+        vars(model).pop("should_save_on_this_rank", None)
+    attempt("telling the other ranks what is written", shared_paths.has_written, path)
     return result
 
 

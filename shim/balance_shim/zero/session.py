@@ -7,8 +7,10 @@ from datetime import timedelta
 from typing import Any
 
 from .. import devices, log, state
+from ..seams.guard import attempt
 from . import config, ranks, relaunch, requirements
 
+DEFAULT_TIMEOUT = 1800.0  # seconds, as `TrainingArguments.ddp_timeout`; torch's own for NCCL is 600
 # transformers keeps only a weak reference to the config that counts, in every version.
 _alive: list[Any] = []
 _ready = False
@@ -19,22 +21,29 @@ def is_wanted() -> bool:
     return state.settings().mode == "zero3"
 
 
-def begin() -> None:
+def begin(ddp_timeout: float | None = None) -> None:
     """Make this process one of several that train with ZeRO-3, with its process group up. May not return: see exec.
+
+    Args:
+        ddp_timeout: seconds that ranks wait for each other, as `TrainingArguments` have it; None before there are any.
 
     Raises:
         BalanceError: that cannot be done.
     """
     global _ready
     relaunch.ensure_launched()
+    timeout = timedelta(seconds=state.settings().nccl_timeout or ddp_timeout or DEFAULT_TIMEOUT)
     if _ready:
+        if ddp_timeout is not None:  # the model came first, when they were not known
+            _use_timeout(timeout)
         return
     requirements.check()
     ranks.complete_environment(os.environ)
+    ranks.use_visible_device(os.environ, devices.count())
     ranks.die_with_launcher()
     if devices.accelerator_type() is None:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    _start_group()
+    _start_group(timeout)
     _ready = True
 
 
@@ -69,7 +78,7 @@ def _is_ours_or_dead(deepspeed: Any) -> bool:
     return found is None or not isinstance(found, deepspeed.HfTrainerDeepSpeedConfig)
 
 
-def _start_group() -> None:
+def _start_group(timeout: timedelta) -> None:
     import torch.distributed as dist
 
     quiet = logging.WARNING if state.settings().log_level != "debug" else logging.INFO
@@ -81,20 +90,28 @@ def _start_group() -> None:
     # torch 2.13 says so at each of DeepSpeed's collective operations, thousands of times in a short training.
     warnings.filterwarnings("ignore", r"`torch\.distributed\.\w+` is deprecated", FutureWarning)
     kind = devices.accelerator_type()
-    seconds = state.settings().nccl_timeout
-    if seconds is not None:
-        _set_default_timeouts(timedelta(seconds=seconds))
+    _set_default_timeouts(timeout)
     if kind is not None:
         import torch
 
         torch.get_device_module(kind).set_device(int(os.environ.get("LOCAL_RANK", "0")))
     if not dist.is_initialized():
-        options = {"timeout": timedelta(seconds=seconds)} if seconds is not None else {}
         backend = "gloo" if kind is None else deepspeed.get_accelerator().communication_backend_name()
-        deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False, **options)
+        deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False, timeout=timeout)
     log.debug(f"process group of {dist.get_world_size()} ranks, {dist.get_backend()}")
-    if kind is None:
-        ranks.leave_group_at_exit()
+    ranks.leave_group_at_exit()
+
+
+def _use_timeout(timeout: timedelta) -> None:
+    """Have the process groups that there are, and those to come, use `timeout`."""
+    from torch.distributed import distributed_c10d
+
+    _set_default_timeouts(timeout)
+    change = getattr(distributed_c10d, "_set_pg_timeout", None)  # torch 2.5 has it; private, so it may go
+    if change is None:
+        return
+    for group in list(distributed_c10d._world.pg_map):
+        attempt("setting the time-out of a process group", change, timeout, group, instead="it keeps the one it has")
 
 
 def _set_default_timeouts(timeout: timedelta) -> None:
