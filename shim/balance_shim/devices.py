@@ -36,6 +36,7 @@ class Device:
         overhead: what the runtime takes beside tensors (context, workspaces) and is not in use yet.
         capability: the compute capability, as torch gives it; None for a kind of device that has none.
         runtime: whose rules it follows: "cuda" or "hip" behind `torch.cuda`, else its type.
+        loadable: what is free while a model loads, where another one has yet to leave; None: what is available.
     """
 
     index: int
@@ -45,11 +46,17 @@ class Device:
     overhead: int = 0
     capability: Capability | None = None
     runtime: Runtime = "cuda"
+    loadable: int | None = None
 
     @property
     def architecture(self) -> Architecture:
         """What decides which kernels run on it."""
         return Architecture(self.runtime, self.capability)
+
+    @property
+    def holds_weights(self) -> int:
+        """The bytes of weights that can be loaded."""
+        return self.available if self.loadable is None else min(self.available, self.loadable)
 
 
 def accelerator_type() -> str | None:
@@ -79,6 +86,7 @@ def inventory(
     max_memory: Mapping[Any, Any] | None = None,
     ours: Mapping[int, int] | None = None,
     only: Collection[int] | None = None,
+    leaving: Mapping[int, int] | None = None,
 ) -> tuple[Device, ...]:
     """Return the devices a map may use, in index order.
 
@@ -92,6 +100,7 @@ def inventory(
             `BALANCE_MAX_MEMORY` is the later word for the devices that both name.
         ours: bytes on each device that are in use and count as available, because what holds them is to be placed.
         only: the indices that matter; the others are not asked, which would make a context on them.
+        leaving: bytes on each device that are in use and count as available, but only once weights have been loaded.
     """
     kind = accelerator_type()
     if kind is None:
@@ -112,17 +121,21 @@ def inventory(
         if only is not None and index not in only:
             continue
         try:
-            available = _available(module, index) + (ours or {}).get(index, 0)
+            free = _available(module, index) + (ours or {}).get(index, 0)
             architecture = _architecture(module, kind, index)
         except Exception as error:  # accelerate, too, goes on with the other devices
             first_line = str(error).strip().partition("\n")[0] or type(error).__name__
             log.once("warning", f"{kind}:{index} is not used, because it cannot be asked for its memory: {first_line}")
             continue
+        going = (leaving or {}).get(index, 0)
+        available = free + going
         if isinstance(settings.max_memory, int):
             available = min(available, settings.max_memory)
         else:
             available = min(available, caps.get(index, script_caps.get(index, available)))
         device = describe(index, f"{kind}:{index}", available, settings, architecture)
+        if going:
+            device = replace(device, loadable=free)
         # One that the runtime alone fills would hold something all the same, because nothing makes its fill any worse.
         if device.available >= LEAST_AVAILABLE + device.overhead:
             usable.append(device)

@@ -4,6 +4,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from ..settings import Settings
+from . import sequence_length
 
 DEFAULT_SEQUENCE_LENGTH = 2048
 
@@ -97,9 +98,8 @@ def from_arguments(arguments: Any) -> dict[str, Any]:
     }
     if any(getattr(arguments, name, None) for name in ("torch_compile", "deepspeed", "fsdp")):
         known["loss"] = "full"
-    # TRL names the cut-off `max_length` (`max_seq_length` before 0.16); plain TrainingArguments have none.
-    longest = getattr(arguments, "max_length", None) or getattr(arguments, "max_seq_length", None)
-    if isinstance(longest, int) and longest > 0:
+    longest = sequence_length.of_arguments(arguments)
+    if longest is not None:
         known["seq_len"] = longest
     return known
 

@@ -62,6 +62,10 @@ class Monitor:
             if self._makers is not None:
                 attempt("watching memory", self._makers.stop)
 
+    def replanned(self, plan: Plan) -> None:
+        """Take the plan whose peaks are the predicted ones from now on."""
+        self._plan = plan
+
     def train_begin(self) -> None:
         self._batches.clear()  # of an attempt before this one: the Trainer may look for a batch size by itself
         self._meter.reset_peaks()

@@ -40,6 +40,13 @@ def monitor_of(trainer: Any) -> Monitor | None:
     return monitor
 
 
+def replanned(trainer: Any, plan: Plan) -> None:
+    """Take the plan of a map that has been put in force while training."""
+    monitor = monitor_of(trainer)
+    if monitor is not None:
+        monitor.guarded(monitor.replanned, plan)
+
+
 def end(trainer: Any) -> None:
     """Stop watching, and leave the trainer as it was."""
     monitor, callback = _monitors.pop(trainer, (None, None))

@@ -58,11 +58,11 @@ def balance(costed: CostedModel, devices: Sequence[Device]) -> DeviceMap:
         # The prediction is over capacity everywhere; what can still be had is that everything loads.
         weights = tuple(BlockCost(weights=cost.weights) for cost in costed.costs)
         bare = chain_of(replace(costed, costs=weights), whole_tower=False)
-        bare_devices = [replace(each, capacity=each.available, overhead=0) for each in devices]
+        bare_devices = [replace(each, capacity=each.holds_weights, overhead=0) for each in devices]
         device_map, _ = _solve(bare, NOTHING, bare_devices)
         if not _weights_fit(costed, device_map, devices):
             needed = sum(cost.weights for cost in costed.costs)
-            raise DoesNotFit(needed, sum(device.available for device in devices))
+            raise DoesNotFit(needed, sum(device.holds_weights for device in devices))
     return _home_first({block.name: device_map[block.name] for block in costed.blocks}, devices[0].index)
 
 
@@ -178,4 +178,4 @@ def _weights_fit(costed: CostedModel, device_map: DeviceMap, devices: Sequence[D
     held = {device.index: 0 for device in devices}
     for block, cost in zip(costed.blocks, costed.costs, strict=True):
         held[int(device_map[block.name])] += cost.weights
-    return all(held[device.index] <= device.available for device in devices)
+    return all(held[device.index] <= device.holds_weights for device in devices)

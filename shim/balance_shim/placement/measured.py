@@ -41,8 +41,8 @@ def corrected(
         goal = measured[device.index] - device.overhead
         kept, step = _factors([seen.costs[place] for place in here], extra, seen.schedule, goal)
         for place in here:
-            costs[place] = _scaled(costs[place], kept, step)
-        explained = peak([*(_scaled(seen.costs[place], kept, step) for place in here), *extra], seen.schedule)
+            costs[place] = scaled(costs[place], kept, step)
+        explained = peak([*(scaled(seen.costs[place], kept, step) for place in here), *extra], seen.schedule)
         unexplained = max(0, goal - explained) if goal - explained > AS_PREDICTED * goal else 0
         found.append(replace(device, overhead=device.overhead + unexplained))
     return replace(target, costs=tuple(costs)), tuple(found)
@@ -54,7 +54,7 @@ def _factors(
     """Return the factors of what passes make and of what the optimizer's step adds under which `goal` is the peak."""
 
     def with_factors(kept: float, step: float) -> int:
-        return peak([*(_scaled(cost, kept, step) for cost in costs), *extra], schedule)
+        return peak([*(scaled(cost, kept, step) for cost in costs), *extra], schedule)
 
     if abs(with_factors(1, 1) - goal) <= AS_PREDICTED * goal:
         return 1, 1
@@ -76,7 +76,7 @@ def _largest(allowed: Callable[[float], bool], low: float, high: float) -> float
     return low
 
 
-def _scaled(cost: BlockCost, kept: float, step: float) -> BlockCost:
+def scaled(cost: BlockCost, kept: float, step: float) -> BlockCost:
     # What is there of a block in its backward pass includes its gradients, whose size is known.
     gradients = min(cost.gradients, cost.backward)
     return replace(

@@ -44,11 +44,16 @@ def plan_table(plan: Plan) -> str:
     return table(["device", "holds", *TERMS, "peak", "of", "filled"], rows, left=2)
 
 
-def beside(assumed: Plan, actual: Plan) -> str:
-    """Return the workload that turned out beside the one that was planned for, and a row a device with both peaks."""
+def beside(assumed: Plan, actual: Plan, waits: bool = False) -> str:
+    """Return the workload that turned out beside the one that was planned for, and a row a device with both peaks.
+
+    Args:
+        waits: whether the first batch decides.
+    """
     differing = assumed.workload.differences(actual.workload)
     unseen = (
-        f"; how long its rows are cannot be seen: {actual.workload.seq_len} tokens are a guess, BALANCE_SEQ_LEN says it"
+        f"; how long its rows are cannot be seen: {actual.workload.seq_len} tokens are a guess, "
+        f"{'until the first batch is there' if waits else 'BALANCE_SEQ_LEN says it'}"
         if actual.workload.guessed
         else ""
     )

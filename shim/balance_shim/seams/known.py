@@ -1,5 +1,7 @@
 """What one seam learns and another needs: the last TrainingArguments, and the plan of each model that was placed."""
 
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 from weakref import WeakKeyDictionary, WeakSet, ref
 
@@ -10,15 +12,21 @@ if TYPE_CHECKING:
 
 # Both weakly: the shim must not keep a model, or arguments that hold a process group, alive.
 _arguments: "ref[Any] | None" = None
+_leaving: "list[Mapping[int, int]]" = []
 _placed: "WeakKeyDictionary[nn.Module, Placed]" = WeakKeyDictionary()
 _had_no_map: "WeakSet[nn.Module]" = WeakSet()
 
 
 class Placed(NamedTuple):
-    """A model that a plan has placed. `files` is the number of the plan's files in the report folder, if any."""
+    """A model that a plan has placed.
+
+    `files` is the number of the plan's files in the report folder, if any; `max_memory` is what the script passed to
+    `from_pretrained`.
+    """
 
     plan: "Plan"
     files: int | None = None
+    max_memory: Any = None
 
 
 def remember_arguments(arguments: Any) -> None:
@@ -49,6 +57,25 @@ def had_no_map(model: "nn.Module") -> bool:
 def placed_models() -> "list[nn.Module]":
     """Return the models that are still in use of those that plans have placed."""
     return list(_placed)
+
+
+@contextmanager
+def leaving(held: Mapping[int, int]) -> Iterator[None]:
+    """Have the models that load in this context planned for without what another one holds, which they replace.
+
+    Args:
+        held: device index -> bytes.
+    """
+    _leaving.append(held)
+    try:
+        yield
+    finally:
+        _leaving.pop()
+
+
+def bytes_leaving() -> Mapping[int, int]:
+    """Return device index -> bytes that will be free when the model that loads now is in use."""
+    return _leaving[-1] if _leaving else {}
 
 
 def placed(model: "nn.Module") -> "tuple[nn.Module, Placed] | None":

@@ -5,6 +5,7 @@ calls `infer_auto_device_map` by a name imported into this module. Either way th
 quantizer has prepared it. `from_pretrained` itself is patched for what has to happen earlier.
 """
 
+import gc
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -219,7 +220,9 @@ def _intercepted(device_map: Any) -> bool:
 
 def _place(load: _Load) -> DeviceMap | None:
     settings = state.settings()
-    usable = devices.inventory(settings, load.max_memory)
+    if known.placed_models():
+        gc.collect()  # hooks make cycles, so a model that nobody uses any more (the fold before) may still be there
+    usable = devices.inventory(settings, load.max_memory, leaving=known.bytes_leaving())
     mode = _chosen_mode(settings)
     if mode == "balanced" and len(usable) < 2:
         there = f"{len(usable)} device" if usable else "no device"
@@ -256,7 +259,7 @@ def _place(load: _Load) -> DeviceMap | None:
             if mode == "map":  # whose notes are not among what is shown
                 log.info(line)
     files = attempt("reporting the plan", plan_report.show, plan, settings.report, instead=instead)
-    known.remember_placed(load.model, known.Placed(plan, files))
+    known.remember_placed(load.model, known.Placed(plan, files, load.max_memory))
     if _loads.stack and not _loads.stack[-1].mapped:
         known.remember_no_map(load.model)
     if mode == "balanced" and plan.shortfall and not workload.guessed:

@@ -2,14 +2,17 @@
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext, suppress
+from functools import partial
 from typing import Any
+from weakref import ref
 
 from .. import devices, log, state
 from ..monitoring import watching
 from ..monitoring.out_of_memory import is_out_of_memory
 from ..placement.plan import Plan
+from ..randomness import undisturbed
 from ..report import plan_report
-from ..training import checkpointing, data_parallel, micro_batch, rebalance
+from ..training import batch_check, checkpointing, data_parallel, micro_batch, rebalance, replaced_model
 from ..training.actual_workload import innermost
 from ..training.chunked_loss import step_context
 from ..training.second_pass import second_pass
@@ -49,8 +52,9 @@ def apply(module: Any) -> None:
     for name, _ in patches:
         if not callable(getattr(getattr(module, "Trainer", None), name, None)):
             raise SeamMoved(f"transformers.Trainer.{name}", version_text("transformers"))
-    for name, wrapper in patches:
-        registry.replace(module.Trainer, name, wrapper)
+    for name, wrapper in (*patches, *_SWAPS):
+        if callable(getattr(module.Trainer, name, None)):
+            registry.replace(module.Trainer, name, wrapper)
     registry.replace(module, "deepspeed_load_checkpoint", _around_load_checkpoint)
 
 
@@ -60,23 +64,20 @@ def _around_train(original: Callable[..., Any]) -> Callable[..., Any]:
         if session.is_wanted():
             insist("training beside another trainer", several.take_over, self)
             insist("preparing the training with ZeRO-3", engine.prepare, self)
+        if session.is_wanted() or self.model_init is None or not hasattr(self, "_inner_training_loop"):
+            _begin(self)
         else:
-            attempt("planning for the real workload", _prepare, self, instead="training goes on with the map it has")
-        attempt("activation checkpointing", _checkpoint, self, instead="layers are recomputed as the script says")
-        attempt("preparing micro-batches", micro_batch.begin, self, instead="they stay as they are")
-        attempt("watching memory", _watch, self, instead="nothing is watched")
-        attempt("preparing to re-balance", _rebalance, self, instead="no block moves")
+            what, instead = "activation checkpointing", "layers are recomputed as the script says"
+            attempt(what, checkpointing.switch_off_unsupported, self, innermost(self.model), instead=instead)
         try:
             result = original(self, *args, **kwargs)
         except BaseException as failure:
             with suppress(Exception):  # nothing of ours, also under BALANCE_STRICT, takes the place of this failure
                 if is_out_of_memory(failure):
                     attempt("explaining the out-of-memory", _explain, self, failure, instead="here is the error")
-                attempt("watching memory", watching.end, self, instead="its last lines are missing")
-                attempt("re-balancing", rebalance.end, self, instead="its callback stays")
+                _end(self)
             raise
-        attempt("watching memory", watching.end, self, instead="its last lines are missing")
-        attempt("re-balancing", rebalance.end, self, instead="its callback stays")
+        _end(self)
         return result
 
     return train
@@ -92,6 +93,61 @@ def _around_init(original: Callable[..., Any]) -> Callable[..., Any]:
         original(self, *args, **kwargs)
 
     return __init__
+
+
+def _begin(trainer: Any) -> None:
+    """Do what is to be done before the model that the trainer has now begins to train."""
+    if not session.is_wanted():
+        attempt("planning for the real workload", _prepare, trainer, instead="training goes on with the map it has")
+    attempt("activation checkpointing", _checkpoint, trainer, instead="layers are recomputed as the script says")
+    attempt("preparing micro-batches", micro_batch.begin, trainer, instead="they stay as they are")
+    attempt("watching memory", _watch, trainer, instead="nothing is watched")
+    attempt("preparing to re-balance", _rebalance, trainer, instead="no block moves")
+    trainer._balance_shim_begun = ref(trainer.model)
+
+
+def _end(trainer: Any) -> None:
+    attempt("watching memory", watching.end, trainer, instead="its last lines are missing")
+    attempt("re-balancing", rebalance.end, trainer, instead="its callback stays")
+    batch_check.end(trainer)
+    vars(trainer).pop("_balance_shim_begun", None)
+
+
+def _around_inner_training_loop(original: Callable[..., Any]) -> Callable[..., Any]:
+    def _inner_training_loop(self: Any, *args: Any, **kwargs: Any) -> Any:
+        begun = vars(self).get("_balance_shim_begun", _nothing)()
+        if begun is self.model or session.is_wanted():  # a batch size that is looked for brings us here again
+            return original(self, *args, **kwargs)
+        # `model_init` has made another model since `train` was called, or the script's own trainer has.
+        if begun is not None:
+            _end(self)
+        del begun
+        attempt("letting go of the model before", replaced_model.let_go, self, instead="it goes later")
+        with undisturbed():  # the seed is set by now
+            _begin(self)
+        if args and not self.args.auto_find_batch_size:
+            args = (self._train_batch_size, *args[1:])  # BALANCE_MICRO_BATCH=auto may have changed it
+        return original(self, *args, **kwargs)
+
+    return _inner_training_loop
+
+
+def _nothing() -> None:
+    return None
+
+
+def _around_call_model_init(original: Callable[..., Any]) -> Callable[..., Any]:
+    def call_model_init(self: Any, *args: Any, **kwargs: Any) -> Any:
+        before = getattr(self, "model", None)
+        leaving = attempt("counting the model that leaves", replaced_model.leaving, self, before, default={})
+        with known.leaving(leaving):
+            return original(self, *args, **kwargs)
+
+    return call_model_init
+
+
+# Where a trainer's model becomes another one. Private, so that a version without them loses no more than that.
+_SWAPS = (("_inner_training_loop", _around_inner_training_loop), ("call_model_init", _around_call_model_init))
 
 
 def _around_create_accelerator(original: Callable[..., Any]) -> Callable[..., Any]:
@@ -192,11 +248,12 @@ def _around_step(original: Callable[..., Any]) -> Callable[..., Any]:
                 loss = original(self, model, inputs, *args, **kwargs)
             return _returned(self, loss)
 
+        counted = (args[0] if args else kwargs.get("num_items_in_batch")) is not None
+        count = batch_check.portions_for(self, inputs, counted)
         portions = micro_batch.portions_of(self)
-        if portions is None:
-            return run(model, inputs)
-        count = args[0] if args else kwargs.get("num_items_in_batch")
-        return portions.run(self, run, model, inputs, counted=count is not None)
+        if portions is not None:
+            return portions.run(self, run, model, inputs, counted, least=count)
+        return micro_batch.run_in_portions(self, run, model, inputs, count, counted)
 
     return training_step
 
@@ -234,14 +291,27 @@ def _prepare(trainer: Any) -> None:
     if placed is None:
         _say_unused(trainer)
         return
-    model, (plan, files) = placed
-    outcome = second_pass(trainer, model, plan, computes_loss_on_first_device(model))
-    known.remember_placed(model, known.Placed(outcome.plan, files))
+    model, (plan, _, max_memory) = placed
+    on_first, looks = computes_loss_on_first_device(model), batch_check.looks_at(trainer)
+    outcome = second_pass(trainer, model, plan, on_first, max_memory, may_wait=looks)
+    _replanned(trainer, outcome.plan)
+    if looks:
+        batch_check.begin(trainer, outcome, on_first, max_memory, partial(_replanned, trainer))
+
+
+def _replanned(trainer: Any, plan: Plan) -> None:
+    """Remember the plan that is in force now, show it if its map is new, and tell those who work by it."""
+    placed = known.placed(trainer.model)
+    assert placed is not None, "only placed models are planned again"
+    model, before = placed
+    known.remember_placed(model, before._replace(plan=plan))
     report = state.settings().report
-    if outcome.moved:
-        plan_report.show(outcome.plan, report, files)
-    elif files is not None:
-        plan_report.write(outcome.plan, report, files)
+    if plan.device_map != before.plan.device_map:
+        plan_report.show(plan, report, before.files)
+    elif before.files is not None:
+        plan_report.write(plan, report, before.files)
+    watching.replanned(trainer, plan)
+    rebalance.replanned(trainer, plan)
 
 
 def _checkpoint(trainer: Any) -> None:
@@ -261,11 +331,12 @@ def _rebalance(trainer: Any) -> None:
     placed = known.placed(trainer.model)
     if placed is None or session.is_wanted():
         return
-    model, (plan, files) = placed
+    model, (plan, *_) = placed
 
     def moved(better: Plan) -> None:
-        known.remember_placed(model, known.Placed(better, files))
-        plan_report.show(better, state.settings().report, files)
+        known.remember_placed(model, placed[1]._replace(plan=better))
+        plan_report.show(better, state.settings().report, placed[1].files)
+        batch_check.replanned(trainer, better)
 
     rebalance.begin(trainer, model, plan, computes_loss_on_first_device(model), moved)
 

@@ -5,32 +5,42 @@ from dataclasses import replace
 from typing import Any
 
 from .. import state
+from ..memory import sequence_length
 from ..memory.recomputation import is_supported
 from ..memory.workload import Workload, from_arguments
 from . import chunked_loss
 from .longest_batch import longest_batch
 
 
-def actual_workload(trainer: Any, assumed: Workload) -> tuple[Workload, Mapping[str, Any] | None]:
+def actual_workload(
+    trainer: Any, assumed: Workload, batch: Mapping[str, Any] | None = None
+) -> tuple[Workload, Mapping[str, Any] | None]:
     """Return the workload of a `transformers.Trainer` that is about to train, and the largest batch that can be seen.
 
-    The batch is what the collator makes of the longest rows; None where looking could have an effect.
+    Args:
+        batch: one that has been seen; None: what the collator makes of the longest items, or nothing where looking
+            could have an effect. The sequence length is then the most that the trainer lets through, if it limits it.
     """
     known = from_arguments(trainer.args)
+    longest = sequence_length.of_trainer(trainer)
+    if longest is not None and not state.settings().seq_len:
+        known.setdefault("seq_len", longest)
     known["tuning"] = tuning(trainer.model)
     wish = state.settings().gradient_checkpointing
     if isinstance(wish, bool):
         known["gradient_checkpointing"] = wish and is_supported(innermost(trainer.model))
     else:
         known["gradient_checkpointing"] |= checkpoints_already(trainer.model)
-    batch = longest_batch(trainer, known["batch_size"])
+    if batch is None:
+        batch = longest_batch(trainer, known["batch_size"])
     # A trainer whose batches have no labels reads the logits itself.
     labelled = batch is None or chunked_loss.has_labels(batch)
     known["loss"] = "chunked" if labelled and chunked_loss.wanted(trainer, placed=True) else "full"
     ids: Any = None if batch is None else batch.get("input_ids")
     if hasattr(ids, "shape") and len(ids.shape) == 2:
         known["batch_size"], known["seq_len"] = map(int, ids.shape)
-    workload = replace(assumed, **known, guessed=assumed.guessed and "seq_len" not in known)
+    guessed = assumed.guessed and "seq_len" not in known and batch is None
+    workload = replace(assumed, **known, guessed=guessed)
     return workload, batch
 
 

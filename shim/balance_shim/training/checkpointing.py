@@ -40,6 +40,12 @@ def _names(arguments: Any) -> tuple[str, ...]:
     return tuple(name for name in names if hasattr(arguments, name))
 
 
+def switch_off_unsupported(trainer: Any, model: Any) -> None:
+    """Take checkpointing that only `BALANCE_GRADIENT_CHECKPOINTING` asks for off a trainer of a model without it."""
+    if state.settings().gradient_checkpointing is True and not is_supported(model):
+        _switch(trainer.args, False)  # the Trainer would stop
+
+
 def arrange(trainer: Any, model: Any, plan: Plan | None) -> None:
     """Have the layers recomputed that are to be, and no others, from the moment when training has been set up.
 
@@ -93,6 +99,19 @@ def _wanted(trainer: Any, model: Any, plan: Plan | None) -> frozenset[str] | Non
         return None  # what the arguments say has to do
     wanted = (frozenset(layers) if wish is True else frozenset()) if chosen is None else chosen
     if plan is not None and chosen is not None:
-        enough = "as far as it goes" if plan.shortfall else "which is what it takes to fit"
-        log.info(f"{len(wanted)} of {len(layers)} layers are recomputed in the backward pass, {enough}")
+        _say(plan, chosen, len(layers))
     return wanted
+
+
+def choose_again(trainer: Any, model: Any, before: Plan, plan: Plan) -> None:
+    """Have the layers of `plan` recomputed in place of those of the plan before, between two steps of a training."""
+    if plan.recomputed is None or plan.recomputed == before.recomputed or not is_supported(model):
+        return
+    recompute_only(model, plan.recomputed, options_of(trainer.args))
+    send_inputs_first(model)
+    _say(plan, plan.recomputed, len(layers_of(model)))
+
+
+def _say(plan: Plan, chosen: frozenset[str], layers: int) -> None:
+    enough = "as far as it goes" if plan.shortfall else "which is what it takes to fit"
+    log.info(f"{len(chosen)} of {layers} layers are recomputed in the backward pass, {enough}")

@@ -1,10 +1,11 @@
 """The largest batch of a training, made as the Trainer will make it, without the training noticing."""
 
+import contextlib
 import copy
 import random
 import sys
 import types
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import partial
 from itertools import islice
 from typing import Any
@@ -19,14 +20,14 @@ COLUMN_READ = 20_000  # of data sets that hold columns
 def longest_batch(trainer: Any, batch_size: int) -> Mapping[str, Any] | None:
     """Return what `trainer.data_collator` makes of the `batch_size` longest rows; None where that cannot be had.
 
-    Only lists and plain `datasets.Dataset`s are read. Any other data set may augment at random, download or count
-    when it is asked for a row, and training must not notice that somebody looked.
+    Only lists, of whatever, and plain `datasets.Dataset`s are read. Any other data set may augment at random, download
+    or count when it is asked for a row, and training must not notice that somebody looked.
     """
     rows = longest_rows(trainer.train_dataset, batch_size)
     if not rows:
         return None
     try:
-        with undisturbed():
+        with undisturbed(), _generators_of(trainer.data_collator):
             collator = _stand_in(trainer.data_collator)
             batch = collator([_without_unused_columns(trainer, row) for row in rows])
             if _rectangular(batch) and _length(rows[-1]) == _length(rows[0]) and len(rows) > 1:
@@ -64,6 +65,47 @@ def _stand_in(collator: Any) -> Any:
     return twin
 
 
+@contextlib.contextmanager
+def _generators_of(collator: Any) -> Iterator[None]:
+    """Give the generators that a collator's function reads, from around it or from its module, their states back."""
+    while isinstance(collator, partial):
+        collator = collator.func
+    function: Any = getattr(collator, "__func__", collator)
+    code = getattr(function, "__code__", None)
+    values = []
+    if code is not None:
+        values = [cell.cell_contents for cell in function.__closure__ or () if _is_filled(cell)]
+        values += [function.__globals__[name] for name in code.co_names if name in function.__globals__]
+        values += [*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]
+    states = [(each, _state_of(each)) for each in values if _is_generator(each)]
+    try:
+        yield
+    finally:
+        for generator, state in states:
+            _restore(generator, state)
+
+
+def _is_filled(cell: types.CellType) -> bool:
+    try:
+        cell.cell_contents  # noqa: B018 - asking is the only way to know
+    except ValueError:
+        return False
+    return True
+
+
+def _state_of(generator: Any) -> Any:
+    if hasattr(generator, "bit_generator"):  # numpy's newer ones
+        return copy.deepcopy(generator.bit_generator.state)
+    return next(getattr(generator, name)() for name in ("getstate", "get_state") if hasattr(generator, name))
+
+
+def _restore(generator: Any, state: Any) -> None:
+    if hasattr(generator, "bit_generator"):
+        generator.bit_generator.state = state
+    else:
+        next(getattr(generator, name) for name in ("setstate", "set_state") if hasattr(generator, name))(state)
+
+
 def _is_generator(value: Any) -> bool:
     import torch
 
@@ -92,18 +134,23 @@ def longest_rows(dataset: Any, count: int) -> list[Any]:
             positions.sort(key=lambda position: -len(column[position]))
         return [dataset[position] for position in positions[:count]]
     if isinstance(dataset, list):
-        rows = [row for row in islice(dataset, ROWS_READ) if isinstance(row, Mapping)]
-        return sorted(rows, key=lambda row: -_length(row))[:count]
+        return sorted(islice(dataset, ROWS_READ), key=lambda row: -_length(row))[:count]
     return []
 
 
-def _length(row: Mapping[str, Any]) -> int:
-    ids: Any = row.get("input_ids")
-    return len(ids) if hasattr(ids, "__len__") else 0
+def _length(row: Any) -> int:
+    """Return the number of tokens in an item, as far as that can be seen: of pairs and texts it is their length."""
+    if isinstance(row, Mapping):
+        row = row.get("input_ids")
+    if isinstance(row, tuple):  # of tensors, as data sets of torch have them
+        return max((_length(each) for each in row), default=0)
+    return len(row) if hasattr(row, "__len__") and getattr(row, "ndim", 1) > 0 else 0
 
 
-def _without_unused_columns(trainer: Any, row: Mapping[str, Any]) -> dict[str, Any]:
+def _without_unused_columns(trainer: Any, row: Any) -> Any:
     """Return the row as the Trainer's own loader hands it to the collator."""
+    if not isinstance(row, Mapping):
+        return row
     if not trainer.args.remove_unused_columns:
         return dict(row)
     trainer._set_signature_columns_if_needed()

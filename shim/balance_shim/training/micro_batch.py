@@ -18,6 +18,7 @@ from ..versions import version_of
 LOSS_OF_A_STEP_SINCE = (4, 46)  # transformers divides by the label tokens of the whole step, not by micro-batches
 DIVIDES_UNCOUNTED_SINCE = (4, 53)  # what has no labels to count is divided by the accumulation
 
+LIBRARIES = ("transformers", "trl", "swift")  # whose compute_loss is known
 _ASKED = "_balance_shim_batch"  # where arguments keep the script's (rows at a time, accumulation)
 
 Inputs = Mapping[str, Any]
@@ -129,7 +130,7 @@ def ignores_count(trainer: Any) -> bool:
     """
     function = inspect.unwrap(type(trainer).compute_loss)
     code = getattr(function, "__code__", None)
-    library = getattr(function, "__module__", "").partition(".")[0] in ("transformers", "trl", "swift")
+    library = getattr(function, "__module__", "").partition(".")[0] in LIBRARIES
     if code is None or library or not _taken_for_scaled(trainer, counted=True) or trainer.compute_loss_func is not None:
         return False
     named = {
@@ -166,17 +167,19 @@ class Portions:
         self._done: list[Inputs] = []  # of this optimizer step
         self._counted = False
 
-    def run(self, trainer: Any, run: Run, model: Any, inputs: Inputs, counted: bool) -> Any:
+    def run(self, trainer: Any, run: Run, model: Any, inputs: Inputs, counted: bool, least: int = 1) -> Any:
         """Return the loss of one micro-batch, its gradients added.
 
         Args:
             run: runs forward and backward pass of some rows, and returns their loss.
             counted: whether the Trainer has counted the label tokens of the step.
+            least: the number of portions that this one is predicted to take.
 
         Raises:
             Exception: what `run` raises; of an out-of-memory the first one, if the rows cannot be divided.
         """
         self._counted = counted
+        self.count = max(self.count, least)
         try:
             loss = self._as_it_fits(trainer, run, model, inputs)
         except BaseException:
@@ -215,12 +218,44 @@ class Portions:
         )
 
     def _in_portions(self, trainer: Any, run: Run, model: Any, inputs: Inputs) -> Any:
-        rows = rows_of(inputs)
-        if self.count == 1 or rows is None or rows < self.count:
-            return run(model, inputs)
-        with _shares(trainer, self.count, self._counted):
-            losses = [run(model, each) for each in portions(inputs, rows, self.count)]
-        return sum(losses[1:], losses[0])
+        return run_in_portions(trainer, run, model, inputs, self.count, self._counted)
+
+
+def run_in_portions(trainer: Any, run: Run, model: Any, inputs: Inputs, count: int, counted: bool) -> Any:
+    """Return the loss of a micro-batch run in `count` portions, its gradients added; whole where it has fewer rows."""
+    rows = rows_of(inputs)
+    if count == 1 or rows is None or rows < count:
+        return run(model, inputs)
+    with _shares(trainer, count, counted):
+        losses = [run(model, each) for each in portions(inputs, rows, count)]
+    return sum(losses[1:], losses[0])
+
+
+def splits_exactly(trainer: Any, inputs: Inputs, count: int, counted: bool) -> bool:
+    """Whether `count` portions of the rows give what the whole gives, also where nobody has asked for portions.
+
+    Then the loss has to be the sum over label tokens that the libraries divide by those of the step. A loss between
+    rows (contrastive, or that of a mixture's router) or statistics of a batch would come out otherwise.
+    """
+    rows = rows_of(inputs)
+    if rows is None or rows < count or not counted or not _is_divisible(trainer, inputs, count, counted):
+        return False
+    if state.settings().micro_batch is not None:
+        return True
+    function = inspect.unwrap(type(trainer).compute_loss)
+    if getattr(function, "__module__", "").partition(".")[0] not in LIBRARIES or trainer.compute_loss_func is not None:
+        return False
+    return inputs.get("labels") is not None and not _couples_rows(trainer.model)
+
+
+def _couples_rows(model: Any) -> bool:
+    from torch.nn.modules.batchnorm import _BatchNorm
+
+    config: Any = getattr(model, "config", None)
+    text = config.get_text_config() if hasattr(config, "get_text_config") else config
+    return bool(getattr(text, "output_router_logits", False)) or any(
+        isinstance(module, _BatchNorm) for module in model.modules()
+    )
 
 
 def rows_of(inputs: Inputs) -> int | None:

@@ -16,12 +16,12 @@ from ..placement import planner
 from ..placement.measured import corrected
 from ..placement.move import MoveError, move
 from ..placement.plan import CostedModel, Plan, evaluate
-from ..placement.recompute import mixer
 from ..seams.guard import attempt
 from ..units import format_size
 from . import beside, chunked_loss
 from .actual_workload import actual_workload
-from .second_pass import WORTH_MOVING, request_for, worth_moving
+from .held import held_by, state_bytes
+from .second_pass import WORTH_MOVING, costs_in_force, request_for, worth_moving
 
 STEPS_BEFORE = 1  # that are not measured
 STEPS_MEASURED = 2  # before each decision, at least
@@ -63,6 +63,13 @@ def saw_batch(trainer: Any, inputs: Any) -> None:
         rebalancer, _ = _rebalancers.get(trainer, (None, None))
         if rebalancer is not None:
             rebalancer.guarded(rebalancer.batch, inputs)
+
+
+def replanned(trainer: Any, plan: Plan) -> None:
+    """Take the plan of a map that something else has put in force; what was measured before it says nothing of it."""
+    rebalancer, _ = _rebalancers.get(trainer, (None, None))
+    if rebalancer is not None:
+        rebalancer.guarded(rebalancer.replanned, plan)
 
 
 def end(trainer: Any) -> None:
@@ -109,13 +116,18 @@ class Rebalancer:
 
     def train_begin(self) -> None:
         self._start(STEPS_BEFORE)  # again where the Trainer looks for a batch size by itself
-        ours = _held_by(self._trainer)
+        ours = held_by(self._trainer.model, self._trainer.optimizer)
         readings = self._meter.read(with_others=False)
         # Other models of this process are not the plan's, which has taken their room off.
         self._foreign = {
             index: max(0, reading.allocated - ours.get(index, 0))
             for index, reading in zip(self._meter.indices, readings, strict=True)
         }
+
+    def replanned(self, plan: Plan) -> None:
+        """Measure anew, against `plan`, from the step after this one."""
+        self._plan = plan
+        self._start(STEPS_BEFORE)  # this step has seen both maps
 
     @property
     def _measuring(self) -> bool:
@@ -212,14 +224,7 @@ class Rebalancer:
 
     def _costs(self, request: planner.Request) -> CostedModel:
         """Return the costs with the layers recomputed that are, and the optimizer state that there is."""
-        recomputed = self._plan.recomputed
-        if recomputed is None:
-            costed = planner.cost(request)
-        else:
-            plain, all_recomputed = (
-                planner.cost(planner.changed(request, gradient_checkpointing=each)) for each in (False, True)
-            )
-            costed = mixer(plain, all_recomputed)(recomputed)
+        costed = costs_in_force(request, self._plan.recomputed)
         kept = _optimizer_state(self._trainer.optimizer, self._model, costed)
         costs = tuple(replace(cost, optimizer=size) for cost, size in zip(costed.costs, kept, strict=True))
         return replace(costed, costs=costs)
@@ -246,34 +251,9 @@ def _optimizer_state(optimizer: Any, model: Any, costed: CostedModel) -> list[in
     seen: set[int] = set()
     for block in reversed(costed.blocks):
         own = {id(parameters[name]): parameters[name] for name in block.parameters if name in parameters}
-        kept.append(sum(_state_bytes(states, each) for key, each in own.items() if key not in seen))
+        kept.append(sum(state_bytes(states, each) for key, each in own.items() if key not in seen))
         seen |= own.keys()
     return kept[::-1]
-
-
-def _state_bytes(states: Any, parameter: Any) -> int:
-    values = states[parameter].values() if parameter in states else ()
-    return sum(
-        each.numel() * each.element_size()
-        for each in values
-        if hasattr(each, "element_size")
-        and each.device == parameter.device
-        and not getattr(each, "is_paged", False)  # bitsandbytes: it says the device, and lives in host memory
-    )
-
-
-def _held_by(trainer: Any) -> dict[int, int]:
-    """Return the bytes on each device of what the plan counts: the model, its gradients, and optimizer state."""
-    states = getattr(trainer.optimizer, "state", {})
-    held: dict[int, int] = {}
-    for each in trainer.model.parameters():
-        if each.device.index is not None:
-            size = each.numel() * each.element_size() * (1 if each.grad is None else 2) + _state_bytes(states, each)
-            held[each.device.index] = held.get(each.device.index, 0) + size
-    for each in trainer.model.buffers():
-        if each.device.index is not None:
-            held[each.device.index] = held.get(each.device.index, 0) + each.numel() * each.element_size()
-    return held
 
 
 def _done(what: Callable[..., None], args: tuple[Any, ...]) -> bool:

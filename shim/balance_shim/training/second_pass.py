@@ -1,5 +1,6 @@
 """Where training begins the workload is known: plan again, and move blocks if that pays."""
 
+import gc
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -12,29 +13,44 @@ from ..placement.balance import DoesNotFit
 from ..placement.map_file import DeviceMap
 from ..placement.move import MoveError, move
 from ..placement.plan import CostedModel, Plan, device_of, evaluate
+from ..placement.recompute import mixer
 from ..placement.remedies import what_would_fit
 from ..report import plan_report
 from ..units import format_size
 from . import beside, micro_batch, precision
 from .actual_workload import actual_workload
+from .held import held_by
 
 WORTH_MOVING = 0.97  # blocks move when that brings the worst device to this part of what it is, or below
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What the second pass leaves behind.
+    """What planning for a workload leaves behind.
 
     Attributes:
         plan: for the real workload and the map that is now in force.
+        request: what it was made for.
+        costed: the costs that it is made of.
         moved: whether that map is a new one.
+        waits: whether the first batch has to show its shapes before anything is decided.
     """
 
     plan: Plan
+    request: planner.Request
+    costed: CostedModel
     moved: bool = False
+    waits: bool = False
 
 
-def second_pass(trainer: Any, model: Any, assumed: Plan, loss_on_first: bool) -> Outcome:
+def second_pass(
+    trainer: Any,
+    model: Any,
+    assumed: Plan,
+    loss_on_first: bool,
+    max_memory: Mapping[Any, Any] | None = None,
+    may_wait: bool = False,
+) -> Outcome:
     """Plan for what `trainer` really does and say so; move the blocks of `model` where that pays.
 
     Args:
@@ -42,24 +58,50 @@ def second_pass(trainer: Any, model: Any, assumed: Plan, loss_on_first: bool) ->
         model: the model that was placed: the trainer's, or one inside of it.
         assumed: the plan that it was placed by.
         loss_on_first: as in `planner.Request`.
+        max_memory: what the script passed to `from_pretrained`.
+        may_wait: whether somebody looks at the first batch. Then nothing is done for a guess.
     """
     settings = state.settings()
-    usable = _usable(model, assumed)
+    usable = usable_now(trainer, model, assumed, max_memory)
     if settings.micro_batch == "auto":
         micro_batch.take_largest(
             trainer, lambda: _fits(_request(trainer, model, assumed, usable, loss_on_first), assumed)
         )
     request = _request(trainer, model, assumed, usable, loss_on_first)
-    costed, recomputed = planner.costed_for(request)
-    actual = _as_it_is(request, costed, recomputed, assumed)
+    outcome = plan_in_force(request, assumed)
+    outcome = replace(outcome, waits=may_wait and request.batch is None and request.workload.guessed)
     if settings.report != "off":
-        log.info(plan_report.beside(assumed, actual))
-    outcome = Outcome(actual)
-    if assumed.mode == "balanced" and len(set(assumed.device_map.values())) > 1:
-        outcome = _better(trainer, request, costed, actual)
-    if outcome.plan.shortfall:
-        log.warning(plan_report.shortfall_line(outcome.plan, what_would_fit(outcome.plan, request)))
+        log.info(plan_report.beside(assumed, outcome.plan, outcome.waits))
+    return outcome if outcome.waits else warned(moved_if_better(trainer, outcome))
+
+
+def plan_in_force(request: planner.Request, assumed: Plan) -> Outcome:
+    """Return the plan for `request` under the map of `assumed`, with the layers recomputed that it takes now."""
+    costed, recomputed = planner.costed_for(request)
+    return Outcome(_as_it_is(request, costed, recomputed, assumed), request, costed)
+
+
+def moved_if_better(trainer: Any, outcome: Outcome) -> Outcome:
+    """Return the outcome with the blocks of the model moved, where that pays; maps of the user's stay."""
+    plan = outcome.plan
+    if plan.mode == "balanced" and len(set(plan.device_map.values())) > 1:
+        return _better(trainer, outcome)
     return outcome
+
+
+def warned(outcome: Outcome) -> Outcome:
+    """Return the outcome, once a line has said that it does not fit, and what would, if that is so."""
+    if outcome.plan.shortfall:
+        log.warning(plan_report.shortfall_line(outcome.plan, what_would_fit(outcome.plan, outcome.request)))
+    return outcome
+
+
+def costs_in_force(request: planner.Request, recomputed: frozenset[str] | None) -> CostedModel:
+    """Return the costs for `request` with these layers recomputed; None: as the workload says."""
+    if recomputed is None:
+        return planner.cost(request)
+    plain, everywhere = (planner.cost(planner.changed(request, gradient_checkpointing=each)) for each in (False, True))
+    return mixer(plain, everywhere)(recomputed)
 
 
 def _as_it_is(request: planner.Request, costed: CostedModel, recomputed: frozenset[str] | None, assumed: Plan) -> Plan:
@@ -110,17 +152,18 @@ def _fits(request: planner.Request, assumed: Plan) -> bool:
     return plan is not None and not plan.shortfall
 
 
-def _better(trainer: Any, request: planner.Request, costed: CostedModel, actual: Plan) -> Outcome:
+def _better(trainer: Any, outcome: Outcome) -> Outcome:
     """Move the blocks if another map is better by a useful margin."""
-    better = planner.solved(request, costed, actual.recomputed)
+    request, actual = outcome.request, outcome.plan
+    better = planner.solved(request, outcome.costed, actual.recomputed)
     if better is None or not worth_moving(actual, better):
-        return Outcome(actual)
+        return outcome
     if len(set(better.device_map.values())) == 1:
-        return Outcome(actual)
+        return outcome
     reason = beside.reason_to_stay(trainer)
     if reason:
         log.info(f"a better map was found for this workload, but {reason}; training goes on with the map it has")
-        return Outcome(actual)
+        return outcome
     optimizer = getattr(trainer, "optimizer", None)
     try:
         moved = move(
@@ -128,13 +171,13 @@ def _better(trainer: Any, request: planner.Request, costed: CostedModel, actual:
         )
     except MoveError as error:
         log.warning(f"a better map was found for this workload, but {error}; training goes on with the map it has")
-        return Outcome(actual)
+        return outcome
     if state.settings().report != "off":
         log.info(
             f"moved {len(moved.blocks)} blocks ({format_size(moved.size)}) for this workload: worst device "
             f"{format_size(better.worst.predicted_peak)} instead of {format_size(actual.worst.predicted_peak)}"
         )
-    return Outcome(better, moved=True)
+    return replace(outcome, plan=better, moved=True)
 
 
 def worth_moving(now: Plan, better: Plan) -> bool:
@@ -143,21 +186,15 @@ def worth_moving(now: Plan, better: Plan) -> bool:
     return makes_it_fit or better.worst.filled <= WORTH_MOVING * now.worst.filled
 
 
-def _usable(model: Any, assumed: Plan) -> tuple[Device, ...]:
-    """Return the devices of the first plan with what is free on them now: other models may have come since."""
-    ours: dict[int, int] = {}
-    for tensor in {id(each): each for each in (*model.parameters(), *model.buffers())}.values():
-        if tensor.device.index is not None:
-            ours[tensor.device.index] = ours.get(tensor.device.index, 0) + tensor.numel() * tensor.element_size()
+def usable_now(
+    trainer: Any, model: Any, assumed: Plan, max_memory: Mapping[Any, Any] | None = None
+) -> tuple[Device, ...]:
+    """Return the devices of a plan with what is free on them now, the model's own share and that of its optimizer too.
+
+    Other models may have come since, or gone: what an earlier one left behind in cycles goes first.
+    """
+    gc.collect()
+    ours = held_by(model, getattr(trainer, "optimizer", None))
     places = {before.device.index for before in assumed.devices}
-    now = {device.index: device for device in devices.inventory(state.settings(), ours=ours, only=places)}
-    return tuple(
-        replace(
-            before.device,
-            available=min(before.device.available, now[before.device.index].available),
-            capacity=min(before.device.capacity, now[before.device.index].capacity),
-        )
-        if before.device.index in now
-        else before.device
-        for before in assumed.devices
-    )
+    now = {device.index: device for device in devices.inventory(state.settings(), max_memory, ours, only=places)}
+    return tuple(now.get(before.device.index, before.device) for before in assumed.devices)

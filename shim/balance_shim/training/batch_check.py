@@ -1,0 +1,270 @@
+"""Each micro-batch is compared with what the plan in force holds for, before it runs.
+
+Where the data could not be looked at ahead of training, the first batch decides: the plan is made again for its
+shapes. Later ones are examined only if they are larger than all that the plan is known to hold: one that is predicted
+not to fit gets another map, or runs in portions.
+"""
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from .. import log, state
+from ..placement import planner
+from ..placement.balance import DoesNotFit
+from ..placement.measured import scaled
+from ..placement.plan import CostedModel, Plan, evaluate
+from ..placement.remedies import what_would_fit
+from ..randomness import undisturbed
+from ..report import plan_report
+from ..seams.guard import attempt
+from ..units import format_size
+from . import checkpointing, micro_batch
+from .actual_workload import actual_workload
+from .batch_shapes import BatchShapes, on_host, shapes_of, with_length
+from .second_pass import Outcome, costs_in_force, moved_if_better, plan_in_force, request_for, second_pass, usable_now
+
+# A plan holds for batches so many times as long if it fits with activations that have grown by the square of that,
+# which nothing in a model exceeds. The first of these that fits counts.
+FACTORS = (4.0, 3.0, 2.0, 1.5, 1.25, 1.1)
+HEADROOM = 1.25  # times the length that needs another map: the next that is a little longer should not need one more
+MOST_MOVES = 3  # of blocks for later batches
+MOST_EXAMINED = 40  # batches of one training; each takes about as long as planning did
+
+_checks: "WeakKeyDictionary[Any, BatchCheck]" = WeakKeyDictionary()
+
+
+def begin(
+    trainer: Any,
+    outcome: Outcome,
+    loss_on_first: bool,
+    max_memory: Mapping[Any, Any] | None,
+    replanned: Callable[[Plan], None],
+) -> None:
+    """Check the batches of a training of `trainer`, whose model the shim has placed.
+
+    Args:
+        outcome: of the second pass.
+        loss_on_first: as in `planner.Request`.
+        max_memory: what the script passed to `from_pretrained`.
+        replanned: takes the plan in force when that has changed.
+    """
+    _checks[trainer] = BatchCheck(trainer, outcome, loss_on_first, max_memory, replanned)
+
+
+def looks_at(trainer: Any) -> bool:
+    """Whether batches of `trainer` are looked at: several processes would have to come to the same result."""
+    return bool(trainer.args.world_size == 1)
+
+
+def portions_for(trainer: Any, inputs: Any, counted: bool) -> int:
+    """Return in how many portions the rows of a micro-batch should run; the map may change here.
+
+    Args:
+        inputs: what `training_step` gets.
+        counted: whether the Trainer has counted the label tokens of the step.
+    """
+    check = _checks.get(trainer) if _checks else None
+    if check is None:
+        return 1
+    what, instead = "looking at the batch before it runs", "the batch runs as it is"
+    return int(attempt(what, check.portions_for, inputs, counted, default=1, instead=instead))
+
+
+def replanned(trainer: Any, plan: Plan) -> None:
+    """Take the plan of a map that something else has put in force."""
+    if trainer in _checks:
+        _checks[trainer].take_plan(plan)
+
+
+def end(trainer: Any) -> None:
+    """Look no more."""
+    _checks.pop(trainer, None)
+
+
+class BatchCheck:
+    """What is known of the batches of one call of `Trainer.train`."""
+
+    def __init__(
+        self,
+        trainer: Any,
+        outcome: Outcome,
+        loss_on_first: bool,
+        max_memory: Mapping[Any, Any] | None,
+        replanned: Callable[[Plan], None],
+    ) -> None:
+        self._trainer, self._model = trainer, outcome.request.model
+        self._loss_on_first, self._max_memory, self._replanned = loss_on_first, max_memory, replanned
+        self._plan, self._usable = outcome.plan, outcome.request.devices
+        self._names = _taken_by(self._model)
+        self._unseen, self._waits = outcome.request.batch is None, outcome.waits
+        self._fits: list[
+            tuple[BatchShapes, float]
+        ] = []  # what the plan holds for, and for how much longer ones it does
+        self._split: list[tuple[BatchShapes, int]] = []  # what it holds for in so many portions
+        self._hopeless: list[BatchShapes] = []
+        self._examined = self._moves = 0
+        self._warned = self._told_of_portions = False
+        if not self._unseen and not outcome.plan.shortfall:
+            self._note(outcome.request.batch, outcome.costed)
+
+    def take_plan(self, plan: Plan) -> None:
+        """Take the plan of a map that something else has put in force."""
+        self._plan = plan
+
+    def portions_for(self, inputs: Any, counted: bool) -> int:
+        shapes = shapes_of(inputs, self._names)
+        if shapes is None:
+            self._decide_without()
+            return 1
+        if any(mine.covers(shapes, factor) for mine, factor in self._fits):
+            return 1
+        count = next((count for mine, count in self._split if mine.covers(shapes)), 0)
+        if count and micro_batch.splits_exactly(self._trainer, inputs, count, counted):
+            return count
+        if any(shapes.covers(mine) for mine in self._hopeless) or self._examined >= MOST_EXAMINED:
+            return 1
+        self._examined += 1
+        with undisturbed():
+            batch = on_host(inputs)
+            self._usable = usable_now(self._trainer, self._model, self._plan, self._max_memory)
+            portions = self._first(batch, counted) if self._unseen else self._later(batch, counted)
+        self._unseen = self._waits = False
+        return portions
+
+    def _decide_without(self) -> None:
+        """Do what had to wait for a batch that shows nothing, such as one of texts."""
+        if self._waits:
+            self._waits = False
+            outcome = second_pass(self._trainer, self._model, self._plan, self._loss_on_first, self._max_memory)
+            self._put_in_force(outcome)
+
+    def _first(self, batch: dict[str, Any], counted: bool) -> int:
+        """Plan for the first batch; with rows as long as are known to come, if that fits."""
+        known = 0 if self._plan.workload.guessed else self._plan.workload.seq_len
+        longest = with_length(batch, known)
+        assumed = self._plan
+        outcome = plan_in_force(self._request(longest), assumed)
+        if state.settings().report != "off" and assumed.workload.differences(outcome.plan.workload):
+            log.info(f"the first batch is there: {plan_report.beside(assumed, outcome.plan)}")
+        outcome = moved_if_better(self._trainer, outcome)
+        if outcome.plan.shortfall and shapes_of(longest, None) != shapes_of(batch, None):
+            exact = plan_in_force(self._request(batch), outcome.plan)
+            exact = moved_if_better(self._trainer, exact)
+            if not exact.plan.shortfall:
+                outcome, longest = exact, batch
+        self._put_in_force(outcome)
+        if not outcome.plan.shortfall:
+            self._note(longest, outcome.costed)
+            return 1
+        return self._in_portions(batch, counted, outcome)
+
+    def _later(self, batch: dict[str, Any], counted: bool) -> int:
+        """Do what it takes for a batch that is larger than all before."""
+        request = self._request(batch)
+        costed = costs_in_force(request, self._plan.recomputed)
+        plan = evaluate(self._plan.mode, costed, self._plan.device_map, request.devices)
+        if not plan.shortfall:
+            self._note(batch, costed)
+            return 1
+        if self._moves < MOST_MOVES:
+            length = request.workload.seq_len
+            for target in (with_length(batch, int(HEADROOM * length)), batch):
+                outcome = self._moved_for(target)
+                if outcome is not None:
+                    self._moves += 1
+                    self._note(target, outcome.costed)
+                    return 1
+        return self._in_portions(batch, counted, Outcome(plan, request, costed))
+
+    def _moved_for(self, batch: dict[str, Any]) -> Outcome | None:
+        """Put another map, or more recomputation, in force with which `batch` fits; None if there is none."""
+        request = self._request(batch)
+        try:
+            outcome = plan_in_force(request, self._plan)
+            if outcome.plan.shortfall:
+                better = planner.solved(request, outcome.costed, outcome.plan.recomputed)
+                if better is None or better.shortfall:
+                    return None
+        except DoesNotFit:
+            return None
+        outcome = moved_if_better(self._trainer, outcome)
+        if outcome.plan.shortfall:  # something speaks against moving
+            return None
+        self._put_in_force(outcome)
+        return outcome
+
+    def _in_portions(self, batch: dict[str, Any], counted: bool, whole: Outcome) -> int:
+        """Return the least number of portions with which `batch` fits; 1, with a warning, if there is none."""
+        rows = micro_batch.rows_of(batch) or 1
+        counts = [
+            each for each in range(2, rows + 1) if micro_batch.splits_exactly(self._trainer, batch, each, counted)
+        ]
+        low, high = 0, len(counts)
+        while low < high:
+            middle = (low + high) // 2
+            low, high = (low, middle) if self._fits_in(counts[middle], batch, rows) else (middle + 1, high)
+        shapes = shapes_of(batch, self._names)
+        assert shapes is not None, "only batches with shapes get here"
+        plan = whole.plan
+        if low < len(counts):
+            self._split.append((shapes, counts[low]))
+            worst = plan.worst
+            if self._told_of_portions:
+                return counts[low]
+            self._told_of_portions = True
+            log.warning(
+                f"micro-batches as large as the one of {plan.workload.batch_size} x {plan.workload.seq_len} tokens are "
+                f"predicted not to fit ({worst.name}: {format_size(worst.predicted_peak)} of "
+                f"{format_size(worst.capacity)}) and run in portions; the losses stay as they are",
+            )
+            return counts[low]
+        self._hopeless.append(shapes)
+        if not self._warned:
+            self._warned = True
+            line = plan_report.shortfall_line(plan, what_would_fit(plan, whole.request))
+            log.warning(f"a batch of {plan.workload.batch_size} x {plan.workload.seq_len} tokens runs as it is; {line}")
+        return 1
+
+    def _fits_in(self, count: int, batch: dict[str, Any], rows: int) -> bool:
+        largest = max(micro_batch.portions(batch, rows, count), key=lambda each: micro_batch.rows_of(each) or 0)
+        request = self._request(largest)
+        # Behind the first portion there are gradients, as with accumulation.
+        request = planner.changed(request, accumulation=count * request.workload.accumulation)
+        costed = costs_in_force(request, self._plan.recomputed)
+        return not evaluate(self._plan.mode, costed, self._plan.device_map, request.devices).shortfall
+
+    def _request(self, batch: dict[str, Any]) -> planner.Request:
+        workload, _ = actual_workload(self._trainer, self._plan.workload, batch)
+        return request_for(self._model, workload, batch, self._usable, self._loss_on_first)
+
+    def _put_in_force(self, outcome: Outcome) -> None:
+        before, self._plan = self._plan, outcome.plan
+        checkpointing.choose_again(self._trainer, self._model, before, outcome.plan)
+        self._replanned(outcome.plan)
+
+    def _note(self, batch: Any, costed: CostedModel) -> None:
+        """Remember that the plan in force holds for `batch`, and for how much longer ones it does."""
+        shapes = shapes_of(batch, self._names)
+        if shapes is None:
+            return
+        devices = [each.device for each in self._plan.devices]
+        factor = 1.0
+        for each in FACTORS:
+            grown = replace(costed, costs=tuple(scaled(cost, each * each, 1) for cost in costed.costs))
+            grown = replace(grown, first=scaled(costed.first, each * each, 1))
+            if not evaluate(self._plan.mode, grown, self._plan.device_map, devices).shortfall:
+                factor = each
+                break
+        self._fits.append((shapes, factor))
+
+
+def _taken_by(model: Any) -> frozenset[str] | None:
+    """Return the names of what `model.forward` takes; None: anything."""
+    parameters = inspect.signature(inspect.unwrap(type(model).forward)).parameters
+    named = [each for each in parameters.values() if each.kind is not inspect.Parameter.VAR_KEYWORD]
+    if len(named) <= 1:  # (self, **kwargs)
+        return None
+    return frozenset(each.name for each in named)
