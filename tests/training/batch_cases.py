@@ -18,6 +18,7 @@ from transformers import AutoModelForCausalLM, Trainer, TrainerCallback, Trainin
 
 import balance_shim
 from balance_shim import simulation
+from balance_shim.seams import known
 
 model_folder, result_path = Path(sys.argv[1]), Path(sys.argv[2])
 results = {}
@@ -67,10 +68,15 @@ def of_numbers(numbers):
 class InOrder(Trainer):
     """Takes rows as they come, and notes what steps run."""
 
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, **kwargs)
+    forwards = ()
+
+    def _inner_training_loop(self, *args, **kwargs):
         self.forwards = []
-        self.model.register_forward_pre_hook(self.note, with_kwargs=True)
+        noting = self.model.register_forward_pre_hook(self.note, with_kwargs=True)
+        try:
+            return super()._inner_training_loop(*args, **kwargs)
+        finally:
+            noting.remove()
 
     def note(self, model, args, kwargs):
         if model.training:
@@ -98,38 +104,71 @@ class AtTheStart(TrainerCallback):
         self.after = [torch.rand(1).item(), random.random()]
 
 
-def train(dataset, trainer_class=InOrder, steps=2, batch=2, lora=False, model=None, numbers=False, again=0, **options):
+def train(dataset, trainer_class=InOrder, steps=2, batch=2, lora=False, numbers=False, again=0, init=False, **options):
     set_seed(7)
     arguments = TrainingArguments(
         output_dir=str(result_path.parent / "out"), max_steps=steps, per_device_train_batch_size=batch, logging_steps=1,
         save_strategy="no", report_to=[], disable_tqdm=True, learning_rate=1e-3,
         **{"optim": "adamw_torch_fused", **options},
     )  # fmt: skip
-    model = placed = model or AutoModelForCausalLM.from_pretrained(model_folder, device_map="auto")
-    if lora:
-        import peft
+    if init:
+        given = {"model_init": lambda: AutoModelForCausalLM.from_pretrained(model_folder, device_map="auto")}
+    else:
+        model = AutoModelForCausalLM.from_pretrained(model_folder, device_map="auto")
+        if lora:
+            import peft
 
-        model = peft.get_peft_model(model, peft.LoraConfig(r=4, target_modules="all-linear"))
+            model = peft.get_peft_model(model, peft.LoraConfig(r=4, target_modules="all-linear"))
+        given = {"model": model}
     set_seed(7)
     watch = AtTheStart()
     collator = of_numbers if numbers else collate
-    trainer = trainer_class(
-        model=model, args=arguments, train_dataset=dataset, data_collator=collator, callbacks=[watch]
-    )
+    trainer = trainer_class(args=arguments, train_dataset=dataset, data_collator=collator, callbacks=[watch], **given)
+    trainings = []
     for _ in range(1 + again):
         trainer.train()
+        trainings.append(in_force(trainer))
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     return {
-        "losses": [entry["loss"] for entry in trainer.state.log_history if "loss" in entry],
-        "map": dict(placed.hf_device_map),
+        "losses": losses,
+        "trainings": trainings,
+        **trainings[-1],
         "forwards": trainer.forwards,
         "looked": getattr(dataset, "looked", None),
         "random": [watch.random, watch.after],
-        "recomputed": sum(getattr(each, "gradient_checkpointing", False) is True for each in placed.modules()),
         "peaks": [device.peak for device in simulation.usage()],
     }
 
 
-def case(name, *args, mode="balanced", environ=None, **options):
+def in_force(trainer):
+    placed = known.placed(trainer.model)
+    model = trainer.model if placed is None else placed[0]
+    return {
+        "map": dict(model.hf_device_map),
+        "on": {name: each.device.index for name, each in model.named_parameters() if "lora" not in name},
+        "recomputed": sum(getattr(each, "gradient_checkpointing", False) is True for each in model.modules()),
+        "capacities": [] if placed is None else [device.capacity for device in placed[1].plan.devices],
+        "predicted": [] if placed is None else [device.predicted_peak for device in placed[1].plan.devices],
+    }
+
+
+def folds(lengths):
+    """Train a model a fold, as scripts do: the names of the one before are still bound while the next one loads."""
+    found = []
+    for _ in range(3):
+        set_seed(7)
+        arguments = TrainingArguments(
+            output_dir=str(result_path.parent / "out"), max_steps=2, per_device_train_batch_size=2, save_strategy="no",
+            report_to=[], disable_tqdm=True, optim="adamw_torch_fused",
+        )  # fmt: skip
+        model = AutoModelForCausalLM.from_pretrained(model_folder, device_map="auto")
+        trainer = Trainer(model=model, args=arguments, train_dataset=Own(lengths), data_collator=collate)
+        trainer.train()
+        found.append(in_force(trainer))
+    return {"trainings": found}
+
+
+def case(name, *args, run=train, mode="balanced", environ=None, **options):
     balance_shim.uninstall()
     gc.collect()
     simulation.reset_peaks()
@@ -139,7 +178,7 @@ def case(name, *args, mode="balanced", environ=None, **options):
     with contextlib.redirect_stderr(said), contextlib.redirect_stdout(io.StringIO()):
         try:
             balance_shim.install(mode=mode)
-            outcome = train(*args, **options)
+            outcome = run(*args, **options)
         except Exception:
             outcome = {"failed": traceback.format_exc()}
     os.environ.clear()
@@ -151,6 +190,7 @@ def case(name, *args, mode="balanced", environ=None, **options):
 LONG = 320
 TOLD = {"BALANCE_SEQ_LEN": str(LONG)}
 TIGHT = {"BALANCE_MAX_MEMORY": "22MiB", "BALANCE_LOSS": "full"}
+LONGER = (16, 16, 160, 160, 170, 170)
 GROWING = (16, 16, 16, 16, 240, 240, 240, 240, 330, 330, 330, 330)
 
 case("own data set", Own([LONG]))
@@ -163,10 +203,17 @@ case("numbers", list(range(64)), numbers=True)
 case("growing", Own(GROWING), batch=4, steps=3, environ=TIGHT)
 case("growing, off", Own(GROWING), batch=4, steps=3, mode="off")
 case("growing, rows coupled", Own(GROWING), OwnLoss, batch=4, steps=3, environ=TIGHT)
-case("growing, recomputing", Own(GROWING), batch=4, steps=3,
-     environ={**TIGHT, "BALANCE_GRADIENT_CHECKPOINTING": "auto"})  # fmt: skip
-case("growing, micro-batches", Own(GROWING), batch=4, steps=3, environ={**TIGHT, "BALANCE_MICRO_BATCH": "auto"})
-case("ever longer", Own([each for length in range(20, 330, 10) for each in (length,)], rows=31), batch=1, steps=31)
+case("moves", Own(LONGER), steps=3, environ={"BALANCE_MAX_MEMORY": "11MiB", "BALANCE_LOSS": "full"})
+case("moves, off", Own(LONGER), steps=3, mode="off")
+case("recomputing", Own(LONGER), steps=3,
+     environ={"BALANCE_MAX_MEMORY": "0=13MiB,1=13MiB,2=0", "BALANCE_GRADIENT_CHECKPOINTING": "auto"})  # fmt: skip
+case("moved portions", Own(LONGER), steps=3, environ={"BALANCE_MAX_MEMORY": "7MiB", "BALANCE_LOSS": "full"})
+case("ever longer", Own(range(20, 330, 10), rows=31), batch=1, steps=31)
 case("trained again", Own([LONG]), again=1)
+case("model_init", Own([LONG]), init=True, again=1)
+case("model_init, off", Own([LONG]), init=True, mode="off")
+case("model_init, recomputing", Own([LONG]), init=True,
+     environ={"BALANCE_MAX_MEMORY": "0=20MiB,1=20MiB,2=0", "BALANCE_GRADIENT_CHECKPOINTING": "auto"})  # fmt: skip
+case("folds", [LONG], run=folds)
 
 result_path.write_text(json.dumps(results))

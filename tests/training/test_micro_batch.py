@@ -77,8 +77,17 @@ def test_auto_takes_more_rows_where_there_is_room(folder, plain):
 def test_a_step_that_runs_out_is_repeated_in_halves(folder, plain):
     """The rows are longer than the plan could know: portions halve until they fit, nothing is lost or counted twice."""
     variables = {"BALANCE_SIMULATE": "2x18MiB", "BALANCE_LOSS": "full", "BALANCE_SEQ_LEN": "8"}
-    assert "out of memory" in train(folder, "unseen", expected=1, **variables)
-    result, stderr = train(folder, "unseen", BALANCE_MICRO_BATCH="8", **variables)
+    assert "out of memory" in train(folder, "unseen", "unlooked", expected=1, **variables)
+    result, stderr = train(folder, "unseen", "unlooked", BALANCE_MICRO_BATCH="8", **variables)
     assert "are run in 2 portions from now on; the step is repeated" in stderr
     assert result["losses"] == pytest.approx(plain["losses"], **SAME) and result["steps"] == 2
     assert result["sizes"][0] == 8 and result["sizes"][-1] < 8
+
+
+def test_a_micro_batch_that_is_predicted_not_to_fit_never_runs(folder, plain):
+    """The same with a look at the first batch: it is cut before it runs, and nothing runs out of memory."""
+    variables = {"BALANCE_SIMULATE": "2x18MiB", "BALANCE_LOSS": "full", "BALANCE_SEQ_LEN": "8"}
+    result, stderr = train(folder, "unseen", **variables)
+    assert "out of memory" not in stderr and "run in portions" in stderr
+    assert result["losses"] == pytest.approx(plain["losses"], **SAME) and result["steps"] == 2
+    assert max(result["sizes"]) < 8

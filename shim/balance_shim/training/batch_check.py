@@ -172,16 +172,15 @@ class BatchCheck:
         if self._moves < MOST_MOVES:
             length = request.workload.seq_len
             for target in (with_length(batch, int(HEADROOM * length)), batch):
-                outcome = self._moved_for(target)
+                outcome = self._moved_for(self._request(target))
                 if outcome is not None:
                     self._moves += 1
                     self._note(target, outcome.costed)
                     return 1
         return self._in_portions(batch, counted, Outcome(plan, request, costed))
 
-    def _moved_for(self, batch: dict[str, Any]) -> Outcome | None:
-        """Put another map, or more recomputation, in force with which `batch` fits; None if there is none."""
-        request = self._request(batch)
+    def _moved_for(self, request: planner.Request) -> Outcome | None:
+        """Put another map, or more recomputation, in force with which `request` fits; None if there is none."""
         try:
             outcome = plan_in_force(request, self._plan)
             if outcome.plan.shortfall:
@@ -202,25 +201,30 @@ class BatchCheck:
         counts = [
             each for each in range(2, rows + 1) if micro_batch.splits_exactly(self._trainer, batch, each, counted)
         ]
-        low, high = 0, len(counts)
-        while low < high:
-            middle = (low + high) // 2
-            low, high = (low, middle) if self._fits_in(counts[middle], batch, rows) else (middle + 1, high)
+        count = self._least_fitting(counts, batch, rows)
+        if not count and counts and (self._unseen or self._moves < MOST_MOVES):
+            outcome = self._moved_for(self._portion(counts[-1], batch, rows))
+            if outcome is not None:
+                self._moves += 1
+                count = self._least_fitting(counts, batch, rows)
         shapes = shapes_of(batch, self._names)
         assert shapes is not None, "only batches with shapes get here"
         plan = whole.plan
-        if low < len(counts):
-            self._split.append((shapes, counts[low]))
+        if count:
+            self._split.append((shapes, count))
             worst = plan.worst
+            if self._unseen:  # and nothing has been measured or moved for other batches
+                outcome = plan_in_force(self._portion(count, batch, rows), self._plan)
+                self._put_in_force(moved_if_better(self._trainer, outcome))
             if self._told_of_portions:
-                return counts[low]
+                return count
             self._told_of_portions = True
             log.warning(
                 f"micro-batches as large as the one of {plan.workload.batch_size} x {plan.workload.seq_len} tokens are "
                 f"predicted not to fit ({worst.name}: {format_size(worst.predicted_peak)} of "
                 f"{format_size(worst.capacity)}) and run in portions; the losses stay as they are",
             )
-            return counts[low]
+            return count
         self._hopeless.append(shapes)
         if not self._warned:
             self._warned = True
@@ -228,13 +232,25 @@ class BatchCheck:
             log.warning(f"a batch of {plan.workload.batch_size} x {plan.workload.seq_len} tokens runs as it is; {line}")
         return 1
 
+    def _least_fitting(self, counts: list[int], batch: dict[str, Any], rows: int) -> int:
+        """Return the first of `counts`, in rising order, with which `batch` fits under the map in force; 0: none."""
+        low, high = 0, len(counts)
+        while low < high:
+            middle = (low + high) // 2
+            low, high = (low, middle) if self._fits_in(counts[middle], batch, rows) else (middle + 1, high)
+        return counts[low] if low < len(counts) else 0
+
     def _fits_in(self, count: int, batch: dict[str, Any], rows: int) -> bool:
+        request = self._portion(count, batch, rows)
+        costed = costs_in_force(request, self._plan.recomputed)
+        return not evaluate(self._plan.mode, costed, self._plan.device_map, request.devices).shortfall
+
+    def _portion(self, count: int, batch: dict[str, Any], rows: int) -> planner.Request:
+        """Return what is to be planned for the largest of `count` portions of `batch`."""
         largest = max(micro_batch.portions(batch, rows, count), key=lambda each: micro_batch.rows_of(each) or 0)
         request = self._request(largest)
         # Behind the first portion there are gradients, as with accumulation.
-        request = planner.changed(request, accumulation=count * request.workload.accumulation)
-        costed = costs_in_force(request, self._plan.recomputed)
-        return not evaluate(self._plan.mode, costed, self._plan.device_map, request.devices).shortfall
+        return planner.changed(request, accumulation=count * request.workload.accumulation)
 
     def _request(self, batch: dict[str, Any]) -> planner.Request:
         workload, _ = actual_workload(self._trainer, self._plan.workload, batch)
