@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from . import log
-from .device_rules.kinds import Architecture, Capability, Runtime
+from .device_rules.kinds import DEFAULT_ARCHITECTURE, Architecture, Capability, Runtime
 from .device_rules.overhead import overhead_of
 from .eligible_devices import describe_display_cards, display_cards, eligible
 from .placement.map_file import ACCELERATOR_TYPES
@@ -178,7 +178,9 @@ def computing(settings: Settings) -> tuple[int, ...]:
     return tuple(index for index in indices if index not in small)
 
 
-def describe(index: int, name: str, available: int, settings: Settings, architecture: Architecture) -> Device:
+def describe(
+    index: int, name: str, available: int, settings: Settings, architecture: Architecture = DEFAULT_ARCHITECTURE
+) -> Device:
     """Return the `Device` with `available` bytes, less the reserve that the settings ask for."""
     # Nothing is taken beside tensors on simulated devices, which follow CUDA's rules in all else.
     overhead = overhead_of(architecture) if name.startswith("cuda") else 0

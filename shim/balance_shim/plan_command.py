@@ -152,9 +152,10 @@ def forecast_for(options: PlanOptions) -> Forecast:
     if plan is not None:
         line = chunks_line(saved_by_chunks(plan, request))
         notes += [line] if line else []
-    # Without the shim nobody cuts up the loss.
+    # Without the shim nobody cuts up the loss or repeats keys and values.
     alone = replace(costed.workload, loss="full")
-    without = costed if costed.workload == alone else planner.cost(replace(request, workload=alone))
+    is_alike = costed.workload == alone and not costed.repeats_grouped_keys
+    without = costed if is_alike else planner.cost(replace(request, workload=alone, repeats_grouped_keys=False))
     return Forecast(
         costed=costed,
         dtype=_short(dtype),

@@ -18,6 +18,7 @@ TEXT = {
     "num_key_value_heads": 4,
     "vocab_size": 16384,
 }
+SIZES = {"hidden_size": 512, "num_hidden_layers": 8, "num_attention_heads": 8, "vocab_size": 16384}
 SMALL = {**TEXT, "hidden_size": 192, "intermediate_size": 512, "num_hidden_layers": 4, "vocab_size": 2048}
 
 
@@ -46,6 +47,30 @@ def t5() -> Any:
         d_model=512, d_ff=1024, num_layers=4, num_heads=8, vocab_size=16384, decoder_start_token_id=0
     )
     config.architectures = ["T5ForConditionalGeneration"]
+    return config
+
+
+def neox() -> Any:
+    config = transformers.GPTNeoXConfig(**SIZES, intermediate_size=2048)
+    config.architectures = ["GPTNeoXForCausalLM"]
+    return config
+
+
+def stablelm() -> Any:
+    config = transformers.StableLmConfig(**TEXT)
+    config.architectures = ["StableLmForCausalLM"]
+    return config
+
+
+def phi() -> Any:
+    config = transformers.PhiConfig(**TEXT)
+    config.architectures = ["PhiForCausalLM"]
+    return config
+
+
+def opt() -> Any:
+    config = transformers.OPTConfig(**SIZES, ffn_dim=2048, word_embed_proj_dim=512)
+    config.architectures = ["OPTForCausalLM"]
     return config
 
 
@@ -82,6 +107,8 @@ class Case:
         rows: "text", "classes", "translation", "pictures" or "ragged".
         tokens: in a row.
         arguments: of `TrainingArguments`.
+        repeats: whether keys and values of grouped queries are repeated where that saves memory, as for models that
+            the shim has placed.
         tolerance: the largest relative error of a device's predicted peak.
     """
 
@@ -93,6 +120,7 @@ class Case:
     rows: str = "text"
     tokens: int = 1024
     arguments: dict[str, Any] = field(default_factory=dict)
+    repeats: bool = False
     tolerance: float = 0.03
 
 
@@ -129,7 +157,19 @@ CASES = {
         dtype=torch.float32, arguments={**_FUSED, "bf16": True, "gradient_accumulation_steps": 2}
     ),
     "autocast-half-weights": Case(arguments={**_FUSED, "bf16": True}),
+    # Under CUDA's autocast LayerNorm runs in float32.
+    "neox-autocast-half-weights": Case(neox, arguments={**_FUSED, "bf16": True}),
+    "stablelm-autocast-half-weights": Case(stablelm, arguments={**_FUSED, "bf16": True}),
+    "phi-autocast-half-weights": Case(phi, arguments={**_FUSED, "bf16": True}),
+    "opt-autocast-half-weights": Case(opt, head=0, arguments={**_FUSED, "bf16": True}),
+    "phi-autocast-checkpointing": Case(phi, arguments={**_FUSED, **_CHECKPOINTING, "bf16": True}),
     "fp16": Case(dtype=torch.float32, arguments={**_FUSED, "fp16": True}),
+    # No fused kernel takes grouped queries in float32: S x S probabilities are kept, unless keys are repeated.
+    "grouped-float32": Case(dtype=torch.float32, arguments=_FUSED),
+    "grouped-float32-checkpointing": Case(dtype=torch.float32, arguments={**_FUSED, **_CHECKPOINTING}),
+    "grouped-float32-lora": Case(dtype=torch.float32, prepare="lora", arguments=_FUSED),
+    "grouped-float32-repeated": Case(dtype=torch.float32, repeats=True, arguments=_FUSED),
+    "float32-padded": Case(dtype=torch.float32, rows="ragged", arguments=_FUSED),
     "label-smoothing": Case(arguments={**_FUSED, "label_smoothing_factor": 0.1}),
     "lora": Case(prepare="lora", arguments=_FUSED),
     "lora-checkpointing": Case(prepare="lora", arguments={**_FUSED, **_CHECKPOINTING}),
@@ -170,6 +210,7 @@ REAL_CASES = {
     "full": Case(lambda: llama(**SMALL), tokens=256, arguments=_FOREACH),
     "lora": Case(lambda: llama(**SMALL), tokens=256, prepare="lora", arguments=_FUSED),
     "checkpointing": Case(lambda: llama(**SMALL), tokens=256, arguments={**_FUSED, **_CHECKPOINTING}),
+    "grouped-float32": Case(lambda: llama(**SMALL), tokens=256, dtype=torch.float32, arguments=_FUSED),
 }
 
 

@@ -1,5 +1,6 @@
 """Predicted beside simulated peaks of trainings as scripts do them: `... RESULT FOLDER shapes|numbers`."""
 
+import contextlib
 import gc
 import os
 import sys
@@ -26,6 +27,7 @@ from balance_shim.placement.plan import evaluate  # noqa: E402
 from balance_shim.seams.loss_device import computes_loss_on_first_device  # noqa: E402
 from balance_shim.settings import Settings  # noqa: E402
 from balance_shim.training.actual_workload import actual_workload  # noqa: E402
+from balance_shim.virtual import grouped_attention  # noqa: E402
 from tests.memory.simulated_cases import CASES, REAL_CASES, device_map  # noqa: E402
 from tests.simulation.child import main  # noqa: E402
 from tests.simulation.sparse_checkpoint import write_sparse_checkpoint  # noqa: E402
@@ -120,6 +122,21 @@ def pictures(features):
 COLLATORS = {"ragged": padded, "pictures": pictures}
 
 
+@contextlib.contextmanager
+def grouped_queries(repeats):
+    """Treat grouped queries as the shim does for models that it has placed, if `repeats`; versions before 4.54 do."""
+    module = sys.modules[grouped_attention.MODULE]
+    before = getattr(module, grouped_attention.NAME, None)
+    if repeats and before is not None:
+        seen = []
+        around = grouped_attention.around_use_gqa(before, lambda key: True, lambda key: seen.append(key.shape))
+        setattr(module, grouped_attention.NAME, around)
+    yield
+    if repeats and before is not None:
+        setattr(module, grouped_attention.NAME, before)
+        assert seen, "no grouped queries met"
+
+
 def compare(name, case):
     """Train, and raise if the predicted peak of a device is off by more than the tolerance of `case`."""
     model, places = loaded(name, case)
@@ -141,6 +158,7 @@ def compare(name, case):
     trainer.remove_callback(transformers.PrinterCallback)
 
     workload, batch = actual_workload(trainer, Workload())
+    treated = grouped_queries(case.repeats)
     devices = tuple(
         describe(index, each.name, each.capacity, Settings())
         for index, each in enumerate(simulation.usage()[: case.devices])
@@ -152,6 +170,7 @@ def compare(name, case):
         trains=lambda _, parameter: parameter.requires_grad,
         batch=batch,
         loss_on_first=computes_loss_on_first_device(placed),
+        repeats_grouped_keys=case.repeats,
     )
     costed = planner.cost(request)
     plan = evaluate("map", costed, places, devices)
@@ -159,7 +178,8 @@ def compare(name, case):
 
     gc.collect()  # loading leaves cycles behind, which keep what was loaded until Python happens to look for them
     simulation.reset_peaks()
-    trainer.train()
+    with treated:
+        trainer.train()
     found = [each.peak for each in simulation.usage()[: case.devices]]
     text = [f"{name}: {costed.method}"]
     wrong = costed.method != "traced"

@@ -21,6 +21,8 @@ class Architecture(NamedTuple):
     capability: Capability | None = (8, 0)
 
 
+# transformers' own switch, since 5.2x: grouped queries go to torch as they are, whatever kernel that means.
+INSISTS_ON_GROUPS = "TRANSFORMERS_SDPA_FORCE_GQA"
 DEFAULT_ARCHITECTURE = Architecture()  # of simulated devices that are given by their size alone
 
 

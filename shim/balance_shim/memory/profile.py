@@ -32,6 +32,8 @@ class Profile:
         schedule: how the costs of a device combine.
         method: how they were found: "traced", or what could not be traced and why.
         bonds: which blocks have to share a device.
+        math_attention: the types in which attention runs as plain matrix products, which keep S x S probabilities.
+        repeats_grouped_keys: whether keys and values are repeated for all heads, so that it does not.
     """
 
     costs: tuple[BlockCost, ...]
@@ -39,6 +41,8 @@ class Profile:
     schedule: Schedule
     method: str
     bonds: Bonds = NO_BONDS
+    math_attention: tuple[str, ...] = ()
+    repeats_grouped_keys: bool = False
 
     def to_json(self) -> dict[str, Any]:
         return {**asdict(self), "bonds": self.bonds.to_json()}
@@ -48,7 +52,9 @@ class Profile:
         """Return the profile that `to_json` has been called on."""
         costs = tuple(BlockCost(**cost) for cost in found["costs"])
         first, schedule = BlockCost(**found["first"]), Schedule(**found["schedule"])
-        return cls(costs, first, schedule, found["method"], Bonds.from_json(found["bonds"]))
+        bonds = Bonds.from_json(found["bonds"])
+        attention = tuple(found["math_attention"]), found["repeats_grouped_keys"]
+        return cls(costs, first, schedule, found["method"], bonds, *attention)
 
 
 def profile(

@@ -22,6 +22,8 @@ class Workload:
         gradient_checkpointing: whether layers are recomputed in the backward pass.
         loss: "chunked" where the head runs chunk by chunk (see `logits`), or "full".
         autocast: whether matrix products run in a lower precision than the weights are held in.
+        autocast_dtype: that precision, "bfloat16" or "float16": before compute capability 8.0 fused attention takes
+            the latter only.
         label_smoothing: the factor with which the Trainer, and not the model, computes the loss; 0 for none.
         guessed: whether nobody has said yet how long rows are, which decides more than anything else.
     """
@@ -33,6 +35,7 @@ class Workload:
     optimizer: str = "adamw_torch"
     gradient_checkpointing: bool = False
     autocast: bool = False
+    autocast_dtype: str = "bfloat16"
     loss: str = "full"
     label_smoothing: float = 0.0
     guessed: bool = field(default=False, compare=False)
@@ -78,6 +81,7 @@ def assume(settings: Settings, arguments: Any | None = None, longest: int | None
         known["gradient_checkpointing"] = settings.gradient_checkpointing
     if settings.precision is not None:
         known["autocast"] = settings.precision != "fp32"
+        known["autocast_dtype"] = "float16" if settings.precision == "fp16" else "bfloat16"
     if settings.loss != "full":
         known.setdefault("loss", "chunked")
     guessed = "seq_len" not in known
@@ -94,6 +98,7 @@ def from_arguments(arguments: Any) -> dict[str, Any]:
         "optimizer": str(getattr(arguments.optim, "value", arguments.optim)),
         "gradient_checkpointing": bool(arguments.gradient_checkpointing),
         "autocast": bool(arguments.bf16 or arguments.fp16),
+        "autocast_dtype": "float16" if arguments.fp16 and not arguments.bf16 else "bfloat16",
         "label_smoothing": float(getattr(arguments, "label_smoothing_factor", 0) or 0),
     }
     if any(getattr(arguments, name, None) for name in ("torch_compile", "deepspeed", "fsdp")):

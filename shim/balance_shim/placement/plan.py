@@ -110,6 +110,8 @@ class CostedModel:
         first: what the first device holds beside its blocks and behind them: inputs, and outputs that return.
         schedule: how the costs of a device combine.
         method: how the costs were found.
+        math_attention: the types in which attention runs as plain matrix products.
+        repeats_grouped_keys: whether keys and values are repeated for all heads, so that it does not.
     """
 
     model_class: str
@@ -122,6 +124,8 @@ class CostedModel:
     schedule: Schedule = PLAIN
     method: str = ""
     bonds: Bonds = NO_BONDS
+    math_attention: tuple[str, ...] = ()
+    repeats_grouped_keys: bool = False
 
 
 def device_of(name: str, device_map: Mapping[str, int | str]) -> int | str | None:
@@ -154,8 +158,22 @@ def evaluate(
         device_map=dict(device_map),
         lower_bound=lower_bound(costed, devices),
         method=costed.method,
-        notes=tuple(notes),
+        notes=(*notes, *_attention_notes(costed, devices)),
     )
+
+
+def _attention_notes(costed: CostedModel, devices: Sequence[Device]) -> list[str]:
+    capabilities = sorted({device.capability for device in devices if device.capability})
+    on = "" if not capabilities else " on compute capability " + ", ".join(f"{a}.{b}" for a, b in capabilities)
+    notes = []
+    for dtype in costed.math_attention:
+        remedy = "float16" if capabilities and capabilities[0] < (8, 0) else "bfloat16"
+        others = "another attn_implementation" if dtype == remedy else f"{remedy} or another attn_implementation"
+        notes.append(
+            f"attention in {dtype} has no fused kernel{on}: each layer keeps a matrix of sequence length squared for "
+            f"every head; {others} may avoid that"
+        )
+    return notes
 
 
 def lower_bound(costed: CostedModel, devices: Sequence[Device]) -> int:

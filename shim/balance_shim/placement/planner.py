@@ -1,6 +1,7 @@
 """From a model and the settings to a plan: the stages of placing, one after the other."""
 
 import math
+import os
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from .. import log
 from ..cache import cached, digest
+from ..device_rules.kinds import INSISTS_ON_GROUPS, Architecture
 from ..devices import Device, table
 from ..memory.blocks import Block, chain
 from ..memory.bonds import of_all_but_layers
@@ -46,6 +48,8 @@ class Request:
         may_chunk: whether the loss is computed from full logits for no other reason than that the user says so.
         may_halve: whether `BALANCE_PRECISION=bf16` is a remedy: the devices compute in it, and nobody has set another.
         loss_on_first: whether the model computes its loss where its inputs arrive; see `seams/loss_device.py`.
+        repeats_grouped_keys: whether keys and values are repeated where that saves the S x S matrices of attention, as
+            the shim does for models that it places; see `virtual/grouped_attention.py`.
     """
 
     model: "nn.Module"
@@ -60,13 +64,21 @@ class Request:
     may_chunk: bool = False
     may_halve: bool = False
     cache: Path | None = None
+    repeats_grouped_keys: bool = True
+
+    @property
+    def architectures(self) -> tuple[Architecture, ...]:
+        """The architectures of the devices, each once: which kernels run depends on them."""
+        return tuple(sorted({device.architecture for device in self.devices}, key=str))
 
     def key(self, *what: Any) -> str:
-        """Return the key of a result that follows from this request and `what`, but not from the devices."""
+        """Return the key of a result that follows from `what` and this request, but for the sizes of its devices."""
         return "" if self.cache is None else digest(self._identity, *what)
 
     @cached_property
     def _identity(self) -> list[Any]:
+        from ..device_rules.attention import EnabledKernels
+
         sizes = self.parameter_bytes
         weights = sizes and [sizes(name, each) for name, each in self.model.named_parameters(remove_duplicate=False)]
         return [
@@ -75,6 +87,7 @@ class Request:
             sorted(self.no_split or ()),
             weights,
             self.loss_on_first,
+            [self.repeats_grouped_keys, *self.architectures, *EnabledKernels.now(), os.environ.get(INSISTS_ON_GROUPS)],
         ]
 
 
@@ -95,19 +108,26 @@ def cost(request: Request) -> CostedModel:
         schedule=found.schedule,
         method=found.method,
         bonds=found.bonds,
+        math_attention=found.math_attention,
+        repeats_grouped_keys=found.repeats_grouped_keys,
     )
 
 
 def _profile(request: Request, blocks: tuple[Block, ...]) -> Profile:
-    return profile(
-        request.model,
-        blocks,
-        request.workload,
-        request.parameter_bytes,
-        request.trains,
-        request.batch,
-        request.loss_on_first,
-    )
+    from ..memory.tracing.machine import tracing_for
+
+    with tracing_for(request.architectures, request.repeats_grouped_keys) as target:
+        found = profile(
+            request.model,
+            blocks,
+            request.workload,
+            request.parameter_bytes,
+            request.trains,
+            request.batch,
+            request.loss_on_first,
+        )
+    dtypes = sorted({str(call.dtype).removeprefix("torch.") for call in target.math_attention})
+    return replace(found, math_attention=tuple(dtypes), repeats_grouped_keys=target.repeated)
 
 
 def balanced(request: Request) -> Plan | None:

@@ -58,15 +58,17 @@ def _tried(
 ) -> dict[str, Any]:
     from ..memory.tracing import proof
     from ..memory.tracing.copy import CannotTrace
+    from ..memory.tracing.machine import tracing_for
     from ..memory.tracing.origins import CrossesDevices
 
     result: dict[str, Any] = {"peaks": {}, "blocks": [], "met": [], "failure": ""}
     places = {block.name: int(device_map[block.name]) for block in costed.blocks}
     first = request.devices[0].index
     try:
-        found = proof.prove(
-            request.model, costed.blocks, costed.workload, places, first, request.trains, request.batch, recomputed
-        )
+        with tracing_for(request.architectures, request.repeats_grouped_keys):
+            found = proof.prove(
+                request.model, costed.blocks, costed.workload, places, first, request.trains, request.batch, recomputed
+            )
     except CrossesDevices as error:
         return {**result, "met": [sorted(blocks, key=str) for blocks in error.met]}
     except CannotTrace as error:

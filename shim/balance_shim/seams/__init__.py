@@ -10,6 +10,7 @@ SEAMS = {
     "transformers.training_args": "balance_shim.seams.arguments",
     "transformers.trainer": "balance_shim.seams.trainer",
     "transformers.loss.loss_utils": "balance_shim.seams.loss",
+    "transformers.integrations.sdpa_attention": "balance_shim.seams.grouped_attention",
     "transformers.integrations.deepspeed": "balance_shim.seams.deepspeed_config",
     "peft.peft_model": "balance_shim.seams.peft_model",
     "peft.tuners.lora.model": "balance_shim.seams.peft_lora",

@@ -1,35 +1,13 @@
-"""Mixed precision: which operations `torch.autocast` runs in which type.
+"""Mixed precision on simulated devices.
 
-For a backend written in Python torch brings the switch but no rules. These are the rules of CUDA, after the lists in
-torch's documentation of automatic mixed precision, limited to operations that the simulation may meet in training.
+For a backend written in Python torch brings the switch but no rules. These follow CUDA's: `device_rules.autocast`.
 """
 
 import torch
 
+from balance_shim.device_rules.autocast import LOWER, SINGLE, SINGLE_BY_ARGUMENT, WIDEST
+
 from .tensor import BACKEND, SimulatedTensor
-
-_LOWER = (
-    "linear", "matmul", "mm", "bmm", "mv", "addmm", "addbmm", "baddbmm", "addmv", "addr", "chain_matmul",
-    "linalg_multi_dot", "linalg_vecdot", "einsum", "conv1d", "conv2d", "conv3d", "convolution", "conv_transpose1d",
-    "conv_transpose2d.input", "conv_transpose3d.input", "prelu", "scaled_dot_product_attention", "lstm_cell",
-    "gru_cell", "rnn_tanh_cell", "rnn_relu_cell",
-)  # fmt: skip
-
-_SINGLE = (
-    "acos", "asin", "cosh", "tan", "sinh", "erfinv", "exp", "expm1", "log", "log10", "log1p", "log2", "reciprocal",
-    "rsqrt", "pow.Tensor_Scalar", "pow.Tensor_Tensor", "pow.Scalar", "softplus", "layer_norm", "group_norm",
-    "native_layer_norm", "rms_norm", "norm.Scalar", "norm.ScalarOpt_dim", "cosine_similarity", "cosine_embedding_loss",
-    "nll_loss", "nll_loss_nd", "cross_entropy_loss", "kl_div", "l1_loss", "mse_loss", "smooth_l1_loss", "huber_loss",
-    "hinge_embedding_loss", "margin_ranking_loss", "poisson_nll_loss", "triplet_margin_loss",
-    "binary_cross_entropy_with_logits", "dist", "pdist", "cdist", "renorm", "logsumexp",
-)  # fmt: skip
-
-# These take the type they should compute in as an argument, which is set unless the caller has.
-_SINGLE_BY_ARGUMENT = ("softmax.int", "log_softmax.int", "sum", "sum.dim_IntList", "prod", "prod.dim_int", "cumsum",
-                       "cumprod")  # fmt: skip
-
-_WIDEST = ("addcdiv", "addcmul", "atan2", "bilinear", "cat", "cross", "dot", "vdot", "grid_sampler", "index_put",
-           "scatter_add", "stack", "tensordot")  # fmt: skip
 
 _KEY = torch._C.DispatchKeySet(torch._C._dispatch_key_parse("AutocastPrivateUse1"))
 
@@ -59,7 +37,7 @@ def register() -> "tuple[list[torch.library.Library], _CastWeights]":
     everything = torch.library.Library("_", "IMPL")
     everything.fallback(torch.library.fallthrough_kernel, "AutocastPrivateUse1")
     library = torch.library.Library("aten", "IMPL")
-    for names, make in ((_LOWER, _lower), (_SINGLE, _single), (_SINGLE_BY_ARGUMENT, _by_argument), (_WIDEST, _widest)):
+    for names, make in ((LOWER, _lower), (SINGLE, _single), (SINGLE_BY_ARGUMENT, _by_argument), (WIDEST, _widest)):
         for name in names:
             packet, _, overload = name.partition(".")
             func = getattr(getattr(torch.ops.aten, packet, None), overload or "default", None)

@@ -44,6 +44,7 @@ class Installation:
             self.machine.generators = generators.Generators(len(spec.capacities))
             self.module = backend.make_module(self.machine, spec)
             fused = attention.make_attention(self.machine)
+            SimulatedTensor.machine = self.machine
             SimulatedTensor.run = dispatch.Dispatcher(self.machine, fused)
 
             self.libraries, weights = autocast.register()

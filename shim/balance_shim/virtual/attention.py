@@ -1,8 +1,8 @@
-"""Scaled dot-product attention that keeps what fused kernels keep.
+"""Scaled dot-product attention that keeps what the kernels of a device keep.
 
 For a backend that it does not know torch falls back to plain matrix products and keeps the whole S x S matrix of
-probabilities for backward. Every real accelerator has fused kernels that keep the inputs, the output and one
-log-sum-exp a row instead; a simulation that counts bytes has to do the same.
+probabilities for backward. Real accelerators have fused kernels that keep the inputs, the output and one log-sum-exp a
+row instead, for the types, masks and heads that these kernels take (`device_rules.attention`).
 
 Shapes: B batch, H heads, S queries, D width of a head.
 """
@@ -12,8 +12,11 @@ from typing import Any
 
 import torch
 
+from balance_shim.device_rules.attention import AttentionCall, decided
+
 from .dispatch import mismatch
 from .machine import Machine
+from .math_attention import math_attention
 from .tensor import VirtualTensor, wrap
 
 plain_attention = torch.nn.functional.scaled_dot_product_attention
@@ -78,7 +81,29 @@ def make_attention(machine: Machine):
             # CUDA's kernels turn truth values into a bias of the queries' type, and keep that.
             bias = torch.zeros_like(attn_mask, dtype=query.dtype)
             attn_mask = bias.masked_fill_(attn_mask.logical_not(), float("-inf"))
+        call = _call(query, key, value, attn_mask, dropout_p, is_causal, enable_gqa)
+        if any(decided(call, architecture) == "math" for architecture in machine.architectures_at(query.place)):
+            machine.math_attention.add(call)
+            return math_attention(query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa)
         options = {"dropout_p": dropout_p, "is_causal": is_causal, "scale": scale, "enable_gqa": enable_gqa}
         return _FusedAttention.apply(machine, query, key, value, attn_mask, options)
 
     return attention
+
+
+def _call(query, key, value, mask, dropout_p, is_causal, enable_gqa):
+    has_heads = query.dim() > 2
+    return AttentionCall(
+        dtype=query.dtype,
+        query_heads=query.shape[-3] if has_heads else 1,
+        key_heads=key.shape[-3] if has_heads else 1,
+        width=query.shape[-1],
+        value_width=value.shape[-1],
+        has_mask=mask is not None,
+        enable_gqa=enable_gqa,
+        dropout=float(dropout_p),
+        is_causal=is_causal,
+        is_square=query.shape[-2] == key.shape[-2],
+        requires_grad=torch.is_grad_enabled() and any(each.requires_grad for each in (query, key, value)),
+        dimensions=query.dim(),
+    )

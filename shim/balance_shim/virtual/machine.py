@@ -10,6 +10,8 @@ from balance_shim.device_rules.kinds import DEFAULT_ARCHITECTURE, Architecture
 from .ledger import Ledger
 
 if TYPE_CHECKING:
+    from balance_shim.device_rules.attention import AttentionCall
+
     from .tensor import VirtualTensor
 
 
@@ -20,6 +22,7 @@ class Machine:
         shapes_only: whether floating-point tensors have no numbers.
         separates_host: whether an operation may not mix tensors of the host with those of a device.
         architectures: of each device, which decides on its kernels.
+        math_attention: the calls of attention so far that ran as plain matrix products.
         generators: what random operations on the devices draw from (`simulation.generators.Generators`); None: from
             the generator of the host.
     """
@@ -32,16 +35,24 @@ class Machine:
         shapes_only: bool = False,
         separates_host: bool = True,
         architectures: Sequence[Architecture] | None = None,
+        alternatives: Sequence[Architecture] = (),
     ):
+        """Make a machine with `capacities` bytes; `alternatives` stand for each device: see `architectures_at`."""
         self.kind = kind
         self.shapes_only = shapes_only
         self.separates_host = separates_host
         self.tensor_class = tensor_class
         self.architectures = tuple(architectures or (DEFAULT_ARCHITECTURE,) * len(capacities))
+        self.math_attention: set[AttentionCall] = set()
+        self._alternatives = tuple(alternatives)
         self.devices = tuple(torch.device(kind, index) for index in range(len(capacities)))
         self.ledger = Ledger(tuple(map(str, self.devices)), tuple(capacities))
         self.current = 0
         self.generators: Any = None
+
+    def architectures_at(self, place: int) -> tuple[Architecture, ...]:
+        """Return the architectures that device `place` may have: several where it stands for any of several devices."""
+        return self._alternatives or (self.architectures[place],)
 
     def index_of(self, device: "torch.device | str | int | None") -> int:
         """Return the index that `device` means here; no device or no index means the current one.

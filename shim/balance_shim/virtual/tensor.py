@@ -19,7 +19,8 @@ class VirtualTensor(torch.Tensor):
 
     raw: torch.Tensor
     place: int
-    run: Callable[..., Any]  # a `dispatch.Dispatcher`; set by whoever makes the machine
+    machine: Machine  # this and the next belong to the class, set by whoever makes the machine
+    run: Callable[..., Any]  # a `dispatch.Dispatcher`
 
     # Results need no conversion to this class, because dispatch makes them; going without saves time on each call.
     __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]

@@ -5,17 +5,22 @@ of a real accelerator is touched; other programs in this process notice nothing.
 """
 
 import contextlib
+import contextvars
 import io
 import logging
+import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from balance_shim.device_rules.attention import AttentionCall
+from balance_shim.device_rules.kinds import DEFAULT_ARCHITECTURE, Architecture
 from balance_shim.randomness import undisturbed
-from balance_shim.virtual import attention, shapes
+from balance_shim.virtual import attention, grouped_attention, shapes
 from balance_shim.virtual.dispatch import Dispatcher
 from balance_shim.virtual.machine import Machine
 from balance_shim.virtual.tensor import VirtualTensor, wrap
@@ -27,6 +32,37 @@ MOST_OPERATIONS = 60_000
 _LIMITLESS = 1 << 60
 
 _one_at_a_time = threading.Lock()
+
+
+@dataclass
+class Target:
+    """What is traced for, and what showed on the way.
+
+    Attributes:
+        architectures: of the devices that a block may land on; the costliest of their kernels counts.
+        math_attention: the calls of attention that ran as plain matrix products.
+        repeats: whether keys and values are repeated where that saves them (see `virtual.grouped_attention`).
+        repeated: whether any were.
+    """
+
+    architectures: tuple[Architecture, ...] = (DEFAULT_ARCHITECTURE,)
+    math_attention: set[AttentionCall] = field(default_factory=set)
+    repeats: bool = True
+    repeated: bool = False
+
+
+_target: contextvars.ContextVar[Target | None] = contextvars.ContextVar("balance_shim_target", default=None)
+
+
+@contextlib.contextmanager
+def tracing_for(architectures: Collection[Architecture], repeats: bool = True) -> Iterator[Target]:
+    """Let traces in this context follow the rules of devices of these architectures."""
+    target = Target(tuple(sorted(set(architectures), key=str)) or (DEFAULT_ARCHITECTURE,), repeats=repeats)
+    token = _target.set(target)
+    try:
+        yield target
+    finally:
+        _target.reset(token)
 
 
 class TooManyOperations(Exception):
@@ -72,16 +108,27 @@ def _dense_strides(tensor: torch.Tensor) -> tuple[int, ...]:
 @contextlib.contextmanager
 def tracing(devices: int) -> Iterator[Machine]:
     """Trace in this thread, on `devices` devices, until the context ends."""
-    machine = Machine("cpu", [_LIMITLESS] * devices, TracedTensor, shapes_only=True, separates_host=False)
+    target = _target.get() or Target()
+    machine = Machine(
+        "cpu",
+        [_LIMITLESS] * devices,
+        TracedTensor,
+        shapes_only=True,
+        separates_host=False,
+        alternatives=target.architectures,
+    )
+    machine.math_attention = target.math_attention
     fused = attention.make_attention(machine)
     with contextlib.ExitStack() as stack:
         stack.enter_context(_one_at_a_time)
+        TracedTensor.machine = machine
         TracedTensor.run = _Bounded(machine, fused)
         stack.enter_context(undisturbed())
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
         stack.enter_context(_default_dtype(torch.float32))
         stack.enter_context(_accelerators_kernels(fused))
+        stack.enter_context(_grouped_queries(target))
         stack.enter_context(_tensors_of_numbers())
         stack.enter_context(_silence())
         stack.enter_context(_Factories(machine))
@@ -145,6 +192,28 @@ def _accelerators_kernels(fused: Any) -> Iterator[None]:
         yield
     finally:
         functions.scaled_dot_product_attention, functions.dropout = plain_attention, plain_dropout
+
+
+@contextlib.contextmanager
+def _grouped_queries(target: Target) -> Iterator[None]:
+    """Let transformers treat grouped queries as it does in a training with the shim."""
+    module = sys.modules.get(grouped_attention.MODULE)
+    before = getattr(module, grouped_attention.NAME, None)
+    if before is None or not target.repeats:
+        yield
+        return
+
+    def acted(_: Any) -> None:
+        target.repeated = True
+
+    def is_traced(key: Any) -> bool:
+        return isinstance(key, TracedTensor)
+
+    setattr(module, grouped_attention.NAME, grouped_attention.around_use_gqa(before, is_traced, acted))
+    try:
+        yield
+    finally:
+        setattr(module, grouped_attention.NAME, before)
 
 
 @contextlib.contextmanager

@@ -14,6 +14,7 @@ from balance_shim.virtual.machine import Machine
 
 from ..recomputation import recompute_only
 from ..workload import Workload
+from .autocast import CudaRules
 from .copy import CannotTrace, TakesTooLong
 from .found import Held
 from .machine import TooManyOperations
@@ -79,7 +80,8 @@ def training_step(
         _prepare(model, workload, supposed)
         if recomputed is not None:
             recompute_only(model, frozenset(name for name in recomputed if recomputed[name]), layers=list(recomputed))
-        return _training_step(model, batch, workload, machine)
+        with CudaRules() if workload.autocast else contextlib.nullcontext():
+            return _training_step(model, batch, workload, machine)
     except CannotTrace:
         raise
     except TooManyOperations as error:
@@ -113,7 +115,11 @@ def _training_step(model: nn.Module, batch: Mapping[str, Any], workload: Workloa
 
 def _backward(loss: torch.Tensor) -> None:
     if loss.requires_grad:  # not so for a part in which nothing trains
-        loss.backward()
+        # What `loss.backward()` comes down to. `CudaRules` would see that function and then not be on inside,
+        # so that layers would be recomputed by other rules than they were computed by.
+        torch.autograd.graph._engine_run_backward(
+            (loss,), (torch.ones_like(loss),), False, False, (), allow_unreachable=True, accumulate_grad=True
+        )
 
 
 def _prepare(model: nn.Module, workload: Workload, supposed: bool) -> None:
@@ -183,7 +189,7 @@ def _loss(outputs: Any) -> torch.Tensor:
 @contextlib.contextmanager
 def _autocast(workload: Workload) -> Iterator[None]:
     if workload.autocast:
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        with torch.autocast("cpu", dtype=getattr(torch, workload.autocast_dtype)):
             yield
     else:
         yield
