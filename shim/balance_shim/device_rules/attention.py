@@ -7,6 +7,7 @@ Source: aten/src/ATen/native/transformers/cuda/sdp_utils.cpp of torch 2.13; olde
 which of the first three they prefer.
 """
 
+import contextlib
 from functools import lru_cache
 from typing import Literal, NamedTuple
 
@@ -120,12 +121,11 @@ def decided(call: AttentionCall, architecture: Architecture) -> Kernel:
 
 @lru_cache(maxsize=1024)
 def _decided(call: AttentionCall, architecture: Architecture, enabled: EnabledKernels) -> Kernel:
-    device = _device_like(architecture)
-    if device is not None:
-        try:
+    # An out-of-memory, or a combination that torch refuses: the training will tell.
+    with contextlib.suppress(Exception):
+        device = _device_like(architecture)
+        if device is not None:
             return chosen_by_torch(call, device)
-        except Exception:  # an out-of-memory, or a combination that torch refuses: the training will tell
-            pass
     return kernel_for(call, architecture, enabled)
 
 
