@@ -4,6 +4,7 @@
 #   make test        all tests, in three environments; about three quarters of an hour on two cores
 #   make test-fast   without the slow ones; minutes
 #   make lint
+#   make check-gpu   what only a GPU can show; nine minutes at most, with the PyTorch of $(PYTHON), which installs nothing
 #
 #   PYTHON=python3.12 make ...   another interpreter
 #   TORCH="torch==2.13.0 --index-url ..." make ...   another build of torch
@@ -12,10 +13,13 @@ PYTHON ?= python3
 export PYTHON
 PYTEST = -m pytest -q -p no:cacheprovider
 
-.PHONY: demo test test-new test-old test-swift test-fast lint clean
+.PHONY: demo check-gpu test test-new test-old test-swift test-fast lint clean
 
 demo: .venv/new/.finished
 	@.venv/new/bin/python benchmarks/demo.py
+
+check-gpu:
+	@$(PYTHON) benchmarks/gpu_check $(GPU_CHECK)
 
 # Side by side, as that is how many cores the machines have that this is made for; the shorter two take turns, and are
 # installed when it is theirs.

@@ -1,0 +1,103 @@
+"""Out-of-memory on the card in each phase of a step, and what `BALANCE_MICRO_BATCH` makes of it."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from . import configs
+from .card import Card
+
+ROWS, TOKENS = 8, 1024
+MODEL = "Llama-3.2-1B, 8 layers"
+
+
+def recovered(card: Card) -> Iterator[dict[str, Any]]:
+    model, tokens = ("tiny", 128) if card.is_simulated else (MODEL, TOKENS)
+    for checkpointing in (False, True):
+        plain = _train(card, model, tokens, checkpointing, None)
+        forward, whole = plain["forward"], plain["whole"]
+        wanted = {"recomputation" if checkpointing else "backward pass": (forward + whole) // 2}
+        if not checkpointing:
+            wanted["forward pass"] = int(0.8 * forward)
+        for phase, room in wanted.items():
+            found = _train(card, model, tokens, checkpointing, room)
+            losses = {"losses": found["losses"], "losses_with_room": plain["losses"]}
+            yield {"aimed_at": phase, "room": room, "needs": whole, **losses, **found["failure"]}
+            card.empty()
+
+
+def _train(card: Card, name: str, tokens: int, checkpointing: bool, room: int | None) -> dict[str, Any]:
+    """Train for two steps of `ROWS` sequences; with `room`, only so many bytes are there beside the weights."""
+    import transformers
+
+    import balance_shim
+    from balance_shim.monitoring.out_of_memory import is_out_of_memory, place_of
+
+    balance_shim.install(mode="balanced", micro_batch=ROWS, report="off")
+    torch.manual_seed(0)
+    model = configs.build(name, torch.bfloat16, card.device)
+    ids = torch.randint(10, configs.MODELS[name][1]["vocab_size"], (ROWS, tokens))
+    seen: dict[str, Any] = {"forward": 0, "whole": 0, "failure": {}}
+
+    class Observed(transformers.Trainer):
+        """Notes the peaks of the first forward pass and step, and the errors before the shim handles them."""
+
+        def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, **kwargs: Any) -> Any:
+            before = card.module.memory_allocated(0)
+            card.module.reset_peak_memory_stats(0)
+            try:
+                result = super().compute_loss(model, inputs, return_outputs, **kwargs)
+            except Exception as failure:
+                _note(failure, model)
+                raise
+            seen["forward"] = seen["forward"] or card.module.max_memory_allocated(0) - before
+            seen.setdefault("before", before)
+            return result
+
+        def training_step(self, *args: Any, **kwargs: Any) -> Any:
+            result = super().training_step(*args, **kwargs)
+            seen["whole"] = seen["whole"] or card.module.max_memory_allocated(0) - seen["before"]
+            return result
+
+    def _note(failure: BaseException, model: Any) -> None:
+        if is_out_of_memory(failure) and not seen["failure"]:
+            place = place_of(failure, model)
+            seen["failure"] = {
+                "phase": place.phase, "module": place.module, "device": place.device, "wanted": place.wanted,
+                "words": str(failure).splitlines()[0][:200],
+            }  # fmt: skip
+
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = transformers.TrainingArguments(
+            output_dir=folder, max_steps=2, per_device_train_batch_size=ROWS, report_to=[], save_strategy="no",
+            optim="sgd", learning_rate=1e-3, logging_steps=1, disable_tqdm=True, max_grad_norm=0,
+            gradient_checkpointing=checkpointing, gradient_checkpointing_kwargs={"use_reentrant": False},
+        )  # fmt: skip
+        rows = [{"input_ids": row, "labels": row} for row in ids] * 2
+        trainer = Observed(model=model, args=arguments, train_dataset=rows)
+        engine = trainer.accelerator.backward
+
+        def backward(*args: Any, **kwargs: Any) -> Any:
+            try:
+                return engine(*args, **kwargs)
+            except Exception as failure:
+                _note(failure, trainer.model)
+                raise
+
+        trainer.accelerator.backward = backward  # type: ignore[method-assign]
+        error = ""
+        try:
+            if room is None:
+                trainer.train()
+            else:
+                with card.filled(room):
+                    trainer.train()
+        except Exception as failure:
+            error = f"{type(failure).__name__}: {str(failure).splitlines()[0][:200]}"
+    seen["losses"] = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    seen["failure"] = {**seen["failure"], "recovered": not error and bool(seen["failure"]), "error": error}
+    return seen
