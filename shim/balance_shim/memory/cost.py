@@ -1,8 +1,18 @@
 """What one block takes in training, in bytes."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 TERMS = ("weights", "gradients", "optimizer", "activations", "temporary", "overhead")
+
+
+# How the costs of a model were found.
+CostSource = Literal["trace", "trace in parts", "formula", "formula, as a trace takes too long"]
+
+
+def is_estimate(source: CostSource) -> bool:
+    """Whether no trace was had, so that figures may be far off."""
+    return source.startswith("formula")
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """The activations of a block from the sizes of its linear layers: for models, or parts, that cannot be traced."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -43,16 +44,26 @@ def activations(block: Block, parameters: "Sequence[Tensor]", workload: Workload
         if workload.loss == "chunked":
             rows = chunks.rows_in_chunk(workload.tokens, vocabulary, workload.tuning != "lora")
             if rows < workload.tokens:
-                hidden = min(min(tensor.shape) for tensor in matrices)
+                hidden = _hidden_size(matrices)
                 return Estimate(workload.tokens * hidden * element, rows * vocabulary * chunks.BYTES_PER_LOGIT)
         logits = workload.tokens * vocabulary
         return Estimate(logits * element, logits * LOSS_BYTES_PER_LOGIT)
-    hidden = min(min(tensor.shape) for tensor in matrices)
+    hidden = _hidden_size(matrices)
     values = sum(max(1, tensor.shape[0]) for tensor in matrices) + KEPT_HIDDEN_VALUES * hidden
     kept = workload.tokens * values * element
     if workload.gradient_checkpointing and block.role in ("layer", "tower"):
         return Estimate(workload.tokens * hidden * element, kept)
     return Estimate(kept)
+
+
+def _hidden_size(matrices: "Sequence[Tensor]") -> int:
+    """Return the size that most matrices have on a side, the smallest of several.
+
+    The smallest of all is another one where queries are grouped: the width of all keys.
+    """
+    sides = Counter(side for tensor in matrices for side in tensor.shape)
+    most = max(sides.values())
+    return min(side for side, number in sides.items() if number == most)
 
 
 def adapter_values(block: Block, parameters: "Sequence[Tensor]") -> int:

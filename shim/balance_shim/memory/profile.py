@@ -8,7 +8,7 @@ from . import formula
 from .blocks import Block
 from .bonds import NO_BONDS, Bonds, of_the_loss
 from .compose import Schedule
-from .cost import BlockCost
+from .cost import BlockCost, CostSource
 from .optimizer import Optimizer, optimizer_named
 from .recomputation import is_supported
 from .ties import tied_groups
@@ -30,7 +30,8 @@ class Profile:
         costs: in the order of the blocks.
         first: what the device holds where inputs arrive and outputs return to, beside its blocks and behind them.
         schedule: how the costs of a device combine.
-        method: how they were found: "traced", or what could not be traced and why.
+        method: how they were found, for people: "traced", or what could not be traced and why.
+        source: the same as data.
         bonds: which blocks have to share a device.
         math_attention: the types in which attention runs as plain matrix products, which keep S x S probabilities.
         repeats_grouped_keys: whether keys and values are repeated for all heads, so that it does not.
@@ -40,6 +41,7 @@ class Profile:
     first: BlockCost
     schedule: Schedule
     method: str
+    source: CostSource = "trace"
     bonds: Bonds = NO_BONDS
     math_attention: tuple[str, ...] = ()
     repeats_grouped_keys: bool = False
@@ -54,7 +56,7 @@ class Profile:
         first, schedule = BlockCost(**found["first"]), Schedule(**found["schedule"])
         bonds = Bonds.from_json(found["bonds"])
         attention = tuple(found["math_attention"]), found["repeats_grouped_keys"]
-        return cls(costs, first, schedule, found["method"], bonds, *attention)
+        return cls(costs, first, schedule, found["method"], found["source"], bonds, *attention)
 
 
 def profile(
@@ -82,7 +84,7 @@ def profile(
     schedule = Schedule(workload.accumulation > 1, optimizer.at_once)
     own = _own_parameters(model, blocks)
     weights = _weight_bytes(model, blocks, own, parameter_bytes)
-    found, method = _trace(model, blocks, workload, trains, batch, loss_on_first)
+    found, method, source = _trace(model, blocks, workload, trains, batch, loss_on_first)
     supposed = replace(workload, gradient_checkpointing=workload.gradient_checkpointing and is_supported(model))
     embeddings = _embeddings(model)
     fresh = _fresh_gradients(model, blocks, own, workload, trains)
@@ -106,7 +108,7 @@ def profile(
     if untraced:
         method = f"{method}, but for {_listed(untraced)}, which that does not reach: estimated by a formula"
     bonds = found.bonds if found else of_the_loss(blocks) if loss_on_first else NO_BONDS
-    return Profile(tuple(costs), first, schedule, method, bonds)
+    return Profile(tuple(costs), first, schedule, method, source, bonds)
 
 
 def _trace(
@@ -116,8 +118,8 @@ def _trace(
     trains: "Callable[[str, Tensor], bool] | None",
     batch: Mapping[str, Any] | None,
     loss_on_first: bool,
-) -> "tuple[Traced | None, str]":
-    """Return what a trace found, None if there can be none, and the method in words."""
+) -> "tuple[Traced | None, str, CostSource]":
+    """Return what a trace found, None if there can be none, and the method in words and as data."""
     from .tracing.copy import CannotTrace, TakesTooLong
     from .tracing.measure import trace
 
@@ -126,12 +128,12 @@ def _trace(
         try:
             found = trace(model, blocks, workload, trains, fed, loss_on_first)
             supposed = f"traced with a supposed batch, because {reasons[0]}" if reasons else "traced"
-            return found, found.note or supposed
+            return found, found.note or supposed, "trace in parts" if found.note else "trace"
         except CannotTrace as error:
             reasons.append(str(error))
             if isinstance(error, TakesTooLong):
-                break
-    return None, f"estimated by a formula, because {reasons[0]}"
+                return None, f"estimated by a formula, because {error}", "formula, as a trace takes too long"
+    return None, f"estimated by a formula, because {reasons[0]}", "formula"
 
 
 def _traced_cost(block: Block, weights: int, found: "Traced", optimizer: Optimizer) -> BlockCost | None:

@@ -8,7 +8,7 @@ from ..devices import Device
 from ..memory.blocks import Block, holder_of
 from ..memory.bonds import NO_BONDS, Bonds
 from ..memory.compose import NOTHING, PLAIN, Schedule, peak_terms
-from ..memory.cost import BlockCost
+from ..memory.cost import BlockCost, CostSource, is_estimate
 from ..memory.workload import Workload
 from .map_file import DeviceMap
 
@@ -51,7 +51,8 @@ class Plan:
         devices: every device that could be used, in index order.
         device_map: full module name -> device index, "cpu" or "disk".
         lower_bound: bytes that the fullest device must hold at least, under any map.
-        method: how the costs were found: "traced", or what was estimated and why.
+        method: how the costs were found, for people: "traced", or what was estimated and why.
+        source: the same as data.
         notes: what a reader of the plan should know, a line each.
         recomputed: the layers to checkpoint, where they were chosen one by one; None: as the workload says.
     """
@@ -64,6 +65,7 @@ class Plan:
     device_map: DeviceMap
     lower_bound: int
     method: str = ""
+    source: CostSource = "trace"
     notes: tuple[str, ...] = ()
     recomputed: frozenset[str] | None = None
 
@@ -71,6 +73,11 @@ class Plan:
     def worst(self) -> DevicePlan:
         """The device with the highest predicted peak relative to its capacity."""
         return max(self.devices, key=lambda device: device.filled)
+
+    @property
+    def is_estimate(self) -> bool:
+        """Whether a formula was used because the model could not be traced: no reason to move blocks."""
+        return is_estimate(self.source)
 
     @property
     def shortfall(self) -> int:
@@ -109,7 +116,8 @@ class CostedModel:
         bonds: the blocks that must share a device, or be on the first one.
         first: what the first device holds beside its blocks and behind them: inputs, and outputs that return.
         schedule: how the costs of a device combine.
-        method: how the costs were found.
+        method: how the costs were found, for people.
+        source: the same as data.
         math_attention: the types in which attention runs as plain matrix products.
         repeats_grouped_keys: whether keys and values are repeated for all heads, so that it does not.
     """
@@ -123,6 +131,7 @@ class CostedModel:
     first: BlockCost = NOTHING
     schedule: Schedule = PLAIN
     method: str = ""
+    source: CostSource = "trace"
     bonds: Bonds = NO_BONDS
     math_attention: tuple[str, ...] = ()
     repeats_grouped_keys: bool = False
@@ -158,6 +167,7 @@ def evaluate(
         device_map=dict(device_map),
         lower_bound=lower_bound(costed, devices),
         method=costed.method,
+        source=costed.source,
         notes=(*notes, *_attention_notes(costed, devices)),
     )
 

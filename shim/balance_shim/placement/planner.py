@@ -14,6 +14,7 @@ from ..device_rules.kinds import INSISTS_ON_GROUPS, Architecture
 from ..devices import Device, table
 from ..memory.blocks import Block, chain
 from ..memory.bonds import of_all_but_layers
+from ..memory.cost import is_estimate
 from ..memory.fingerprint import fingerprint
 from ..memory.profile import ParameterBytes, Profile, profile
 from ..memory.ties import parameter_count, tied_groups
@@ -107,6 +108,7 @@ def cost(request: Request) -> CostedModel:
         first=found.first,
         schedule=found.schedule,
         method=found.method,
+        source=found.source,
         bonds=found.bonds,
         math_attention=found.math_attention,
         repeats_grouped_keys=found.repeats_grouped_keys,
@@ -208,8 +210,9 @@ class Tried:
 def as_tried(request: Request, costed: CostedModel, device_map: DeviceMap, recomputed: frozenset[str] | None) -> Tried:
     """Return the plan of `device_map` with what a trial of it shows beyond the prediction."""
     found = proving.trial(request, costed, device_map, recomputed)
-    estimated = costed.method.startswith("estimated")  # which says already that this model does not run on shapes
-    notes = [f"the map was not tried out on shapes: {found.failure}"] if found.failure and not estimated else []
+    # An estimate says already that this model does not run on shapes.
+    is_news = found.failure and not is_estimate(costed.source)
+    notes = [f"the map was not tried out on shapes: {found.failure}"] if is_news else []
     for surprise in proving.surprises(found, costed, device_map, request.devices):
         notes.append(f"{surprise}")
         if surprise.seen > surprise.predicted:

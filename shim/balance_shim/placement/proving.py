@@ -41,7 +41,7 @@ def trial(
     request: "Request", costed: CostedModel, device_map: DeviceMap, recomputed: frozenset[str] | None = None
 ) -> Trial:
     """Return the trial of `device_map`, which is made once for a model, a map and the layers to recompute."""
-    if "takes too long" in costed.method:
+    if costed.source == "formula, as a trace takes too long":
         return Trial()  # the plan says already that this model does not run on shapes
     key = request.key("trial", device_map, request.devices[0].index, sorted(recomputed or ()))
     found = cached(request.cache, key, lambda: _tried(request, costed, device_map, recomputed))
@@ -100,7 +100,7 @@ def surprises(
 ) -> tuple[Surprise, ...]:
     """Return the devices of the trial whose peaks were off what `costed` predicts."""
     off: list[Surprise] = []
-    if costed.method.startswith("traced in parts"):  # with pictures, which the model as a whole is tried out without
+    if costed.source == "trace in parts":  # with pictures, which the model as a whole is tried out without
         return ()
     for device in devices if found.blocks else ():
         predicted = _peak_without_state(costed, _ran_on(device, found, costed, device_map, devices[0]))

@@ -7,6 +7,7 @@ from typing import Any
 
 from .. import cache, devices, log, state
 from ..devices import Device
+from ..memory.cost import is_estimate
 from ..memory.workload import Workload
 from ..placement import planner
 from ..placement.balance import DoesNotFit
@@ -84,7 +85,8 @@ def plan_in_force(request: planner.Request, assumed: Plan) -> Outcome:
 def moved_if_better(trainer: Any, outcome: Outcome) -> Outcome:
     """Return the outcome with the blocks of the model moved, where that pays; maps of the user's stay."""
     plan = outcome.plan
-    if plan.mode == "balanced" and len(set(plan.device_map.values())) > 1:
+    # An estimate is no reason to give up a map that was made from a trace.
+    if plan.mode == "balanced" and len(set(plan.device_map.values())) > 1 and not plan.is_estimate:
         return _better(trainer, outcome)
     return outcome
 
@@ -106,6 +108,8 @@ def costs_in_force(request: planner.Request, recomputed: frozenset[str] | None) 
 
 def _as_it_is(request: planner.Request, costed: CostedModel, recomputed: frozenset[str] | None, assumed: Plan) -> Plan:
     """Return the plan of the map in force, for what is known now."""
+    if is_estimate(costed.source) and _is_scalable(assumed, request.workload):
+        return _scaled(assumed, request.workload)
     placed = {block.name: device_of(block.name, assumed.device_map) for block in costed.blocks}
     places: DeviceMap = {name: place for name, place in placed.items() if isinstance(place, int)}
     if assumed.mode == "balanced" and len(places) == len(placed):
@@ -150,6 +154,30 @@ def _fits(request: planner.Request, assumed: Plan) -> bool:
     except DoesNotFit:
         return False
     return plan is not None and not plan.shortfall
+
+
+def _is_scalable(assumed: Plan, workload: Workload) -> bool:
+    """Whether `assumed` was traced for a workload that differs from this one in little but its number of tokens."""
+    alike = ("tuning", "optimizer", "gradient_checkpointing", "autocast", "loss")
+    return not assumed.is_estimate and all(getattr(assumed.workload, name) == getattr(workload, name) for name in alike)
+
+
+def _scaled(assumed: Plan, workload: Workload) -> Plan:
+    """Return the traced plan of the first pass for another number of tokens.
+
+    Better than a formula where the Trainer has put kernels into the model that cannot be traced.
+    """
+    factor = workload.tokens / assumed.workload.tokens
+    with_tokens = ("activations", "temporary")
+    devices = tuple(
+        replace(
+            device,
+            terms={name: int(size * factor) if name in with_tokens else size for name, size in device.terms.items()},
+        )
+        for device in assumed.devices
+    )
+    note = "the model cannot be traced as it trains; the figures are those of loading, scaled by the number of tokens"
+    return replace(assumed, workload=workload, devices=devices, notes=(*assumed.notes, note), source="formula")
 
 
 def _better(trainer: Any, outcome: Outcome) -> Outcome:

@@ -17,6 +17,7 @@ from balance_shim.virtual.machine import Machine
 
 from ..ties import tied_groups
 from .machine import traced
+from .plain_kernels import strip_kernels
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -198,6 +199,7 @@ def _strip(model: nn.Module) -> None:
 
         remove_hook_from_submodules(model)
     model.__dict__.pop("hf_device_map", None)
+    strip_kernels(model)
     for module in model.modules():
         # A plain function is not copied, so it would run the original: with its weights, which would get gradients.
         own = type(module).forward is not nn.Module.forward

@@ -18,6 +18,7 @@ from .autocast import CudaRules
 from .copy import CannotTrace, TakesTooLong
 from .found import Held
 from .machine import TooManyOperations
+from .plain_kernels import fuses_loss, plain_functions
 
 PREPARES = "prepare_decoder_input_ids_from_labels"
 TRAINS_WITHOUT_CACHE = (5, 0)  # the Trainer then sets this very attribute; before, the cache fills up in training, too
@@ -80,7 +81,7 @@ def training_step(
         _prepare(model, workload, supposed)
         if recomputed is not None:
             recompute_only(model, frozenset(name for name in recomputed if recomputed[name]), layers=list(recomputed))
-        with CudaRules() if workload.autocast else contextlib.nullcontext():
+        with plain_functions(model), CudaRules() if workload.autocast else contextlib.nullcontext():
             return _training_step(model, batch, workload, machine)
     except CannotTrace:
         raise
@@ -146,7 +147,8 @@ def _forward(model: nn.Module, batch: Mapping[str, Any], workload: Workload, mac
     from accelerate.utils import convert_outputs_to_fp32, send_to_device
 
     def call() -> Any:
-        with deferring(model) if workload.loss == "chunked" else contextlib.nullcontext():
+        chunked = workload.loss == "chunked" or fuses_loss(model)
+        with deferring(model) if chunked else contextlib.nullcontext():
             outputs = model(**batch)
         return send_to_device(outputs, machine.devices[0])  # where the inputs came from
 

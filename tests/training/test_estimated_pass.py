@@ -1,0 +1,44 @@
+"""A second pass that cannot trace: the first pass's figures hold, and no block moves for an estimate."""
+
+from dataclasses import replace
+
+import transformers
+
+from balance_shim.devices import describe
+from balance_shim.memory.cost import is_estimate
+from balance_shim.memory.workload import Workload
+from balance_shim.placement import planner
+from balance_shim.settings import Settings
+from balance_shim.training import second_pass
+from balance_shim.units import MIB
+from tests import models
+
+
+def test_the_first_pass_is_scaled_by_tokens_and_the_map_stays(monkeypatch):
+    """Kernels that the Trainer puts into a model stop its trace: twice the tokens, twice the activations, no move."""
+    config = transformers.LlamaConfig(**models.SIZES, num_key_value_heads=2, tie_word_embeddings=False)
+    machine = tuple(describe(index, f"cuda:{index}", 64 * MIB, Settings()) for index in range(2))
+    model = models.on_meta(transformers.LlamaForCausalLM, config)
+    request = planner.Request(model, Workload(batch_size=1, seq_len=64), machine)
+    assumed = planner.balanced(request)
+    assert assumed is not None and not assumed.is_estimate
+    costed, recomputed = planner.costed_for(request)
+    refused = replace(costed, source="formula", method="estimated by a formula, because it does not run on shapes")
+    monkeypatch.setattr(planner, "costed_for", lambda request: (refused, recomputed))
+    monkeypatch.setattr(planner, "solved", lambda *_: pytest_fail())
+
+    longer = replace(request, workload=replace(request.workload, seq_len=128))
+    outcome = second_pass.plan_in_force(longer, assumed)
+    assert outcome.plan.is_estimate and "scaled by the number of tokens" in outcome.plan.notes[-1]
+    for before, after in zip(assumed.devices, outcome.plan.devices, strict=True):
+        assert after.terms["activations"] == 2 * before.terms["activations"]
+        assert after.terms["weights"] == before.terms["weights"]
+    assert second_pass.moved_if_better(None, outcome) is outcome
+
+    other = replace(request, workload=replace(request.workload, gradient_checkpointing=True))
+    estimate = second_pass.plan_in_force(other, assumed).plan
+    assert is_estimate(estimate.source) and not any("scaled" in note for note in estimate.notes)
+
+
+def pytest_fail():
+    raise AssertionError("a map was looked for")
