@@ -15,6 +15,7 @@ _arguments: "ref[Any] | None" = None
 _leaving: "list[Mapping[int, int]]" = []
 _placed: "WeakKeyDictionary[nn.Module, Placed]" = WeakKeyDictionary()
 _had_no_map: "WeakSet[nn.Module]" = WeakSet()
+_had_map: "WeakSet[nn.Module]" = WeakSet()
 
 
 class Placed(NamedTuple):
@@ -52,6 +53,19 @@ def remember_no_map(model: "nn.Module") -> None:
 def had_no_map(model: "nn.Module") -> bool:
     """Whether the script has loaded `model` without a device map."""
     return model in _had_no_map
+
+
+def remember_map(model: "nn.Module") -> None:
+    """Note that `model` was loaded with a device map: a string, a device, or a dict of the script's own."""
+    _had_map.add(model)
+
+
+def has_map(model: "nn.Module") -> bool:
+    """Whether a device map was given for `model`, or for one inside of it.
+
+    Not every version notes a map of one device as `hf_device_map`: transformers 5 does not.
+    """
+    return any(module in _had_map or "hf_device_map" in vars(module) for module in model.modules())
 
 
 def placed_models() -> "list[nn.Module]":

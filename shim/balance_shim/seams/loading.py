@@ -19,7 +19,7 @@ from ..placement.map_file import DeviceMap
 from ..placement.plan import Plan, collapse
 from ..placement.remedies import saved_by_chunks, saved_by_precision, what_would_fit
 from ..report import plan_report
-from ..training import precision
+from ..training import outputs, precision
 from ..versions import version_of, version_text
 from ..zero import loading as zero_loading
 from ..zero import saving, session
@@ -96,9 +96,14 @@ def _around_from_pretrained(original: Callable[..., Any]) -> Callable[..., Any]:
         kwargs = attempt("preparing from_pretrained", _prepared, kwargs, default=kwargs)
         _loads.stack.append(_Call(kwargs.get("device_map"), kwargs.get("max_memory"), scripts, mapped))
         try:
-            return original(cls, *args, **kwargs)
+            loaded = original(cls, *args, **kwargs)
         finally:
             _loads.stack.pop()
+        model = loaded[0] if isinstance(loaded, tuple) else loaded  # a tuple with output_loading_info=True
+        if mapped:
+            known.remember_map(model)
+        attempt("watching the outputs", outputs.arm, model, instead="they come back as the library has it")
+        return loaded
 
     return from_pretrained
 

@@ -12,7 +12,7 @@ from ..monitoring.out_of_memory import is_out_of_memory
 from ..placement.plan import Plan
 from ..randomness import undisturbed
 from ..report import plan_report
-from ..training import batch_check, checkpointing, data_parallel, micro_batch, rebalance, replaced_model
+from ..training import batch_check, checkpointing, data_parallel, micro_batch, outputs, rebalance, replaced_model
 from ..training.actual_workload import innermost
 from ..training.chunked_loss import step_context
 from ..training.second_pass import second_pass
@@ -99,6 +99,7 @@ def _begin(trainer: Any) -> None:
     """Do what is to be done before the model that the trainer has now begins to train."""
     if not session.is_wanted():
         attempt("planning for the real workload", _prepare, trainer, instead="training goes on with the map it has")
+        attempt("watching the outputs", outputs.arm, trainer.model, instead="they come back as the library has it")
     attempt("activation checkpointing", _checkpoint, trainer, instead="layers are recomputed as the script says")
     attempt("preparing micro-batches", micro_batch.begin, trainer, instead="they stay as they are")
     attempt("watching memory", _watch, trainer, instead="nothing is watched")
@@ -356,7 +357,7 @@ def _explain(trainer: Any, failure: BaseException) -> None:
 def _say_unused(trainer: Any) -> None:
     """Tell a user who armed the shim, on a machine with several devices, that this model was not placed by it."""
     alone = trainer.args.world_size == 1  # each process of several has its own device, and that is as it should be
-    if alone and devices.count() > 1 and getattr(trainer.model, "hf_device_map", None) is None:
+    if alone and devices.count() > 1 and not known.has_map(trainer.model):
         log.once(
             "info",
             "the model was loaded without a device_map, so it was not balanced; device_map='auto' in the script or "
