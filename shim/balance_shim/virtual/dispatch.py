@@ -123,6 +123,7 @@ class Dispatcher:
             if "pin_memory" not in kwargs:
                 del raw_kwargs["pin_memory"]
 
+        _until_return = self._taken(kernels.temporary_bytes(func, raw_args), place)
         generators = self._machine.generators
         if not rule.random or place is None or generators is None:
             out = self._run(func, raw_args, raw_kwargs, virtual, place)
@@ -140,6 +141,14 @@ class Dispatcher:
                         follow(tensor, tensor.raw, self._machine)
             return self._restored(out, virtual, raw_args, place)
         return self._wrapped(out, place)
+
+    def _taken(self, size, place):
+        """Count `size` bytes on a device for as long as what is returned lives."""
+        if not size or place is None:
+            return None
+        block = torch.empty(size, dtype=torch.uint8, device="meta")
+        self._machine.ledger.hold(block, place)
+        return block
 
     def _run(self, func, raw_args, raw_kwargs, virtual, place):
         if self._machine.shapes_only:

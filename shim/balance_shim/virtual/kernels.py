@@ -1,5 +1,6 @@
 """Operations that accelerators have and torch's CPU or meta tensors have not, in terms of those that they have."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -26,5 +27,20 @@ def grouped_mm_shape(left, right, offs=None, bias=None, out_dtype=None):
         shape = (left.shape[-2], right.shape[-1])
     return left.new_empty(shape, dtype=out_dtype or left.dtype)
 
+
+def temporary_bytes(func, args):
+    """Return the bytes that an operation takes on CUDA while it runs, beyond its arguments and results."""
+    size = _TEMPORARY.get(func)
+    return 0 if size is None else size(*args)
+
+
+_INT64 = 8
+# masked_scatter sums the mask up in a whole number for each element (IndexKernel.cpp), and its backward, which selects
+# by the mask, finds the positions of what it selects: one number for each dimension (`nonzero`).
+_TEMPORARY: dict[Any, Callable[..., int]] = {
+    aten.masked_scatter.default: lambda raw, mask, source: raw.numel() * _INT64,
+    aten.masked_scatter_.default: lambda raw, mask, source: raw.numel() * _INT64,
+    aten.masked_scatter_backward.default: lambda grad, mask, sizes: math.prod(sizes) * mask.dim() * _INT64,
+}
 
 REAL: dict[Any, Callable[..., Any]] = {aten.histc.default: _histogram}

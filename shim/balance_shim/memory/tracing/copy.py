@@ -18,6 +18,7 @@ from balance_shim.virtual.machine import Machine
 from ..ties import tied_groups
 from .machine import traced
 from .plain_kernels import strip_kernels
+from .quantized import DequantizingLinear
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -187,7 +188,9 @@ def is_quantized_linear(module: nn.Module) -> bool:
 
 def _plain_linear(name: str, module: Any, twin_of: "Callable[[str, Tensor], Tensor]") -> nn.Module:
     """Return a frozen linear layer for a quantized one, whose kernels do not run on shapes; it keeps the same."""
-    linear = nn.Linear(module.in_features, module.out_features, bias=False, device="meta", dtype=torch.bfloat16)
+    linear = DequantizingLinear(module.in_features, module.out_features)
+    if getattr(module, "compute_type_is_set", False):
+        linear.compute_dtype = module.compute_dtype
     linear.weight = nn.Parameter(twin_of(f"{name}.weight", linear.weight), requires_grad=False)
     return linear
 
