@@ -1,0 +1,54 @@
+"""What generic shrinking cannot know: fields of single configurations, by model type."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def _resnet(*stages: str) -> dict[str, Any]:
+    """Return a backbone in place of those of timm, which is not installed."""
+    backbone = {
+        "model_type": "resnet", "embedding_size": 16, "hidden_sizes": [16, 32, 32, 64], "depths": [2, 2, 2, 2],
+        "layer_type": "basic", "out_features": list(stages),
+    }  # fmt: skip
+    return {"use_timm_backbone": False, "backbone": None, "use_pretrained_backbone": False, "backbone_config": backbone}
+
+
+ONE_STAGE, THREE_STAGES = _resnet("stage4"), _resnet("stage2", "stage3", "stage4")
+EQUAL_HEADS = {"num_key_value_heads": 4}
+OVERRIDES: dict[str, dict[str, Any]] = {
+    "beit": {"out_indices": [1, 2, 3, 5], "image_size": 224},
+    "bit": {"num_groups": 8},
+    "blip-2": {"image_token_index": 256, "num_query_tokens": 8},
+    "blt": {"encoder_hash_byte_group_vocab": 64},
+    "conditional_detr": ONE_STAGE,
+    "dab-detr": ONE_STAGE,
+    "deformable_detr": THREE_STAGES,
+    "detr": ONE_STAGE,
+    "dots3_note": EQUAL_HEADS,
+    "dots3_note_text": EQUAL_HEADS,
+    "efficientnet": {"width_coefficient": 0.5, "depth_coefficient": 1.0},
+    "esmc": EQUAL_HEADS,
+    "gemma3": {"mm_tokens_per_image": 4},
+    "glm5_next": EQUAL_HEADS,
+    "glm5_next_text": EQUAL_HEADS,
+    "gpt_neo": {"attention_types": [[["global", "local"], 3]]},
+    "instructblip": {"image_token_index": 256, "num_query_tokens": 8},
+    "instructblipvideo": {"video_token_index": 256, "num_query_tokens": 8},
+    "mamba2": {"num_heads": 8, "head_dim": 16},
+    "mask2former": {"feature_size": 64, "mask_feature_size": 64},
+    "perceiver": {
+        "d_latents": 64, "num_latents": 16, "num_self_attends_per_block": 6, "num_self_attention_heads": 4,
+        "num_cross_attention_heads": 1, "max_position_embeddings": 128, "d_model": 64,
+    },
+    "reformer": {
+        "axial_pos_embds_dim": [32, 32], "axial_pos_shape": [4, 16], "is_decoder": True, "num_hashes": 1,
+        "attn_layers": ["local", "lsh"] * 3, "lsh_attn_chunk_length": 8, "local_attn_chunk_length": 8, "num_buckets": 4,
+    },
+    "table-transformer": ONE_STAGE,
+}  # fmt: skip
+
+
+def overrides_of(model_type: str) -> dict[str, Any]:
+    """Return the fields to set in the configuration of `model_type`."""
+    return OVERRIDES.get(model_type, {})

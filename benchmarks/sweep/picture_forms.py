@@ -1,0 +1,125 @@
+"""The forms in which processors hand pictures to models that also read words."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from .fields import lookup
+from .targets import Row
+
+
+@dataclass(frozen=True)
+class Form:
+    """One form: `picture` makes the entries of one picture, `beside` those that depend on the tokens."""
+
+    picture: Callable[[torch.Generator], Row]
+    makes: tuple[str, ...]
+    joined: frozenset[str] = frozenset()
+    beside: Callable[[torch.Tensor], Row] = lambda ids: {}
+
+
+def forms(config: Any, parameters: set[str]) -> Iterator[Form]:
+    """Yield the forms that the parameters of `forward` allow, the most particular first."""
+    from .pictures import _size
+
+    size = _size(config)
+    patch = lookup(config, "patch_size", inside="vision", default=16)
+    patch = patch if isinstance(patch, int) else patch[0]
+    merge = lookup(config, "spatial_merge_size", "merge_size", "merge_kernel_size", inside="vision", default=2)
+    merge = merge if isinstance(merge, int) else merge[0]
+    names = [name for name in ("pixel_values", "flattened_patches", "image_patches", "images") if name in parameters]
+    if not names:
+        return
+    name = names[0]
+    grids = [each for each in ("image_grid_thw", "image_grid_hws", "grid_thws", "image_grid_hw") if each in parameters]
+    if grids:
+        yield from _patches(config, name, grids[0], patch, merge)
+    if "aspect_ratio_ids" in parameters:
+        yield _mllama(config, size)
+    if "flattened_patches" in parameters:
+        width = lookup(config, "patch_embed_hidden_size", default=768)
+        yield Form(lambda g: {name: torch.cat([torch.ones(16, 2), torch.randn(16, width, generator=g)], 1)}, (name,))
+
+    def extras(tiles: int) -> Row:
+        made: Row = {}
+        if "image_sizes" in parameters:
+            made["image_sizes"] = torch.tensor([size, size])
+        if "pixel_attention_mask" in parameters:
+            made["pixel_attention_mask"] = torch.ones(tiles, size, size, dtype=torch.long)
+        if "image_attention_mask" in parameters:
+            made["image_attention_mask"] = None
+        return made
+
+    def picture(*shape: int, **more: Any) -> Callable[[torch.Generator], Row]:
+        return lambda generator: {name: torch.randn(shape, generator=generator), **more}
+
+    if "image_attention_mask" in parameters:
+        yield Form(
+            picture(1, 3, size, size),
+            (name,),
+            beside=lambda ids: {"image_attention_mask": torch.ones(len(ids), 1).long()},
+        )
+    if "image_sizes" in parameters:
+        for tiles in (3, 2, 5):
+            yield Form(picture(tiles, 3, size, size, image_sizes=torch.tensor([size, size])), (name, "image_sizes"))
+        yield Form(picture(3, size, size, image_sizes=torch.tensor([size, size])), (name, "image_sizes"))
+    if "pixel_attention_mask" in parameters:
+        yield Form(picture(1, 3, size, size, **extras(1)), (name, "pixel_attention_mask"))
+    if "qformer_input_ids" in parameters:
+        yield Form(
+            picture(3, size, size), (name,),
+            beside=lambda ids: {
+                "qformer_input_ids": torch.randint(8, 200, (8,)), "qformer_attention_mask": torch.ones(8).long()
+            },
+        )  # fmt: skip
+    if "high_res_pixel_values" in parameters:
+        yield Form(picture(3, size, size, high_res_pixel_values=torch.randn(3, 2 * size, 2 * size)), (name,))
+    yield Form(picture(3, size, size), (name,))
+    for each in (32, 64, 224, 384):
+        if each != size:
+            yield Form(picture(3, each, each), (name,))
+    yield Form(picture(1, 3, size, size), (name,))
+    yield Form(picture(2, 3, size, size), (name,))
+
+
+def _patches(config: Any, name: str, grid: str, patch: int, merge: int) -> Iterator[Form]:
+    """Pictures as rows of patches, in pixels of all frames or as small pictures, with the grid that they make."""
+    channels = lookup(config, "in_channels", "num_channels", inside="vision", default=3)
+    frames = lookup(config, "temporal_patch_size", inside="vision", default=1)
+    side = 2 * merge
+    cells = (
+        torch.tensor([1, side, side])
+        if grid != "image_grid_hws" and grid != "image_grid_hw"
+        else torch.tensor([side, side])
+    )
+    joined = frozenset({name, grid})
+    for shape in (
+        (side * side, channels * frames * patch * patch),
+        (side * side, channels * patch * patch),
+        (side * side, channels, patch, patch),
+    ):
+        yield Form(
+            lambda generator, shape=shape: {name: torch.randn(shape, generator=generator), grid: cells[None].clone()},
+            (name, grid),
+            joined,
+        )
+
+
+def _mllama(config: Any, size: int) -> Form:
+    tiles = lookup(config, "max_num_tiles", inside="vision", default=4)
+
+    def picture(generator: torch.Generator) -> Row:
+        return {
+            "pixel_values": torch.randn(1, tiles, 3, size, size, generator=generator),
+            "aspect_ratio_ids": torch.tensor([1]),
+            "aspect_ratio_mask": torch.ones(1, tiles, dtype=torch.long),
+        }
+
+    def beside(ids: torch.Tensor) -> Row:
+        return {"cross_attention_mask": torch.ones(len(ids), 1, tiles, dtype=torch.long)}
+
+    return Form(picture, ("pixel_values", "aspect_ratio_ids"), beside=beside)

@@ -1,0 +1,179 @@
+"""Words, pictures and videos, in the forms that processors make of them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from .fields import lookup
+from .targets import Row
+
+DEBUG = False
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Makes the inputs of one row; `makes` names the chief ones, `joined` those that a batch concatenates."""
+
+    row: Callable[[torch.Generator], Row]
+    makes: tuple[str, ...]
+    joined: frozenset[str] = frozenset()
+
+
+def words(model: Any, task: str, parameters: set[str], length: int) -> Iterator[Inputs]:
+    """Yield rows of words, with the boxes, entities or pictures of documents that the class takes as well."""
+    config = model.config
+    choices = task == "multiple-choice"
+
+    def plain(generator: torch.Generator) -> Row:
+        shape = (2, length) if choices else (length,)
+        ids = torch.randint(8, 200, shape, generator=generator)
+        row: Row = {"input_ids": ids}
+        if "attention_mask" in parameters:
+            row["attention_mask"] = torch.ones(shape, dtype=torch.long)
+        if "bbox" in parameters:
+            row["bbox"] = torch.tensor([100, 100, 200, 200]).expand(*shape, 4).clone()
+        if "token_type_ids" in parameters and "mm_token_type_ids" not in parameters:
+            row["token_type_ids"] = torch.zeros(shape, dtype=torch.long)
+        return row
+
+    def end_marked(generator: torch.Generator) -> Row:
+        row = plain(generator)
+        row["input_ids"][..., -1] = getattr(config, "eos_token_id", None) or 2
+        if "token_type_ids" in parameters:
+            row.pop("token_type_ids", None)
+        return row
+
+    def with_page(generator: torch.Generator) -> Row:
+        size = _size(config)
+        return {**plain(generator), "pixel_values": torch.randn(3, size, size, generator=generator)}
+
+    def aligned(generator: torch.Generator) -> Row:
+        return {name: torch.cat([value] * 3, 0)[:64] for name, value in plain(generator).items()}
+
+    if "input_ids" not in parameters and "inputs" not in parameters:
+        return
+    if "inputs" in parameters and "input_ids" not in parameters:
+        yield Inputs(lambda generator: {"inputs": plain(generator)["input_ids"]}, ("inputs",))
+        return
+    if "bbox" in parameters and "pixel_values" in parameters:
+        yield Inputs(with_page, ("input_ids", "bbox", "pixel_values"))
+    yield Inputs(plain, ("input_ids",))
+    yield Inputs(end_marked, ("input_ids",))
+    if not choices:
+        yield Inputs(aligned, ("input_ids",))
+
+
+def alone(model: Any, parameters: set[str]) -> Iterator[Inputs]:
+    """Yield pictures without words."""
+    name = "pixel_values" if "pixel_values" in parameters else "inputs" if "inputs" in parameters else ""
+    if not name:
+        return
+    config = model.config
+    channels = lookup(config, "num_channels", "in_channels", default=3)
+    channels = channels if isinstance(channels, int) and channels <= 4 else 3
+    for size in dict.fromkeys((_size(config), 32, 64, 224)):
+
+        def row(generator: torch.Generator, size: int = size) -> Row:
+            made: Row = {name: torch.randn(channels, size, size, generator=generator)}
+            if "pixel_mask" in parameters:
+                made["pixel_mask"] = torch.ones(size, size, dtype=torch.long)
+            if "prompt_depth" in parameters:
+                made["prompt_depth"] = torch.rand(1, size // 2, size // 2, generator=generator)
+            return made
+
+        yield Inputs(row, (name,))
+
+
+def videos(model: Any, parameters: set[str]) -> Iterator[Inputs]:
+    """Yield videos."""
+    config, size = model.config, _size(model.config)
+    name = "pixel_values_videos" if "pixel_values_videos" in parameters else "pixel_values"
+    frames = lookup(config, "num_frames", "frames_per_clip", default=4)
+    yield Inputs(lambda generator: {name: torch.randn(frames, 3, size, size, generator=generator)}, (name,))
+
+
+def with_words(model: Any, parameters: set[str], length: int) -> Iterator[Inputs]:
+    """Yield pictures with words around them, in every form that the class's parameters allow."""
+    from .picture_forms import forms
+
+    config = model.config
+    token = lookup(
+        config, "image_token_id", "image_token_index", "media_placeholder_token_id", "im_patch_id", "image_patch_id",
+        "placeholder_token_id", "image_soft_token_id",
+    )  # fmt: skip
+    for form in forms(config, parameters):
+
+        def row_of(places: int, form: Any = form):
+            def row(generator: torch.Generator) -> Row:
+                ids = torch.randint(8, 200, (length,), generator=generator)
+                marks = torch.full((places,), token if token is not None else 9)
+                ids = torch.cat([ids[:4], marks, ids[4:]])
+                made = {**form.picture(generator), **form.beside(ids)}
+                if "input_ids" in parameters:
+                    made = {"input_ids": ids, **made}
+                if "attention_mask" in parameters and "input_ids" in parameters:
+                    made["attention_mask"] = torch.ones(len(ids), dtype=torch.long)
+                if "mm_token_type_ids" in parameters:
+                    made["mm_token_type_ids"] = (ids == token).long()
+                elif "token_type_ids" in parameters and "bbox" not in parameters:
+                    made["token_type_ids"] = (ids == token).long()
+                return made
+
+            return row
+
+        makes = ("input_ids", *form.makes) if "input_ids" in parameters else form.makes
+        if token is None or "input_ids" not in parameters:
+            yield Inputs(row_of(0), makes, form.joined)
+        else:
+            yield from counted(model, row_of, makes, form.joined)
+
+
+def counted(
+    model: Any,
+    row_of: Callable[[int], Callable[[torch.Generator], Row]],
+    makes: tuple[str, ...],
+    joined: frozenset[str],
+) -> Iterator[Inputs]:
+    """Yield the inputs with as many places as the model has features: it says so when the number is wrong."""
+    from .batches import collate
+
+    tried: set[int] = set()
+    likely = lookup(model.config, "num_query_tokens", "image_seq_length", "mm_tokens_per_image", "num_image_tokens")
+    waiting = [*([likely] if isinstance(likely, int) and likely <= 4096 else []), 7, 16, 4, 1, 0]
+    while waiting and len(tried) < 9:
+        places = waiting.pop(0)
+        if places in tried:
+            continue
+        tried.add(places)
+        row = row_of(places)
+        try:
+            with torch.no_grad():
+                model(**collate([row(torch.Generator().manual_seed(0))], joined))
+        except Exception as error:
+            if DEBUG:
+                print("   ", places, type(error).__name__, str(error)[:300])
+            numbers = [int(each) for each in re.findall(r"\d+", str(error)[:400])]
+            near = [each for each in numbers if 0 < each <= 4096]
+            if re.search(r"do(es)? not match|mismatch|must match|tokens", str(error)):
+                hidden = lookup(model.config, "hidden_size", inside="text", default=64)
+                exact = [each // hidden for each in numbers if each % hidden == 0 and each >= hidden]
+                waiting = [each for each in dict.fromkeys(exact + near) if each not in tried] + waiting
+            elif len(tried) > 1:
+                return  # it is not the number of places that is wrong
+            continue
+        yield Inputs(row, makes, joined)
+        return
+
+
+def _size(config: Any) -> int:
+    size = lookup(config, "image_size", inside="vision", default=32)
+    while isinstance(size, list | tuple):
+        size = size[0]
+    if isinstance(size, dict):
+        size = next(iter(size.values()))
+    return int(size) if isinstance(size, int) else 32
