@@ -9,10 +9,10 @@ from typing import Any
 # Tasks in the order of the table, each with the mappings of `transformers.models.auto.modeling_auto` that name its
 # classes. A class that several tasks name is trained for the first of them.
 TASKS: dict[str, tuple[str, ...]] = {
-    "causal-lm": ("CAUSAL_LM",),
     "image-text-to-text": ("IMAGE_TEXT_TO_TEXT", "VISION_2_SEQ"),
-    "seq2seq": ("SEQ_TO_SEQ_CAUSAL_LM",),
     "speech-seq2seq": ("SPEECH_SEQ_2_SEQ",),
+    "causal-lm": ("CAUSAL_LM",),
+    "seq2seq": ("SEQ_TO_SEQ_CAUSAL_LM",),
     "ctc": ("CTC",),
     "question-answering": ("QUESTION_ANSWERING", "DOCUMENT_QUESTION_ANSWERING"),
     "token-classification": ("TOKEN_CLASSIFICATION",),

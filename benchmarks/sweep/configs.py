@@ -40,7 +40,7 @@ FIXED: tuple[tuple[str, Any], ...] = (
     ),
     (r"(num_key_value_heads|num_kv_heads|n_kv_heads?|encoder_num_key_value_heads|decoder_num_key_value_heads)", 2),
     (
-        r"(hidden_size|d_model|n_embd|embed_dim|dim|out_hidden_size|emb_dim|encoder_hidden_size|decoder_hidden_size|hidden_dim|width|"
+        r"(hidden_size|d_model|n_embd|embed_dim|dim|out_hidden_size|projection_dim|emb_dim|encoder_hidden_size|decoder_hidden_size|hidden_dim|width|"
         r"model_dim|embedding_size|encoder_embed_dim|decoder_embed_dim|text_hidden_size|vision_hidden_size)",
         HIDDEN,
     ),

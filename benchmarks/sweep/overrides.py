@@ -14,6 +14,11 @@ def _resnet(*stages: str) -> dict[str, Any]:
     return {"use_timm_backbone": False, "backbone": None, "use_pretrained_backbone": False, "backbone_config": backbone}
 
 
+def _pinpoints(size: int) -> dict[str, Any]:
+    """Return the resolutions that pictures are cut to, for tiles of `size` pixels."""
+    return {"image_grid_pinpoints": [[2 * size, size], [size, 2 * size], [2 * size, 2 * size]]}
+
+
 ONE_STAGE, THREE_STAGES = _resnet("stage4"), _resnet("stage2", "stage3", "stage4")
 EQUAL_HEADS = {"num_key_value_heads": 4}
 OVERRIDES: dict[str, dict[str, Any]] = {
@@ -35,8 +40,17 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "gpt_neo": {"attention_types": [[["global", "local"], 3]]},
     "instructblip": {"image_token_index": 256, "num_query_tokens": 8},
     "instructblipvideo": {"video_token_index": 256, "num_query_tokens": 8},
+    "idefics3_vision": {"image_size": 64, "patch_size": 16},
+    "kosmos-2": {"latent_query_num": 8},
+    "llava_next": _pinpoints(224),
+    "llava_next_video": _pinpoints(224),
+    "llava_onevision": _pinpoints(64),
     "mamba2": {"num_heads": 8, "head_dim": 16},
     "mask2former": {"feature_size": 64, "mask_feature_size": 64},
+    "mllama_text_model": {"cross_attention_layers": [1, 4]},
+    "mllama_vision_model": {
+        "intermediate_layers_indices": [1, 3], "num_global_layers": 2, "vision_output_dim": 192, "image_size": 56,
+    },
     "perceiver": {
         "d_latents": 64, "num_latents": 16, "num_self_attends_per_block": 6, "num_self_attention_heads": 4,
         "num_cross_attention_heads": 1, "max_position_embeddings": 128, "d_model": 64,
@@ -45,6 +59,7 @@ OVERRIDES: dict[str, dict[str, Any]] = {
         "axial_pos_embds_dim": [32, 32], "axial_pos_shape": [4, 16], "is_decoder": True, "num_hashes": 1,
         "attn_layers": ["local", "lsh"] * 3, "lsh_attn_chunk_length": 8, "local_attn_chunk_length": 8, "num_buckets": 4,
     },
+    "smolvlm_vision": {"image_size": 64, "patch_size": 16},
     "table-transformer": ONE_STAGE,
 }  # fmt: skip
 

@@ -50,19 +50,15 @@ def forms(config: Any, parameters: set[str]) -> Iterator[Form]:
             made["image_sizes"] = torch.tensor([size, size])
         if "pixel_attention_mask" in parameters:
             made["pixel_attention_mask"] = torch.ones(tiles, size, size, dtype=torch.long)
-        if "image_attention_mask" in parameters:
-            made["image_attention_mask"] = None
         return made
 
     def picture(*shape: int, **more: Any) -> Callable[[torch.Generator], Row]:
         return lambda generator: {name: torch.randn(shape, generator=generator), **more}
 
     if "image_attention_mask" in parameters:
-        yield Form(
-            picture(1, 3, size, size),
-            (name,),
-            beside=lambda ids: {"image_attention_mask": torch.ones(len(ids), 1).long()},
-        )
+        yield Form(picture(1, 3, size, size), (name,), beside=_one_picture("image_attention_mask"))
+    if "image_embeds_position_mask" in parameters:
+        yield Form(picture(3, size, size), (name,), beside=_positions_of_features(config))
     if "image_sizes" in parameters:
         for tiles in (3, 2, 5):
             yield Form(picture(tiles, 3, size, size, image_sizes=torch.tensor([size, size])), (name, "image_sizes"))
@@ -107,6 +103,22 @@ def _patches(config: Any, name: str, grid: str, patch: int, merge: int) -> Itera
             (name, grid),
             joined,
         )
+
+
+def _one_picture(name: str) -> Callable[[torch.Tensor], Row]:
+    return lambda ids: {name: torch.ones(len(ids), 1, dtype=torch.long)}
+
+
+def _positions_of_features(config: Any) -> Callable[[torch.Tensor], Row]:
+    number = lookup(config, "latent_query_num", default=64)
+
+    def beside(ids: torch.Tensor) -> Row:
+        filled = torch.cat([ids[:1], torch.full((number,), 9), ids[1:]])
+        mask = torch.zeros(len(filled), dtype=torch.bool)
+        mask[1 : 1 + number] = True
+        return {"input_ids": filled, "image_embeds_position_mask": mask}
+
+    return beside
 
 
 def _mllama(config: Any, size: int) -> Form:

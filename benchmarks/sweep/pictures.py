@@ -116,6 +116,7 @@ def with_words(model: Any, parameters: set[str], length: int) -> Iterator[Inputs
                 made = {**form.picture(generator), **form.beside(ids)}
                 if "input_ids" in parameters:
                     made = {"input_ids": ids, **made}
+                    ids = made["input_ids"]
                 if "attention_mask" in parameters and "input_ids" in parameters:
                     made["attention_mask"] = torch.ones(len(ids), dtype=torch.long)
                 if "mm_token_type_ids" in parameters:

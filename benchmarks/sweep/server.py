@@ -23,8 +23,9 @@ CLEAN = {"OMP_NUM_THREADS": "1", "TRANSFORMERS_VERBOSITY": "error", "CUDA_VISIBL
 # Imported once, not in each training. DeepSpeed is, where it is installed, because accelerate does so.
 PRELOADED = (
     "transformers.models.auto.modeling_auto", "transformers.trainer", "transformers.modeling_utils", "accelerate",
-    "deepspeed", "einops", "multiprocessing.queues", "balance_shim.placement.planner", "balance_shim.report.plan_report",
-    "balance_shim.training.second_pass", "balance_shim.memory.tracing.measure", "balance_shim.placement.proving",
+    "deepspeed", "einops", "multiprocessing.queues", "balance_shim.placement.planner",
+    "balance_shim.report.plan_report", "balance_shim.training.second_pass",
+    "balance_shim.memory.tracing.measure", "balance_shim.placement.proving",
 )  # fmt: skip
 
 
