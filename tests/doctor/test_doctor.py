@@ -1,10 +1,15 @@
 """`balance-shim doctor`: what it finds, and what it says about it."""
 
-import pytest
+from types import SimpleNamespace
 
+import pytest
+import torch
+
+from balance_shim.doctor import accelerators, command
 from balance_shim.doctor.accelerators import slow_links
 from balance_shim.doctor.nccl import Stack, problems
-from tests.processes import python
+from balance_shim.units import GIB
+from tests.processes import code, python
 
 
 def test_versions_that_go_together_are_no_problem():
@@ -39,6 +44,95 @@ def test_slow_links_are_named_once():
     found = slow_links(speeds)
     assert len(found) == 1 and found[0].startswith("a and c reach")
     assert slow_links({("a", "b"): 10.0, ("b", "a"): 9.0}) == []
+
+
+class FakeCuda:
+    """Stands in for `torch.cuda`: a healthy small card, a full one, and one that another process has for itself."""
+
+    FREE = (
+        3.4,
+        "CUDA error: out of memory\nCompile with",
+        "CUDA error: CUDA-capable device(s) is/are busy or unavailable",
+    )
+
+    def device_count(self):
+        return len(self.FREE)
+
+    def get_arch_list(self):
+        return ["sm_80"]
+
+    def get_device_properties(self, index):
+        pci = {"pci_domain_id": 0, "pci_bus_id": 0x65 + index, "pci_device_id": 0}
+        return SimpleNamespace(name="card", major=8, minor=6, total_memory=4 * GIB, **pci)
+
+    def mem_get_info(self, index):
+        free = self.FREE[index]
+        if isinstance(free, str):
+            raise RuntimeError(free)
+        return int(free * GIB), 4 * GIB
+
+
+def test_devices_that_cannot_be_asked_are_problems(monkeypatch):
+    """The others are reported all the same, by PCI address, and our own context is nobody else's memory."""
+    monkeypatch.setattr("balance_shim.devices.accelerator_type", lambda: "cuda")
+    monkeypatch.setattr(torch, "get_device_module", lambda kind: FakeCuda())
+    monkeypatch.setattr("balance_shim.monitoring.others._running", lambda kind, index: [])
+    section = accelerators.inventory()
+    assert "cuda:0" in section.text and "00000000:65:00.0" in section.text and "00000000:67:00.0" in section.text
+    full, exclusive = section.problems
+    assert full.startswith("cuda:1 cannot be used (CUDA error: out of memory): its memory is full")
+    assert exclusive.startswith("cuda:2 cannot be used (") and "exclusive" in exclusive
+
+
+def test_a_section_that_fails_is_a_problem():
+    """The report goes on, and the exit code says that something is wrong."""
+
+    def broken():
+        raise ZeroDivisionError("planted")
+
+    section = command._guarded("Devices", broken)
+    assert section.title == "Devices" and "ZeroDivisionError: planted" in section.problems[0]
+
+
+@pytest.mark.slow
+def test_copies_that_arrive_changed():
+    """doctor names the pair, and what helps; `move()` then goes over host memory, and the weights are right."""
+    done = code(
+        """
+        import torch
+        from balance_shim import simulation
+
+        simulation.install(simulation.parse_spec("3x64MiB"))
+        from balance_shim import copies
+        from balance_shim.doctor import accelerators
+        from balance_shim.placement.move import move
+
+        right = copies.direct
+
+        def direct(tensor, target):
+            bad = (tensor.device, target) == (torch.device("npu:0"), torch.device("npu:1"))
+            return torch.zeros_like(tensor, device=target) if bad else right(tensor, target)
+
+        copies.direct = direct
+        section = accelerators.links()
+        wrong = [problem for problem in section.problems if "arrive changed" in problem]
+        assert len(wrong) == 1 and wrong[0].startswith("copies from npu:0 to npu:1"), section.problems
+        assert "disable ACS" in wrong[0]
+        assert "WRONG" in section.text
+
+        from accelerate import dispatch_model
+
+        model = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.Linear(8, 8))
+        before = [parameter.clone() for parameter in model.parameters()]
+        model = dispatch_model(model, {"0": 0, "1": 2})
+        move(model, {"0": 1, "1": 0})
+        after = [parameter.cpu() for parameter in model.parameters()]
+        assert all(torch.equal(a, b) for a, b in zip(before, after)), "weights were changed"
+        assert [str(parameter.device) for parameter in model.parameters()] == ["npu:1"] * 2 + ["npu:0"] * 2
+        """,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("copies from npu:0 to npu:1 arrive changed, so blocks move over host memory") == 1
 
 
 @pytest.mark.slow

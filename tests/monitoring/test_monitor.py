@@ -118,11 +118,11 @@ def test_one_very_long_batch(results):
 
 
 def test_a_second_process_and_a_device_that_starts_half_full(results):
-    """Both are said to be others than this process, with device and size, and are not taken for a leak."""
+    """Both are named as other processes' memory, with device and size, and are not taken for a leak."""
     (alarm,) = alarms(results["second process"])
-    assert "others than this process have taken 3.0 MiB of npu:2 by step" in alarm
+    assert "other processes have taken 3.0 MiB of npu:2 by step" in alarm
     (alarm,) = alarms(results["half full"])
-    assert "npu:1 starts 50% full: 4.0 MiB of 8.0 MiB are used by others" in alarm
+    assert "npu:1 starts 50% full: 4.0 MiB of 8.0 MiB are used by other processes" in alarm
     assert "4.0 MiB" in results["half full"]["said"].partition("memory of this training")[2]
 
 
@@ -171,9 +171,9 @@ def test_out_of_memory_by_a_wrong_map(results):
 def test_out_of_memory_by_others(results):
     """Others are the cause, with what they have of the device."""
     text = explanation(results["memory runs out: second process"])
-    assert "cause: others than this process use 7.0 MiB of the 8.0 MiB of npu:2" in text
+    assert "cause: other processes use 7.0 MiB of the 8.0 MiB of npu:2" in text
     text = explanation(results["memory runs out: half full"])
-    assert "cause: others than this process use 4.0 MiB of the 8.0 MiB of npu:0" in text
+    assert "cause: other processes use 4.0 MiB of the 8.0 MiB of npu:0" in text
 
 
 def test_a_map_that_fits_is_one_that_the_shim_reads(results, tmp_path):

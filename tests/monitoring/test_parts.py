@@ -1,5 +1,6 @@
 """Smaller parts of the monitor: batches, files, readings, who else is on a device, TensorBoard."""
 
+import os
 import sys
 import types
 
@@ -10,6 +11,8 @@ from balance_shim.monitoring import kept, monitor, others
 from balance_shim.monitoring.batch import size_of
 from balance_shim.monitoring.files import Lines, folder_for, free_name
 from balance_shim.monitoring.readings import Meter, Reading
+
+GIB = 1 << 30
 
 
 def test_sizes_of_batches():
@@ -73,8 +76,8 @@ class Module:
 def test_readings(monkeypatch, nested):
     """What others have is neither free nor reserved by us; both forms of statistics are read."""
     monkeypatch.setattr(torch, "get_device_module", lambda kind: Module(nested))
-    meter = Meter("cuda", [0, 1])
-    assert meter.names == ("cuda:0", "cuda:1") and meter.totals == (100, 100)
+    meter = Meter("npu", [0, 1])
+    assert meter.names == ("npu:0", "npu:1") and meter.totals == (100, 100)
     assert meter.read() == (Reading(30, 80, 70, 5),) * 2
     assert meter.read(with_others=False)[0].others is None and meter.peaks() == (70, 70)
 
@@ -82,7 +85,52 @@ def test_readings(monkeypatch, nested):
 def test_a_device_that_was_never_touched(monkeypatch):
     """CUDA has no statistics of a device before its first use."""
     monkeypatch.setattr(torch, "get_device_module", lambda kind: Module(stats={}))
-    assert Meter("cuda", [0]).read() == (Reading(0, 0, 0, 85),)
+    assert Meter("npu", [0]).read() == (Reading(0, 0, 0, 85),)
+
+
+class SmallCard(Module):
+    """5 GiB, of which the allocator has 1 GiB and the driver 3.4 GiB free; 0.6 GiB are not torch's."""
+
+    def __init__(self):
+        super().__init__(stats={"allocated": (GIB // 2, GIB), "reserved": (GIB, GIB)})
+
+    def mem_get_info(self, index):
+        return int(3.4 * GIB), 5 * GIB
+
+
+def test_our_own_context_is_nobody_elses(monkeypatch):
+    """Where nothing tells them apart, an allowance for the context is ours, and the reading is not exact."""
+    monkeypatch.setattr(torch, "get_device_module", lambda kind: SmallCard())
+    monkeypatch.setattr(others, "_running", lambda kind, index: [])
+    meter = Meter("cuda", [0])
+    (reading,) = meter.read()
+    assert reading.others == pytest.approx(0.1 * GIB, rel=0.01) and not meter.exact
+
+
+def test_nvml_tells_what_is_ours(monkeypatch):
+    """The figure of our own process, context and all; another process keeps the rest."""
+    ours = types.SimpleNamespace(pid=os.getpid(), usedGpuMemory=int(1.3 * GIB))
+    theirs = types.SimpleNamespace(pid=1, usedGpuMemory=int(0.3 * GIB))
+    monkeypatch.setattr(torch, "get_device_module", lambda kind: SmallCard())
+    monkeypatch.setattr(others, "_running", lambda kind, index: [theirs, ours])
+    meter = Meter("cuda", [0])
+    (reading,) = meter.read()
+    assert reading.others == pytest.approx(0.3 * GIB, rel=0.01) and meter.exact
+
+
+def test_paged_optimizer_state_is_ours(monkeypatch):
+    """bitsandbytes pages it in beside torch's allocator; its tensors are on the host for torch."""
+    state = torch.zeros(1000, dtype=torch.uint8)
+    state.is_paged, state.page_deviceid = True, 1
+    plain = torch.zeros(1000)
+    optimizer = types.SimpleNamespace(is_paged=True, state={0: {"state1": state, "step": 3}, 1: {"state1": plain}})
+    assert others.paged_state(types.SimpleNamespace(optimizer=optimizer)) == {1: 1000}
+    assert others.paged_state(torch.optim.SGD([torch.nn.Parameter(plain)])) == {} == others.paged_state(None)
+    monkeypatch.setattr(torch, "get_device_module", lambda kind: SmallCard())
+    monkeypatch.setattr(others, "_running", lambda kind, index: [])
+    meter = Meter("cuda", [0])
+    meter.paged = {0: GIB}
+    assert meter.read()[0].others == 0
 
 
 def test_other_processes_are_named_where_nvml_is_there(monkeypatch):

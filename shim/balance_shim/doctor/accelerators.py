@@ -1,21 +1,34 @@
-"""The devices, the room on them, and how fast they reach each other."""
+"""The devices, the room on them, whether copies between them arrive, and how fast.
+
+A device or a pair that cannot be asked is a problem of its own; the others are reported all the same.
+"""
 
 import time
 from typing import Any
 
-from .. import devices
+from .. import copies, devices
+from ..eligible_devices import has_kernels, name_of
+from ..monitoring.others import outside_allocator
 from ..report.table import table
 from ..units import GIB, MIB, format_size
 from .section import Section
 
-COPIED = 256 * MIB
+COPIED = 256 * MIB  # at most, and a quarter of what is free
 REPEATS = 5
 SLOW = 0.25  # of the fastest link
-FULL = 0.9  # of a device's memory free counts as empty
+FULL = 0.1  # of a device's memory in other processes is a problem
+
+# What drivers say of a device that cannot be used, and what helps.
+_REMEDIES = {
+    "out of memory": "its memory is full: end the processes that use it (nvidia-smi lists them)",
+    "busy or unavailable": "another process has it for itself: end that, or nvidia-smi -c 0 ends exclusive mode",
+    "no kernel image": "this torch has no kernels for its architecture: install another build of torch",
+}
+_LEAVE_OUT = "leave it out (CUDA_VISIBLE_DEVICES), or reset it"
 
 
 def inventory() -> Section:
-    """Return the devices with their total and free memory."""
+    """Return the devices with their identity, total and free memory."""
     kind = devices.accelerator_type()
     if kind is None:
         return Section("Devices", "  no accelerator")
@@ -24,18 +37,18 @@ def inventory() -> Section:
     module = torch.get_device_module(kind)
     rows, problems = [], []
     for index in range(module.device_count()):
-        free, total = module.mem_get_info(index)
-        rows.append([f"{kind}:{index}", _name(module, index), format_size(total), format_size(free)])
-        if free < FULL * total:
-            problems.append(
-                f"{format_size(total - free)} of {kind}:{index} are in use by others: end them (nvidia-smi lists "
-                "them), or leave the device out"
-            )
-    return Section("Devices", table(["device", "name", "total", "free"], rows, left=2), tuple(problems))
+        row, problem = _device(module, kind, index)
+        rows.append(row)
+        problems += problem
+    header = ["device", "name", "identity", "total", "free"]
+    return Section("Devices", table(header, rows, left=3), tuple(problems))
 
 
 def links() -> Section | None:
-    """Return the bandwidth from each device to each other, measured; None where there are not two. Takes seconds."""
+    """Return the bandwidth from each device to each other, measured; None where there are not two. Takes seconds.
+
+    Each pair copies a pattern first: copies that arrive changed are problems.
+    """
     kind = devices.accelerator_type()
     if kind is None or devices.count() < 2:
         return None
@@ -43,28 +56,68 @@ def links() -> Section | None:
 
     module = torch.get_device_module(kind)
     names = [f"{kind}:{index}" for index in range(module.device_count())]
-    speeds = {(a, b): _bandwidth(module, torch, a, b) for a in names for b in names if a != b}
-    rows = [[a, *("-" if a == b else f"{speeds[a, b] / GIB:.1f}" for b in names)] for a in names]
+    speeds: dict[tuple[str, str], float] = {}
+    cells, problems = {}, []
+    for source in names:
+        for target in names:
+            if source == target:
+                continue
+            try:
+                if not copies.pattern_arrives(torch.device(source), torch.device(target)):
+                    cells[source, target] = "WRONG"
+                    problems.append(f"copies from {source} to {target} arrive changed: {copies.REMEDY}")
+                    continue
+                speeds[source, target] = _bandwidth(module, torch, source, target)
+                cells[source, target] = f"{speeds[source, target] / GIB:.1f}"
+            except Exception as error:
+                cells[source, target] = "failed"
+                problems.append(f"nothing can be copied from {source} to {target}: {_first_line(error)}")
+    rows = [[a, *("-" if a == b else cells[a, b] for b in names)] for a in names]
     text = table(["GiB/s to", *names], rows)
-    return Section("Links between devices", text, tuple(slow_links(speeds)))
+    return Section("Links between devices", text, (*problems, *slow_links(speeds)))
 
 
 def slow_links(speeds: dict[tuple[str, str], float]) -> list[str]:
     """Return a line on the pairs that are much slower than the fastest. `speeds`: (from, to) -> bytes a second."""
-    best = max(speeds.values())
+    best = max(speeds.values(), default=0)
     slow = sorted({tuple(sorted(pair)) for pair, speed in speeds.items() if speed < SLOW * best})
     if not slow:
         return []
     pairs = ", ".join(f"{a} and {b}" for a, b in slow)
     return [
         f"{pairs} reach each other at less than {SLOW:.0%} of the fastest pair's speed: peer access may be off "
-        "(nvidia-smi topo -p2p r), or they hang on different processors; ZeRO-3 waits for the slowest"
+        "(nvidia-smi topo -p2p r), or they are attached to different CPU sockets; ZeRO-3 waits for the slowest"
     ]
+
+
+def _device(module: Any, kind: str, index: int) -> tuple[list[str], list[str]]:
+    """Return (row, problems) of one device."""
+    name = f"{kind}:{index}"
+    row = [name, name_of(module, index), _identity(module, index)]
+    problems = []
+    if not has_kernels(module, index):
+        problems.append(f"{name} ({row[1]}): this torch has no kernels for its architecture; maps leave it out")
+    try:
+        free, total = module.mem_get_info(index)
+    except Exception as error:
+        words = _first_line(error)
+        remedy = next((remedy for text, remedy in _REMEDIES.items() if text in words.lower()), _LEAVE_OUT)
+        return [*row, "?", "?"], [*problems, f"{name} cannot be used ({words}): {remedy}"]
+    ours, _ = outside_allocator(kind, index, 0)
+    others = total - free - ours
+    if others >= FULL * total:
+        problems.append(
+            f"other processes use {format_size(others)} of {name}: end them (nvidia-smi lists them), or leave the "
+            "device out"
+        )
+    return [*row, format_size(total), format_size(free)], problems
 
 
 def _bandwidth(module: Any, torch: Any, source: str, target: str) -> float:
     """Return bytes a second of a copy from one device to another."""
-    data = torch.empty(COPIED, dtype=torch.uint8, device=source)
+    free = min(module.mem_get_info(torch.device(name).index)[0] for name in (source, target))
+    size = max(MIB, min(COPIED, free // 4))
+    data = torch.empty(size, dtype=torch.uint8, device=source)
     there = torch.empty_like(data, device=target)
     best = 0.0
     for _ in range(REPEATS):  # the first one sets up the way
@@ -74,9 +127,21 @@ def _bandwidth(module: Any, torch: Any, source: str, target: str) -> float:
         there.copy_(data)
         module.synchronize(source)
         module.synchronize(target)
-        best = max(best, COPIED / max(time.perf_counter() - start, 1e-9))
+        best = max(best, size / max(time.perf_counter() - start, 1e-9))
     return best
 
 
-def _name(module: Any, index: int) -> str:
-    return str(module.get_device_name(index)) if hasattr(module, "get_device_name") else ""
+def _identity(module: Any, index: int) -> str:
+    """Return the PCI address as nvidia-smi lists it, or the UUID: CUDA numbers devices in another order."""
+    try:
+        properties = module.get_device_properties(index)
+    except Exception:
+        return ""
+    if hasattr(properties, "pci_bus_id"):
+        domain, bus, slot = (getattr(properties, f"pci_{part}_id") for part in ("domain", "bus", "device"))
+        return f"{domain:08X}:{bus:02X}:{slot:02X}.0"
+    return str(getattr(properties, "uuid", ""))
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().partition("\n")[0] or type(error).__name__

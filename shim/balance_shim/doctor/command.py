@@ -21,15 +21,15 @@ def run(words: Sequence[str]) -> int:
     print(f"{sections[0].title}\n{sections[0].text}\n")
     # Not in mode zero3, which would start this command several times; the same functions are patched in all.
     install(mode="balanced", device_map=None, log_level="error")
-    parts: tuple[Callable[[], Section | None], ...] = (
-        lambda: libraries.versions(read),
-        libraries.seams,
-        accelerators.inventory,
-        accelerators.links,
-        nccl.examine,
-    )
-    for part in parts:
-        section = part()
+    parts: dict[str, Callable[[], Section | None]] = {
+        "Versions": lambda: libraries.versions(read),
+        "Seams patched": libraries.seams,
+        "Devices": accelerators.inventory,
+        "Links between devices": accelerators.links,
+        "NCCL and CUDA": nccl.examine,
+    }
+    for title, part in parts.items():
+        section = _guarded(title, part)
         if section is not None:
             sections.append(section)
             print(f"{section.title}\n{section.text}\n")
@@ -38,6 +38,16 @@ def run(words: Sequence[str]) -> int:
     for problem in problems:
         print(f"  * {problem}")
     return 1 if problems else 0
+
+
+def _guarded(title: str, part: Callable[[], Section | None]) -> Section | None:
+    """Return a section; one that fails is a problem, and the report goes on."""
+    try:
+        return part()
+    except Exception as error:
+        words = " ".join(f"{type(error).__name__}: {error}".split())
+        problem = f"{title} could not be examined ({words}): please report this with the output above"
+        return Section(title, f"  failed: {words}", (problem,))
 
 
 def _variables(read: settings.Settings, faults: Sequence[settings.Problem]) -> Section:

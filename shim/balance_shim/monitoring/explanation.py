@@ -25,6 +25,7 @@ from . import watching
 from .files import folder_for, free_name
 from .growth import LONG_BATCH, Finding
 from .monitor import watched_devices
+from .others import paged_state
 from .out_of_memory import Place, place_of
 from .readings import Meter, Reading
 
@@ -88,6 +89,7 @@ def explain(trainer: Any, model: Any, plan: Plan | None, failure: BaseException,
         model = innermost(model)  # a map has the names of the model inside
     place = place_of(failure, model)
     meter = Meter(kind, _looked_at(trainer, plan, kind))
+    meter.paged = paged_state(getattr(trainer, "optimizer", None))
     readings = meter.read()
     # Without a number in the message it is the device with the least room.
     rooms = [
@@ -252,8 +254,12 @@ def _causes(scene: _Scene) -> list[str]:
     reading, total = scene.readings[scene.failed], scene.meter.totals[scene.failed]
     if reading.others and reading.others >= HELD_BY_OTHERS * total:
         found.append(
-            f"cause: others than this process use {format_size(reading.others)} of the {format_size(total)} of "
-            f"{scene.name}"
+            f"cause: other processes use {format_size(reading.others)} of the {format_size(total)} of {scene.name}"
+        )
+    paged = scene.meter.paged.get(scene.meter.indices[scene.failed], 0)
+    if paged >= HELD_BY_OTHERS * total:
+        found.append(
+            f"cause: up to {format_size(paged)} of {scene.name} are paged optimizer state, which torch does not count"
         )
     batch = scene.place.batch
     if scene.planned is not None and batch.row_tokens:

@@ -7,7 +7,7 @@ lengths, accumulation, evaluation and saving in between, optimizer state that ap
 """
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from ..units import format_size
@@ -15,8 +15,9 @@ from .readings import Reading
 from .steady import SteadyRises, began
 
 KEPT = 0.001  # of the device: what tensors kept alive must add up to before it is said
-OCCUPIED = 0.1  # what others have at the start; a context of our own is less
-OTHERS_GROWN = 0.05  # what others have taken since; lazily loaded kernels and communication buffers are less
+OCCUPIED = 0.1  # what others have at the start
+OTHERS_GROWN = 0.05  # what others have taken since, ...
+GROWN_AT_LEAST = 1 << 30  # ... and where kernels and communication buffers of our own count as theirs, this many bytes
 FRAGMENTED = 0.1  # what the allocator holds beyond any peak so far, ...
 FRAGMENTING = 0.02  # ... and what of it a window must have added
 CACHED, SQUEEZED, CACHED_STEPS = 0.2, 0.05, 10  # unused by steps for so long, while so little is free
@@ -57,9 +58,13 @@ class Finding(NamedTuple):
 
 
 class Growth:
-    """Takes one step after the other and says what it finds, each kind once."""
+    """Takes one step after the other and says what it finds, each kind once.
 
-    def __init__(self, names: Sequence[str], totals: Sequence[int]) -> None:
+    `exact`: whether readings tell other processes from what CUDA itself takes; it may become False while it runs.
+    """
+
+    def __init__(self, names: Sequence[str], totals: Sequence[int], exact: Callable[[], bool] = lambda: True) -> None:
+        self._exact = exact
         self._names, self._totals = tuple(names), tuple(totals)
         self._kept = [SteadyRises(KEPT * total) for total in totals]
         self._slack = [SteadyRises(FRAGMENTING * total, (8, 32, 128)) for total in totals]
@@ -89,7 +94,7 @@ class Growth:
             if part >= OCCUPIED:
                 text = (
                     f"{self._names[device]} starts {part:.0%} full: {format_size(reading.others or 0)} of "
-                    f"{format_size(self._totals[device])} are used by others than this process"
+                    f"{format_size(self._totals[device])} are used by {self._who()}"
                 )
                 found.append(Finding("occupied", 0, (device,), text))
         return found
@@ -114,6 +119,9 @@ class Growth:
         if self._steps <= BATCHES_BEFORE:
             self._early_size, self._early_peaks = self._largest, list(self._step_peaks)
         return found
+
+    def _who(self) -> str:
+        return "other processes" if self._exact() else "other processes (or CUDA itself)"
 
     def _kept_alive(self, step: Step) -> list[Finding]:
         rates = [
@@ -227,12 +235,12 @@ class Growth:
             if base is None:
                 base = self._base[device] = reading.others
             self._others[device] = reading.others
-            if reading.others - base >= OTHERS_GROWN * self._totals[device]:
+            least = max(OTHERS_GROWN * self._totals[device], 0 if self._exact() else GROWN_AT_LEAST)
+            if reading.others - base >= least:
                 self._base[device] = reading.others
                 text = (
-                    f"others than this process have taken {format_size(reading.others - base)} of "
-                    f"{self._names[device]} by step {step.number}; they have {format_size(reading.others)} of "
-                    f"{format_size(self._totals[device])} now"
+                    f"{self._who()} have taken {format_size(reading.others - base)} of {self._names[device]} by step "
+                    f"{step.number}; they have {format_size(reading.others)} of {format_size(self._totals[device])} now"
                 )
                 found.append(Finding("others", step.number, (device,), text))
         return found

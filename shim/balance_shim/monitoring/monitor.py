@@ -15,7 +15,7 @@ from .growth import Finding, Growth, Step
 from .history import History
 from .kept import Kept, search
 from .makers import Makers
-from .others import processes_on
+from .others import paged_state, processes_on
 from .readings import Meter, Reading
 
 # The part of the training's time that asking drivers for free memory may take; with it they are asked less often.
@@ -30,7 +30,7 @@ class Monitor:
 
     def __init__(self, trainer: Any, meter: Meter, plan: Plan | None, settings: Settings) -> None:
         self._trainer, self._meter, self._plan, self._settings = trainer, meter, plan, settings
-        self._growth = Growth(meter.names, meter.totals)
+        self._growth = Growth(meter.names, meter.totals, lambda: meter.exact)
         rank = int(getattr(trainer.args, "process_index", 0))
         self._stem = f"memory-rank{rank}" if rank else "memory"
         self._folder = folder_for(settings.report, trainer.args.output_dir)
@@ -69,6 +69,7 @@ class Monitor:
     def train_begin(self) -> None:
         self._batches.clear()  # of an attempt before this one: the Trainer may look for a batch size by itself
         self._meter.reset_peaks()
+        self._meter.paged = paged_state(self._trainer.optimizer)  # there already where a training is resumed
         readings = self._meter.read()
         for finding in self._growth.start(readings):
             self._say(finding)
@@ -158,7 +159,10 @@ class Monitor:
     def _read(self) -> tuple[Reading, ...]:
         """Return readings, with what others have as often as the budget allows."""
         began = time.perf_counter()
-        readings = self._meter.read(with_others=began >= self._ask_again)
+        asking = began >= self._ask_again
+        if asking:
+            self._meter.paged = paged_state(self._trainer.optimizer)
+        readings = self._meter.read(with_others=asking)
         if readings[0].others is not None:
             ended = time.perf_counter()
             self._asking = min(self._asking, ended - began)

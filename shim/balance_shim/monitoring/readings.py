@@ -6,6 +6,8 @@ Only functions that all device modules of torch have are used: cuda (and ROCm), 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from .others import outside_allocator
+
 
 class Reading(NamedTuple):
     """One device at the end of a step. Bytes.
@@ -14,8 +16,8 @@ class Reading(NamedTuple):
         allocated: in tensors now.
         reserved: what the allocator of this process has from the device, used or not.
         peak: the most in tensors at one time since the peaks were reset.
-        others: what neither is free nor reserved by us: other processes, and the runtime's own context. None where it
-            was not asked for.
+        others: what neither is free nor ours: other processes, and what cannot be told from them (see `Meter.exact`).
+            None where it was not asked for.
     """
 
     allocated: int
@@ -30,6 +32,9 @@ class Meter:
     Attributes:
         names: as torch writes them, "cuda:1".
         totals: bytes that each device has.
+        paged: bytes of this process on each device, by index, that torch's allocator does not count and whose library
+            pages them; to be kept up to date by whoever knows of them.
+        exact: whether what this process has outside of torch's allocator is known; else an allowance is made for it.
     """
 
     def __init__(self, kind: str, indices: Sequence[int]) -> None:
@@ -40,6 +45,8 @@ class Meter:
         self.indices = tuple(indices)
         self.names = tuple(f"{kind}:{index}" for index in self.indices)
         self.totals = tuple(int(self._module.mem_get_info(index)[1]) for index in self.indices)
+        self.paged: dict[int, int] = {}
+        self.exact = True
         self._nested = hasattr(self._module, "memory_stats_as_nested_dict")
 
     def read(self, with_others: bool = True) -> tuple[Reading, ...]:
@@ -60,7 +67,11 @@ class Meter:
         allocated, reserved, peak = self._statistics(index)
         others = None
         if with_others:
-            others = max(0, total - int(self._module.mem_get_info(index)[0]) - reserved)
+            foreign = total - int(self._module.mem_get_info(index)[0]) - reserved
+            ours, exact = outside_allocator(self.kind, index, reserved)
+            self.exact = self.exact and exact
+            # Whether the driver counts managed memory as this process's is not documented: the larger one is right.
+            others = max(0, foreign - max(ours, self.paged.get(index, 0)))
         return Reading(allocated, reserved, peak, others)
 
     def _statistics(self, index: int) -> tuple[int, int, int]:

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from .. import copies
 from ..errors import BalanceError
 from .map_file import OFFLOADED, DeviceMap
 
@@ -91,7 +92,7 @@ class Piece:
 
     def put(self, device: "torch.device") -> None:
         """Move it. The tensors stay the objects that they are, and go on sharing their memory."""
-        fresh = self.tensors[0].data.to(device)
+        fresh = copies.moved(self.tensors[0].data, device)
         for tensor in self.tensors:
             tensor.data = fresh
 

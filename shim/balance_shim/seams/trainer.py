@@ -110,6 +110,7 @@ def _begin(trainer: Any) -> None:
 def _end(trainer: Any) -> None:
     attempt("watching memory", watching.end, trainer, instead="its last lines are missing")
     attempt("re-balancing", rebalance.end, trainer, instead="its callback stays")
+    attempt("activation checkpointing", checkpointing.end, trainer, instead="its callback stays")
     batch_check.end(trainer)
     vars(trainer).pop("_balance_shim_begun", None)
 

@@ -69,11 +69,16 @@ def arrange(trainer: Any, model: Any, plan: Plan | None) -> None:
                 instead = "dropout in the first layer of a device may be recomputed with another mask"
                 attempt("sending inputs ahead of checkpoints", send_inputs_first, model, instead=instead)
 
-    before = vars(trainer).pop("_balance_shim_arranging", None)
-    if before is not None:  # it trains again
-        trainer.remove_callback(before)
+    end(trainer)  # of a training that did not come to its own end
     trainer._balance_shim_arranging = Arranging()
     trainer.add_callback(trainer._balance_shim_arranging)
+
+
+def end(trainer: Any) -> None:
+    """Take the callback of `arrange` away again."""
+    callback = vars(trainer).pop("_balance_shim_arranging", None)
+    if callback is not None:
+        trainer.remove_callback(callback)
 
 
 def _wanted(trainer: Any, model: Any, plan: Plan | None) -> frozenset[str] | None:
