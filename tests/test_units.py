@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from balance_shim.units import GIB, format_size, gib, parse_size
+from balance_shim.units import GIB, MIB, counted, format_alike, format_size, gib, parse_size
 
 
 @pytest.mark.parametrize(
@@ -34,3 +34,17 @@ def test_table_columns_show_three_digits_of_the_largest_figure():
     assert gib(24.04 * GIB, 80 * GIB) == "24.0"
     assert gib(2.345 * GIB, 3 * GIB) == "2.35" or gib(2.345 * GIB, 3 * GIB) == "2.34"
     assert gib(GIB / 8, GIB / 2) == "0.125"
+
+
+def test_sizes_in_one_comparison_have_one_unit():
+    """That of the largest, with as many digits as the smallest needs to be seen."""
+    assert format_alike(900 * MIB, 24 * GIB) == ("0.88 GiB", "24.00 GiB")
+    assert format_alike(6.5 * GIB, 3.4 * GIB) == ("6.5 GiB", "3.4 GiB")
+    assert format_alike(8 * MIB, 0, 24 * GIB) == ("0.008 GiB", "0.000 GiB", "24.000 GiB")
+    assert format_alike(3, 500) == ("3 B", "500 B") and format_alike(0) == ("0 B",)
+
+
+def test_nouns_agree_with_their_number():
+    """One block, several blocks, one process, several processes."""
+    assert [counted(number, "block") for number in (0, 1, 2)] == ["0 blocks", "1 block", "2 blocks"]
+    assert [counted(number, "process") for number in (1, 2)] == ["1 process", "2 processes"]

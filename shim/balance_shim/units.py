@@ -10,6 +10,8 @@ _FACTORS = {
     "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12,
 }  # fmt: skip
 
+_UNITS = ((TIB, "TiB"), (GIB, "GiB"), (MIB, "MiB"), (KIB, "KiB"))
+
 SIZE_FORMS = "a size such as 20GiB, 512MiB or 8e9"
 
 
@@ -35,10 +37,27 @@ def parse_size(text: str) -> int:
 def format_size(size: float) -> str:
     """Return `size` bytes in the largest binary unit that keeps it at or above one: 25769803776 -> "24.0 GiB"."""
     sign, size = ("-", -size) if size < 0 else ("", size)
-    for unit, name in ((TIB, "TiB"), (GIB, "GiB"), (MIB, "MiB"), (KIB, "KiB")):
+    for unit, name in _UNITS:
         if size >= unit:
             return f"{sign}{size / unit:.1f} {name}"
     return f"{sign}{size:.0f} B"
+
+
+def format_alike(*sizes: float) -> tuple[str, ...]:
+    """Return sizes that are to be compared in one unit, that of the largest: ("0.879 GiB", "24.000 GiB").
+
+    With as many decimals as the smallest needs for two digits, three at most.
+    """
+    largest = max((abs(size) for size in sizes), default=0)
+    unit, name = next(((unit, name) for unit, name in _UNITS if largest >= unit), (1, "B"))
+    smallest = min((abs(size) / unit for size in sizes if size), default=1.0)
+    decimals = 0 if unit == 1 else 1 if smallest >= 1 else 2 if smallest >= 0.1 else 3
+    return tuple(f"{size / unit:.{decimals}f} {name}" for size in sizes)
+
+
+def counted(number: int, noun: str) -> str:
+    """Return "1 block", "2 blocks" or "2 processes"."""
+    return f"{number} {noun}" + ("" if number == 1 else "es" if noun.endswith("s") else "s")
 
 
 def gib(size: float, largest: float) -> str:

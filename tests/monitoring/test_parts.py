@@ -6,8 +6,9 @@ import types
 
 import pytest
 import torch
+from torch.testing._internal.two_tensor import TwoTensor
 
-from balance_shim.monitoring import kept, monitor, others
+from balance_shim.monitoring import kept, makers, monitor, others
 from balance_shim.monitoring.batch import size_of
 from balance_shim.monitoring.files import Lines, folder_for, free_name
 from balance_shim.monitoring.readings import Meter, Reading
@@ -168,6 +169,35 @@ def test_tensorboard_gets_the_highest_values_in_the_runs_own_writer():
     assert ("memory_GiB/npu:0/peak", 3.0, 20) in written and len(written) == 3
     watching.logged()
     assert len(written) == 3
+
+
+def test_tensors_without_memory_stop_no_step():
+    """Nested and sparse outputs have no storage to be known by: they are not noted, and the forward pass goes on."""
+
+    class Odd(torch.nn.Module):
+        def forward(self, x):
+            nested = torch.nested.nested_tensor([x, x[:1]])
+            return {"nested": nested, "sparse": x.to_sparse(), "plain": x + 1, "more": [TwoTensor(x, x)]}
+
+    model = torch.nn.Sequential(Odd())
+    noting = makers.Makers(model)
+    noting.start()
+    try:
+        outputs = model(torch.ones(2, 3))
+    finally:
+        noting.stop()
+    assert noting.of([outputs["plain"]]) == "made by 0" and noting.of([outputs["sparse"]]) == ""
+
+
+def test_a_hook_that_fails_stops_no_step(monkeypatch):
+    """Whatever goes wrong in it, the module's output is what it was."""
+    monkeypatch.setattr(makers, "_storage", lambda tensor: 1 / 0)
+    noting = makers.Makers(model := torch.nn.Sequential(torch.nn.ReLU()))
+    noting.start()
+    try:
+        assert torch.equal(model(torch.ones(2)), torch.ones(2))
+    finally:
+        noting.stop()
 
 
 class Keeper:

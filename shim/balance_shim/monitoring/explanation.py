@@ -20,7 +20,7 @@ from ..report.table import table
 from ..seams.guard import attempt
 from ..training import precision
 from ..training.actual_workload import innermost, tuning
-from ..units import format_size
+from ..units import format_alike, format_size
 from . import watching
 from .files import folder_for, free_name
 from .growth import LONG_BATCH, Finding
@@ -223,13 +223,14 @@ def _headline(scene: _Scene, trainer: Any) -> str:
     elif place.phase == "optimizer step":
         where = f" ({_on_device(scene)})"
     inside = f" (block {block})" if block and block != place.module else ""
-    wanted = f", {format_size(place.wanted)} more wanted" if place.wanted else ""
+    sizes = (scene.readings[scene.failed].allocated, place.wanted, scene.meter.totals[scene.failed])
+    allocated, asked, total = format_alike(*sizes)
+    wanted = f", {asked} more wanted" if place.wanted else ""
     batch = f", batch of {place.batch.rows} x {place.batch.row_tokens} tokens" if place.batch.tokens else ""
-    reading = scene.readings[scene.failed]
     step = f", step {trainer.state.global_step + 1}"
     return (
         f"out of memory on {scene.name} in the {place.phase}{where}{inside}{step}{batch}: "
-        f"{format_size(reading.allocated)} in tensors{wanted}, of {format_size(scene.meter.totals[scene.failed])}"
+        f"{allocated} in tensors{wanted}, of {total}"
     )
 
 
@@ -298,8 +299,30 @@ def _causes(scene: _Scene) -> list[str]:
 def _beyond_prediction(scene: _Scene) -> int:
     """Return the bytes measured beyond what is predicted for this batch on the device that failed."""
     index = scene.meter.indices[scene.failed]
-    plans = [] if scene.actual is None else [each for each in scene.actual.devices if each.device.index == index]
-    return scene.peak(scene.failed) - plans[0].predicted_peak if plans else 0
+    predicted = None if scene.actual is None else scene.actual.on(index)
+    return 0 if predicted is None else scene.peak(scene.failed) - predicted.predicted_peak
+
+
+def _as_measured(scene: _Scene, plan: Plan) -> Plan:
+    """Return `plan` with all but weights scaled by what was measured of them against what was predicted.
+
+    A remedy is no remedy if it holds only by the figures that have just turned out too low.
+    """
+    index = scene.meter.indices[scene.failed]
+    predicted = None if scene.actual is None else scene.actual.on(index)
+    if predicted is None or scene.kept is not None:
+        return plan
+    fixed = predicted.terms["weights"] + predicted.terms["overhead"]
+    factor = (scene.peak(scene.failed) - fixed) / max(1, predicted.predicted_peak - fixed)
+    if factor <= 1:
+        return plan
+    scaled = []
+    for device in plan.devices:
+        terms = {
+            term: size if term in ("weights", "overhead") else int(size * factor) for term, size in device.terms.items()
+        }
+        scaled.append(replace(device, terms=terms))
+    return replace(plan, devices=tuple(scaled))
 
 
 def _table(scene: _Scene) -> str:
@@ -350,10 +373,12 @@ def _what_fits(scene: _Scene, trainer: Any) -> list[str]:
     if scene.better is not None:
         workload = scene.better.workload
         changed = remedies_that_fit(scene.better, scene.request)
-        remedies += [(_setting(remedy, workload), remedy.plan) for remedy in changed]
+        scaled = [(_setting(remedy, workload), _as_measured(scene, remedy.plan)) for remedy in changed]
+        remedies += [(setting, plan) for setting, plan in scaled if not plan.shortfall]
     for number, (setting, plan) in enumerate(remedies[:MOST_REMEDIES], 1):
         worst = plan.worst
-        predicted = f"{format_size(worst.predicted_peak)} of {format_size(worst.capacity)} on {worst.name}"
+        needed, capacity = format_alike(worst.predicted_peak, worst.capacity)
+        predicted = f"{needed} of {capacity} on {worst.name}"
         lines.append(f"remedy {number}: {setting} (predicted {predicted})")
     return lines or ["nothing that the shim can set would have fitted: more or larger devices, or a smaller model"]
 

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from .. import log
 from .kept import LIBRARIES
 
 
@@ -37,7 +38,8 @@ class Makers:
         """Return where one of `tensors` was made, the latest first, in words; "" if none was seen being made."""
         for tensor in reversed(list(tensors)):
             line = _line(tensor.grad_fn)
-            module = self._made.get(_storage(tensor))
+            storage = _storage(tensor)
+            module = None if storage is None else self._made.get(storage)
             where = [f"by {module or 'the model'}"] if module is not None else []
             where += [f"at {line}"] if line else []
             if where:
@@ -48,8 +50,16 @@ class Makers:
         name = self._names.get(id(module))
         if name is None:
             return
+        try:  # a hook of every module: what fails in here would stop the user's step
+            self._note_output(name, output)
+        except Exception as error:
+            log.once("debug", f"what {name or 'the model'} made is not noted ({type(error).__name__}: {error})")
+
+    def _note_output(self, name: str, output: Any) -> None:
         for tensor in _tensors_in(output):
             key = _storage(tensor)
+            if key is None:
+                continue
             inner = self._made.get(key)
             # A module that only hands on what one inside of it made is not its maker.
             if inner is None or not (inner.startswith(f"{name}.") or not name):
@@ -69,11 +79,15 @@ def _tensors_in(output: Any) -> Iterator[Any]:
             yield from _tensors_in(each)
 
 
-def _storage(tensor: Any) -> int:
+def _storage(tensor: Any) -> int | None:
+    """Return what identifies the memory of a tensor; None for one that has none (nested, sparse, some wrappers)."""
     import torch
 
-    with torch._C.DisableTorchFunctionSubclass():  # deferred logits would be computed for the question
-        return int(tensor.untyped_storage()._cdata)
+    try:
+        with torch._C.DisableTorchFunctionSubclass():  # deferred logits would be computed for the question
+            return int(tensor.untyped_storage()._cdata)
+    except (RuntimeError, NotImplementedError):
+        return None
 
 
 def _line(grad_fn: Any) -> str:

@@ -8,12 +8,25 @@ from collections.abc import Iterator
 from types import FrameType
 from typing import Any, NamedTuple
 
-from ..units import parse_size
+from .. import devices
+from ..units import MIB, parse_size
 from .batch import BatchSize, size_of
 
-_WANTED = re.compile(r"[Tt]ried to allocate ([\d.]+ ?[KMGT]?i?B(?:ytes)?)")
+_WANTED = re.compile(r"[Tt]ried to allocate ([\d.]+ ?(?:[KMGT]?i?B(?:ytes)?|bytes))")
 # CUDA: "GPU 2 has a total capacity of"; NPU: "(NPU 2; 60.97 GiB total capacity"; simulated: "npu:2 has a total".
 _DEVICE = re.compile(r"\b(?:GPU|NPU|XPU|cuda|npu|xpu)[ :](\d+)(?= has a total|; )", re.IGNORECASE)
+
+# Words of errors that are nothing else, and of those that are where the device is full: libraries that cannot have
+# their handle or workspace report it so.
+_CERTAIN = ("out of memory", "blas_status_alloc_failed", "cudnn_status_alloc_failed", "rocblas_status_memory_error")
+_WHEN_FULL = (
+    "blas_status_not_initialized",
+    "cudnn_status_internal_error",
+    "cudnn_status_not_initialized",
+    "no valid execution plans",
+    "unable to find an engine to execute this computation",
+)
+FULL = 256 * MIB  # free for the driver; a cuBLAS or cuDNN handle with its workspace takes less
 
 
 class Place(NamedTuple):
@@ -42,8 +55,29 @@ def is_out_of_memory(failure: BaseException) -> bool:
 
     if isinstance(failure, getattr(torch, "OutOfMemoryError", torch.cuda.OutOfMemoryError)):
         return True
+    if not isinstance(failure, RuntimeError):  # AcceleratorError of torch 2.8 is one
+        return False
     text = str(failure).lower()
-    return isinstance(failure, RuntimeError) and ("out of memory" in text or "cublas_status_alloc_failed" in text)
+    return any(words in text for words in _CERTAIN) or (
+        any(words in text for words in _WHEN_FULL) and _is_some_device_full()
+    )
+
+
+def _is_some_device_full() -> bool:
+    """Whether the driver has next to nothing left on a device of this process; False where none can be asked."""
+    import torch
+
+    kind = devices.accelerator_type()
+    if kind is None:
+        return False
+    module = torch.get_device_module(kind)
+    for index in devices.in_use(kind):
+        try:
+            if module.mem_get_info(index)[0] < FULL:
+                return True
+        except RuntimeError:  # an error that sticks to the context is none of memory
+            continue
+    return False
 
 
 def place_of(failure: BaseException, model: Any) -> Place:

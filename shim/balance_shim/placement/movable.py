@@ -104,6 +104,7 @@ def to_move(model: "nn.Module", places: Places, optimizers: "Iterable[torch.opti
         MoveError: the map wants tied weights on two devices.
     """
     from torch import nn
+    from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
     pieces: dict[Any, Piece] = {}
     names: dict[Any, str] = {}
@@ -125,6 +126,9 @@ def to_move(model: "nn.Module", places: Places, optimizers: "Iterable[torch.opti
     for piece in moving:
         if piece.device.type == "meta":
             raise MoveError("some weights are on the meta device: offloaded, or not loaded yet")
+        if is_traceable_wrapper_subclass(piece.tensors[0]):  # a parameter of this kind was refused before
+            kind = type(piece.tensors[0]).__name__
+            raise MoveError(f"buffers or optimizer state of {piece.block} are {kind}, which wraps tensors of its own")
     return moving
 
 
@@ -200,9 +204,12 @@ def _attached(attributes: Mapping[str, Any]) -> "Iterator[tuple[str, Tensor]]":
 def _memory(tensor: "Tensor") -> Any:
     """Return what two tensors have in common if they are the same piece of memory."""
     import torch
+    from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
     if tensor.layout is not torch.strided or tensor.device.type == "meta" or not tensor.numel():
         return id(tensor)
+    if is_traceable_wrapper_subclass(tensor) or not tensor.data_ptr():
+        return id(tensor)  # wrappers (torchao's weights) have no memory of their own, and all answer 0
     return tensor.device, tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride()
 
 

@@ -74,6 +74,10 @@ class Plan:
         """The device with the highest predicted peak relative to its capacity."""
         return max(self.devices, key=lambda device: device.filled)
 
+    def on(self, index: int) -> DevicePlan | None:
+        """Return what is planned for the device with this index; None if the plan has no such device."""
+        return next((device for device in self.devices if device.device.index == index), None)
+
     @property
     def is_estimate(self) -> bool:
         """Whether a formula was used because the model could not be traced: no reason to move blocks."""

@@ -8,7 +8,7 @@ from ..cache import cached
 from ..devices import Device
 from ..memory.compose import peak
 from ..memory.cost import BlockCost
-from ..units import format_size
+from ..units import format_alike
 from .map_file import DeviceMap
 from .plan import CostedModel
 
@@ -89,9 +89,10 @@ class Surprise:
     seen: int
 
     def __str__(self) -> str:
+        seen, predicted = format_alike(self.seen, self.predicted)
         return (
-            f"{self.device.name}: tried out on shapes, activations and gradients take {format_size(self.seen)} where "
-            f"{format_size(self.predicted)} were predicted"
+            f"{self.device.name}: tried out on shapes, activations and gradients take {seen} where {predicted} were "
+            "predicted"
         )
 
 

@@ -8,7 +8,7 @@ from ..memory.cost import TERMS
 from ..placement import map_file
 from ..placement.map_file import DeviceMap
 from ..placement.plan import Plan
-from ..units import MIB, format_size, gib
+from ..units import MIB, format_alike, format_size, gib
 from .table import table
 
 WORTH_SAYING = 256 * 1024**2  # bytes
@@ -70,6 +70,18 @@ def beside(assumed: Plan, actual: Plan, waits: bool = False) -> str:
     peaks = table(["device", "as planned", "as trained", "of", "filled"], rows)
     differs = f"the Trainer's workload differs from what was planned for ({changes}){unseen}"
     return f"{differs}; predicted peaks (GiB):\n{peaks}"
+
+
+def worst_devices(after: Plan, before: Plan) -> str:
+    """Return the fullest device of one plan in comparison with that of another, in words.
+
+    By how full they are where their capacities differ: a larger device may hold more and be less full.
+    """
+    now, then = after.worst, before.worst
+    sizes = format_alike(now.predicted_peak, then.predicted_peak)
+    if now.capacity == then.capacity:
+        return f"{sizes[0]} instead of {sizes[1]}"
+    return f"{now.filled:.0%} full ({sizes[0]} on {now.name}) instead of {then.filled:.0%} ({sizes[1]} on {then.name})"
 
 
 def summary(device_map: DeviceMap, device: int | str) -> str:
@@ -146,7 +158,8 @@ def shortfall_line(plan: Plan, remedies: list[str]) -> str:
     worst = plan.worst
     guess = f" (if rows have {plan.workload.seq_len} tokens, which is a guess)" if plan.workload.guessed else ""
     would = "; ".join(remedies) if remedies else "none of the usual changes alone; more or larger devices"
+    needed, capacity, missing = format_alike(worst.predicted_peak, worst.capacity, plan.shortfall)
     return (
-        f"predicted not to fit{guess}: {worst.name} needs {format_size(worst.predicted_peak)} of "
-        f"{format_size(worst.capacity)}, {format_size(plan.shortfall)} too many. What would fit: {would}"
+        f"predicted not to fit{guess}: {worst.name} needs {needed} of {capacity}, {missing} too many. "
+        f"What would fit: {would}"
     )

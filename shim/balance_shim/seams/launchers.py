@@ -5,6 +5,7 @@ import sys
 from typing import Any
 
 from .. import log
+from ..units import counted
 from ..zero import relaunch, requirements, session
 
 
@@ -24,4 +25,4 @@ def apply(module: Any) -> None:
     if module.__name__.startswith("llamafactory"):
         os.environ["FORCE_TORCHRUN"] = "1"
     os.environ.update(relaunch.threads_for(count))
-    log.info(f"{module.__name__.partition('.')[0]} starts {count} processes for ZeRO-3")
+    log.info(f"{module.__name__.partition('.')[0]} starts {counted(count, 'process')} for ZeRO-3")

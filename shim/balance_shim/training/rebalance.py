@@ -16,8 +16,9 @@ from ..placement import planner
 from ..placement.measured import corrected
 from ..placement.move import MoveError, move
 from ..placement.plan import CostedModel, Plan, evaluate
+from ..report import plan_report
 from ..seams.guard import attempt
-from ..units import format_size
+from ..units import counted, format_alike, format_size
 from . import beside, chunked_loss
 from .actual_workload import actual_workload
 from .held import held_by, state_bytes
@@ -195,9 +196,9 @@ class Rebalancer:
             log.warning(f"a better map was found for what was measured, but {error}; training goes on as it is")
             return False
         self._say(
-            f"measured peaks of {when} differ from the plan ({fullest}): moved {len(moved.blocks)} blocks "
+            f"measured peaks of {when} differ from the plan ({fullest}): moved {counted(len(moved.blocks), 'block')} "
             f"({format_size(moved.size)}, optimizer state included), predicted peak of the worst device "
-            f"{format_size(better.worst.predicted_peak)} instead of {format_size(now.worst.predicted_peak)}"
+            f"{plan_report.worst_devices(better, now)}"
         )
         self._plan = better
         self._moved(better)
@@ -235,8 +236,8 @@ class Rebalancer:
             self._plan.devices,
             key=lambda each: abs(self._measured[each.device.index] - each.predicted_peak) / each.capacity,
         )
-        measured = format_size(self._measured[worst.device.index])
-        return f"{worst.name} {measured}, predicted {format_size(worst.predicted_peak)}"
+        measured, predicted = format_alike(self._measured[worst.device.index], worst.predicted_peak)
+        return f"{worst.name} {measured}, predicted {predicted}"
 
     def _say(self, text: str) -> None:
         if state.settings().report != "off":

@@ -17,7 +17,7 @@ from ..placement.plan import CostedModel, Plan, device_of, evaluate
 from ..placement.recompute import mixer
 from ..placement.remedies import what_would_fit
 from ..report import plan_report
-from ..units import format_size
+from ..units import counted, format_size
 from . import beside, micro_batch, precision
 from .actual_workload import actual_workload
 from .held import held_by
@@ -202,8 +202,8 @@ def _better(trainer: Any, outcome: Outcome) -> Outcome:
         return outcome
     if state.settings().report != "off":
         log.info(
-            f"moved {len(moved.blocks)} blocks ({format_size(moved.size)}) for this workload: worst device "
-            f"{format_size(better.worst.predicted_peak)} instead of {format_size(actual.worst.predicted_peak)}"
+            f"moved {counted(len(moved.blocks), 'block')} ({format_size(moved.size)}) for this workload: worst device "
+            f"{plan_report.worst_devices(better, actual)}"
         )
     return replace(outcome, plan=better, moved=True)
 

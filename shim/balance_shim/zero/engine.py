@@ -8,7 +8,7 @@ from .. import log, state
 from ..errors import BalanceError
 from ..seams.guard import attempt
 from ..training.actual_workload import checkpoints_already
-from ..units import format_size
+from ..units import counted, format_size
 from . import towers, untrained, watch
 from .watch import Watch
 
@@ -52,10 +52,13 @@ def check(engine: Any) -> None:
     wanted = int(os.environ["WORLD_SIZE"])
     if engine.world_size != wanted:
         raise BalanceError(
-            f"BALANCE_MODE=zero3: DeepSpeed sees {engine.world_size} processes, and {wanted} were started; each would "
-            "train a model of its own (report this with the output of `balance-shim doctor`)"
+            f"BALANCE_MODE=zero3: DeepSpeed sees {counted(engine.world_size, 'process')}, and {wanted} were started; "
+            "each would train a model of its own (report this with the output of `balance-shim doctor`)"
         )
-    log.once("info", f"ZeRO-3 over {wanted} processes; each holds {format_size(share(engine.module))} of weights")
+    log.once(
+        "info",
+        f"ZeRO-3 over {counted(wanted, 'process')}; each holds {format_size(share(engine.module))} of weights",
+    )
 
 
 def watch_of(trainer: Any) -> Watch | None:

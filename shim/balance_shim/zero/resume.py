@@ -11,6 +11,7 @@ from weakref import WeakSet
 
 from .. import log
 from ..errors import BalanceError
+from ..units import counted
 
 _SHARD = re.compile(
     r"zero_pp_rank_(\d+)_mp_rank_\d+_optim_states\.pt|bf16_zero_pp_rank_(\d+)_mp_rank_\d+_optim_states\.pt"
@@ -43,7 +44,7 @@ def prepare(engine: Any, folder: str) -> None:
     failure = _first_rank_converts(step, universal, is_there=universal.is_dir() and done.exists(), folder=folder)
     if failure:
         raise BalanceError(
-            f"{folder} was written by {wrote} processes and cannot be converted for {dist.get_world_size()} "
+            f"{folder} was written by {counted(wrote, 'process')} and cannot be converted for {dist.get_world_size()} "
             f"({failure}); resume with BALANCE_NPROC={wrote}"
         )
     engine._config.load_universal_checkpoint = True
@@ -66,7 +67,9 @@ def _first_rank_converts(step: Path, universal: Path, is_there: bool, folder: st
         failure = None
         if not is_there:
             wrote = shards(step)
-            log.info(f"{folder} was written by {wrote} processes; it is converted for {dist.get_world_size()}")
+            log.info(
+                f"{folder} was written by {counted(wrote, 'process')}; it is converted for {dist.get_world_size()}"
+            )
             failure = _convert(step, universal)
         store.set(key, failure or "")
     while not store.check([key]):
