@@ -215,7 +215,11 @@ def _free_bytes(device: "torch.device") -> int:
 
 
 def _empty_caches() -> None:
-    """Give what moved away back to the devices: other processes and other allocators do not see our cache."""
+    """Give what moved away back to the devices, as far as whole segments of the allocator are free.
+
+    Weights that transformers has loaded are parts of one block a device (`caching_allocator_warmup`): what leaves it
+    stays reserved, free for tensors of this process and for nobody else.
+    """
     import torch
 
     from .. import devices
