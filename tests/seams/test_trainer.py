@@ -105,3 +105,9 @@ def test_a_script_that_would_have_trained_copies_is_told_of_its_other_batch(resu
     assert len(said) == 1 and "4 copies" in said[0] and "16 sequences a step" in said[0] and "4 a step" in said[0]
     assert "gradient_accumulation_steps=8" in said[0]
     assert not any("DataParallel" in line for line in results["device map, balanced"]["said"])
+
+
+def test_devices_that_the_script_leaves_out_are_not_asked_where_training_begins(results):
+    """A question would make a context on a device that may be somebody else's: neither plan asks."""
+    outcome = results["two devices of four"]
+    assert outcome["devices"] == ["npu:0", "npu:2"] and outcome["asked"] == [0, 2]

@@ -70,7 +70,14 @@ class Averaging(TrainerCallback):
 
 
 def train(
-    trainer_class=Trainer, dataset=rows, device_map="auto", arguments_first=True, averaging=False, n_gpu=None, **options
+    trainer_class=Trainer,
+    dataset=rows,
+    device_map="auto",
+    arguments_first=True,
+    averaging=False,
+    n_gpu=None,
+    load=None,
+    **options,
 ):
     def arguments():
         made = TrainingArguments(
@@ -91,7 +98,7 @@ def train(
 
     made = arguments() if arguments_first else None
     set_seed(7)
-    model = AutoModelForCausalLM.from_pretrained(model_folder, device_map=device_map)
+    model = AutoModelForCausalLM.from_pretrained(model_folder, device_map=device_map, **(load or {}))
     set_seed(7)
     trainer = trainer_class(model=model, args=made or arguments(), train_dataset=dataset)
     seen = {}
@@ -154,5 +161,20 @@ case("explicit map", device_map={"model": 0, "lm_head": 1})
 case("map of one device", mode="map", environ={"BALANCE_DEVICE_MAP": '{"": 0}'}, n_gpu=4)
 case("no device map, balanced", device_map=None, environ={"BALANCE_INTERCEPT": "auto,none"}, n_gpu=4)
 case("device map, balanced", environ={"BALANCE_INTERCEPT": "auto,none"}, n_gpu=4)
+asked = set()
+
+
+def noting(original):
+    def mem_get_info(device=None):
+        asked.add(device)
+        return original(device)
+
+    return mem_get_info
+
+
+torch.npu.mem_get_info, before = noting(torch.npu.mem_get_info), torch.npu.mem_get_info
+case("two devices of four", load={"max_memory": {0: "500MiB", 2: "500MiB"}})
+results["two devices of four"]["asked"] = sorted(asked - {None})
+torch.npu.mem_get_info = before
 case("does not fit", environ={"BALANCE_MAX_MEMORY": "1MiB"})
 result_path.write_text(json.dumps(results))

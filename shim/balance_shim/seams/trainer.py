@@ -75,6 +75,7 @@ def _around_train(original: Callable[..., Any]) -> Callable[..., Any]:
             with suppress(Exception):  # nothing of ours, also under BALANCE_STRICT, takes the place of this failure
                 if is_out_of_memory(failure):
                     attempt("explaining the out-of-memory", _explain, self, failure, instead="here is the error")
+            with suppress(Exception):
                 _end(self)
             raise
         _end(self)
