@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from balance_shim.device_rules.attention import AttentionCall, chosen_by_torch, kernel_for
 
+from balance_shim.device_rules.attention import AttentionCall, chosen_by_torch, kernel_for
 from balance_shim.device_rules.kinds import Architecture
 
 from .card import Card

@@ -18,6 +18,7 @@ from torch import nn
 
 # The packages whose functions and classes are kernels.
 PACKAGES = frozenset({"liger_kernel", "kernels", "unsloth", "unsloth_zoo", "fla", "causal_conv1d", "mamba_ssm"})
+_LIBRARIES = frozenset({"builtins", "torch", "peft", "accelerate", "trl", "swift", "bitsandbytes", *PACKAGES})
 _CHOOSES = "hub_kernels.py"  # where transformers chooses between a package's function and the one that it decorates
 _LIGERS_LOSS = "lce_forward"  # of the model: head and loss in one, which never has all logits
 _FUSED_LOSS = "_balance_shim_fused_loss"
@@ -115,10 +116,16 @@ def _complete(module: Any, plain: type) -> None:
 
 
 def _homes(model: nn.Module) -> list[ModuleType]:
-    """Return the modules that define the classes in `model`, but for torch's own."""
+    """Return the modules that define the classes in `model`: of libraries only those that define models."""
     names = dict.fromkeys(base.__module__ for module in model.modules() for base in type(module).__mro__)
-    found = [sys.modules.get(name) for name in names if name.partition(".")[0] not in ("torch", "builtins", *PACKAGES)]
+    found = [sys.modules.get(name) for name in names if _defines_models(name)]
     return [home for home in found if home is not None]
+
+
+def _defines_models(module_name: str) -> bool:
+    if module_name.startswith("transformers."):
+        return module_name.startswith("transformers.models.")
+    return module_name.partition(".")[0] not in _LIBRARIES
 
 
 def _is_kernel(thing: Any) -> bool:
