@@ -233,4 +233,24 @@ def check_checkpointing_repeats_the_masks_of_its_device_only():
         assert not torch.equal(out, grad)
 
 
+def check_data_parallel():
+    """Outputs and gradients are those of one device, in torch's own class and its functional form."""
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Tanh(), torch.nn.Linear(8, 2)).to("npu:0")
+    x = torch.randn(7, 4).to("npu:0")
+    expected = model(x)
+    expected.pow(2).sum().backward()
+    gradients = [weight.grad.clone() for weight in model.parameters()]
+    for run in (torch.nn.DataParallel(model), lambda x: torch.nn.parallel.data_parallel(model, x, [0, 1, 2])):
+        model.zero_grad()
+        simulation.reset_peaks()
+        start = [device.live for device in simulation.usage()]
+        out = run(x)
+        out.pow(2).sum().backward()
+        assert out.device.index == 0 and torch.allclose(out.cpu(), expected.cpu(), atol=1e-6)
+        assert all(device.peak > live for device, live in zip(simulation.usage(), start, strict=True))
+        for weight, gradient in zip(model.parameters(), gradients, strict=True):
+            assert torch.allclose(weight.grad.cpu(), gradient.cpu(), atol=1e-5)
+
+
 main(globals())

@@ -7,6 +7,7 @@ generators are torch's CPU generator (mt19937), so their numbers are not those o
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -75,6 +76,7 @@ class Generators:
     """The generators of the devices of one machine, in the order of their indices."""
 
     def __init__(self, count: int):
+        self._lock = threading.RLock()
         self.each = tuple(Generator(torch.device(BACKEND, index)) for index in range(count))
         for generator in self.each:
             generator.manual_seed(torch.initial_seed())
@@ -95,13 +97,14 @@ class Generators:
     def drawing(self, place: int) -> Iterator[None]:
         """Let operations on the host that take no generator draw from that of device `place`."""
         host, own = torch.default_generator, self.each[place]
-        state = host.get_state()
-        host.set_state(own.get_state())
-        try:
-            yield
-        finally:
-            own.set_state(host.get_state())
-            host.set_state(state)
+        with self._lock:  # the replicas of DataParallel run in threads
+            state = host.get_state()
+            host.set_state(own.get_state())
+            try:
+                yield
+            finally:
+                own.set_state(host.get_state())
+                host.set_state(state)
 
 
 def functions(machine: Machine) -> dict[str, Callable[..., Any]]:

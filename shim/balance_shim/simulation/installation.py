@@ -8,8 +8,9 @@ from types import ModuleType
 import torch
 
 from balance_shim.errors import SimulationError
+from balance_shim.seams import hooks
 
-from . import hiding
+from . import data_parallel, hiding
 from .spec import SimulationSpec
 
 
@@ -27,6 +28,8 @@ class Installation:
             self._install(spec)
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # DeepSpeed would look for internals of a real torch_npu
         _forget_answers()
+        hooks.watch("transformers.training_args", data_parallel.count_devices_as_on_cuda)
+        hooks.watch("transformers.trainer", data_parallel.train_one_copy_of_a_model_with_a_map)
 
     def _install(self, spec: SimulationSpec) -> None:
         from balance_shim.virtual import attention, dispatch
@@ -71,10 +74,22 @@ def _forget_answers() -> None:
                 question.cache_clear()
 
 
+def _process_count() -> int:
+    """Return how many processes a launcher has started this one among; 1 where none has."""
+    counts = (os.environ.get(name, "").strip() for name in ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE"))
+    return max((int(count) for count in counts if count.isdigit()), default=1)
+
+
 def _check() -> None:
     """Raise SimulationError if the machine cannot be put into this process."""
     from . import stand_in
 
+    count = _process_count()
+    if count > 1:
+        raise SimulationError(
+            f"devices are simulated in one process, and a launcher has started {count} (WORLD_SIZE); start the script "
+            "without it, or unset BALANCE_SIMULATE to train in these processes on the CPU"
+        )
     if not hasattr(torch.utils.backend_registration, "_setup_privateuseone_for_python_backend"):
         raise SimulationError(
             f"torch {torch.__version__} has no backends written in Python, which simulated devices need; "

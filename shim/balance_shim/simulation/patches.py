@@ -9,7 +9,7 @@ import torch
 from balance_shim.virtual.machine import Machine
 from balance_shim.virtual.tensor import _plain_data, set_data
 
-from . import cuda_names, engine
+from . import cuda_names, data_parallel, engine
 from .autocast import _CastWeights
 from .generators import Generator
 from .tensor import BACKEND, SimulatedTensor
@@ -63,6 +63,7 @@ def _replacements(machine, module, weights):
     yield torch.cuda, "memory_reserved", lambda device=None: 0
     yield torch.cuda, "memory_allocated", lambda device=None: 0
     yield from cuda_names.replacements(machine, module)
+    yield from data_parallel.replacements(machine)
 
 
 def _assign_data(self, value):

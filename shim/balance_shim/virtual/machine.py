@@ -1,5 +1,6 @@
 """A machine that is not there: its devices, their memory, and which of them is current."""
 
+import threading
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -47,12 +48,21 @@ class Machine:
         self._alternatives = tuple(alternatives)
         self.devices = tuple(torch.device(kind, index) for index in range(len(capacities)))
         self.ledger = Ledger(tuple(map(str, self.devices)), tuple(capacities))
-        self.current = 0
+        self._of_thread = threading.local()
         self.generators: Any = None
 
     def architectures_at(self, place: int) -> tuple[Architecture, ...]:
         """Return the architectures that device `place` may have: several where it stands for any of several devices."""
         return self._alternatives or (self.architectures[place],)
+
+    @property
+    def current(self) -> int:
+        """The index of the current device, which each thread has for itself, as with CUDA."""
+        return getattr(self._of_thread, "current", 0)
+
+    @current.setter
+    def current(self, index: int) -> None:
+        self._of_thread.current = index
 
     def index_of(self, device: "torch.device | str | int | None") -> int:
         """Return the index that `device` means here; no device or no index means the current one.

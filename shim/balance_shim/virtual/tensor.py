@@ -3,6 +3,7 @@
 Only the shell is here; what operations do with it is in `dispatch`.
 """
 
+import sys
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -51,6 +52,8 @@ class VirtualTensor(torch.Tensor):
         return _NumberlessStorage(storage) if self.raw.is_meta else storage
 
     def data_ptr(self):
+        if self.raw.is_meta:
+            _refuse_kernels(sys._getframe(1).f_globals.get("__name__", ""))
         return self.untyped_storage().data_ptr() + self.raw.storage_offset() * self.raw.element_size()
 
     def is_shared(self):
@@ -102,6 +105,23 @@ class VirtualTensor(torch.Tensor):
         elif self.requires_grad:
             raw.requires_grad_(True)
         return raw.__reduce_ex__(protocol)
+
+
+# They ask for addresses to find tensors that are the same. Whoever else asks is about to read or write there.
+_ASK_FOR_IDENTITY = ("accelerate", "balance_shim", "peft", "safetensors", "torch", "transformers", "trl")
+
+
+def _refuse_kernels(module: str) -> None:
+    """Raise RuntimeError if `module` is to be given no address of a tensor that has only a shape.
+
+    What it would get is a number of this process's own memory, and a kernel of Triton or behind ctypes would use it.
+    """
+    if module.partition(".")[0] in _ASK_FOR_IDENTITY and not module.startswith("torch._inductor"):
+        return
+    raise RuntimeError(
+        f"a tensor without values has no address, which {module or 'a kernel'} asks for; its own kernels cannot run on "
+        "shapes: use operations of torch, or simulate with values"
+    )
 
 
 class _NumberlessStorage:

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import NoReturn
 
-from .. import devices, log, state
+from .. import devices, log, simulation, state
 from ..errors import BalanceError
 from ..processes import is_worker
 from . import requirements
@@ -121,6 +121,11 @@ def ensure_launched() -> None:
     if has_own_launcher(sys.orig_argv):
         return
     requirements.check()
+    if simulation.is_active():
+        raise BalanceError(
+            "BALANCE_MODE=zero3: devices are simulated in one process, and ZeRO-3 needs several; unset "
+            "BALANCE_SIMULATE and set BALANCE_NPROC to train in that many processes on the CPU"
+        )
     count = process_count()
     if count == 1 and state.settings().nproc is None and state.settings().offload == "none":
         raise BalanceError(

@@ -1,0 +1,105 @@
+"""`torch.nn.DataParallel` on simulated devices, and `TrainingArguments.n_gpu` as it is on as many CUDA devices.
+
+torch copies between devices for it in functions of its CUDA library, which are replaced here: replicas, scattered
+inputs, gathered outputs and summed gradients are counted on the devices that have them on CUDA, too.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from types import ModuleType
+from typing import Any
+
+import torch
+
+from balance_shim.seams import known
+from balance_shim.virtual.machine import Machine
+
+from .cuda_names import translated
+from .tensor import BACKEND
+
+
+def replacements(machine: Machine) -> Iterator[tuple[Any, str, Any]]:
+    """Yield owner, name and replacement of the functions in `torch.nn.parallel.comm`; results are outside of graphs."""
+    from torch.nn.parallel import comm
+
+    def place(device: Any) -> torch.device:
+        device = translated(device)
+        if device == -1 or (device is not None and not isinstance(device, int) and torch.device(device).type == "cpu"):
+            return torch.device("cpu")
+        return machine.devices[machine.index_of(device)]
+
+    def broadcast(tensor, devices=None, *, out=None):
+        if out is not None:
+            return tuple(target.copy_(tensor) for target in out)
+        return tuple(tensor.to(place(device)) for device in devices)
+
+    def broadcast_coalesced(tensors, devices, buffer_size=10485760):
+        return [[tensor.detach().to(place(device)) for tensor in tensors] for device in devices]
+
+    def reduce_add(inputs, destination=None):
+        target = place(destination)
+        total = inputs[0].to(target)
+        for tensor in inputs[1:]:
+            total = total + tensor.to(target)
+        return total
+
+    def reduce_add_coalesced(inputs, destination=None, buffer_size=10485760):
+        return tuple(reduce_add(tensors, destination) for tensors in zip(*inputs, strict=True))
+
+    def scatter(tensor, devices=None, chunk_sizes=None, dim=0, streams=None, *, out=None):
+        if out is not None:
+            parts = tensor.split([target.shape[dim] for target in out], dim)
+            return tuple(target.copy_(part) for target, part in zip(out, parts, strict=True))
+        parts = tensor.chunk(len(devices), dim) if chunk_sizes is None else tensor.split(list(chunk_sizes), dim)
+        return tuple(part.to(place(device)) for part, device in zip(parts, devices, strict=False))
+
+    def gather(tensors, dim=0, destination=None, *, out=None):
+        target = place(destination) if out is None else out.device
+        joined = torch.cat([tensor.to(target) for tensor in tensors], dim)
+        return joined if out is None else out.copy_(joined)
+
+    for function in (broadcast, broadcast_coalesced, reduce_add, reduce_add_coalesced, scatter, gather):
+        yield comm, function.__name__, function
+
+
+def count_devices_as_on_cuda(module: ModuleType) -> None:
+    """Let `TrainingArguments` of one process count all devices; `module` is `transformers.training_args`.
+
+    For "npu" they count one. With CUDA devices the Trainer wraps a model that is on one device into DataParallel, and a
+    batch is `n_gpu` times as large; a Trainer of a model on several devices sets the count to one itself.
+    """
+    kept = module.TrainingArguments.__dict__["_setup_devices"]
+    compute = kept.func if hasattr(kept, "func") else kept.fget
+
+    def _setup_devices(self):
+        device = compute(self)
+        alone = str(getattr(getattr(self, "distributed_state", None), "distributed_type", "")).endswith("NO")
+        if device.type == BACKEND and self._n_gpu == 1 and alone:
+            self._n_gpu = torch.get_device_module(BACKEND).device_count()
+        return device
+
+    _setup_devices.__doc__ = compute.__doc__
+    replaced = type(kept)(_setup_devices)
+    if hasattr(replaced, "__set_name__"):
+        replaced.__set_name__(module.TrainingArguments, "_setup_devices")
+    module.TrainingArguments._setup_devices = replaced
+
+
+def train_one_copy_of_a_model_with_a_map(module: ModuleType) -> None:
+    """Let a Trainer of a model that was loaded with a device map count one device; `module`: `transformers.trainer`.
+
+    For a map over several devices the Trainer does so itself. A map of one device that leaves the others empty would
+    be trained by DataParallel on CUDA; here it means this one device, as the map says.
+    """
+    original = module.Trainer.__init__
+
+    @functools.wraps(original)
+    def __init__(self, model=None, args=None, *more, **kwargs):
+        has_map = args is not None and getattr(model, "hf_device_map", None)
+        if has_map and args.n_gpu > 1 and known.placed(model) is None:  # those that the shim placed it takes care of
+            args._n_gpu = 1
+        original(self, model, args, *more, **kwargs)
+
+    module.Trainer.__init__ = __init__
