@@ -149,28 +149,18 @@ def check_a_script_that_writes_cuda():
     assert max(abs(one - other) for one, other in zip(by_hand("cuda:3"), expected, strict=True)) < LOGGED
 
 
-def check_a_model_without_a_map_is_trained_by_data_parallel():
-    """As with several CUDA devices: n_gpu, the batch of a step, replicas on all devices, and losses of that batch."""
+def check_devices_are_counted_as_on_cuda():
+    """A script sees n_gpu and the batch that CUDA devices would give it; a Trainer then trains one copy."""
     arguments = TrainingArguments(output_dir=str(OUT / "out"), per_device_train_batch_size=2, report_to=[])
     assert arguments.n_gpu == torch.cuda.device_count() == 4 and arguments.train_batch_size == 8
     assert TrainingArguments(output_dir=str(OUT / "out"), use_cpu=True, report_to=[]).n_gpu == 0
-    simulation.reset_peaks()
-    trainer, found = train(True, load(False))
-    assert isinstance(trainer.model_wrapped, torch.nn.DataParallel)
-    assert all(device.peak > MIB // 8 for device in simulation.usage())
-    settings = TrainingArguments(
-        per_device_train_batch_size=8, logging_steps=1, report_to=[], disable_tqdm=True, seed=3, max_steps=3,
-        save_strategy="no", output_dir=str(OUT / "out"), use_cpu=True,
-    )  # fmt: skip
-    plain = Trainer(model=load(False), args=settings, train_dataset=rows())
-    plain.remove_callback(transformers.PrinterCallback)
-    plain.train()
-    expected = [float(line["loss"]) for line in plain.state.log_history if "loss" in line]
-    assert max(abs(one - other) for one, other in zip(found, expected, strict=True)) < LOGGED, (found, expected)
-    for device_map in (MAP, {"": 0}):
-        trainer, _ = train(True, AutoModelForCausalLM.from_pretrained(MODEL, device_map=device_map))
+    plain = train(False)[1]
+    for model in (load(True), load(False), AutoModelForCausalLM.from_pretrained(MODEL, device_map={"": 0})):
+        trainer, losses = train(True, model)
         assert trainer.args.n_gpu == 1 and trainer._train_batch_size == 2
         assert not isinstance(trainer.model_wrapped, torch.nn.DataParallel)
+        assert max(abs(one - other) for one, other in zip(losses, plain, strict=True)) < LOGGED, (losses, plain)
+    assert Trainer(model=load(False)).args.n_gpu == 1
 
 
 def check_generation():

@@ -7,12 +7,14 @@ inputs, gathered outputs and summed gradients are counted on the devices that ha
 from __future__ import annotations
 
 import functools
+import threading
 from collections.abc import Iterator
 from types import ModuleType
 from typing import Any
 
 import torch
 
+from balance_shim import log
 from balance_shim.seams import known
 from balance_shim.virtual.machine import Machine
 
@@ -67,8 +69,7 @@ def replacements(machine: Machine) -> Iterator[tuple[Any, str, Any]]:
 def count_devices_as_on_cuda(module: ModuleType) -> None:
     """Let `TrainingArguments` of one process count all devices; `module` is `transformers.training_args`.
 
-    For "npu" they count one. With CUDA devices the Trainer wraps a model that is on one device into DataParallel, and a
-    batch is `n_gpu` times as large; a Trainer of a model on several devices sets the count to one itself.
+    For "npu" they count one. Scripts compute with `n_gpu` and `train_batch_size` before they make a Trainer.
     """
     kept = module.TrainingArguments.__dict__["_setup_devices"]
     compute = kept.func if hasattr(kept, "func") else kept.fget
@@ -76,7 +77,7 @@ def count_devices_as_on_cuda(module: ModuleType) -> None:
     def _setup_devices(self):
         device = compute(self)
         alone = str(getattr(getattr(self, "distributed_state", None), "distributed_type", "")).endswith("NO")
-        if device.type == BACKEND and self._n_gpu == 1 and alone:
+        if device.type == BACKEND and self._n_gpu == 1 and alone and not _trainers.depth:
             self._n_gpu = torch.get_device_module(BACKEND).device_count()
         return device
 
@@ -87,19 +88,38 @@ def count_devices_as_on_cuda(module: ModuleType) -> None:
     module.TrainingArguments._setup_devices = replaced
 
 
-def train_one_copy_of_a_model_with_a_map(module: ModuleType) -> None:
-    """Let a Trainer of a model that was loaded with a device map count one device; `module`: `transformers.trainer`.
+def train_one_copy(module: ModuleType) -> None:
+    """Let a Trainer count one device; `module` is `transformers.trainer`.
 
-    For a map over several devices the Trainer does so itself. A map of one device that leaves the others empty would
-    be trained by DataParallel on CUDA; here it means this one device, as the map says.
+    It does so itself for a model on several devices. Others are copied to all CUDA devices (DataParallel), with several
+    times the batch. Here that is left to a script's own `torch.nn.DataParallel`: what is tried out on simulated devices
+    is one model on several devices, and its reference is the same model on one.
     """
     original = module.Trainer.__init__
 
     @functools.wraps(original)
     def __init__(self, model=None, args=None, *more, **kwargs):
-        has_map = args is not None and getattr(model, "hf_device_map", None)
-        if has_map and args.n_gpu > 1 and known.placed(model) is None:  # those that the shim placed it takes care of
-            args._n_gpu = 1
-        original(self, model, args, *more, **kwargs)
+        # Those that the shim placed it takes care of.
+        placed = hasattr(model, "modules") and known.placed(model) is not None
+        if args is not None and not placed and args.n_gpu > 1:
+            copies, args._n_gpu = args.n_gpu, 1
+            if len(set((getattr(model, "hf_device_map", None) or {}).values())) < 2:
+                log.once(
+                    "info",
+                    f"on {copies} CUDA devices the Trainer would train {copies} copies of this model "
+                    f"(torch.nn.DataParallel), {copies} times the batch; simulated devices train one copy",
+                )
+        _trainers.depth += 1
+        try:
+            original(self, model, args, *more, **kwargs)
+        finally:
+            _trainers.depth -= 1
 
     module.Trainer.__init__ = __init__
+
+
+class _Trainers(threading.local):
+    depth = 0  # how many are being made in this thread
+
+
+_trainers = _Trainers()

@@ -29,7 +29,7 @@ class Installation:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # DeepSpeed would look for internals of a real torch_npu
         _forget_answers()
         hooks.watch("transformers.training_args", data_parallel.count_devices_as_on_cuda)
-        hooks.watch("transformers.trainer", data_parallel.train_one_copy_of_a_model_with_a_map)
+        hooks.watch("transformers.trainer", data_parallel.train_one_copy)
 
     def _install(self, spec: SimulationSpec) -> None:
         from balance_shim.virtual import attention, dispatch
