@@ -150,7 +150,7 @@ def case(name, monitor="1", mode="balanced", room="8MiB", environ=None, others=N
     except Exception:
         outcome = {"failed": traceback.format_exc()}
     for index in range(4):
-        simulation.occupy(index, others=0, unusable=0)
+        simulation.occupy(index, others=0)
     os.environ.clear()
     os.environ.update(before)
     lines = report / "memory.jsonl"

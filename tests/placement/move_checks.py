@@ -3,6 +3,7 @@
 import copy
 import functools
 import gc
+import os
 import tempfile
 from pathlib import Path
 
@@ -10,6 +11,8 @@ import torch
 
 from balance_shim import simulation
 
+# To the byte: the order in which blocks move is what counts here, not what an allocator's segments leave unused.
+os.environ["PYTORCH_NO_CUDA_MEMORY_CACHING"] = "1"
 simulation.install(simulation.parse_spec("4x64MiB"))
 
 import transformers  # noqa: E402 - as in a script, where the simulation is there before anything else

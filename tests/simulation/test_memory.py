@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies
 
-from balance_shim.units import MIB
+from balance_shim.units import GIB, MIB
 from balance_shim.virtual.ledger import GRANULE, Ledger
 
 
@@ -108,14 +108,73 @@ def test_threads_may_use_it_at_once():
     assert book.live(0) == 0
 
 
-def test_room_that_others_and_fragmentation_take():
-    """It is not free, is refused to tensors, counts as reserved where it is our allocator's, and can be given back."""
+def test_room_that_others_take():
+    """It is neither free nor given to tensors, and comes back when they leave."""
     book, tensor = ledger(MIB, MIB), torch.empty(MIB // 8)  # half of a device
-    book.occupy(0, others=MIB // 4)
-    book.occupy(0, unusable=MIB // 2)
-    assert book.free(0) == MIB // 4 and book.reserved(0) == MIB // 2 and book.live(0) == 0 and book.free(1) == MIB
+    book.occupy(0, others=3 * MIB // 4)
+    assert book.free(0) == MIB // 4 and book.reserved(0) == book.live(0) == 0 and book.free(1) == MIB
     with pytest.raises(torch.OutOfMemoryError, match=r"256\.0 KiB is free"):
         book.hold(tensor, 0)
-    book.occupy(0, others=0, unusable=0)
+    book.occupy(0, others=0)
     book.hold(tensor, 0)
     assert book.free(0) == MIB // 2 == book.reserved(0)
+
+
+def test_what_is_freed_stays_reserved_until_the_cache_is_emptied():
+    """As on CUDA: reserved and its peak are of segments, and an allocated peak of nothing leaves them as they are."""
+    book = ledger(4 * GIB)
+    for size in (MIB, 12 * MIB):
+        book.hold(torch.empty(size, dtype=torch.uint8), 0)  # dies at once
+    assert book.live(0) == 0 and book.reserved(0) == 14 * MIB == book.peak_reserved(0)
+    assert book.free(0) == 4 * GIB - 14 * MIB
+    book.release_cached()
+    assert book.reserved(0) == 0 and book.peak_reserved(0) == 14 * MIB
+    book.reset_peak(0)
+    assert book.peak_reserved(0) == 0
+
+
+def test_fragments_run_a_device_out_of_memory():
+    """Every second of many blocks freed is half of the device, and none of it serves a larger tensor."""
+    book = ledger(256 * MIB)
+    tensors = [torch.empty(10 * MIB, dtype=torch.uint8) for _ in range(25)]
+    book.hold(torch.empty(250 * MIB, dtype=torch.uint8), 0)
+    for tensor in tensors:
+        book.hold(tensor, 0)  # parts of one segment
+    del tensors[::2], tensor
+    assert book.live(0) == 120 * MIB and book.reserved(0) == 250 * MIB
+    book.hold(torch.empty(10 * MIB, dtype=torch.uint8), 0)
+    with pytest.raises(torch.OutOfMemoryError) as error:
+        book.hold(torch.empty(20 * MIB, dtype=torch.uint8), 0)
+    assert "120.0 MiB is allocated by PyTorch, and 130.0 MiB is reserved by PyTorch but unallocated" in str(error.value)
+
+
+def test_a_fraction_limits_the_allocator():
+    """As `set_per_process_memory_fraction` does: what is free on the device is not all for this process."""
+    book, allowed = ledger(4 * GIB), torch.empty(GIB, dtype=torch.uint8, device="meta")
+    book.set_fraction(0, 0.25)
+    book.hold(allowed, 0)
+    with pytest.raises(torch.OutOfMemoryError, match=r"3\.0 GiB is free"):
+        book.hold(torch.empty(1, device="meta"), 0)
+
+
+def test_a_record_can_be_replayed():
+    """Allocations in order with their sizes, frees by number; what lived before the record is not in it."""
+    book, old = ledger(GIB, GIB), torch.ones(1)
+    book.hold(old, 0)
+    with book.recording() as (first, second):
+        kept, dropped = torch.ones(1000), torch.ones(200)
+        book.hold(kept, 0)
+        book.hold(dropped, 0)
+        book.hold(torch.ones(1), 1)
+        del dropped, old
+        book.settle()
+    assert first == [4096, 1024, -2] and second == [512, -1] and kept is not None
+
+
+def test_an_allocator_without_a_cache_reserves_what_is_live(monkeypatch):
+    """As torch does with PYTORCH_NO_CUDA_MEMORY_CACHING, which is set whatever its value."""
+    monkeypatch.setenv("PYTORCH_NO_CUDA_MEMORY_CACHING", "1")
+    book, kept = ledger(MIB), torch.ones(128)
+    book.hold(kept, 0)
+    book.hold(torch.ones(1280), 0)
+    assert book.reserved(0) == book.live(0) == 512 and book.peak_reserved(0) == book.peak(0) == 512 + 5120

@@ -56,7 +56,7 @@ def is_active() -> bool:
 
 
 def usage() -> tuple[DeviceUsage, ...]:
-    """Return name, capacity, live and peak bytes of each device; nothing without a simulation."""
+    """Return name, capacity, live, peak and reserved bytes of each device; nothing without a simulation."""
     return _installation.machine.ledger.usage() if _installation else ()
 
 
@@ -67,13 +67,13 @@ def reset_peaks() -> None:
             _installation.machine.ledger.reset_peak(index)
 
 
-def occupy(index: int, others: int | None = None, unusable: int | None = None) -> None:
-    """Take room on simulated device `index`: bytes of other processes, or what the allocator has and cannot use.
+def occupy(index: int, others: int) -> None:
+    """Let other processes use `others` bytes of simulated device `index` from now on.
 
     Nothing in a training does that here by itself; it is for trying out what happens then.
     """
     if _installation is not None:
-        _installation.machine.ledger.occupy(index, others, unusable)
+        _installation.machine.ledger.occupy(index, others)
 
 
 def report_at_exit() -> None:

@@ -134,17 +134,30 @@ def make_module(machine: Machine, spec: SimulationSpec) -> types.ModuleType:
     def max_memory_allocated(device=None):
         return ledger.peak(index_of(device))
 
+    def max_memory_reserved(device=None):
+        return ledger.peak_reserved(index_of(device))
+
+    def empty_cache():
+        ledger.release_cached()
+
+    def set_per_process_memory_fraction(fraction, device=None):
+        ledger.set_fraction(index_of(device), float(fraction))
+
     def reset_peak_memory_stats(device=None):
         ledger.reset_peak(index_of(device))
 
     def memory_stats(device=None):
-        live, peak = memory_allocated(device), max_memory_allocated(device)
-        unusable = memory_reserved(device) - live
-        return OrderedDict(
-            (f"{kind}_bytes.all.{what}", value + (unusable if kind == "reserved" else 0))
-            for kind in ("active", "allocated", "reserved")
-            for what, value in (("current", live), ("peak", peak))
+        index = index_of(device)
+        live, peak = ledger.live(index), ledger.peak(index)
+        sizes = {"active": (live, peak), "allocated": (live, peak), "requested": (live, peak)}
+        sizes["reserved"] = ledger.reserved(index), ledger.peak_reserved(index)
+        stats = OrderedDict(
+            (f"{kind}_bytes.all.{when}", value)
+            for kind, pair in sizes.items()
+            for when, value in zip(("current", "peak"), pair, strict=True)
         )
+        stats["num_alloc_retries"] = ledger.retries(index)
+        return stats
 
     def memory_summary(device=None, abbreviated=False):
         return repr(ledger.usage()[index_of(device)])
@@ -173,11 +186,11 @@ def make_module(machine: Machine, spec: SimulationSpec) -> types.ModuleType:
     random_functions = generators.functions(machine)
     memory_functions = {
         "mem_get_info": mem_get_info, "memory_allocated": memory_allocated, "memory_reserved": memory_reserved,
-        "max_memory_allocated": max_memory_allocated, "max_memory_reserved": max_memory_allocated,
-        "memory_cached": memory_reserved, "max_memory_cached": max_memory_allocated, "memory_stats": memory_stats,
+        "max_memory_allocated": max_memory_allocated, "max_memory_reserved": max_memory_reserved,
+        "memory_cached": memory_reserved, "max_memory_cached": max_memory_reserved, "memory_stats": memory_stats,
         "reset_peak_memory_stats": reset_peak_memory_stats, "reset_max_memory_allocated": reset_peak_memory_stats,
-        "reset_accumulated_memory_stats": nothing, "empty_cache": nothing,
-        "set_per_process_memory_fraction": nothing, "memory_summary": memory_summary,
+        "reset_accumulated_memory_stats": nothing, "empty_cache": empty_cache,
+        "set_per_process_memory_fraction": set_per_process_memory_fraction, "memory_summary": memory_summary,
     }  # fmt: skip
     vars(module).update(
         **random_functions,

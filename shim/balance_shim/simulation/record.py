@@ -1,4 +1,4 @@
-"""`simulation.json` in the report's folder: what each simulated device held at most."""
+"""`simulation.json` in the report's folder: what each simulated device held at most, and reserved for it."""
 
 import json
 import os
@@ -21,6 +21,14 @@ def _write(folder: str, process: int) -> None:
     if not simulation.is_main_process(process) or not any(device.peak for device in simulation.usage()):
         return
     os.makedirs(folder, exist_ok=True)
-    record = [{"name": device.name, "capacity": device.capacity, "peak": device.peak} for device in simulation.usage()]
+    record = [
+        {
+            "name": device.name,
+            "capacity": device.capacity,
+            "peak": device.peak,
+            "reserved_peak": device.peak_reserved,
+        }
+        for device in simulation.usage()
+    ]
     with open(os.path.join(folder, FILE), "w", encoding="utf-8") as file:
         json.dump(record, file, indent=2)

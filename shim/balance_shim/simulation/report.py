@@ -1,4 +1,4 @@
-"""The table of peaks that a simulated run leaves on standard error."""
+"""The table of peaks, allocated and reserved, that a simulated run leaves on standard error."""
 
 import sys
 
@@ -10,12 +10,19 @@ from balance_shim.virtual.ledger import DeviceUsage
 def summary(usage: "tuple[DeviceUsage, ...]") -> str:
     """Return the peaks per device as text; the last line tells how even they are."""
     rows = [
-        [device.name, format_size(device.capacity), format_size(device.peak), f"{device.peak / device.capacity:.1%}"]
+        [
+            device.name,
+            format_size(device.capacity),
+            format_size(device.peak),
+            f"{device.peak / device.capacity:.1%}",
+            format_size(device.peak_reserved),
+        ]
         for device in usage
     ]
     mean = sum(device.peak for device in usage) / len(usage)
     evenness = max(device.peak for device in usage) / mean if mean else 1
-    return f"{table(['device', 'capacity', 'peak', 'filled'], rows)}\n  max/mean of the peaks: {evenness:.2f}"
+    columns = ["device", "capacity", "peak", "filled", "reserved peak"]
+    return f"{table(columns, rows)}\n  max/mean of the peaks: {evenness:.2f}"
 
 
 def write(usage: "tuple[DeviceUsage, ...]") -> None:

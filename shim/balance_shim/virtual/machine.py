@@ -26,6 +26,7 @@ class Machine:
         math_attention: the calls of attention so far that ran as plain matrix products.
         generators: what random operations on the devices draw from (`simulation.generators.Generators`); None: from
             the generator of the host.
+        ledger: counts bytes on the devices, with what a caching allocator reserves if the machine `caches`.
     """
 
     def __init__(
@@ -37,6 +38,7 @@ class Machine:
         separates_host: bool = True,
         architectures: Sequence[Architecture] | None = None,
         alternatives: Sequence[Architecture] = (),
+        caches: bool = True,
     ):
         """Make a machine with `capacities` bytes; `alternatives` stand for each device: see `architectures_at`."""
         self.kind = kind
@@ -47,7 +49,7 @@ class Machine:
         self.math_attention: set[AttentionCall] = set()
         self._alternatives = tuple(alternatives)
         self.devices = tuple(torch.device(kind, index) for index in range(len(capacities)))
-        self.ledger = Ledger(tuple(map(str, self.devices)), tuple(capacities))
+        self.ledger = Ledger(tuple(map(str, self.devices)), tuple(capacities), caches)
         self._of_thread = threading.local()
         self.generators: Any = None
 

@@ -116,6 +116,7 @@ def tracing(devices: int) -> Iterator[Machine]:
         shapes_only=True,
         separates_host=False,
         alternatives=target.architectures,
+        caches=False,
     )
     machine.math_attention = target.math_attention
     fused = attention.make_attention(machine)
