@@ -127,6 +127,16 @@ def test_misspelled_names_are_noticed_and_foreign_ones_are_not():
     assert "did you mean BALANCE_MAX_MEMORY?" in problems[0].message
 
 
+def test_cuda_devices_keep_a_least_reserve():
+    """8 % where that is more, on smaller cards 768 MiB, on tiny ones a fifth; simulated ones keep no more."""
+    reserve = settings.Settings().reserve
+    sizes = (80 * GIB, 12 * GIB, 6 * GIB, 2 * GIB, GIB)
+    expected = [int(0.08 * 80 * GIB), int(0.08 * 12 * GIB), 768 * 2**20, int(0.2 * 2 * GIB), int(0.08 * GIB)]
+    assert [reserve.of(size, has_runtime=True) for size in sizes] == expected
+    assert [reserve.of(size) for size in sizes] == [int(0.08 * size) for size in sizes]
+    assert settings.Reserve(fraction=0.08).of(2 * GIB, has_runtime=True) == int(0.08 * 2 * GIB)
+
+
 def test_reserve_is_taken_from_the_capacity():
     """A percentage is of the device, a size is the same on each, and neither exceeds the device."""
     assert settings.Reserve(fraction=0.1).of(1000) == 100

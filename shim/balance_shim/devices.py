@@ -183,8 +183,9 @@ def describe(
 ) -> Device:
     """Return the `Device` with `available` bytes, less the reserve that the settings ask for."""
     # Nothing is taken beside tensors on simulated devices, which follow CUDA's rules in all else.
-    overhead = overhead_of(architecture) if name.startswith("cuda") else 0
-    capacity = max(1, available - settings.reserve.of(available))
+    has_runtime = name.startswith("cuda")
+    overhead = overhead_of(architecture) if has_runtime else 0
+    capacity = max(1, available - settings.reserve.of(available, has_runtime))
     return Device(index, name, available, capacity, overhead, architecture.capability, architecture.runtime)
 
 

@@ -9,6 +9,8 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple, NoReturn
 
+from . import expandable_segments
+
 INJECTION = os.path.join(os.path.dirname(os.path.abspath(__file__)), "injection")
 
 
@@ -71,7 +73,7 @@ def injected(environ: Mapping[str, str]) -> dict[str, str]:
     changed = {"PYTHONPATH": os.pathsep.join([INJECTION, *paths])}
     if not (environ.get("BALANCE_MODE", "").strip() or environ.get("BALANCE_DEVICE_MAP", "").strip()):
         changed["BALANCE_MODE"] = "balanced"
-    return {**environ, **changed}
+    return {**environ, **expandable_segments.variables(environ), **changed}
 
 
 def execute(program: Program, environ: Mapping[str, str]) -> NoReturn:

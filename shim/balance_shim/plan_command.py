@@ -179,7 +179,13 @@ def to_json(forecast: Forecast) -> dict[str, Any]:
         "model": {"class": costed.model_class, "parameters": costed.parameters},
         "workload": costed.workload.to_json(),
         "devices": [
-            {"name": device.name, "capacity": device.capacity, "predicted_peak": None, "terms": None}
+            {
+                "name": device.name,
+                "capacity": device.capacity,
+                "predicted_peak": None,
+                "predicted_reserved": None,
+                "terms": None,
+            }
             for device in forecast.devices
         ],
         "device_map": None,

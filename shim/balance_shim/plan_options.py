@@ -178,10 +178,13 @@ def _absent_devices(found: Mapping[str, Any]) -> list[str]:
 
 
 def reserve_text(reserve: Reserve) -> str:
-    """Return a reserve for people: "8%" or "2.0 GiB"."""
+    """Return a reserve for people: "8%", "2.0 GiB", or "8%, at least 768.0 MiB"."""
     from .units import format_size
 
-    return format_size(reserve.fixed) if reserve.fixed else f"{reserve.fraction:.0%}"
+    if reserve.fixed:
+        return format_size(reserve.fixed)
+    least = f", at least {format_size(reserve.least)}," if reserve.least else ""
+    return f"{reserve.fraction:.0%}{least}"
 
 
 def _read_into(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .errors import DeviceMapError, SettingError
 from .log import LEVELS
-from .units import SIZE_FORMS, parse_size
+from .units import GIB, MIB, SIZE_FORMS, parse_size
 
 if TYPE_CHECKING:
     from .placement.map_file import UserMap
@@ -34,14 +34,31 @@ ZERO_VARIABLES = ("BALANCE_ZERO_CONFIG", "BALANCE_OFFLOAD", "BALANCE_NPROC", "BA
 
 
 class Reserve(NamedTuple):
-    """Head-room kept free on each device: a fixed number of bytes plus a fraction of the device's capacity."""
+    """Head-room kept free on each device: a fixed number of bytes plus a fraction of the device's capacity.
+
+    `least` is the least that is kept free on real CUDA devices: kernels that are loaded once they run, cuDNN, and what
+    varied lengths fragment do not shrink with the card.
+    """
 
     fixed: int = 0
     fraction: float = 0.0
+    least: int = 0
 
-    def of(self, capacity: int) -> int:
-        """Return the bytes to keep free on a device of `capacity` bytes."""
-        return min(capacity, self.fixed + int(self.fraction * capacity))
+    def of(self, capacity: int, has_runtime: bool = False) -> int:
+        """Return the bytes to keep free on a device of `capacity` bytes.
+
+        Args:
+            has_runtime: whether a CUDA runtime shares the device; none does with simulated ones.
+        """
+        size = self.fixed + int(self.fraction * capacity)
+        if has_runtime and capacity >= SMALLEST_CARD:
+            size = max(size, min(self.least, int(LARGEST_LEAST * capacity)))
+        return min(capacity, size)
+
+
+SMALLEST_CARD = 2 * GIB  # no CUDA device in use is smaller; a plan for less is a trial
+LARGEST_LEAST = 0.2  # of a device: on one so small little would be left, and little runs on it
+DEFAULT_RESERVE = Reserve(fraction=0.08, least=768 * MIB)
 
 
 class Settings(NamedTuple):
@@ -54,7 +71,7 @@ class Settings(NamedTuple):
     intercept: frozenset[str] = frozenset({"auto", "balanced"})
     device_map: "UserMap | None" = None
     max_memory: int | dict[int, int] | None = None
-    reserve: Reserve = Reserve(fraction=0.08)
+    reserve: Reserve = DEFAULT_RESERVE
     batch_size: int | None = None
     seq_len: int | None = None
     tuning: str | None = None
@@ -215,8 +232,8 @@ VARIABLES = (
              "the user's map, layer name -> device; alone it implies mode map"),
     Variable("BALANCE_MAX_MEMORY", "max_memory", _max_memory, f"{SIZE_FORMS}, 0=20GiB,1=45GiB, or JSON", "what is free",
              "the most that each device may be given"),
-    Variable("BALANCE_RESERVE", "reserve", _reserve, f"{SIZE_FORMS}, or a percentage below 100%", "8%",
-             "head-room kept free on each device"),
+    Variable("BALANCE_RESERVE", "reserve", _reserve, f"{SIZE_FORMS}, or a percentage below 100%",
+             "8%, on CUDA devices at least 768 MiB", "head-room kept free on each device"),
     Variable("BALANCE_BATCH_SIZE", "batch_size", _count, "a whole number from 1", "the Trainer's, else 1",
              "micro-batch assumed until the Trainer is known"),
     Variable("BALANCE_SEQ_LEN", "seq_len", _count, "a whole number from 1", "the Trainer's, else 2048",

@@ -29,6 +29,7 @@ from balance_shim.placement.plan import evaluate  # noqa: E402
 INPUTS = 256 << 10  # bytes; ids, labels and the like, which plans do not count
 # Of a device that plans leave free, and that what does not fit may be off by: as true as predictions of this kind are.
 MARGIN = {"pictures": 0.09}
+ROOMIEST = {"pictures": 2.5}  # devices at most so many times as large as it takes, where else none would fit
 LEDGER = simulation._installation.machine.ledger
 
 
@@ -78,7 +79,7 @@ def check(kind: str, seed: int) -> dict:
     model = case.build("meta")
     costed = planner.cost(request(case, model, [1 << 40] * count))
     need = evaluate("balanced", costed, {block.name: 0 for block in costed.blocks}, devices([1 << 40] * count))
-    scale = need.worst.predicted_peak / sum(sizes) * choose.uniform(0.9, 1.9)
+    scale = need.worst.predicted_peak / sum(sizes) * choose.uniform(0.9, ROOMIEST.get(kind, 1.9))
     capacities = [int(size * scale) for size in sizes]
     margin = MARGIN.get(kind, 0)
     plan = planner.balanced(request(case, model, [int(size * (1 - margin)) for size in capacities]))
@@ -172,7 +173,7 @@ def contiguous_maps(blocks, count: int):
 def trains(case: Case, device_map, capacities) -> bool:
     """Return whether two steps train under this map on devices of these bytes."""
     gc.collect()  # accelerate's hooks make cycles, which would keep devices filled
-    LEDGER.capacities = (*capacities, *[0] * (3 - len(capacities)))
+    LEDGER.resize((*capacities, *[0] * (3 - len(capacities))))
     try:
         model = case.build("cpu")
         if case.config.tie_word_embeddings:

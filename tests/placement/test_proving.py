@@ -15,7 +15,7 @@ from balance_shim.placement import planner, proving
 from balance_shim.placement.balance import balance
 from balance_shim.placement.plan import evaluate
 from balance_shim.placement.remedies import what_would_fit
-from balance_shim.settings import Settings
+from balance_shim.settings import Reserve, Settings
 from balance_shim.training.second_pass import worth_moving
 from balance_shim.versions import version_of
 from tests import models
@@ -62,7 +62,8 @@ class LossWhereLabelsAre(Plain):
 
 def request_for(model_class, devices=2, size=64 * MIB, **sizes):
     config = transformers.LlamaConfig(**{**models.SIZES, **sizes}, num_key_value_heads=2, tie_word_embeddings=False)
-    machine = tuple(describe(index, f"cuda:{index}", size, Settings()) for index in range(devices))
+    settings = Settings(reserve=Reserve(fraction=0.08))
+    machine = tuple(describe(index, f"cuda:{index}", size, settings) for index in range(devices))
     return planner.Request(models.on_meta(model_class, config), WORKLOAD, machine)
 
 

@@ -54,6 +54,26 @@ class Optimizer:
             )
         return int(sum(each.numel() * self.tensors * (self.width or each.element_size()) for each in parameters))
 
+    def state_tensors(self, parameters: "Iterable[Tensor]") -> tuple[int, ...]:
+        """Return the bytes of each tensor kept between steps, in the order in which a first step makes them."""
+        sizes = []
+        for parameter in parameters:
+            if self.factored and parameter.dim() > 1:
+                sizes += [FLOAT32 * (parameter.numel() // parameter.shape[-1])]
+                sizes += [FLOAT32 * (parameter.numel() // parameter.shape[-2])]
+            elif self.factored:
+                sizes += [FLOAT32 * parameter.numel()]
+            else:
+                sizes += [int(parameter.numel() * (self.width or parameter.element_size()))] * self.tensors
+        return tuple(sizes)
+
+    def step_tensors(self, parameters: "Iterable[Tensor]") -> tuple[int, ...]:
+        """Return the bytes of the temporaries that a step makes for each parameter."""
+        if self.at_once:
+            return tuple(int(each.numel() * each.element_size() * self.step) for each in parameters if self.step)
+        sizes = [int(self._tensor_bytes(each) * self._own_tensors(each)) for each in parameters]
+        return tuple(size for size in sizes if size)
+
     def spared_bytes(self, values: int) -> int:
         """Return the bytes kept beside that because so many of the values are embeddings'."""
         if not self.spares_embeddings or self.width is None or version_of("transformers") < SPARES_SINCE:

@@ -4,13 +4,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from . import formula
+from . import formula, replay
 from .blocks import Block
 from .bonds import NO_BONDS, Bonds, of_the_loss
 from .compose import Schedule
 from .cost import BlockCost, CostSource
 from .optimizer import Optimizer, optimizer_named
 from .recomputation import is_supported
+from .replay import Record
 from .ties import tied_groups
 from .workload import Workload
 
@@ -35,6 +36,8 @@ class Profile:
         bonds: which blocks have to share a device.
         math_attention: the types in which attention runs as plain matrix products, which keep S x S probabilities.
         repeats_grouped_keys: whether keys and values are repeated for all heads, so that it does not.
+        records: the allocations of each block, in the order of the blocks; None for one that was not traced.
+        first_record: those of `first`; None without a trace.
     """
 
     costs: tuple[BlockCost, ...]
@@ -45,9 +48,21 @@ class Profile:
     bonds: Bonds = NO_BONDS
     math_attention: tuple[str, ...] = ()
     repeats_grouped_keys: bool = False
+    records: tuple[Record | None, ...] = ()
+    first_record: Record | None = None
 
     def to_json(self) -> dict[str, Any]:
-        return {**asdict(self), "bonds": self.bonds.to_json()}
+        return {
+            "costs": [asdict(cost) for cost in self.costs],
+            "first": asdict(self.first),
+            "schedule": asdict(self.schedule),
+            "method": self.method,
+            "source": self.source,
+            "bonds": self.bonds.to_json(),
+            "math_attention": self.math_attention,
+            "repeats_grouped_keys": self.repeats_grouped_keys,
+            "records": replay.to_json([self.first_record, *self.records]),
+        }
 
     @classmethod
     def from_json(cls, found: Mapping[str, Any]) -> "Profile":
@@ -56,7 +71,10 @@ class Profile:
         first, schedule = BlockCost(**found["first"]), Schedule(**found["schedule"])
         bonds = Bonds.from_json(found["bonds"])
         attention = tuple(found["math_attention"]), found["repeats_grouped_keys"]
-        return cls(costs, first, schedule, found["method"], found["source"], bonds, *attention)
+        first_record, *records = replay.from_json(found["records"])
+        return cls(
+            costs, first, schedule, found["method"], found["source"], bonds, *attention, tuple(records), first_record
+        )
 
 
 def profile(
@@ -83,15 +101,18 @@ def profile(
     optimizer = optimizer_named(workload.optimizer)
     schedule = Schedule(workload.accumulation > 1, optimizer.at_once)
     own = _own_parameters(model, blocks)
-    weights = _weight_bytes(model, blocks, own, parameter_bytes)
+    tensors = _weight_bytes(model, blocks, own, parameter_bytes)
+    weights = [sum(sizes) for sizes in tensors]
     found, method, source = _trace(model, blocks, workload, trains, batch, loss_on_first)
     supposed = replace(workload, gradient_checkpointing=workload.gradient_checkpointing and is_supported(model))
     embeddings = _embeddings(model)
     fresh = _fresh_gradients(model, blocks, own, workload, trains)
     costs = []
+    records: list[Record | None] = []
     untraced = []
-    for block, held_weights in zip(blocks, weights, strict=True):
+    for block, held_weights, sizes in zip(blocks, weights, tensors, strict=True):
         cost = _traced_cost(block, held_weights, found, optimizer) if found else None
+        records.append(_record(block, sizes, found, optimizer) if found and cost is not None else None)
         if cost is None:
             if found and own[block.name]:
                 untraced.append(block.name)
@@ -108,7 +129,10 @@ def profile(
     if untraced:
         method = f"{method}, but for {_listed(untraced)}, which that does not reach: estimated by a formula"
     bonds = found.bonds if found else of_the_loss(blocks) if loss_on_first else NO_BONDS
-    return Profile(tuple(costs), first, schedule, method, source, bonds)
+    first_record = Record(forward=found.first.allocations[0], backward=found.first.allocations[1]) if found else None
+    return Profile(
+        tuple(costs), first, schedule, method, source, bonds, records=tuple(records), first_record=first_record
+    )
 
 
 def _trace(
@@ -155,6 +179,22 @@ def _traced_cost(block: Block, weights: int, found: "Traced", optimizer: Optimiz
         forward=held.forward,
         backward=held.backward,
         step=optimizer.step_bytes(trained),
+    )
+
+
+def _record(block: Block, weights: list[int], found: "Traced", optimizer: Optimizer) -> Record:
+    """Return the allocations of `block`, which was traced."""
+    speaker = found.speaks_for[block.name]
+    held, trained = found.held.get(speaker), found.trained[speaker]
+    if held is None:  # a follower: its allocations are among those of the block that it shares a device with
+        return Record(weights=tuple(weights))
+    return Record(
+        weights=tuple(weights),
+        gradients=tuple(each.numel() * each.element_size() for each in trained),
+        state=optimizer.state_tensors(trained),
+        step=optimizer.step_tensors(trained),
+        forward=held.allocations[0],
+        backward=held.allocations[1],
     )
 
 
@@ -258,12 +298,15 @@ def _weight_bytes(
     blocks: Sequence[Block],
     own: "Mapping[str, Mapping[str, Tensor]]",
     parameter_bytes: ParameterBytes | None,
-) -> list[int]:
+) -> list[list[int]]:
+    """Return the bytes of each tensor of each block."""
     buffers = dict(model.named_buffers(remove_duplicate=False))
     size_of = parameter_bytes or (lambda _, tensor: tensor.numel() * tensor.element_size())
     return [
-        int(sum(size_of(name, tensor) for name, tensor in own[block.name].items()))
-        + sum(buffers[name].numel() * buffers[name].element_size() for name in block.buffers)
+        [
+            *(int(size_of(name, tensor)) for name, tensor in own[block.name].items()),
+            *(buffers[name].numel() * buffers[name].element_size() for name in block.buffers),
+        ]
         for block in blocks
     ]
 

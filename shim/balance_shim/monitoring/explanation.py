@@ -191,7 +191,7 @@ def _corrected(costed: CostedModel, actual: Plan, scene: _Scene) -> CostedModel:
             forward=cost.forward + share,
             backward=cost.backward + share,
         )
-    return replace(costed, costs=tuple(costs))
+    return replace(costed, costs=tuple(costs), records=(), first_record=None)  # of other costs than these
 
 
 def _map_of(model: Any, usable: tuple[Device, ...]) -> map_file.DeviceMap | None:

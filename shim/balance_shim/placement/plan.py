@@ -9,16 +9,30 @@ from ..memory.blocks import Block, holder_of
 from ..memory.bonds import NO_BONDS, Bonds
 from ..memory.compose import NOTHING, PLAIN, Schedule, peak_terms
 from ..memory.cost import BlockCost, CostSource, is_estimate
+from ..memory.replay import DeviceRun, Record, replay
 from ..memory.workload import Workload
+from ..units import MIB
+from ..virtual.allocator_settings import geometry_for
+from ..virtual.allocator_settings import read as read_allocator_settings
 from .map_file import DeviceMap
+
+# No training is known whose allocator reserves this many times the peak of its tensors; a replay need not prove it.
+SURELY_ENOUGH = 1.5
+SURELY_ENOUGH_BYTES = 64 * MIB
 
 
 @dataclass(frozen=True)
 class DevicePlan:
-    """One device under a plan. Sizes in bytes; `terms` are those of the moment of the peak and add up to it."""
+    """One device under a plan. Sizes in bytes.
+
+    Attributes:
+        terms: those of the moment of the peak; they add up to it.
+        run: what is allocated and freed there in training; None where it was not traced.
+    """
 
     device: Device
     terms: dict[str, int]
+    run: DeviceRun | None = None
 
     @property
     def name(self) -> str:
@@ -32,6 +46,38 @@ class DevicePlan:
     @property
     def predicted_peak(self) -> int:
         return sum(self.terms.values())
+
+    @property
+    def predicted_reserved(self) -> int | None:
+        """The bytes that this process takes from the device, as its allocator rounds and fragments; None: unknown.
+
+        At most what is available, if giving back cached segments is enough for that.
+        """
+        if self.run is None:
+            return None
+        settings = read_allocator_settings()
+        if not settings.caches:
+            return self.predicted_peak
+        overhead = self.terms.get("overhead", 0)
+        room = self.device.available - overhead
+        geometry = geometry_for(self.device.available)
+        found = replay(self.run, max(1, room), settings, geometry)
+        # A trial may have shown more than the trace that the record is of.
+        more = max(0, self.predicted_peak - overhead - found.allocated)
+        reserved = found.reserved + overhead + more
+        return min(reserved, max(self.device.available, self.predicted_peak)) if found.fits else reserved
+
+    @property
+    def shortfall(self) -> int:
+        """Bytes that the device lacks; 0 if it fits.
+
+        Tensors have to fit into the capacity, which leaves the reserve; what the allocator takes from the device into
+        all that is available.
+        """
+        lacking = max(0, self.predicted_peak - self.capacity)
+        if self.run is None or self.predicted_peak * SURELY_ENOUGH + SURELY_ENOUGH_BYTES <= self.device.available:
+            return lacking
+        return max(lacking, (self.predicted_reserved or 0) - self.device.available)
 
     @property
     def filled(self) -> float:
@@ -85,8 +131,8 @@ class Plan:
 
     @property
     def shortfall(self) -> int:
-        """Bytes by which the worst device is over its capacity; 0 when the plan fits."""
-        return max(0, self.worst.predicted_peak - self.worst.capacity)
+        """Bytes that the device lacks that lacks most; 0 when the plan fits."""
+        return max(device.shortfall for device in self.devices)
 
     def to_json(self) -> dict[str, Any]:
         """Return the plan as `balance-shim plan --json` and `BALANCE_REPORT` write it."""
@@ -99,6 +145,7 @@ class Plan:
                     "name": device.name,
                     "capacity": device.capacity,
                     "predicted_peak": device.predicted_peak,
+                    "predicted_reserved": device.predicted_reserved,
                     "terms": device.terms,
                 }
                 for device in self.devices
@@ -124,6 +171,8 @@ class CostedModel:
         source: the same as data.
         math_attention: the types in which attention runs as plain matrix products.
         repeats_grouped_keys: whether keys and values are repeated for all heads, so that it does not.
+        records: the allocations of each block in the order of the blocks; None for one that was not traced.
+        first_record: those of `first`.
     """
 
     model_class: str
@@ -139,6 +188,8 @@ class CostedModel:
     bonds: Bonds = NO_BONDS
     math_attention: tuple[str, ...] = ()
     repeats_grouped_keys: bool = False
+    records: tuple[Record | None, ...] = ()
+    first_record: Record | None = None
 
 
 def device_of(name: str, device_map: Mapping[str, int | str]) -> int | str | None:
@@ -161,7 +212,7 @@ def evaluate(
     for device in devices:
         terms = peak_terms(on_device[device.index], costed.schedule)
         terms["overhead"] = device.overhead
-        device_plans.append(DevicePlan(device, terms))
+        device_plans.append(DevicePlan(device, terms, _run(costed, device_map, device, devices[0])))
     return Plan(
         mode=mode,
         model_class=costed.model_class,
@@ -188,6 +239,20 @@ def _attention_notes(costed: CostedModel, devices: Sequence[Device]) -> list[str
             f"every head; {others} may avoid that"
         )
     return notes
+
+
+def _run(costed: CostedModel, device_map: DeviceMap, device: Device, home: Device) -> DeviceRun | None:
+    """Return what happens on `device`; None if a block there was not traced."""
+    here = [
+        record
+        for block, record in zip(costed.blocks, costed.records, strict=False)
+        if _place(block, device_map) == device.index
+    ]
+    if costed.first_record is None or any(record is None for record in here):
+        return None
+    records = tuple(record for record in here if record is not None)
+    last = costed.first_record if device.index == home.index else Record()
+    return DeviceRun(records, last, costed.schedule.accumulating, costed.schedule.step_at_once)
 
 
 def lower_bound(costed: CostedModel, devices: Sequence[Device]) -> int:

@@ -112,6 +112,8 @@ def cost(request: Request) -> CostedModel:
         bonds=found.bonds,
         math_attention=found.math_attention,
         repeats_grouped_keys=found.repeats_grouped_keys,
+        records=found.records,
+        first_record=found.first_record,
     )
 
 

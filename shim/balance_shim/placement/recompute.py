@@ -63,8 +63,19 @@ def mixer(plain: CostedModel, recomputed: CostedModel) -> Callable[[frozenset[st
             after if block.name in chosen else before
             for block, before, after in zip(plain.blocks, plain.costs, recomputed.costs, strict=True)
         )
+        records = (
+            after if block.name in chosen else before
+            for block, before, after in zip(plain.blocks, plain.records, recomputed.records, strict=False)
+        )
         like = recomputed if chosen else plain
-        return replace(plain, costs=tuple(costs), workload=like.workload, first=like.first)
+        return replace(
+            plain,
+            costs=tuple(costs),
+            workload=like.workload,
+            first=like.first,
+            records=tuple(records),
+            first_record=like.first_record,
+        )
 
     return mixed
 

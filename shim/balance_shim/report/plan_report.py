@@ -34,14 +34,16 @@ def show(plan: Plan, report: str, files: int | None = None) -> int | None:
 
 
 def plan_table(plan: Plan) -> str:
-    """Return a row a device: what is on it, and its predicted peak by term, in GiB."""
+    """Return a row a device: what is on it, its predicted peak by term, and what its allocator reserves, in GiB."""
     largest = max(max(device.predicted_peak, device.capacity) for device in plan.devices)
     rows = []
     for device in plan.devices:
         sizes = [*(device.terms[term] for term in TERMS), device.predicted_peak, device.capacity]
         figures = [gib(size, largest) for size in sizes]
-        rows.append([device.name, summary(plan.device_map, device.device.index), *figures, f"{device.filled:.0%}"])
-    return table(["device", "holds", *TERMS, "peak", "of", "filled"], rows, left=2)
+        reserved = device.predicted_reserved
+        figures += [f"{device.filled:.0%}", "-" if reserved is None else gib(reserved, largest)]
+        rows.append([device.name, summary(plan.device_map, device.device.index), *figures])
+    return table(["device", "holds", *TERMS, "peak", "of", "filled", "reserved"], rows, left=2)
 
 
 def beside(assumed: Plan, actual: Plan, waits: bool = False) -> str:
@@ -155,11 +157,20 @@ def precision_line(precision: str, dtype: str, saved: dict[str, int]) -> str:
 
 def shortfall_line(plan: Plan, remedies: list[str]) -> str:
     """Return the line on a plan that does not fit: by how much, and what would."""
-    worst = plan.worst
+    scarcest = max(plan.devices, key=lambda device: device.shortfall)
     guess = f" (if rows have {plan.workload.seq_len} tokens, which is a guess)" if plan.workload.guessed else ""
     would = "; ".join(remedies) if remedies else "none of the usual changes alone; more or larger devices"
-    needed, capacity, missing = format_alike(worst.predicted_peak, worst.capacity, plan.shortfall)
+    needed, capacity, missing = format_alike(scarcest.predicted_peak, scarcest.capacity, plan.shortfall)
+    needs = f"needs {needed} of {capacity}"
+    if scarcest.predicted_peak - scarcest.capacity < scarcest.shortfall:
+        # Its tensors alone may fit: what does not is the allocator's segments, some of which are partly empty.
+        reserved, available = scarcest.predicted_reserved or 0, scarcest.device.available
+        reserved_text, available_text, missing = format_alike(reserved, available, plan.shortfall)
+        needs = (
+            f"has tensors of {format_size(scarcest.predicted_peak)}, for which its allocator needs to reserve "
+            f"{reserved_text} of {available_text}"
+        )
     return (
-        f"predicted not to fit{guess}: {worst.name} needs {needed} of {capacity}, {missing} too many. "
+        f"predicted not to fit{guess}: {scarcest.name} {needs}, {missing} too many. "
         f"What would fit: {would}"
     )

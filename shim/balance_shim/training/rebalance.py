@@ -228,7 +228,7 @@ class Rebalancer:
         costed = costs_in_force(request, self._plan.recomputed)
         kept = _optimizer_state(self._trainer.optimizer, self._model, costed)
         costs = tuple(replace(cost, optimizer=size) for cost, size in zip(costed.costs, kept, strict=True))
-        return replace(costed, costs=costs)
+        return replace(costed, costs=costs, records=(), first_record=None)  # of other costs than these
 
     def _worst_measured(self) -> str:
         """Return measured beside predicted for the device that is furthest off."""

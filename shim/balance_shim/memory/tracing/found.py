@@ -18,12 +18,14 @@ class Held:
         kept: at its end, when only what backward needs is left.
         backward: the most in the backward pass; gradients of earlier micro-batches do not count.
         ran: whether anything was computed there.
+        allocations: (in the forward pass, in the backward pass), each in order; see `memory.replay.Record`.
     """
 
     forward: int
     kept: int
     backward: int
     ran: bool
+    allocations: tuple[tuple[int, ...], tuple[int, ...]] = ((), ())
 
 
 ELSEWHERE = Held(0, 0, 0, ran=True)  # for a block whose bytes are counted with those of another one

@@ -97,18 +97,21 @@ def _training_step(model: nn.Module, batch: Mapping[str, Any], workload: Workloa
         _backward(_forward(model, batch, workload, machine))
     before = _live(machine)
     _reset(machine)
-    loss = _forward(model, batch, workload, machine)
-    forward, kept = _peaks(machine), _live(machine)
-    _reset(machine)
-    _backward(loss)
-    del loss
-    backward = _peaks(machine)
+    with machine.ledger.recording() as records:
+        loss = _forward(model, batch, workload, machine)
+        forward, kept = _peaks(machine), _live(machine)
+        cuts = [len(record) for record in records]
+        _reset(machine)
+        _backward(loss)
+        del loss
+        backward = _peaks(machine)
     return {
         index: Held(
             forward=forward[index] - before[index],
             kept=kept[index] - before[index],
             backward=backward[index] - before[index],
             ran=forward[index] > before[index],
+            allocations=(tuple(records[index][: cuts[index]]), tuple(records[index][cuts[index] :])),
         )
         for index in range(len(machine.devices))
     }

@@ -1,0 +1,178 @@
+"""What a device's caching allocator reserves in training: the allocations that the trace saw, replayed on its model.
+
+In a trace each block has a device of its own, so the order of allocations and frees on a device is that of a block. For
+the blocks of a real device these records follow each other: forward in the order of the blocks, backward in reverse.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import astuple, dataclass
+from functools import lru_cache
+from typing import Any
+
+from balance_shim.virtual.allocator import Block, CachingAllocator, NoRoom
+from balance_shim.virtual.allocator_settings import CUDA, AllocatorSettings, Geometry
+
+STEPS = 3  # at most; what is reserved mostly no longer grows after the second one
+MICRO_BATCHES = 2  # of a step with gradient accumulation; later ones are like the second
+
+
+@dataclass(frozen=True)
+class Record:
+    """The allocations of one block in a training step; all numbers in bytes but for frees.
+
+    Attributes:
+        weights: each tensor that is loaded.
+        gradients: one for each parameter that trains.
+        state: the tensors that the optimizer keeps from its first step on.
+        step: temporaries of the optimizer's step.
+        forward: allocations (bytes, from 0) and frees (-1 - number of the allocation) in order.
+        backward: the same in the backward pass, with the numbering going on. Without gradient accumulation what is
+            never freed are the gradients.
+    """
+
+    weights: tuple[int, ...] = ()
+    gradients: tuple[int, ...] = ()
+    state: tuple[int, ...] = ()
+    step: tuple[int, ...] = ()
+    forward: tuple[int, ...] = ()
+    backward: tuple[int, ...] = ()
+
+
+NO_RECORD = Record()
+
+
+@dataclass(frozen=True)
+class DeviceRun:
+    """What happens on one device in training.
+
+    Attributes:
+        blocks: the records of its blocks in the order of the forward pass.
+        last: what follows the blocks in the forward pass: outputs that return to the first device.
+        accumulating: whether a step has several micro-batches.
+        step_at_once: whether the optimizer takes all tensors together, so that its temporaries exist at one time.
+    """
+
+    blocks: tuple[Record, ...]
+    last: Record = NO_RECORD
+    accumulating: bool = False
+    step_at_once: bool = False
+
+
+@dataclass(frozen=True)
+class Replayed:
+    """Peaks of a replay in bytes: in tensors, and reserved. `fits`: whether the device had room for it."""
+
+    allocated: int
+    reserved: int
+    fits: bool
+
+
+@lru_cache(maxsize=256)
+def replay(run: DeviceRun, limit: int, settings: AllocatorSettings, geometry: Geometry = CUDA) -> Replayed:
+    """Return the peaks of `run` on a device of `limit` bytes; without a limit where they do not fit it.
+
+    With a limit the allocator gives cached segments back before it fails, so that less may be reserved than without.
+    """
+    try:
+        return _Replay(run, CachingAllocator(limit, settings, geometry)).peaks(fits=True)
+    except NoRoom:
+        return _Replay(run, CachingAllocator(settings=settings, geometry=geometry)).peaks(fits=False)
+
+
+class _Replay:
+    def __init__(self, run: DeviceRun, allocator: CachingAllocator) -> None:
+        self._run, self._allocator = run, allocator
+        self._sequence = (*run.blocks, run.last)
+        self._live: list[dict[int, Block]] = [{} for _ in self._sequence]
+        self._held = self._peak = 0
+
+    def peaks(self, fits: bool) -> Replayed:
+        self._load()
+        gradients: list[Block] = []
+        before = -1
+        for step in range(STEPS):
+            for micro_batch in range(MICRO_BATCHES if self._run.accumulating else 1):
+                self._forward_and_backward(gradients if micro_batch == 0 and self._run.accumulating else None)
+            self._optimizer_step(first=step == 0)
+            self._free(gradients)
+            gradients.clear()
+            for live in self._live:  # gradients, where they are in the records
+                self._free(live.values())
+                live.clear()
+            # The first step is without the optimizer's state.
+            if step and self._allocator.peak_reserved == before:
+                break
+            before = self._allocator.peak_reserved
+        return Replayed(self._peak, self._allocator.peak_reserved, fits)
+
+    def _load(self) -> None:
+        """Load the weights as transformers does: into a block that it has the allocator reserve beforehand."""
+        sizes = [size for record in self._sequence for size in record.weights]
+        if sum(sizes):
+            self._free([self._allocate(sum(sizes))])
+        for size in sizes:
+            self._allocate(size)
+
+    def _forward_and_backward(self, gradients: list[Block] | None) -> None:
+        """Run a micro-batch. Without room for `gradients` among the records they are made here."""
+        counters = [0] * len(self._sequence)
+        for number, record in enumerate(self._sequence):
+            self._play(number, record.forward, counters)
+        for number, record in reversed(list(enumerate(self._sequence))):
+            if gradients is not None:
+                gradients += map(self._allocate, record.gradients)
+            self._play(number, record.backward, counters)
+        if self._run.accumulating:
+            for live in self._live:
+                self._free(live.values())
+                live.clear()
+
+    def _play(self, number: int, events: Iterable[int], counters: list[int]) -> None:
+        live = self._live[number]
+        for event in events:
+            if event >= 0:
+                live[counters[number]] = self._allocate(event)
+                counters[number] += 1
+            else:
+                self._free([live.pop(-1 - event)])
+
+    def _optimizer_step(self, first: bool) -> None:
+        temporaries: list[Block] = []
+        for record in self._sequence:
+            if first:
+                for size in record.state:
+                    self._allocate(size)
+        for record in self._sequence:
+            for size in record.step:
+                temporaries.append(self._allocate(size))
+                if not self._run.step_at_once:
+                    self._free(temporaries)
+                    temporaries.clear()
+        self._free(temporaries)
+
+    def _allocate(self, size: int) -> Block:
+        block = self._allocator.allocate(max(1, size))
+        self._held += block.size
+        self._peak = max(self._peak, self._held)
+        return block
+
+    def _free(self, blocks: Iterable[Block]) -> None:
+        for block in blocks:
+            self._held -= block.size
+            self._allocator.free(block)
+
+
+def to_json(records: Sequence[Record | None]) -> dict[str, Any]:
+    """Return `records` with each distinct one written once: most layers are alike."""
+    distinct = list(dict.fromkeys(record for record in records if record is not None))
+    numbers = {record: number for number, record in enumerate(distinct)}
+    return {
+        "distinct": [astuple(record) for record in distinct],
+        "numbers": [None if record is None else numbers[record] for record in records],
+    }
+
+
+def from_json(found: Mapping[str, Any]) -> tuple[Record | None, ...]:
+    """Return the records that `to_json` has been called on."""
+    distinct = [Record(*map(tuple, fields)) for fields in found["distinct"]]
+    return tuple(None if number is None else distinct[number] for number in found["numbers"])
