@@ -170,7 +170,4 @@ def shortfall_line(plan: Plan, remedies: list[str]) -> str:
             f"has tensors of {format_size(scarcest.predicted_peak)}, for which its allocator needs to reserve "
             f"{reserved_text} of {available_text}"
         )
-    return (
-        f"predicted not to fit{guess}: {scarcest.name} {needs}, {missing} too many. "
-        f"What would fit: {would}"
-    )
+    return f"predicted not to fit{guess}: {scarcest.name} {needs}, {missing} too many. What would fit: {would}"
