@@ -202,7 +202,8 @@ if version_of("transformers") < (5, 0):
             CASES[name] = replace(case, head=0)
     # Its Trainer leaves the cache on, which fills up in the forward pass: what frozen layers put there is counted for
     # one layer at a time, and a decoder's keys and values of the encoder's states are copied to each device once.
-    for name in ("head-only", "t5", "t5-autocast"):
+    # Under autocast the cache has keys in another type than attention keeps; without it these agree within 1 %, too.
+    for name in ("head-only", "t5", "t5-autocast", "neox-autocast-half-weights", "opt-autocast-half-weights"):
         CASES[name] = replace(CASES[name], tolerance=0.06)
 
 # With numbers, and therefore small.
