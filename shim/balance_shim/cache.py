@@ -56,6 +56,20 @@ def cached(folder: Path | None, key: str, make: Callable[[], Any]) -> Any:
     return content
 
 
+def stored(folder: Path | None, key: str) -> Any:
+    """Return what `store` has kept under `key`; None for nothing."""
+    return None if folder is None else _read(folder / f"{key}.json", key)
+
+
+def store(folder: Path | None, key: str, content: Any) -> None:
+    """Keep `content`, which has to be JSON, in place of what was there. Disks' errors cost only the memory of it."""
+    if folder is not None:
+        try:
+            _write(folder / f"{key}.json", key, content)
+        except OSError as error:
+            log.debug(f"{folder}: what was found out is not kept ({error.strerror})")
+
+
 def _read(path: Path, key: str) -> Any:
     try:
         entry = json.loads(path.read_text(encoding="utf-8"))

@@ -13,7 +13,7 @@ from ..cache import cached, digest
 from ..device_rules.kinds import INSISTS_ON_GROUPS, Architecture
 from ..devices import Device, table
 from ..memory.blocks import Block, chain
-from ..memory.bonds import of_all_but_layers
+from ..memory.bonds import NO_BONDS, Bonds, of_all_but_layers
 from ..memory.cost import is_estimate
 from ..memory.fingerprint import fingerprint
 from ..memory.profile import ParameterBytes, Profile, profile
@@ -45,6 +45,7 @@ class Request:
         trains: (name, parameter) -> whether it gets a gradient; None: what `workload.tuning` supposes.
         batch: what the model gets in training; None: what its config suggests.
         cache: folder of what has been found out before; None: nothing is kept.
+        bonds: the blocks that steps have shown to need one device; see `colocations`.
         selective: whether layers are recomputed only as far as it takes to fit, whatever `workload` says.
         may_chunk: whether the loss is computed from full logits for no other reason than that the user says so.
         may_halve: whether `BALANCE_PRECISION=bf16` is a remedy: the devices compute in it, and nobody has set another.
@@ -66,6 +67,7 @@ class Request:
     may_halve: bool = False
     cache: Path | None = None
     repeats_grouped_keys: bool = True
+    bonds: Bonds = NO_BONDS
 
     @property
     def architectures(self) -> tuple[Architecture, ...]:
@@ -109,7 +111,7 @@ def cost(request: Request) -> CostedModel:
         schedule=found.schedule,
         method=found.method,
         source=found.source,
-        bonds=found.bonds,
+        bonds=found.bonds.and_those(request.bonds),
         math_attention=found.math_attention,
         repeats_grouped_keys=found.repeats_grouped_keys,
         records=found.records,

@@ -13,8 +13,9 @@ from threading import local
 from typing import Any, NamedTuple
 
 from .. import cache, devices, log, state
+from ..memory.bonds import NO_BONDS
 from ..memory.workload import assume, longest_row
-from ..placement import planner
+from ..placement import colocations, planner
 from ..placement.map_file import DeviceMap
 from ..placement.plan import Plan, collapse
 from ..placement.remedies import saved_by_chunks, saved_by_precision, what_would_fit
@@ -234,6 +235,11 @@ def _place(load: _Load) -> DeviceMap | None:
         log.once("info", f"{there} to use: nothing to balance, the library places the model")
         return None
     workload = assume(settings, known.arguments(), longest_row(load.model.config))
+    folder = cache.folder_of(settings.cache)
+    colocated = colocations.recall(load.model, folder)
+    if mode == "balanced" and colocated.library_map:
+        log.info("an earlier training ran under no map but the library's own, which applies")
+        return None
     request = planner.Request(
         load.model,
         workload,
@@ -244,7 +250,8 @@ def _place(load: _Load) -> DeviceMap | None:
         selective=settings.gradient_checkpointing == "auto",
         may_chunk=settings.loss == "full",
         may_halve=precision.could_halve(),
-        cache=cache.folder_of(settings.cache),
+        cache=folder,
+        bonds=colocated.bonds if mode == "balanced" else NO_BONDS,
     )
     plan: Plan | None
     if mode == "map":

@@ -12,7 +12,16 @@ from ..monitoring.out_of_memory import is_out_of_memory
 from ..placement.plan import Plan
 from ..randomness import undisturbed
 from ..report import plan_report
-from ..training import batch_check, checkpointing, data_parallel, micro_batch, outputs, rebalance, replaced_model
+from ..training import (
+    batch_check,
+    checkpointing,
+    data_parallel,
+    micro_batch,
+    outputs,
+    rebalance,
+    repair,
+    replaced_model,
+)
 from ..training.actual_workload import innermost
 from ..training.chunked_loss import step_context
 from ..training.second_pass import second_pass
@@ -252,11 +261,15 @@ def _around_step(original: Callable[..., Any]) -> Callable[..., Any]:
             return _returned(self, loss)
 
         counted = (args[0] if args else kwargs.get("num_items_in_batch")) is not None
-        count = batch_check.portions_for(self, inputs, counted)
-        portions = micro_batch.portions_of(self)
-        if portions is not None:
-            return portions.run(self, run, model, inputs, counted, least=count)
-        return micro_batch.run_in_portions(self, run, model, inputs, count, counted)
+
+        def perform(inputs: Any) -> Any:
+            count = batch_check.portions_for(self, inputs, counted)
+            portions = micro_batch.portions_of(self)
+            if portions is not None:
+                return portions.run(self, run, model, inputs, counted, least=count)
+            return micro_batch.run_in_portions(self, run, model, inputs, count, counted)
+
+        return repair.run(self, perform, model, inputs, computes_loss_on_first_device, partial(_repaired, self))
 
     return training_step
 
@@ -315,6 +328,11 @@ def _replanned(trainer: Any, plan: Plan) -> None:
         plan_report.write(plan, report, before.files)
     watching.replanned(trainer, plan)
     rebalance.replanned(trainer, plan)
+
+
+def _repaired(trainer: Any, plan: Plan) -> None:
+    _replanned(trainer, plan)
+    batch_check.replanned(trainer, plan)
 
 
 def _checkpoint(trainer: Any) -> None:

@@ -9,7 +9,7 @@ from .. import cache, devices, log, state
 from ..devices import Device
 from ..memory.cost import is_estimate
 from ..memory.workload import Workload
-from ..placement import planner
+from ..placement import colocations, planner
 from ..placement.balance import DoesNotFit
 from ..placement.map_file import DeviceMap
 from ..placement.move import MoveError, move
@@ -141,6 +141,7 @@ def request_for(
         may_chunk=settings.loss == "full",
         may_halve=precision.could_halve(),
         cache=cache.folder_of(settings.cache),
+        bonds=colocations.of(model).bonds,
     )
 
 

@@ -1,0 +1,91 @@
+"""Blocks that training has shown to need one device: remembered for the next load of the same model, here and on disk.
+
+A dry run does not see all that a script computes. What a real step has shown is kept under a key of the model as it is
+before its weights load, and is part of every later plan of it.
+"""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
+
+from .. import cache
+from ..memory.bonds import NO_BONDS, Bonds
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+@dataclass(frozen=True)
+class Colocations:
+    """What failed steps have shown of a model.
+
+    Attributes:
+        bonds: the blocks that must share a device.
+        library_map: whether no map of ours ran, and the library's own did.
+    """
+
+    bonds: Bonds = field(default=NO_BONDS)
+    library_map: bool = False
+
+    def to_json(self) -> dict[str, Any]:
+        return {"bonds": self.bonds.to_json(), "library_map": self.library_map}
+
+    @classmethod
+    def from_json(cls, found: Any) -> "Colocations":
+        """Return what `to_json` was called on."""
+        return cls(Bonds.from_json(found["bonds"]), bool(found["library_map"]))
+
+
+NONE = Colocations()
+_keys: "WeakKeyDictionary[nn.Module, str]" = WeakKeyDictionary()
+_by_key: dict[str, Colocations] = {}
+
+
+def recall(model: "nn.Module", folder: Path | None) -> Colocations:
+    """Return what is known of `model`, which is about to load; from now on `of` and `remember` know it, too.
+
+    Args:
+        folder: of the disk cache; None for none.
+    """
+    key = _keys[model] = cache.digest("colocations", _identity(model))
+    if key not in _by_key:
+        stored = cache.stored(folder, key)
+        if stored is not None:
+            _by_key[key] = Colocations.from_json(stored)
+    return of(model)
+
+
+def of(model: "nn.Module") -> Colocations:
+    """Return what is known of a model that `recall` was called for."""
+    return _by_key.get(_keys.get(model, ""), NONE)
+
+
+def remember(model: "nn.Module", colocations: Colocations, folder: Path | None) -> None:
+    """Keep what a step of `model` has shown, which `recall` was called for."""
+    key = _keys.get(model)
+    if key is not None:
+        _by_key[key] = colocations
+        cache.store(folder, key, colocations.to_json())
+
+
+def forget() -> None:
+    """Drop what this process remembers; what is on disk stays."""
+    _by_key.clear()
+
+
+def _identity(model: "nn.Module") -> list[Any]:
+    from ..memory.fingerprint import PACKAGES
+    from ..versions import version_text
+
+    config: Any = getattr(model, "config", None)
+    described = json.loads(config.to_json_string(use_diff=False)) if hasattr(config, "to_json_string") else {}
+    described.pop("_name_or_path", None)  # the same model from another folder
+    shapes = [(name, list(each.shape)) for name, each in model.named_parameters(remove_duplicate=False)]
+    return [
+        [version_text(package) for package in PACKAGES],
+        f"{type(model).__module__}.{type(model).__qualname__}",
+        described,
+        shapes,
+    ]

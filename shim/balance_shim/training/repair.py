@@ -1,0 +1,289 @@
+"""A step that stops because its map splits what belongs together is undone, the map repaired, and the step repeated.
+
+Two blocks whose tensors meet outside of any module need one device. A dry run finds most of them; what it could not
+reach (a batch of another kind, a loss of the script's own) shows in a step. First the blocks that met are colocated,
+then all that is no layer is put on the first device, and at last the library's own map is put in force.
+"""
+
+import random
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
+
+from .. import cache, devices, log, state
+from ..memory.bonds import of_all_but_layers
+from ..placement import colocations, planner, proving
+from ..placement.balance import DoesNotFit
+from ..placement.library_map import library_map
+from ..placement.move import LostModelError, MoveError, move
+from ..placement.plan import CostedModel, Plan, device_of, evaluate
+from ..randomness import undisturbed
+from ..seams import known
+from ..seams.guard import attempt
+from . import beside, crossing
+from .actual_workload import actual_workload
+from .batch_shapes import on_host
+from .second_pass import costs_in_force, request_for, usable_now
+
+MOST_REPAIRS = 6  # in one training
+
+Perform = Callable[[Any], Any]
+_steps: "WeakKeyDictionary[Any, Step]" = WeakKeyDictionary()
+
+
+class _MicroBatch(NamedTuple):
+    """A micro-batch of the step under way: what goes in, and the random state ahead of it."""
+
+    inputs: Any
+    randomness: tuple[Any, ...]
+
+
+class Step:
+    """The optimizer step that a trainer is in."""
+
+    def __init__(self) -> None:
+        self.done: list[_MicroBatch] = []
+        self.repairs = 0
+
+
+def run(
+    trainer: Any,
+    perform: Perform,
+    model: Any,
+    inputs: Any,
+    loss_on_first: Callable[[Any], bool],
+    replanned: Callable[[Plan], None],
+) -> Any:
+    """Return `perform(inputs)`, the loss of a micro-batch; where it stops across devices, after a repair of the map.
+
+    Args:
+        trainer: a `transformers.Trainer` in training.
+        perform: runs forward and backward pass of one micro-batch.
+        model: as wrapped as it is in the step.
+        inputs: of the micro-batch.
+        loss_on_first: model -> what `planner.Request` has under this name.
+        replanned: takes the plan of a map that has been put in force.
+
+    Raises:
+        Exception: what `perform` raises; of a cross-device error the first one, where no map helps.
+    """
+    placed = known.placed(trainer.model)
+    if placed is None or trainer.args.world_size > 1 or len(set(placed[1].plan.device_map.values())) < 2:
+        return perform(inputs)
+    current = attempt("preparing to repair a step", _remembered, inputs, instead="a step that stops is not repeated")
+    if current is None:
+        return perform(inputs)
+    step = _steps.setdefault(trainer, Step())
+    try:
+        try:
+            loss = perform(inputs)
+        except Exception as failure:
+            if not crossing.is_cross_device(failure):
+                raise
+            loss = _repaired(_Case(trainer, perform, model, step, current, loss_on_first, replanned), failure)
+    except BaseException:
+        step.done = []  # the Trainer may begin anew
+        raise
+    step.done = [] if trainer.accelerator.sync_gradients else [*step.done, current]
+    return loss
+
+
+class _Case(NamedTuple):
+    """A step to be repaired. See `run`."""
+
+    trainer: Any
+    perform: Perform
+    model: Any
+    step: Step
+    current: _MicroBatch
+    loss_on_first: Callable[[Any], bool]
+    replanned: Callable[[Plan], None]
+
+
+def _repaired(case: _Case, failure: Exception) -> Any:
+    """Return the loss of the step under a map on which it runs.
+
+    Raises:
+        Exception: `failure`, if there is none; another kind of error of the repeated step.
+    """
+    latest: Exception = failure
+    while True:
+        changed = attempt(
+            "repairing the device map", _change_map, case, latest, default=False, instead="the error is the program's"
+        )
+        if not changed:
+            raise failure
+        try:
+            for before in case.step.done:
+                with _within_a_step(case.trainer):
+                    _again(case, before)
+            return _again(case, case.current)
+        except Exception as next_failure:
+            if not crossing.is_cross_device(next_failure):
+                raise
+            latest = next_failure
+
+
+def _again(case: _Case, batch: _MicroBatch) -> Any:
+    _restore(batch.randomness)
+    return case.perform(_shallow(batch.inputs))
+
+
+def _change_map(case: _Case, failure: Exception) -> bool:
+    """Put a map in force under which what met in `failure` is together; return whether there is one."""
+    placed = known.placed(case.trainer.model)
+    kind = devices.accelerator_type()
+    assert placed is not None and kind is not None, "looked at before the step"
+    model, (plan, _, max_memory) = placed
+    usable = usable_now(case.trainer, model, plan, max_memory)
+    workload, batch = actual_workload(case.trainer, plan.workload)
+    request = request_for(model, workload, batch, usable, case.loss_on_first(model))
+    with undisturbed():
+        costed = costs_in_force(request, plan.recomputed)
+        names = [block.name for block in costed.blocks]
+        seen = crossing.crossing_of(failure, model, names, kind, usable[0].index)
+        met = _words(seen, kind)
+        if plan.mode != "balanced":
+            if plan.mode == "map":
+                log.warning(f"{met} met on different devices; the map that was given is not changed")
+            return False
+        if case.step.repairs >= MOST_REPAIRS:
+            return False
+        case.step.repairs += 1
+        _undo(case, failure)
+        reason = beside.reason_to_stay(case.trainer)
+        if reason:
+            log.warning(f"{met} met on different devices, but {reason}; the map stays")
+            return False
+        repaired = _repaired_plan(case, request, costed, plan, seen)
+    if repaired is None:
+        return False
+    better, colocated, done = repaired
+    optimizer = case.trainer.optimizer
+    try:
+        move(model, better.device_map, [] if optimizer is None else [getattr(optimizer, "optimizer", optimizer)])
+    except LostModelError:
+        raise
+    except MoveError as error:
+        log.warning(f"{met} met on different devices, but {error}; the map stays")
+        return False
+    line = f"{met} met on different devices in a step: {done}, and the step is repeated; nothing is lost"
+    log.warning(line)
+    case.replanned(replace(better, notes=(*better.notes, f"{met} met on different devices in a step: {done}")))
+    colocations.remember(model, colocated, cache.folder_of(state.settings().cache))
+    return True
+
+
+def _undo(case: _Case, failure: Exception) -> None:
+    """Throw away what the pass that failed has left: gradients, and the activations that its frames hold."""
+    crossing.let_go(failure)
+    case.model.zero_grad(set_to_none=True)
+
+
+def _repaired_plan(
+    case: _Case, request: planner.Request, costed: CostedModel, plan: Plan, seen: crossing.Crossing
+) -> tuple[Plan, colocations.Colocations, str] | None:
+    """Return the plan of another map, what is to be remembered for it, and what was done, in words; None: no other."""
+    model = request.model
+    bonds = colocations.of(model).bonds
+    exact = bonds.with_met(seen.blocks) if len(seen.blocks) > 1 else bonds
+    exact = exact.with_all(_met_in_dry_run(case, request, costed, plan))
+    careful = exact.and_those(of_all_but_layers(costed.blocks))
+    for wanted, done in (
+        (exact, "they are on one device now"),
+        (careful, "all that is no layer is on the first device now"),
+    ):
+        if wanted == bonds:
+            continue
+        try:
+            better = planner.solved(
+                replace(request, bonds=wanted), replace(costed, bonds=costed.bonds.and_those(wanted)), plan.recomputed
+            )
+        except DoesNotFit:
+            continue
+        if better is not None and not _same(better, plan, costed):
+            return better, colocations.Colocations(wanted), done
+    device_map = library_map(model, request.devices)
+    if device_map is None:
+        return None
+    theirs = replace(evaluate("auto", costed, device_map, request.devices), recomputed=plan.recomputed)
+    if _same(theirs, plan, costed):
+        return None
+    return theirs, colocations.Colocations(careful, library_map=True), "the library's own map is in force now"
+
+
+def _met_in_dry_run(
+    case: _Case, request: planner.Request, costed: CostedModel, plan: Plan
+) -> tuple[frozenset[str | None], ...]:
+    """Return what a dry run of the very batch that failed shows to meet, under the map in force."""
+    inputs = case.current.inputs
+    if not isinstance(inputs, Mapping):
+        return ()
+    batch = on_host(inputs)
+    workload, _ = actual_workload(case.trainer, plan.workload, batch)
+    exact = replace(request, workload=workload, batch=batch)
+    places = {block.name: device_of(block.name, plan.device_map) for block in costed.blocks}
+    tried = attempt(
+        "the dry run of the batch that failed", proving.trial, exact, costed, places, plan.recomputed,
+        instead="the traceback tells what met",
+    )  # fmt: skip
+    return () if tried is None else tuple(tried.met)
+
+
+def _same(one: Plan, other: Plan, costed: CostedModel) -> bool:
+    """Whether two plans have each block on the same device."""
+    return all(device_of(each.name, one.device_map) == device_of(each.name, other.device_map) for each in costed.blocks)
+
+
+def _words(seen: crossing.Crossing, kind: str) -> str:
+    names = sorted(name for name in seen.blocks if name is not None)
+    if len(seen.blocks) > 1:
+        return " and ".join([*names, *(["the inputs"] if None in seen.blocks else [])])
+    places = " and ".join(f"{kind}:{index}" for index in sorted(seen.devices))
+    return f"tensors of {places}" if places else "tensors"
+
+
+@contextmanager
+def _within_a_step(trainer: Any) -> Iterator[None]:
+    """Have micro-batches know that the one that runs is not the last of its step."""
+    held = trainer.accelerator.gradient_state
+    before = held.sync_gradients
+    held._set_sync_gradients(False)
+    try:
+        yield
+    finally:
+        held._set_sync_gradients(before)
+
+
+def _remembered(inputs: Any) -> _MicroBatch:
+    return _MicroBatch(_shallow(inputs), _random_state())
+
+
+def _shallow(inputs: Any) -> Any:
+    """Return the inputs in a container of their own, from which a trainer may take labels out."""
+    return inputs.copy() if isinstance(inputs, Mapping) and hasattr(inputs, "copy") else inputs
+
+
+def _random_state() -> tuple[Any, ...]:
+    """Return the states of all generators that a step may draw from: a few kilobytes of host memory."""
+    import torch
+
+    numpy = sys.modules.get("numpy")
+    module: Any = torch.get_device_module(devices.accelerator_type())
+    on_devices = module.get_rng_state_all() if hasattr(module, "get_rng_state_all") else None
+    return random.getstate(), numpy and numpy.random.get_state(), torch.get_rng_state(), on_devices
+
+
+def _restore(states: tuple[Any, ...]) -> None:
+    import torch
+
+    of_python, of_numpy, of_host, on_devices = states
+    random.setstate(of_python)
+    if of_numpy:
+        sys.modules["numpy"].random.set_state(of_numpy)
+    torch.set_rng_state(of_host)
+    if on_devices is not None:
+        torch.get_device_module(devices.accelerator_type()).set_rng_state_all(on_devices)
