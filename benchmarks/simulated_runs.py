@@ -45,7 +45,8 @@ class Run:
     Attributes:
         status: "ok", "oom" (it ended for lack of memory on a device), or "failed".
         peaks: bytes that each device held at most, from the first step on where the script lets them start again there.
-        loading_peaks: the same before the first step, if the script prints them.
+        reserved_peaks: bytes that the allocator of each device reserved at most for them.
+        loading_peaks: the same as `peaks` before the first step, if the script prints them.
         plan: the last `plan.json` that the shim wrote, if it made a plan.
         device_map: the map that the model says it has when the script ends.
         seconds: of the run alone.
@@ -54,6 +55,7 @@ class Run:
 
     status: str
     peaks: list[int]
+    reserved_peaks: list[int]
     loading_peaks: list[int] | None
     plan: dict[str, Any] | None
     device_map: dict[str, Any] | None
@@ -157,6 +159,7 @@ def _read(folder: Path, code: int, seconds: float) -> Run:
     return Run(
         status="ok" if code == 0 else "oom" if "OutOfMemoryError" in log else "failed",
         peaks=[device["peak"] for device in record],
+        reserved_peaks=[device.get("reserved_peak", device.get("peak_reserved", 0)) for device in record],
         loading_peaks=printed("loading_peaks"),
         plan=_json(plans[-1]) if plans else None,
         device_map=printed("hf_device_map"),
