@@ -3,8 +3,8 @@
     python benchmarks/reserved.py                          the cases of balance.py on four equal devices
     python benchmarks/reserved.py --cases 'Qwen2.5-7B/lora/*/shim'
 
-Both follow the same model of the allocator (`virtual/allocator.py`): what is compared is the sequence of allocations, which
-a plan puts together from a trace of single blocks. The table goes to standard output as Markdown.
+Both follow the same model of the allocator (`virtual/allocator.py`): what is compared is the sequence of allocations,
+which a plan puts together from a trace of single blocks. The table goes to standard output as Markdown.
 """
 
 import argparse

@@ -34,6 +34,8 @@ def test_json_holds_what_the_contract_names(plans, name):
         assert device["capacity"] == 512 * MIB - int(0.08 * 512 * MIB)
         assert set(device["terms"]) == set(TERMS)
         assert sum(device["terms"].values()) == device["predicted_peak"]
+    for device in found["devices"]:  # tensors fit into what is reserved, but for overheads that plans count generously
+        assert 0.9 * device["predicted_peak"] <= device["predicted_reserved"] <= 512 * MIB
     worst = max(device["predicted_peak"] for device in found["devices"])
     assert 0 < found["lower_bound"] <= worst
     assert found["gap"] == pytest.approx(worst / found["lower_bound"] - 1)
@@ -100,7 +102,7 @@ def test_a_plan_that_does_not_fit_says_by_how_much_and_what_would(tmp_path):
     (code, text, _), (_, output, _) = together(words, (*words, "--json"))
     found = json.loads(output)
     worst = max(found["devices"], key=lambda device: device["predicted_peak"])
-    assert not found["fits"] and found["shortfall"] == worst["predicted_peak"] - worst["capacity"] > 0
+    assert not found["fits"] and found["shortfall"] >= worst["predicted_peak"] - worst["capacity"] > 0
     assert any("8-bit" in remedy for remedy in found["remedies"])
     assert code == 1 and "predicted not to fit" in text and "an 8-bit optimizer" in text
 
