@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .blocks import Block
+from .blocks import Block, within
 
 
 @dataclass(frozen=True)
@@ -70,6 +70,52 @@ def of_the_loss(blocks: Sequence[Block]) -> Bonds:
     """
     last_layer = max((position for position, block in enumerate(blocks) if block.role == "layer"), default=len(blocks))
     return Bonds(on_first=frozenset(block.name for block in blocks[last_layer + 1 :]))
+
+
+def of_untried(blocks: Sequence[Block], untried: frozenset[str]) -> tuple[Bonds, ...]:
+    """Return bonds for blocks that no dry run has reached, the most careful first, each less so than the one before.
+
+    Nobody has seen what such blocks meet. Together on the first device they run as on one. Where that has no room, a
+    tower may go whole to another device, then its layers to several.
+
+    Args:
+        blocks: in forward order.
+        untried: the names of those that took no part in any dry run.
+    """
+    if not untried:
+        return (NO_BONDS,)
+    alone = [block.name for block in blocks if block.name in untried and block.role != "layer"]
+    towers = [tower for tower in _towers(blocks) if untried.issuperset(tower)]
+    in_towers = frozenset().union(*towers)
+    home = frozenset(alone) - in_towers
+    if towers or not any(block.role == "layer" and block.name not in untried for block in blocks):
+        # What a tower makes is put between what the embedding makes.
+        home |= {block.name for block in blocks if block.role == "embedding"}
+    parts = [frozenset(name for name in tower if not _is_numbered(name)) for tower in towers]
+    levels = (
+        Bonds(on_first=home | in_towers),
+        Bonds(tuple(tower for tower in towers if len(tower) > 1), home),
+        Bonds(tuple(part for part in parts if len(part) > 1), home),
+        NO_BONDS,
+    )
+    return tuple(level for number, level in enumerate(levels) if level not in levels[:number])
+
+
+def _towers(blocks: Sequence[Block]) -> list[frozenset[str]]:
+    """Return the names of the blocks of each tower: of all below the outermost module without a part of the rest."""
+    rest = [block.name for block in blocks if block.role in ("embedding", "layer", "head")]
+    towers: dict[str, set[str]] = {}
+    for block in blocks:
+        if block.role == "tower":
+            path = block.name.split(".")
+            roots = (".".join(path[:depth]) for depth in range(1, len(path) + 1))
+            root = next((root for root in roots if not any(within(name, root) for name in rest)), block.name)
+            towers.setdefault(root, set()).add(block.name)
+    return [frozenset(names) for names in towers.values()]
+
+
+def _is_numbered(name: str) -> bool:
+    return name.rpartition(".")[2].isdigit()
 
 
 def of_all_but_layers(blocks: Sequence[Block]) -> Bonds:

@@ -38,6 +38,7 @@ class Profile:
         repeats_grouped_keys: whether keys and values are repeated for all heads, so that it does not.
         records: the allocations of each block, in the order of the blocks; None for one that was not traced.
         first_record: those of `first`; None without a trace.
+        untried: the names of the blocks with parameters that no dry run has reached: nobody knows what they meet.
     """
 
     costs: tuple[BlockCost, ...]
@@ -50,6 +51,7 @@ class Profile:
     repeats_grouped_keys: bool = False
     records: tuple[Record | None, ...] = ()
     first_record: Record | None = None
+    untried: frozenset[str] = frozenset()
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -61,6 +63,7 @@ class Profile:
             "bonds": self.bonds.to_json(),
             "math_attention": self.math_attention,
             "repeats_grouped_keys": self.repeats_grouped_keys,
+            "untried": sorted(self.untried),
             "records": replay.to_json([self.first_record, *self.records]),
         }
 
@@ -69,12 +72,11 @@ class Profile:
         """Return the profile that `to_json` has been called on."""
         costs = tuple(BlockCost(**cost) for cost in found["costs"])
         first, schedule = BlockCost(**found["first"]), Schedule(**found["schedule"])
-        bonds = Bonds.from_json(found["bonds"])
+        bonds, untried = Bonds.from_json(found["bonds"]), frozenset(found["untried"])
         attention = tuple(found["math_attention"]), found["repeats_grouped_keys"]
         first_record, *records = replay.from_json(found["records"])
-        return cls(
-            costs, first, schedule, found["method"], found["source"], bonds, *attention, tuple(records), first_record
-        )
+        found_so = found["method"], found["source"], bonds
+        return cls(costs, first, schedule, *found_so, *attention, tuple(records), first_record, untried)
 
 
 def profile(
@@ -129,9 +131,21 @@ def profile(
     if untraced:
         method = f"{method}, but for {_listed(untraced)}, which that does not reach: estimated by a formula"
     bonds = found.bonds if found else of_the_loss(blocks) if loss_on_first else NO_BONDS
+    reached = found.reached if found else frozenset()
+    untried = frozenset(block.name for block in blocks if block.parameters and block.name not in reached)
+    if found and batch is None and not found.loss_seen and takes_targets(model):
+        untried |= of_the_loss(blocks).on_first  # nobody has seen where they meet their targets
     first_record = Record(forward=found.first.allocations[0], backward=found.first.allocations[1]) if found else None
     return Profile(
-        tuple(costs), first, schedule, method, source, bonds, records=tuple(records), first_record=first_record
+        tuple(costs),
+        first,
+        schedule,
+        method,
+        source,
+        bonds,
+        records=tuple(records),
+        first_record=first_record,
+        untried=untried,
     )
 
 
@@ -158,6 +172,13 @@ def _trace(
             if isinstance(error, TakesTooLong):
                 return None, f"estimated by a formula, because {error}", "formula, as a trace takes too long"
     return None, f"estimated by a formula, because {reasons[0]}", "formula"
+
+
+def takes_targets(model: "nn.Module") -> bool:
+    """Whether `model` takes something to compare its outputs with, so that it computes a loss."""
+    from .tracing.inputs import targets_of
+
+    return bool(targets_of(model))
 
 
 def _traced_cost(block: Block, weights: int, found: "Traced", optimizer: Optimizer) -> BlockCost | None:

@@ -173,6 +173,7 @@ class CostedModel:
         repeats_grouped_keys: whether keys and values are repeated for all heads, so that it does not.
         records: the allocations of each block in the order of the blocks; None for one that was not traced.
         first_record: those of `first`.
+        untried: the names of the blocks that no dry run has reached.
     """
 
     model_class: str
@@ -190,6 +191,7 @@ class CostedModel:
     repeats_grouped_keys: bool = False
     records: tuple[Record | None, ...] = ()
     first_record: Record | None = None
+    untried: frozenset[str] = frozenset()
 
 
 def device_of(name: str, device_map: Mapping[str, int | str]) -> int | str | None:

@@ -20,7 +20,7 @@ from ..memory.profile import ParameterBytes, Profile, profile
 from ..memory.ties import parameter_count, tied_groups
 from ..memory.workload import Workload
 from ..units import format_size
-from . import map_check, proving
+from . import careful, map_check, proving
 from .balance import DoesNotFit, balance
 from .map_file import DeviceMap, UserMap
 from .plan import CostedModel, Plan, evaluate
@@ -116,6 +116,7 @@ def cost(request: Request) -> CostedModel:
         repeats_grouped_keys=found.repeats_grouped_keys,
         records=found.records,
         first_record=found.first_record,
+        untried=found.untried,
     )
 
 
@@ -172,7 +173,8 @@ def solved(request: Request, costed: CostedModel, recomputed: frozenset[str] | N
     Raises:
         DoesNotFit: the weights alone do not fit.
     """
-    return _settled(request, costed, recomputed)[0]
+    plan, costed = _settled(request, costed, recomputed)
+    return None if plan is None else careful.noted(plan, costed, request.devices)
 
 
 def _settled(
@@ -181,6 +183,7 @@ def _settled(
     """Return what `solved` does, and the costs with all that the trials have shown."""
     if request.workload != costed.workload:
         request = replace(request, workload=costed.workload)
+    costed = careful.carefully(costed, request.devices)
     best: Plan | None = None
     for remaining in reversed(range(MOST_TRIALS)):
         device_map = balance(costed, request.devices)

@@ -42,7 +42,7 @@ def trial(
 ) -> Trial:
     """Return the trial of `device_map`, which is made once for a model, a map and the layers to recompute."""
     if costed.source == "formula, as a trace takes too long":
-        return Trial()  # the plan says already that this model does not run on shapes
+        return Trial(failure=costed.method)
     key = request.key("trial", device_map, request.devices[0].index, sorted(recomputed or ()))
     found = cached(request.cache, key, lambda: _tried(request, costed, device_map, recomputed))
     return Trial(

@@ -77,7 +77,7 @@ def run(func, args, kwargs, virtual, place, machine):
         if not raw.is_meta and id(raw) not in twins:
             twins[id(raw)] = _twin(raw)
     if func in _MASKED:
-        args = [args[0], [_positions(index) for index in args[1]], *args[2:]]
+        args = [args[0], [each for index in args[1] for each in _positions(index)], *args[2:]]
     args = [_replaced(arg, twins) for arg in args]
     kwargs = {name: _replaced(value, twins) for name, value in kwargs.items()}
     if kwargs.get("device") == HOST:
@@ -131,12 +131,14 @@ def _each(out, change):
 
 
 def _positions(index):
-    """A mask that selects everything, as positions, because masks of unknown values have no meta kernel."""
-    if isinstance(index, torch.Tensor) and index.dtype in (torch.bool, torch.uint8):
-        if index.dim() != 1:
-            raise NotImplementedError("shapes only: selecting by a mask of several dimensions whose values are unknown")
-        return torch.empty(index.shape, dtype=torch.int64, device=index.device)
-    return index
+    """Return a mask as the positions that it selects, all of them if nobody knows: masks have no meta kernel."""
+    if not isinstance(index, torch.Tensor) or index.dtype not in (torch.bool, torch.uint8):
+        return [index]
+    if not index.is_meta:
+        return list(index.nonzero().unbind(1))
+    if index.dim() != 1:
+        raise NotImplementedError("shapes only: selecting by a mask of several dimensions whose values are unknown")
+    return [torch.empty(index.shape, dtype=torch.int64, device=index.device)]
 
 
 # They take shape and type from their first argument, and no value.
@@ -155,6 +157,18 @@ def _number(raw):
     return 1.0 if raw.dtype.is_floating_point else 0
 
 
+def _ctc_loss(log_probs, targets, *_, **__):
+    """Return a loss for each sequence, and what backward keeps: one value for each frame, label and blank."""
+    frames, sequences, _ = log_probs.shape
+    longest = targets.shape[1] if targets.dim() == 2 else -(-targets.shape[0] // max(1, sequences))
+    kept = log_probs.new_empty((sequences, frames, 2 * longest + 1), device=META)
+    return log_probs.new_empty((sequences,), device=META), kept
+
+
+def _ctc_loss_backward(_, log_probs, *__, **___):
+    return torch.empty_like(log_probs, device=META)
+
+
 _ANSWERS: dict[Any, Callable[..., Any]] = {
     aten._local_scalar_dense.default: _number,
     aten.equal.default: lambda left, right: left.shape == right.shape,
@@ -163,6 +177,10 @@ _ANSWERS: dict[Any, Callable[..., Any]] = {
     aten.masked_select.default: lambda raw, mask: torch.empty(
         torch.broadcast_shapes(raw.shape, mask.shape).numel(), dtype=raw.dtype, device=META
     ),
+    aten._ctc_loss.default: _ctc_loss,
+    aten._ctc_loss.Tensor: _ctc_loss,
+    aten._ctc_loss_backward.default: _ctc_loss_backward,
+    aten._ctc_loss_backward.Tensor: _ctc_loss_backward,
     aten._grouped_mm.default: kernels.grouped_mm_shape,
     aten._amp_foreach_non_finite_check_and_unscale_.default: lambda *_: None,
     aten._amp_update_scale_.default: lambda scale, *_: scale,

@@ -42,6 +42,8 @@ class Traced:
         speaks_for: name of any block -> name of the block in the trace that is like it.
         bonds: which blocks it could only be run with on one device.
         note: how it was traced, where that was not as a whole; "" otherwise.
+        reached: the names of the blocks that took part in the step, and of those that such blocks speak for.
+        loss_seen: whether the model was given targets, so that its loss was computed.
     """
 
     held: dict[str, Held]
@@ -50,3 +52,20 @@ class Traced:
     speaks_for: dict[str, str]
     bonds: Bonds = NO_BONDS
     note: str = ""
+    reached: frozenset[str] = frozenset()
+    loss_seen: bool = True
+
+
+@dataclass(frozen=True)
+class Placed:
+    """A training step of a model with its blocks on devices of the trace.
+
+    Attributes:
+        held: index of each device -> bytes beside weights.
+        trained: block name -> its parameters that train, as meta tensors.
+        reached: the names of the blocks that took part in the step.
+    """
+
+    held: dict[int, Held]
+    trained: "dict[str, list[Tensor]]"
+    reached: frozenset[str]

@@ -13,7 +13,8 @@ from ..ties import tied_groups
 from ..workload import Workload
 from . import adapters, batch, layers, parts
 from .copy import CannotTrace, TakesTooLong, Trains, copy_of, traced_copy, tracing_errors
-from .found import ELSEWHERE, Held, Traced
+from .found import ELSEWHERE, Placed, Traced
+from .inputs import TARGETS, supposed_batches
 from .machine import MOST_DEVICES, tracing
 from .origins import CrossesDevices, Origins
 from .run import place_inputs, training_step
@@ -21,7 +22,8 @@ from .run import place_inputs, training_step
 if TYPE_CHECKING:
     from torch import Tensor
 
-MOST_ROUNDS = 4  # of looking for bonds; one run finds all that its own device map shows
+LAYER_DROP = ("layerdrop", "encoder_layerdrop", "decoder_layerdrop")  # attributes: how often a layer is left out
+MOST_ROUNDS = 6  # of looking for bonds; one run finds all that its own device map shows
 
 
 def trace(
@@ -46,13 +48,27 @@ def trace(
         if real_batch is not None:
             return trace_with(model, blocks, workload, trains, real_batch, loss_on_first)
         try:
-            fed = batch.supposed_batch(model, workload)
-            return trace_with(model, blocks, workload, trains, fed, loss_on_first)
+            return _trace_supposed(model, blocks, workload, trains, loss_on_first)
         except TakesTooLong:
             raise
         except CannotTrace as error:
             whole = error
         return parts.trace_parts(model, blocks, workload, trains, loss_on_first, whole)
+
+
+def _trace_supposed(
+    model: nn.Module, blocks: Sequence[Block], workload: Workload, trains: Trains, loss_on_first: bool
+) -> Traced:
+    """Trace `model` fed with the first of the supposed batches that it runs on."""
+    reasons: list[CannotTrace] = []
+    for fed in supposed_batches(model, workload):
+        try:
+            return trace_with(model, blocks, workload, trains, fed, loss_on_first)
+        except TakesTooLong:
+            raise
+        except CannotTrace as error:
+            reasons.append(error)
+    raise reasons[0]
 
 
 def trace_with(
@@ -108,14 +124,18 @@ def _trace(
     there = [block for block in blocks if block.name not in sample.left_out]
     leads = anchors(there)
     devices = _a_device_each(model, there, bonds)
-    by_device, trained = run_placed(model, blocks, devices, workload, trains, fed, sample.left_out)
+    placed = run_placed(model, blocks, devices, workload, trains, fed, sample.left_out)
+    by_device = dict(placed.held)
     first = ELSEWHERE if bonds.on_first else by_device.pop(0)
     held = {}
     for position, block in reversed(list(enumerate(there))):
         # Of blocks that share a device, because they are tied, the last one has it all; followers add nothing.
         if leads[position] == position:
             held[block.name] = by_device.pop(devices[block.name], ELSEWHERE)
-    return Traced(held, trained, first, sample.speaks_for, bonds)
+    reached = frozenset(name for name, speaker in sample.speaks_for.items() if speaker in placed.reached)
+    return Traced(
+        held, placed.trained, first, sample.speaks_for, bonds, reached=reached, loss_seen=not TARGETS.isdisjoint(fed)
+    )
 
 
 def run_placed(
@@ -127,8 +147,8 @@ def run_placed(
     fed: Mapping[str, Any],
     left_out: Collection[str],
     recomputed: Collection[str] | None = None,
-) -> "tuple[dict[int, Held], dict[str, list[Tensor]]]":
-    """Run a training step with each block on its device; return what devices held, and what trains in each block.
+) -> Placed:
+    """Run a training step with each block on its device.
 
     Args:
         devices: name of each block that runs -> index of its device; inputs arrive on device 0. Layers that do not
@@ -145,6 +165,7 @@ def run_placed(
     model, trains, left_out = _supposed(model, blocks, workload, trains, left_out)
     with tracing(1 + max(devices.values())) as machine:
         twin = traced_copy(model, machine, _by_prefix(devices), left_out, trains)
+        _drop_no_layers(twin)
         trained = _trained(twin, there)
         place_inputs(twin, {name: devices[name] for name in placed}, machine)
         origins = Origins(twin, devices, machine)
@@ -158,7 +179,16 @@ def run_placed(
             raise
         origins.check()
         del twin
-    return held, trained
+    return Placed(held, trained, origins.reached)
+
+
+def _drop_no_layers(twin: nn.Module) -> None:
+    """Have all layers run: speech models leave out some at random in training, none of which has to be met here."""
+    owners = (each for module in twin.modules() for each in (module, getattr(module, "config", None)))
+    for owner in {id(each): each for each in owners}.values():
+        for name in LAYER_DROP:
+            if isinstance(getattr(owner, name, None), float):
+                setattr(owner, name, 0.0)
 
 
 def _supposed(

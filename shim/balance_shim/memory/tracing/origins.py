@@ -48,6 +48,7 @@ class Origins:
         self._devices = machine.devices
         self._running: list[str] = []
         self._met: dict[frozenset[str | None], str] = {}
+        self._reached: set[str | None] = set()
         for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
             setattr(tensor, _ORIGIN, holder_of(name, blocks))
         modules = dict(model.named_modules(remove_duplicate=False))
@@ -55,6 +56,11 @@ class Origins:
             if name in modules:  # not so a tensor that hangs directly on a module
                 wrap_forward(modules[name], partial(self._begins, name), self._ends)
         TracedTensor.run = self
+
+    @property
+    def reached(self) -> frozenset[str]:
+        """The names of the blocks that ran, or whose tensors some operation took."""
+        return frozenset(name for name in self._reached if name is not None)
 
     def check(self) -> None:
         """Say what has been noted so far.
@@ -67,6 +73,7 @@ class Origins:
 
     def _begins(self, name: str, args: Any, kwargs: Any) -> tuple[Any, Any]:
         self._running.append(name)
+        self._reached.add(name)
         return args, kwargs
 
     def _ends(self) -> None:
@@ -74,6 +81,7 @@ class Origins:
 
     def __call__(self, func: Any, args: Any, kwargs: Any) -> Any:
         """Run the operation `func`."""
+        self._reached.update(map(_origin, _tensors(args)))
         try:
             result = self._run(func, args, kwargs)
         except RuntimeError as error:

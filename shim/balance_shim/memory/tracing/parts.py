@@ -10,9 +10,10 @@ from torch import nn
 from ..blocks import Block, within
 from ..bonds import NO_BONDS
 from ..workload import Workload
-from . import batch, measure
+from . import measure
 from .copy import CannotTrace, Trains
 from .found import Held, Traced
+from .inputs import supposed_batches, supposed_pictures
 
 
 def trace_parts(
@@ -29,9 +30,13 @@ def trace_parts(
         CannotTrace: `whole`, if there is no language model inside that could be traced on its own.
     """
     text = _common([block.name for block in blocks if block.role in ("embedding", "layer", "head")])
+    text = text or _common([block.name for block in blocks if block.role in ("embedding", "layer")])
     if not text:
         raise whole
-    found = [_part(model, text, blocks, workload, trains, loss_on_first)]
+    try:
+        found = [_part(model, text, blocks, workload, trains, loss_on_first)]
+    except CannotTrace:
+        raise whole from None  # of the class that is trained, not of one inside of it
     for tower in _towers(blocks):
         try:
             found.append(_part(model, tower, blocks, workload, trains))
@@ -46,7 +51,17 @@ def trace_parts(
         trained |= part.trained
         speaks_for |= part.speaks_for
         bonds = bonds.and_those(part.bonds)
-    return Traced(held, trained, found[0].first, speaks_for, bonds, note=f"traced in parts, because {whole}")
+    # What a tower makes, and what is done with it, has not been seen: it counts as not reached.
+    return Traced(
+        held,
+        trained,
+        found[0].first,
+        speaks_for,
+        bonds,
+        note=f"traced in parts, because {whole}",
+        reached=found[0].reached,
+        loss_seen=found[0].loss_seen,
+    )
 
 
 def _part(
@@ -77,7 +92,7 @@ def _part(
     if trains is None and is_tower and workload.tuning != "full":
         trains = _nothing  # adapters are for the language model
     own = None if trains is None else partial(_under, name, trains)
-    fed = batch.supposed_pictures(model, module, workload) if is_tower else batch.supposed_batch(module, workload)
+    fed = supposed_pictures(model, module, workload) if is_tower else supposed_batches(module, workload)[-1]
     found = measure.trace_with(module, inner, workload, own, fed, loss_on_first)
     return Traced(
         {outer(key): each for key, each in found.held.items()},
@@ -85,6 +100,8 @@ def _part(
         found.first,
         {outer(key): outer(speaker) for key, speaker in found.speaks_for.items()},
         found.bonds.renamed(outer),
+        reached=frozenset(map(outer, found.reached)),
+        loss_seen=found.loss_seen,
     )
 
 

@@ -2,14 +2,16 @@
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 from torch import nn
 
 from ..blocks import Block
 from ..workload import Workload
-from . import batch, layers, measure
+from . import layers, measure
 from .copy import CannotTrace, TakesTooLong, Trains, tracing_errors
+from .inputs import supposed_batches
 from .origins import CrossesDevices
 
 LAYERS_A_DEVICE = 2  # of each list that run on a device; the rest is like them
@@ -20,7 +22,7 @@ class Proof:
     """What a shortened model held under a map.
 
     Attributes:
-        blocks: the names of the blocks that ran.
+        blocks: the names of the blocks that were in the shortened model.
         peaks: device index -> the most bytes that it held beside weights, from forward to backward.
     """
 
@@ -51,14 +53,17 @@ def prove(
     """
     places = sorted({first, *device_map.values()}, key=lambda index: (index != first, index))
     with tracing_errors():
-        fed = real_batch if real_batch is not None else batch.supposed_batch(model, workload)
-        try:
-            left_out = _left_out(blocks, device_map, layers.sharing(model, blocks), recomputed or ())
-            return _run(model, blocks, workload, device_map, places, trains, fed, left_out, recomputed)
-        except CannotTrace as error:
-            if isinstance(error, (CrossesDevices, TakesTooLong)):
+        left_out = _left_out(blocks, device_map, layers.sharing(model, blocks), recomputed or ())
+        batches = [real_batch] if real_batch is not None else supposed_batches(model, workload)
+        reasons: list[CannotTrace] = []
+        for fed, less in product(batches, (left_out, frozenset())):
+            try:
+                return _run(model, blocks, workload, device_map, places, trains, fed, less, recomputed)
+            except (CrossesDevices, TakesTooLong):
                 raise
-        return _run(model, blocks, workload, device_map, places, trains, fed, frozenset(), recomputed)
+            except CannotTrace as error:
+                reasons.append(error)
+        raise reasons[0]
 
 
 def _run(
@@ -73,7 +78,7 @@ def _run(
     recomputed: Collection[str] | None,
 ) -> Proof:
     devices = {block.name: places.index(device_map[block.name]) for block in blocks}
-    held, _ = measure.run_placed(model, blocks, devices, workload, trains, fed, left_out, recomputed)
+    held = measure.run_placed(model, blocks, devices, workload, trains, fed, left_out, recomputed).held
     peaks = {place: max(held[index].forward, held[index].backward) for index, place in enumerate(places)}
     return Proof(frozenset(devices) - left_out, peaks)
 

@@ -1,0 +1,73 @@
+"""The supposed batches of a model: with all that its class takes, then with less, for those that refuse that."""
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from ...workload import Workload
+from ..copy import CannotTrace
+from .pictures import IMAGE_TOKENS, pictures
+from .placeholders import PICTURE, SOUND, with_placeholders
+from .sound import sound
+from .targets import targets
+from .text import text
+from .wants import Batch, Wants, pair
+
+MOST_TOKENS = 1 << 24  # in a batch; they have numbers, and more than this many would fill the host's own memory
+
+
+def supposed_batches(model: nn.Module, workload: Workload) -> list[Batch]:
+    """Return batches of plain tensors for `model`, the one to try first in front.
+
+    Raises:
+        CannotTrace: nothing is known about what this model takes, or it is more than this machine could hold.
+    """
+    if workload.tokens > MOST_TOKENS:
+        raise CannotTrace(f"{workload.batch_size} x {workload.seq_len} tokens are more than can be tried out")
+    wants = Wants(model, workload.batch_size, workload.seq_len)
+    reads = "input_ids" in wants.accepted
+    tokens = text(wants) if reads else {}
+    seen_and_heard = {**pictures(wants), **sound(wants)}
+    if not tokens and not seen_and_heard:
+        raise CannotTrace(f"{wants.kind} takes neither tokens nor pictures nor sound that are known here")
+    reasons: list[str] = []
+    made: list[Batch] = []
+    if seen_and_heard:
+        try:
+            made.append(_complete(wants, with_placeholders(wants, {**tokens, **seen_and_heard})))
+        except CannotTrace as error:
+            reasons.append(str(error))
+    if tokens and (not made or wants.ids(*PICTURE, *SOUND) is not None or "aspect_ratio_ids" in wants.accepted):
+        made.append(_complete(wants, dict(tokens)))
+    if not made:
+        raise CannotTrace(reasons[0])
+    return made
+
+
+def _complete(wants: Wants, batch: Batch) -> Batch:
+    """Return `batch` with targets, and nothing that its `forward` does not take."""
+    inputs = dict(batch)
+    if "input_ids" not in wants.accepted:  # models of text and pictures cast them themselves
+        dtype = next((each.dtype for each in wants.model.parameters() if each.is_floating_point()), torch.float32)
+        inputs = {name: each.to(dtype) if each.is_floating_point() else each for name, each in batch.items()}
+    both = {**inputs, **targets(wants, batch)}
+    return {name: each for name, each in both.items() if name in wants.accepted}
+
+
+def supposed_pictures(model: nn.Module, tower: nn.Module, workload: Workload) -> Batch:
+    """Return what the vision tower of `model` gets by itself: pictures for a good part of each row.
+
+    Raises:
+        CannotTrace: the tower does not say what size it takes.
+    """
+    vision: Any = getattr(tower, "config", None)
+    size, patch = getattr(vision, "image_size", None), getattr(vision, "patch_size", None)
+    if size is None or patch is None:
+        raise CannotTrace("what its tower takes is unknown")
+    height, width = pair(size)
+    patch = pair(patch)[0]
+    shrunk = getattr(getattr(model, "config", None), "downsample_ratio", 1) ** 2  # InternVL's word for merging patches
+    tokens = max(1, int(height // patch * (width // patch) * shrunk))
+    count = workload.batch_size * max(1, min(IMAGE_TOKENS, workload.seq_len // 2) // tokens)
+    return {"pixel_values": torch.zeros(count, getattr(vision, "num_channels", 3), height, width)}

@@ -1,0 +1,113 @@
+"""Placeholders: the tokens of a sequence that the features of a picture, a video or a clip are put in place of."""
+
+import inspect
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+
+from ..copy import CannotTrace, traced_copy
+from ..machine import traced, tracing
+from .pictures import IMAGE_TOKENS
+from .wants import Batch, Wants
+
+PICTURE = ("image_token_id", "image_token_index", "media_placeholder_token_id", "image_patch_id")
+SOUND = ("audio_token_id", "audio_token_index")
+
+
+def with_placeholders(wants: Wants, batch: Batch) -> Batch:
+    """Return `batch` with as many placeholders in its tokens as its pictures and clips make features.
+
+    How many those are the model itself shows, run on shapes: families count them in ways of their own.
+
+    Raises:
+        CannotTrace: the sequences are too short for a picture, or the model does not say how many it makes.
+    """
+    batch = _in_place_of(wants, batch, wants.ids(*PICTURE), "get_image_features", "pixel_values")
+    return _in_place_of(wants, batch, wants.ids(*SOUND), "get_audio_features", "input_features")
+
+
+def _in_place_of(wants: Wants, batch: Batch, token: int | None, method: str, main: str) -> Batch:
+    ids = batch.get("input_ids")
+    if token is None or main not in batch or ids is None:
+        return batch
+    counted = _features(wants, batch, method)
+    if counted is None:
+        return batch
+    each, rest = divmod(counted, wants.rows)
+    if rest or not each or each >= ids.shape[-1]:
+        raise CannotTrace(f"{each} placeholders of {main} leave no room in {ids.shape[-1]} tokens")
+    several = max(1, min(IMAGE_TOKENS, ids.shape[-1] // 2) // each) if _is_one_a_row(wants, batch, main) else 1
+    batch = {**batch, main: batch[main].repeat(several, *[1] * (batch[main].dim() - 1))}
+    each *= several
+    ids = ids.clone()
+    start = int(_is_placeholder(wants, ids[0]).sum())  # behind those of another kind
+    if start + each > ids.shape[-1]:
+        raise CannotTrace(f"{start + each} placeholders leave no room in {ids.shape[-1]} tokens")
+    ids[:, start : start + each] = token
+    kinds = {"mm_token_type_ids", "token_type_ids"} & wants.accepted if main == "pixel_values" else set()
+    return {**batch, "input_ids": ids, **{name: (ids == token).to(ids.dtype) for name in kinds}}
+
+
+def _is_placeholder(wants: Wants, ids: torch.Tensor) -> torch.Tensor:
+    tokens = [getattr(wants.config, name, None) for name in (*PICTURE, *SOUND)]
+    return torch.isin(ids, torch.tensor([token for token in tokens if isinstance(token, int)]))
+
+
+def _is_one_a_row(wants: Wants, batch: Batch, main: str) -> bool:
+    """Whether a sequence may have several of what it has one of: pictures without more about each."""
+    plain = main == "pixel_values" and batch[main].dim() == 4 and "image_sizes" not in batch
+    return plain and batch[main].shape[0] == wants.rows
+
+
+def _features(wants: Wants, batch: Batch, method: str) -> int | None:
+    """Return how many features the pictures or clips of `batch` become; None where no method tells."""
+    holder: Any = wants.model
+    path = next((path for path in ("", "model") if hasattr(_inner(holder, path), method)), None)
+    if path is None:
+        return None
+    width = wants.text("hidden_size") or wants.text("d_model")
+    with tracing(1) as machine, torch.no_grad():
+        twin = _inner(traced_copy(wants.model, machine, lambda _: 0), path)
+        twin.eval()
+        arguments = _arguments(getattr(twin, method), wants, batch, machine)
+        try:
+            made = getattr(twin, method)(**arguments)
+        except Exception as error:
+            raise CannotTrace(f"{wants.kind}.{method} does not run on shapes ({type(error).__name__})") from error
+        total = sum(each.numel() for each in _tensors(made))
+    return None if not width else total // width
+
+
+def _arguments(method: Any, wants: Wants, batch: Batch, machine: Any) -> Batch:
+    accepted = inspect.signature(method).parameters
+    dtype = next((each.dtype for each in wants.model.parameters() if each.is_floating_point()), torch.float32)
+    given = {
+        name: traced(each.to(dtype) if each.is_floating_point() else each, 0, machine)
+        for name, each in batch.items()
+        if name in accepted and isinstance(each, torch.Tensor)
+    }
+    for ours, theirs in (("feature_attention_mask", "input_features_mask"), ("pixel_values", "pixel_values")):
+        if theirs in accepted and theirs not in given and ours in batch:
+            given[theirs] = traced(batch[ours], 0, machine)
+    # 4.x has no defaults for what its own forward takes from the config.
+    for name in ("vision_feature_layer", "vision_feature_select_strategy"):
+        if name in accepted and accepted[name].default is inspect.Parameter.empty:
+            given[name] = getattr(wants.config, name)
+    return given
+
+
+def _tensors(made: Any) -> Iterator[torch.Tensor]:
+    """Yield the features among what such a method returns: `pooler_output` (5.x), a tensor, or one a picture."""
+    if isinstance(made, Mapping):
+        made = made.get("pooler_output", next(iter(made.values()), None))
+    if isinstance(made, torch.Tensor):
+        yield made
+    elif isinstance(made, (list, tuple)):
+        if made and isinstance(made[0], (list, tuple)):  # Qwen3-VL, 4.57: features, and those of inner layers
+            made = made[0]
+        yield from (each for each in made if isinstance(each, torch.Tensor))
+
+
+def _inner(model: Any, path: str) -> Any:
+    return getattr(model, path, None) if path else model

@@ -1,0 +1,79 @@
+"""Blocks that no dry run has reached: where they go, how a device map names them, and the line on them in a plan."""
+
+import contextlib
+from collections.abc import Sequence
+from dataclasses import replace
+
+from ..devices import Device
+from ..memory.blocks import Block, within
+from ..memory.bonds import of_untried
+from .balance import DoesNotFit, balance
+from .map_file import DeviceMap
+from .plan import CostedModel, Plan, evaluate
+
+
+def carefully(costed: CostedModel, devices: Sequence[Device]) -> CostedModel:
+    """Return `costed` with bonds for what no dry run has reached: the most careful ones with which the model fits.
+
+    Where it fits with none of them, those that can at least be loaded.
+
+    Raises:
+        DoesNotFit: the weights alone do not fit.
+    """
+    bonds = of_untried(costed.blocks, costed.untried)
+    levels = [replace(costed, bonds=costed.bonds.and_those(each)) for each in bonds]
+    if len(levels) == 1:
+        return levels[0]
+    loads = []
+    for level in levels:
+        with contextlib.suppress(DoesNotFit):
+            if not evaluate("balanced", level, balance(level, devices), devices).shortfall:
+                return level
+            loads.append(level)
+    return loads[0] if loads else levels[-1]
+
+
+def whole(costed: CostedModel, device_map: DeviceMap) -> DeviceMap:
+    """Return `device_map` with untried blocks named by the outermost module around them that is on one device.
+
+    The inputs of a module that a map names are brought to its device. Those of a module whose parts are named are not,
+    so that what it computes between its parts may meet tensors of two devices.
+    """
+    named: dict[str, str] = {}
+    for block in costed.blocks:
+        if block.name in costed.untried and block.name:
+            outer = _outermost_whole(block, costed.blocks, device_map)
+            named |= {each.name: outer for each in costed.blocks if within(each.name, outer)}
+    return {named.get(name, name): place for name, place in device_map.items()}
+
+
+def line(costed: CostedModel, device_map: DeviceMap, devices: Sequence[Device]) -> str:
+    """Return what a plan notes on blocks that no dry run has reached; "" where there are none."""
+    untried = [block for block in costed.blocks if block.name in costed.untried and block.role != "layer"]
+    if not untried:
+        return ""
+    names = [_outermost_whole(block, costed.blocks, device_map) for block in untried]
+    listed = list(dict.fromkeys(names))
+    shown = ", ".join(listed[:4]) + (f" and {len(listed) - 4} more" if len(listed) > 4 else "")
+    places = {device_map[block.name] for block in untried}
+    first = devices[0]
+    if places == {first.index}:
+        return f"not reached by the dry run, so kept together on {first.name}: {shown}"
+    return f"not reached by the dry run, and too large to be kept together on {first.name}: {shown}"
+
+
+def noted(plan: Plan, costed: CostedModel, devices: Sequence[Device]) -> Plan:
+    """Return `plan`, whose map names blocks, with `line` among its notes and modules named as a `whole`."""
+    text = line(costed, plan.device_map, devices)
+    notes = (*plan.notes, text) if text else plan.notes
+    return replace(plan, notes=notes, device_map=whole(costed, plan.device_map))
+
+
+def _outermost_whole(block: Block, blocks: Sequence[Block], device_map: DeviceMap) -> str:
+    """Return the name of the outermost module around `block`, but for the model, whose blocks are all on one device."""
+    path = block.name.split(".")
+    for depth in range(1, len(path)):
+        outer = ".".join(path[:depth])
+        if len({device_map[each.name] for each in blocks if within(each.name, outer)}) == 1:
+            return outer
+    return block.name
