@@ -86,3 +86,15 @@ def test_what_a_class_declares_inside_of_a_layer_keeps_the_layer_whole():
     model = models.llama()
     whole = [block.name for block in chain(model, {"LlamaDecoderLayer"})]
     assert [block.name for block in chain(model, {"LlamaAttention"})] == whole
+
+
+def test_members_of_a_sequence_of_like_modules_are_layers():
+    """Where a model declares nothing and has no module lists, layers in `nn.Sequential` are still layers."""
+
+    def layer():
+        return torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.ReLU())
+
+    model = torch.nn.Module()
+    model.h = torch.nn.Sequential(*(layer() for _ in range(6)))
+    model.head = torch.nn.Linear(4, 2)
+    assert [block.name for block in chain(model)] == [*(f"h.{number}" for number in range(6)), "head"]

@@ -62,9 +62,9 @@ def test_a_forgotten_tied_head_goes_to_the_embedding():
 
 
 def test_forgotten_layers_are_not_guessed():
-    """Layers and an untied head are named, the first three of them."""
+    """Layers and an untied head are named, all of them."""
     message = refused(without("lm_head", "model.layers.0", "model.layers.1", "model.layers.2"))
-    assert "no device for model.layers.0, model.layers.1, model.layers.2 and 1 more" in message
+    assert "no device for model.layers.0, model.layers.1, model.layers.2, lm_head of" in message
 
 
 def test_unknown_names_come_with_the_nearest_real_ones():
@@ -77,7 +77,7 @@ def test_unknown_names_come_with_the_nearest_real_ones():
 def test_many_unknown_names_stay_one_line():
     """A map for another model does not fill the screen."""
     message = refused({f"transformer.h.{layer}": 0 for layer in range(80)})
-    assert "80 names not in LlamaForCausalLM" in message and "and 77 more" in message and len(message) < 500
+    assert "80 names not in LlamaForCausalLM" in message and "and 68 more" in message and len(message) < 500
 
 
 def test_devices_that_do_not_exist():
@@ -111,3 +111,16 @@ def test_an_embracing_key_covers_every_model(name):
     model = models.ALL[name]()
     completed, _ = check({"": 0}, model)
     assert all(device_of(tensor, completed) == 0 for tensor, _ in model.named_parameters())
+
+
+def test_named_tensors_become_their_module():
+    """accelerate brings inputs to named modules only; a module whose tensors are on two devices is refused."""
+    completed, _ = check({**without("model.norm"), "model.norm.weight": 2})
+    assert completed["model.norm"] == 2 and "model.norm.weight" not in completed
+    bert = {"bert": 0, "classifier": 1, "bert.pooler.dense.bias": 1}
+    assert "bert.pooler.dense computes with all of its tensors" in refused(bert, models.bert_classifier())
+
+
+def test_all_unknown_names_are_listed():
+    message = refused({**FULL, **{f"nowhere.{number}": 0 for number in range(5)}})
+    assert all(f"nowhere.{number}" in message for number in range(5))

@@ -45,7 +45,7 @@ def chain(model: "nn.Module", no_split: Collection[str] | None = None) -> tuple[
     Args:
         model: may be on the meta device.
         no_split: class names of modules that must stay whole; by default what the model itself declares, else the
-            members of its module lists.
+            members of its module lists, and of sequences of like modules.
     """
     layers = layers_of(model, no_split)
     role = _role_of(model, layers)
@@ -72,8 +72,26 @@ def layers_of(model: "nn.Module", no_split: Collection[str] | None = None) -> fr
     declared = frozenset(name for name, module in modules if type(module).__name__ in classes)
     lists = [(name, module) for name, module in modules if isinstance(module, nn.ModuleList)]
     members = frozenset(f"{name}.{child}" for name, module in lists for child, _ in children_of(module))
+    if not declared:
+        stacked = _stacked(modules)
+        inner = {name for name in stacked if any(within(name, each) and name != each for each in members | stacked)}
+        outer = {name for name in stacked if any(within(each, name) for each in members)}
+        members |= stacked - inner - outer
     # Idefics3 and others declare the attention of their towers: what a layer adds to its own input stays with it.
     return frozenset(holder_of(name, members) or name for name in declared) or members
+
+
+def _stacked(modules: "Iterable[tuple[str, nn.Module]]") -> frozenset[str]:
+    """Return the names of the members of `nn.Sequential`s of like modules, at least two that have modules in them."""
+    from torch import nn
+
+    found: set[str] = set()
+    for name, module in modules:
+        members = list(children_of(module)) if isinstance(module, nn.Sequential) else []
+        kinds = {type(member) for _, member in members}
+        if len(members) > 1 and len(kinds) == 1 and all(list(member.children()) for _, member in members):
+            found.update(f"{name}.{child}" if name else child for child, _ in members)
+    return frozenset(found)
 
 
 def children_of(module: "nn.Module") -> "Iterator[tuple[str, nn.Module]]":

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 # A forgotten module is placed with its neighbour if it is no larger than this, or than a thousandth of the model:
 # norms and rotary embeddings are, projectors and heads of real models are not.
 SMALL_BYTES = 1 << 20
+MOST_NAMED = 12  # in one line: all that is wrong with a map of this model, and not all of one for another model
 
 
 def fit(
@@ -41,6 +42,7 @@ def fit(
     completed, notes = _complete(device_map, source, model, blocks)
     _check_layers(completed, source, blocks, layers_of(model, no_split))
     _check_ties(completed, source, model)
+    completed = _by_modules(completed, source, model)
     offloaded = sorted(name for name, device in completed.items() if device in OFFLOADED)
     if offloaded:
         kept = f"{_listed(offloaded)}: kept on {completed[offloaded[0]]}, as the map says"
@@ -63,9 +65,9 @@ def _check_names(device_map: DeviceMap, source: str, model: "nn.Module") -> None
     unknown = [name for name in device_map if name not in known]
     if unknown:
         shown = [f"{name!r}{_suggestion(name, modules, tensors)}" for name in unknown[:3]]
-        more = f" and {len(unknown) - 3} more" if len(unknown) > 3 else ""
+        shown += [f"{name!r}" for name in unknown[3:MOST_NAMED]]
         count = "a name" if len(unknown) == 1 else f"{len(unknown)} names"
-        raise DeviceMapError(f"{source}: {count} not in {type(model).__name__}: {', '.join(shown)}{more}")
+        raise DeviceMapError(f"{source}: {count} not in {type(model).__name__}: {', '.join(shown)}{_more(unknown)}")
 
 
 def _suggestion(name: str, modules: list[str], tensors: list[str]) -> str:
@@ -154,6 +156,36 @@ def _check_ties(device_map: DeviceMap, source: str, model: "nn.Module") -> None:
             raise DeviceMapError(f"{source}: tied weights are one tensor and need one device, but the map has {parts}")
 
 
+def _by_modules(device_map: DeviceMap, source: str, model: "nn.Module") -> DeviceMap:
+    """Return the map with modules in the place of tensors that it names.
+
+    accelerate brings inputs to the modules that a map names, so that nothing would be brought to a named tensor.
+
+    Raises:
+        DeviceMapError: the tensors of one module are on two devices.
+    """
+    modules = dict(model.named_modules(remove_duplicate=False))
+    named = [name for name in device_map if name not in modules]
+    by_modules = {name: place for name, place in device_map.items() if name in modules}
+    for owner in dict.fromkeys(map(_parent, named)):
+        inside = f"{owner}." if owner else ""
+        module = modules[owner]
+        own = [f"{inside}{key}" for key in (*module._parameters, *module._buffers)]
+        own = [name for name in own if device_of(name, device_map) is not None]
+        places = {device_of(name, device_map): name for name in reversed(own)}
+        if any(True for _ in module.children()):  # its children have entries of their own
+            by_modules |= {name: device_map[name] for name in named if _parent(name) == owner}
+        elif len(places) > 1:
+            parts = " and ".join(f"{name} on {place}" for place, name in places.items())
+            raise DeviceMapError(
+                f"{source}: {owner} computes with all of its tensors at once, but the map has {parts}; "
+                f'give "{owner}" one device'
+            )
+        else:
+            by_modules[owner] = device_map[next(name for name in named if _parent(name) == owner)]
+    return by_modules
+
+
 def _tensors(model: "nn.Module") -> Iterable[tuple[str, "nn.Parameter"]]:
     yield from model.named_parameters(remove_duplicate=False)
     yield from model.named_buffers(remove_duplicate=False)  # type: ignore[misc]
@@ -164,4 +196,8 @@ def _parent(name: str) -> str:
 
 
 def _listed(names: list[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+    return ", ".join(names[:MOST_NAMED]) + _more(names)
+
+
+def _more(names: list[str]) -> str:
+    return f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""

@@ -8,6 +8,7 @@ from .wants import Batch, Wants, first_of, pair, whole_numbers
 
 IMAGE_TOKENS = 1024  # of the pictures that a vision-language model is supposed to get, at most half of a sequence
 CHANNELS = ("in_channels", "in_chans", "num_channels")
+ANY_SIZE = ("pixtral",)  # vision towers that take sizes; LLaVA's `forward` takes them for those only
 FEATURELESS = 224  # pixels a side where no config has a size
 
 
@@ -23,7 +24,7 @@ def pictures(wants: Wants) -> Batch:
     size = first_of(vision, "image_size", default=first_of(wants.config, "image_size"))
     if "image_sizes" in wants.accepted and hasattr(wants.config, "image_grid_pinpoints"):
         return _in_best_resolution(wants, vision)
-    if "image_sizes" in wants.accepted:
+    if "image_sizes" in wants.accepted and getattr(vision, "model_type", "") in ANY_SIZE:
         return _of_any_size(wants, vision)
     if size is None and hasattr(vision, "backbone_config"):
         size = first_of(vision.backbone_config, "image_size")

@@ -1,0 +1,64 @@
+"""The batches that the dry run makes up: what each class takes, so that no block is left that nothing reaches."""
+
+import pytest
+import transformers
+
+from balance_shim.memory.blocks import chain
+from balance_shim.memory.profile import profile
+from balance_shim.memory.workload import Workload
+from balance_shim.versions import version_of
+from tests import models
+
+WORKLOAD = Workload(batch_size=2, seq_len=64)
+TEXT = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 4, "num_attention_heads": 4}
+
+
+def answers():
+    return models.on_meta(transformers.BertForQuestionAnswering, transformers.BertConfig(**TEXT, vocab_size=128))
+
+
+def choices():
+    return models.on_meta(transformers.BertForMultipleChoice, transformers.BertConfig(**TEXT, vocab_size=128))
+
+
+def pictures():
+    config = transformers.ViTConfig(**TEXT, image_size=32, patch_size=8)
+    return models.on_meta(transformers.ViTForImageClassification, config)
+
+
+def speech():
+    config = transformers.Wav2Vec2Config(
+        **TEXT, vocab_size=24, conv_dim=(16, 16), conv_stride=(5, 2), conv_kernel=(10, 3), num_conv_pos_embeddings=16,
+        num_conv_pos_embedding_groups=4, mask_time_prob=0.3, mask_time_length=4, layerdrop=0.5,
+    )  # fmt: skip
+    return models.on_meta(transformers.Wav2Vec2ForCTC, config)
+
+
+def cross_attention_to_pictures():
+    vision = transformers.models.mllama.configuration_mllama.MllamaVisionConfig(
+        hidden_size=32, num_hidden_layers=4, num_global_layers=2, attention_heads=2, intermediate_size=48,
+        vision_output_dim=96, image_size=28, patch_size=14, intermediate_layers_indices=[1, 2],
+    )  # fmt: skip
+    text = transformers.models.mllama.configuration_mllama.MllamaTextConfig(
+        **TEXT, vocab_size=512, num_key_value_heads=2, cross_attention_layers=[1], pad_token_id=0,
+    )  # fmt: skip
+    config = transformers.MllamaConfig(vision_config=vision, text_config=text, image_token_index=500)
+    return models.on_meta(transformers.MllamaForConditionalGeneration, config)
+
+
+NEW = version_of("transformers") >= (5, 0)
+
+
+@pytest.mark.parametrize("make", [answers, choices, pictures, speech, *([cross_attention_to_pictures] if NEW else [])])
+def test_the_dry_run_reaches_every_block(make):
+    """Heads with targets of other names, pictures, sound, and layers that are left out at random: all have run."""
+    model = make()
+    found = profile(model, chain(model), WORKLOAD)
+    assert found.method == "traced" and not found.untried - {"bert.pooler"}
+
+
+@pytest.mark.parametrize(("make", "head"), [(answers, "qa_outputs"), (speech, "lm_head")])
+def test_a_head_that_meets_its_targets_where_they_arrive_is_bonded_to_the_first_device(make, head):
+    """The loss itself is run, so that the source of `forward` need not tell."""
+    model = make()
+    assert head in profile(model, chain(model), WORKLOAD).bonds.on_first
