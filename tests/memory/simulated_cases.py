@@ -109,6 +109,8 @@ class Case:
         arguments: of `TrainingArguments`.
         repeats: whether keys and values of grouped queries are repeated where that saves memory, as for models that
             the shim has placed.
+        metrics: "" for a training without evaluation, "none" for one of the loss alone, "logits" for metrics of all
+            logits, "classes" for metrics of what `preprocess_logits_for_metrics` makes of them.
         tolerance: the largest relative error of a device's predicted peak.
     """
 
@@ -121,10 +123,12 @@ class Case:
     tokens: int = 1024
     arguments: dict[str, Any] = field(default_factory=dict)
     repeats: bool = False
+    metrics: str = ""
     tolerance: float = 0.03
 
 
 _FUSED = {"optim": "adamw_torch_fused"}
+_EVALUATION = {"eval_strategy": "steps", "eval_steps": 2, "per_device_eval_batch_size": 8}
 _FOREACH = {"optim": "adamw_torch"}
 _CHECKPOINTING = {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": False}}
 _REENTRANT = {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": True}}
@@ -171,6 +175,16 @@ CASES = {
     "grouped-float32-repeated": Case(dtype=torch.float32, repeats=True, arguments=_FUSED),
     "float32-padded": Case(dtype=torch.float32, rows="ragged", arguments=_FUSED),
     "label-smoothing": Case(arguments={**_FUSED, "label_smoothing_factor": 0.1}),
+    "evaluation": Case(tokens=256, arguments={**_FUSED, **_EVALUATION}, metrics="none"),
+    "evaluation-logits": Case(tokens=256, arguments={**_FUSED, **_EVALUATION}, metrics="logits"),
+    "evaluation-logits-moved": Case(
+        tokens=256, arguments={**_FUSED, **_EVALUATION, "eval_accumulation_steps": 2}, metrics="logits"
+    ),
+    "evaluation-classes": Case(tokens=256, arguments={**_FUSED, **_EVALUATION}, metrics="classes"),
+    "evaluation-autocast": Case(
+        tokens=256, dtype=torch.float32, arguments={**_FUSED, **_EVALUATION, "bf16": True}, metrics="logits"
+    ),
+    "evaluation-lora": Case(tokens=256, prepare="lora", arguments={**_FUSED, **_EVALUATION}, metrics="none"),
     "lora": Case(prepare="lora", arguments=_FUSED),
     "lora-checkpointing": Case(prepare="lora", arguments={**_FUSED, **_CHECKPOINTING}),
     "lora-autocast": Case(prepare="lora", arguments={**_FUSED, "bf16": True}),

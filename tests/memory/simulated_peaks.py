@@ -19,7 +19,7 @@ simulation.install(simulation.parse_spec("4x64GiB:shapes" if SHAPES else "4x4GiB
 import transformers  # noqa: E402 - as in a script, where the simulation is there before anything else
 from transformers import Trainer, TrainingArguments  # noqa: E402
 
-from balance_shim.devices import describe  # noqa: E402
+from balance_shim.devices import inventory  # noqa: E402
 from balance_shim.memory.blocks import chain  # noqa: E402
 from balance_shim.memory.workload import Workload  # noqa: E402
 from balance_shim.placement import planner  # noqa: E402
@@ -27,6 +27,7 @@ from balance_shim.placement.plan import evaluate  # noqa: E402
 from balance_shim.seams.loss_device import computes_loss_on_first_device  # noqa: E402
 from balance_shim.settings import Settings  # noqa: E402
 from balance_shim.training.actual_workload import actual_workload  # noqa: E402
+from balance_shim.training.second_pass import evaluating  # noqa: E402
 from balance_shim.virtual import grouped_attention  # noqa: E402
 from tests.memory.simulated_cases import CASES, REAL_CASES, device_map  # noqa: E402
 from tests.simulation.child import main  # noqa: E402
@@ -158,15 +159,21 @@ def compare(name, case):
         **arguments,
     )
     data = rows(case, arguments["per_device_train_batch_size"])
-    trainer = Trainer(model=given, args=settings, train_dataset=data, data_collator=COLLATORS.get(case.rows))
+    trainer = Trainer(
+        model=given,
+        args=settings,
+        train_dataset=data,
+        data_collator=COLLATORS.get(case.rows),
+        eval_dataset=rows(case, 7) if case.metrics else None,
+        compute_metrics=(lambda _: {}) if case.metrics in ("logits", "classes") else None,
+        preprocess_logits_for_metrics=(lambda logits, _: logits.argmax(-1)) if case.metrics == "classes" else None,
+    )
     trainer.remove_callback(transformers.PrinterCallback)
 
     workload, batch = actual_workload(trainer, Workload())
+    workload, evaluation_batch = evaluating(trainer, workload)
     treated = grouped_queries(case.repeats)
-    devices = tuple(
-        describe(index, each.name, each.capacity, Settings())
-        for index, each in enumerate(simulation.usage()[: case.devices])
-    )
+    devices = inventory(Settings())[: case.devices]
     request = planner.Request(
         placed,
         workload,
@@ -175,6 +182,7 @@ def compare(name, case):
         batch=batch,
         loss_on_first=computes_loss_on_first_device(placed),
         repeats_grouped_keys=case.repeats,
+        evaluation_batch=evaluation_batch,
     )
     costed = planner.cost(request)
     plan = evaluate("map", costed, places, devices)

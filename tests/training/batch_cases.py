@@ -104,7 +104,18 @@ class AtTheStart(TrainerCallback):
         self.after = [torch.rand(1).item(), random.random()]
 
 
-def train(dataset, trainer_class=InOrder, steps=2, batch=2, lora=False, numbers=False, again=0, init=False, **options):
+def train(
+    dataset,
+    trainer_class=InOrder,
+    steps=2,
+    batch=2,
+    lora=False,
+    numbers=False,
+    again=0,
+    init=False,
+    metrics=False,
+    **options,
+):
     set_seed(7)
     arguments = TrainingArguments(
         output_dir=str(result_path.parent / "out"), max_steps=steps, per_device_train_batch_size=batch, logging_steps=1,
@@ -120,6 +131,9 @@ def train(dataset, trainer_class=InOrder, steps=2, batch=2, lora=False, numbers=
 
             model = peft.get_peft_model(model, peft.LoraConfig(r=4, target_modules="all-linear"))
         given = {"model": model}
+    if metrics:
+        given["eval_dataset"] = [row(number, 200) for number in range(10)]
+        given["compute_metrics"] = lambda prediction: {"rows": len(prediction.predictions)}
     set_seed(7)
     watch = AtTheStart()
     collator = of_numbers if numbers else collate
@@ -148,6 +162,7 @@ def in_force(trainer):
         "on": {name: each.device.index for name, each in model.named_parameters() if "lora" not in name},
         "recomputed": sum(getattr(each, "gradient_checkpointing", False) is True for each in model.modules()),
         "capacities": [] if placed is None else [device.capacity for device in placed[1].plan.devices],
+        "notes": [] if placed is None else list(placed[1].plan.notes),
         "predicted": [] if placed is None else [device.predicted_peak for device in placed[1].plan.devices],
     }
 
@@ -214,6 +229,11 @@ case("model_init", Own([LONG]), init=True, again=1)
 case("model_init, off", Own([LONG]), init=True, mode="off")
 case("model_init, recomputing", Own([LONG]), init=True,
      environ={"BALANCE_MAX_MEMORY": "0=20MiB,1=20MiB,2=0", "BALANCE_GRADIENT_CHECKPOINTING": "auto"})  # fmt: skip
+EVALUATED = {"metrics": True, "eval_strategy": "steps", "eval_steps": 1, "per_device_eval_batch_size": 4}
+case("evaluated", [row(number, 32) for number in range(64)], **EVALUATED)
+case("evaluated, off", [row(number, 32) for number in range(64)], mode="off", **EVALUATED)
+case("evaluated in no room", [row(number, 32) for number in range(64)], environ={"BALANCE_MAX_MEMORY": "12MiB"},
+     **EVALUATED)  # fmt: skip
 case("folds", [LONG], run=folds)
 
 result_path.write_text(json.dumps(results))

@@ -31,15 +31,20 @@ class Composition:
     Weights and optimizer state are there throughout. Going forward, what blocks keep piles up. Going backward,
     gradients appear as activations go: while a block runs backward there is what the blocks before it keep, and the
     gradients of those behind it. With accumulation the gradients of earlier micro-batches exist all the time. In the
-    end all gradients are there, with what the optimizer needs for its step.
+    end all gradients are there, with what the optimizer needs for its step. Between steps there may be an evaluation,
+    which goes forward beside weights and optimizer state only.
     """
 
-    __slots__ = ("_activations", "_backward", "_forward", "_gradients", "_held", "_optimizer", "_schedule", "_step")
+    __slots__ = (
+        "_activations", "_backward", "_evaluation", "_evaluation_kept", "_evaluation_throughout", "_forward",
+        "_gradients", "_held", "_optimizer", "_schedule", "_step",
+    )  # fmt: skip
 
     def __init__(self, schedule: Schedule = PLAIN) -> None:
         self._schedule = schedule
         self._held = self._optimizer = self._gradients = self._activations = self._step = 0
         self._forward = self._backward = 0  # the most in each pass, without what is there throughout
+        self._evaluation = self._evaluation_kept = self._evaluation_throughout = 0
 
     def add(self, cost: BlockCost) -> None:
         """Add a block behind the others."""
@@ -48,6 +53,9 @@ class Composition:
         self._optimizer += cost.optimizer
         self._gradients += cost.gradients
         self._activations += cost.activations
+        self._evaluation = max(self._evaluation, self._evaluation_kept + cost.evaluation)
+        self._evaluation_kept += cost.evaluation_kept
+        self._evaluation_throughout += cost.evaluation_throughout
 
     def peak(self, last: BlockCost = NOTHING) -> int:
         """Return the peak in bytes, if `last` came behind the blocks so far."""
@@ -55,7 +63,9 @@ class Composition:
         gradients = self._gradients + last.gradients
         throughout = gradients if self._schedule.accumulating else 0
         held = self._held + last.weights + last.optimizer
-        return held + max(throughout + max(forward, backward), gradients + step)
+        evaluation = max(self._evaluation, self._evaluation_kept + last.evaluation)
+        evaluation += self._evaluation_throughout + last.evaluation_throughout
+        return held + max(throughout + max(forward, backward), gradients + step, evaluation)
 
     def whole(self) -> BlockCost:
         """Return the blocks so far as one block."""
@@ -67,6 +77,9 @@ class Composition:
             forward=self._forward,
             backward=self._backward,
             step=self._step,
+            evaluation=self._evaluation,
+            evaluation_kept=self._evaluation_kept,
+            evaluation_throughout=self._evaluation_throughout,
         )
 
     def _moments_with(self, cost: BlockCost) -> tuple[int, int, int]:
@@ -101,6 +114,11 @@ def peak_terms(costs: Sequence[BlockCost], schedule: Schedule = PLAIN) -> dict[s
         moments.append((grown, kept, rest + activations + cost.backward))
         activations = kept
         behind -= cost.gradients
+    evaluated = sum(cost.evaluation_throughout for cost in costs)
+    for cost in costs:
+        kept = evaluated + cost.evaluation_kept
+        moments.append((0, kept, evaluated + cost.evaluation))
+        evaluated = kept
     gradients, kept, whole = max(moments, key=lambda moment: moment[2])
     # Not all of a block's activations and gradients need be there at the moment when most is.
     gradients = min(gradients, whole)

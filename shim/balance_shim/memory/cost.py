@@ -1,6 +1,6 @@
 """What one block takes in training, in bytes."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 TERMS = ("weights", "gradients", "optimizer", "activations", "temporary", "overhead")
@@ -28,6 +28,9 @@ class BlockCost:
         backward: the most that is there of this block while it runs backward: activations, temporaries, and the
             gradients as they appear. With accumulation the gradients are there anyway and do not count.
         step: the most that the optimizer's step adds.
+        evaluation: the most that running forward adds in an evaluation, where gradients are not there.
+        evaluation_kept: what of that is there until the batch has been evaluated.
+        evaluation_throughout: what an evaluation holds all the time, such as the outputs of batches before.
     """
 
     weights: int = 0
@@ -37,3 +40,10 @@ class BlockCost:
     forward: int = 0
     backward: int = 0
     step: int = 0
+    evaluation: int = 0
+    evaluation_kept: int = 0
+    evaluation_throughout: int = 0
+
+    def in_training(self) -> "BlockCost":
+        """Return the cost without that of evaluations."""
+        return replace(self, evaluation=0, evaluation_kept=0, evaluation_throughout=0)

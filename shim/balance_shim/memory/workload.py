@@ -5,6 +5,7 @@ from typing import Any
 
 from ..settings import Settings
 from . import sequence_length
+from .evaluation import Evaluation
 
 DEFAULT_SEQUENCE_LENGTH = 2048
 
@@ -25,6 +26,7 @@ class Workload:
         autocast_dtype: that precision, "bfloat16" or "float16": before compute capability 8.0 fused attention takes
             the latter only.
         label_smoothing: the factor with which the Trainer, and not the model, computes the loss; 0 for none.
+        evaluation: the evaluation between its steps; None: there is none, or nothing is known of it.
         guessed: whether nobody has said yet how long rows are, which decides more than anything else.
     """
 
@@ -38,6 +40,7 @@ class Workload:
     autocast_dtype: str = "bfloat16"
     loss: str = "full"
     label_smoothing: float = 0.0
+    evaluation: Evaluation | None = None
     guessed: bool = field(default=False, compare=False)
 
     @property

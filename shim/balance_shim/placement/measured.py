@@ -33,6 +33,8 @@ def corrected(
         devices: in index order.
         measured: device index -> the peak in bytes.
     """
+    # Evaluations are not among the steps that were measured.
+    seen = replace(seen, costs=tuple(cost.in_training() for cost in seen.costs), first=seen.first.in_training())
     costs = list(target.costs)
     found = []
     for device in devices:

@@ -7,11 +7,11 @@ from typing import Any
 from ..devices import Device
 from ..memory.blocks import Block, holder_of
 from ..memory.bonds import NO_BONDS, Bonds
-from ..memory.compose import NOTHING, PLAIN, Schedule, peak_terms
+from ..memory.compose import NOTHING, PLAIN, Schedule, peak, peak_terms
 from ..memory.cost import BlockCost, CostSource, is_estimate
 from ..memory.replay import DeviceRun, Record, replay
 from ..memory.workload import Workload
-from ..units import MIB
+from ..units import MIB, format_size
 from ..virtual.allocator_settings import geometry_for
 from ..virtual.allocator_settings import read as read_allocator_settings
 from .map_file import DeviceMap
@@ -211,10 +211,17 @@ def evaluate(
     # Inputs arrive on, and outputs return to, the first device, whether it holds a block or not.
     on_device[devices[0].index].append(costed.first)
     device_plans = []
+    decided = []
     for device in devices:
         terms = peak_terms(on_device[device.index], costed.schedule)
+        if costed.workload.evaluation is not None:
+            training = peak((cost.in_training() for cost in on_device[device.index]), costed.schedule)
+            if training < sum(terms.values()):
+                decided.append(f"{device.name} (training alone: {format_size(training + device.overhead)})")
         terms["overhead"] = device.overhead
         device_plans.append(DevicePlan(device, terms, _run(costed, device_map, device, devices[0])))
+    if decided:
+        notes = [*notes, f"evaluation ({costed.workload.evaluation}) decides the peak of {', '.join(decided)}"]
     return Plan(
         mode=mode,
         model_class=costed.model_class,

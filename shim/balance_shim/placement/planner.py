@@ -20,7 +20,7 @@ from ..memory.profile import ParameterBytes, Profile, profile
 from ..memory.ties import parameter_count, tied_groups
 from ..memory.workload import Workload
 from ..units import format_size
-from . import careful, map_check, proving
+from . import careful, evaluated, map_check, proving
 from .balance import DoesNotFit, balance
 from .map_file import DeviceMap, UserMap
 from .plan import CostedModel, Plan, evaluate
@@ -44,6 +44,7 @@ class Request:
         parameter_bytes: (name, parameter) -> bytes as it will be loaded; None: as it stands.
         trains: (name, parameter) -> whether it gets a gradient; None: what `workload.tuning` supposes.
         batch: what the model gets in training; None: what its config suggests.
+        evaluation_batch: what the model gets when it is evaluated; None: rows like those of `batch`.
         cache: folder of what has been found out before; None: nothing is kept.
         bonds: the blocks that steps have shown to need one device; see `colocations`.
         selective: whether layers are recomputed only as far as it takes to fit, whatever `workload` says.
@@ -68,6 +69,7 @@ class Request:
     cache: Path | None = None
     repeats_grouped_keys: bool = True
     bonds: Bonds = NO_BONDS
+    evaluation_batch: "Mapping[str, Any] | None" = None
 
     @property
     def architectures(self) -> tuple[Architecture, ...]:
@@ -95,7 +97,9 @@ class Request:
 
 
 def cost(request: Request) -> CostedModel:
-    """Return the model of `request` reduced to blocks and what each takes."""
+    """Return the model of `request` reduced to blocks and what each takes, evaluations included."""
+    if request.workload.evaluation is not None:
+        return evaluated.with_evaluation(request, cost(in_training(request)))
     blocks = chain(request.model, request.no_split)
     found = Profile.from_json(
         cached(request.cache, request.key("profile"), lambda: _profile(request, blocks).to_json())
@@ -233,8 +237,8 @@ def costed_for(request: Request) -> tuple[CostedModel, frozenset[str] | None]:
     """Return the costs to plan with, and the names of the layers to recompute; None: as the workload says."""
     if not request.selective:
         return cost(request), None
-    choice = _least_recomputing(request)
-    return choice.costed, choice.recomputed
+    choice = _least_recomputing(in_training(request))  # which is no remedy for an evaluation
+    return evaluated.with_evaluation(request, choice.costed), choice.recomputed
 
 
 @dataclass(frozen=True)
@@ -275,6 +279,18 @@ def _choice(request: Request, costed: CostedModel, recomputed: frozenset[str] | 
     except DoesNotFit:  # which will be said where it is solved again
         plan = None
     return _Choice(plan, costed, recomputed or frozenset())
+
+
+def in_training(request: Request) -> Request:
+    """Return `request` without evaluations."""
+    return replace(changed(request, evaluation=None), evaluation_batch=None)
+
+
+def costed_in_training(costed: CostedModel) -> CostedModel:
+    """Return `costed` without what evaluations take."""
+    costs = tuple(cost.in_training() for cost in costed.costs)
+    workload = replace(costed.workload, evaluation=None)
+    return replace(costed, costs=costs, first=costed.first.in_training(), workload=workload)
 
 
 def changed(request: Request, **changes: Any) -> Request:

@@ -43,6 +43,8 @@ def trial(
     """Return the trial of `device_map`, which is made once for a model, a map and the layers to recompute."""
     if costed.source == "formula, as a trace takes too long":
         return Trial(failure=costed.method)
+    request = replace(request, workload=replace(request.workload, evaluation=None), evaluation_batch=None)
+    costed = replace(costed, workload=replace(costed.workload, evaluation=None))
     key = request.key("trial", device_map, request.devices[0].index, sorted(recomputed or ()))
     found = cached(request.cache, key, lambda: _tried(request, costed, device_map, recomputed))
     return Trial(
@@ -152,6 +154,6 @@ def _ran_on(
 
 def _peak_without_state(costed: CostedModel, costs: Mapping[str, BlockCost]) -> int:
     """Return the predicted peak of a device beside weights, optimizer state and gradients of earlier micro-batches."""
-    passing = [replace(cost, weights=0, optimizer=0, step=0) for cost in costs.values()]
+    passing = [replace(cost.in_training(), weights=0, optimizer=0, step=0) for cost in costs.values()]
     there = sum(cost.gradients for cost in passing) if costed.schedule.accumulating else 0
     return peak(passing, costed.schedule) - there

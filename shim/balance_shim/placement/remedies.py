@@ -48,6 +48,8 @@ def remedies_that_fit(plan: Plan, request: Request) -> list[Remedy]:
             other = halved
         if "tuning" in changes:
             other = replace(other, trains=None)
+        if "evaluation" in changes:
+            other = replace(other, evaluation_batch=None)
         if changes.keys() & {"batch_size", "seq_len"}:
             other = replace(other, batch=None)
         candidate = _if_it_fits(other)
@@ -115,6 +117,15 @@ def _remedies(workload: Workload, request: Request) -> list[tuple[str, dict[str,
     remedies: list[tuple[str, dict[str, Any]]] = []
     if request.may_chunk:
         remedies.append(("BALANCE_LOSS=chunked", {"loss": "chunked"}))
+    evaluation = workload.evaluation
+    if evaluation is not None and evaluation.returns != "loss" and evaluation.piles_up:
+        shorter = replace(evaluation, kept_rows=evaluation.batch_size)
+        remedies.append(("eval_accumulation_steps=1", {"evaluation": shorter}))
+    if evaluation is not None and evaluation.batch_size > 1:
+        smaller = replace(evaluation, batch_size=1, kept_rows=1)
+        also = ", eval_accumulation_steps=1" if evaluation.returns != "loss" and evaluation.piles_up else ""
+        phrase = f"per_device_eval_batch_size=1{also}"
+        remedies.append((phrase, {"evaluation": smaller}))
     checkpoints = is_supported(request.model) and not workload.gradient_checkpointing
     if checkpoints:
         phrase = "gradient checkpointing (BALANCE_GRADIENT_CHECKPOINTING=1)"

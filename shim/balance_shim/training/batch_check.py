@@ -24,7 +24,17 @@ from ..units import format_size
 from . import checkpointing, micro_batch
 from .actual_workload import actual_workload
 from .batch_shapes import BatchShapes, on_host, shapes_of, with_length
-from .second_pass import Outcome, costs_in_force, moved_if_better, plan_in_force, request_for, second_pass, usable_now
+from .second_pass import (
+    Outcome,
+    costs_in_force,
+    evaluating,
+    moved_if_better,
+    plan_in_force,
+    request_for,
+    second_pass,
+    usable_now,
+    warned,
+)
 
 # A plan holds for batches so many times as long if it fits with activations that have grown by the square of that,
 # which nothing in a model exceeds. The first of these that fits counts.
@@ -106,9 +116,12 @@ class BatchCheck:
         self._split: list[tuple[BatchShapes, int]] = []  # what it holds for in so many portions
         self._hopeless: list[BatchShapes] = []
         self._examined = self._moves = 0
+        self._evaluates = True
         self._warned = self._told_of_portions = False
-        if not self._unseen and not outcome.plan.shortfall:
-            self._note(outcome.request.batch, outcome.costed)
+        if not self._unseen:
+            outcome = self._kept_in_training(outcome)
+            if not outcome.plan.shortfall:
+                self._note(outcome.request.batch, outcome.costed)
 
     def take_plan(self, plan: Plan) -> None:
         """Take the plan of a map that something else has put in force."""
@@ -149,7 +162,7 @@ class BatchCheck:
         outcome = plan_in_force(self._request(longest), assumed)
         if state.settings().report != "off" and assumed.workload.differences(outcome.plan.workload):
             log.info(f"the first batch is there: {plan_report.beside(assumed, outcome.plan)}")
-        outcome = moved_if_better(self._trainer, outcome)
+        outcome = self._kept_in_training(moved_if_better(self._trainer, outcome))
         if outcome.plan.shortfall and shapes_of(longest, None) != shapes_of(batch, None):
             exact = plan_in_force(self._request(batch), outcome.plan)
             exact = moved_if_better(self._trainer, exact)
@@ -160,6 +173,23 @@ class BatchCheck:
             self._note(longest, outcome.costed)
             return 1
         return self._in_portions(batch, counted, outcome)
+
+    def _kept_in_training(self, outcome: Outcome) -> Outcome:
+        """Return the outcome, for training alone if it is the evaluation that does not fit.
+
+        That has been said then, and whatever is done for a micro-batch is no remedy for it.
+        """
+        evaluation = outcome.plan.workload.evaluation
+        if evaluation is None or not outcome.plan.shortfall:
+            return outcome
+        costed = planner.costed_in_training(outcome.costed)
+        plan = evaluate(outcome.plan.mode, costed, outcome.plan.device_map, outcome.request.devices)
+        if plan.shortfall:
+            return outcome
+        self._evaluates = False
+        if self._unseen:
+            warned(outcome)
+        return replace(outcome, plan=replace(plan, recomputed=outcome.plan.recomputed), costed=costed)
 
     def _later(self, batch: dict[str, Any], counted: bool) -> int:
         """Do what it takes for a batch that is larger than all before."""
@@ -254,7 +284,11 @@ class BatchCheck:
 
     def _request(self, batch: dict[str, Any]) -> planner.Request:
         workload, _ = actual_workload(self._trainer, self._plan.workload, batch)
-        return request_for(self._model, workload, batch, self._usable, self._loss_on_first)
+        if not self._evaluates:
+            workload = replace(workload, evaluation=None)
+            return request_for(self._model, workload, batch, self._usable, self._loss_on_first)
+        workload, evaluation_batch = evaluating(self._trainer, workload)
+        return request_for(self._model, workload, batch, self._usable, self._loss_on_first, evaluation_batch)
 
     def _put_in_force(self, outcome: Outcome) -> None:
         before, self._plan = self._plan, outcome.plan

@@ -17,13 +17,17 @@ ROWS_READ = 256  # of plain lists; enough to see the longest rows of most data s
 COLUMN_READ = 20_000  # of data sets that hold columns
 
 
-def longest_batch(trainer: Any, batch_size: int) -> Mapping[str, Any] | None:
+def longest_batch(trainer: Any, batch_size: int, dataset: Any = None) -> Mapping[str, Any] | None:
     """Return what `trainer.data_collator` makes of the `batch_size` longest rows; None where that cannot be had.
 
     Only lists, of whatever, and plain `datasets.Dataset`s are read. Any other data set may augment at random, download
     or count when it is asked for a row, and training must not notice that somebody looked.
+
+    Args:
+        dataset: the one to read; by default that of the training.
     """
-    rows = longest_rows(trainer.train_dataset, batch_size)
+    dataset = trainer.train_dataset if dataset is None else dataset
+    rows = longest_rows(dataset, batch_size)
     if not rows:
         return None
     try:
@@ -31,16 +35,16 @@ def longest_batch(trainer: Any, batch_size: int) -> Mapping[str, Any] | None:
             collator = _stand_in(trainer.data_collator)
             batch = collator([_without_unused_columns(trainer, row) for row in rows])
             if _rectangular(batch) and _length(rows[-1]) == _length(rows[0]) and len(rows) > 1:
-                batch = _padded(trainer, collator, rows, batch)
+                batch = _padded(trainer, dataset, collator, rows, batch)
     except Exception as error:  # the training itself will say what is wrong with it, in its own words
         log.debug(f"the collator makes no batch of the longest rows ({type(error).__name__}: {error})")
         return None
     return dict(batch) if isinstance(batch, Mapping) and batch else None
 
 
-def _padded(trainer: Any, collator: Any, rows: list[Any], batch: Mapping[str, Any]) -> Mapping[str, Any]:
+def _padded(trainer: Any, dataset: Any, collator: Any, rows: list[Any], batch: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return the batch with a short row in it, which brings the mask of a batch with padding; or `batch` as it is."""
-    short = longest_rows(trainer.train_dataset, ROWS_READ)[-1]
+    short = longest_rows(dataset, ROWS_READ)[-1]
     if _length(short) == _length(rows[0]):
         return batch
     mixed = collator([_without_unused_columns(trainer, row) for row in (*rows[:-1], short)])

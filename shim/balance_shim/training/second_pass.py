@@ -17,9 +17,11 @@ from ..placement.plan import CostedModel, Plan, device_of, evaluate
 from ..placement.recompute import mixer
 from ..placement.remedies import what_would_fit
 from ..report import plan_report
+from ..seams.guard import attempt
 from ..units import counted, format_size
 from . import beside, micro_batch, precision
 from .actual_workload import actual_workload
+from .evaluation import evaluation_of
 from .held import held_by
 
 WORTH_MOVING = 0.97  # blocks move when that brings the worst device to this part of what it is, or below
@@ -122,11 +124,25 @@ def _request(
     trainer: Any, model: Any, assumed: Plan, usable: tuple[Device, ...], loss_on_first: bool
 ) -> planner.Request:
     """Return what is to be planned for `trainer` as it is now."""
-    return request_for(model, *actual_workload(trainer, assumed.workload), usable, loss_on_first)
+    workload, batch = actual_workload(trainer, assumed.workload)
+    workload, evaluation_batch = evaluating(trainer, workload)
+    return request_for(model, workload, batch, usable, loss_on_first, evaluation_batch)
+
+
+def evaluating(trainer: Any, workload: Workload) -> tuple[Workload, Mapping[str, Any] | None]:
+    """Return the workload with the evaluation of `trainer`, and the batch of that, if it can be seen."""
+    what, instead = "looking at the evaluation", "the plan is for training alone"
+    evaluation, batch = attempt(what, evaluation_of, trainer, workload, default=(None, None), instead=instead)
+    return replace(workload, evaluation=evaluation), batch
 
 
 def request_for(
-    model: Any, workload: Workload, batch: Mapping[str, Any] | None, usable: tuple[Device, ...], loss_on_first: bool
+    model: Any,
+    workload: Workload,
+    batch: Mapping[str, Any] | None,
+    usable: tuple[Device, ...],
+    loss_on_first: bool,
+    evaluation_batch: Mapping[str, Any] | None = None,
 ) -> planner.Request:
     """Return what is to be planned for a model that is about to train, or trains already."""
     settings = state.settings()
@@ -142,11 +158,16 @@ def request_for(
         may_halve=precision.could_halve(),
         cache=cache.folder_of(settings.cache),
         bonds=colocations.of(model).bonds,
+        evaluation_batch=evaluation_batch,
     )
 
 
 def _fits(request: planner.Request, assumed: Plan) -> bool:
-    """Whether a training fits: under the best map, or under the user's own if he has given one."""
+    """Whether a training fits: under the best map, or under the user's own if he has given one.
+
+    No micro-batch is a remedy for an evaluation.
+    """
+    request = planner.in_training(request)
     try:
         costed, recomputed = planner.costed_for(request)
         if assumed.mode != "balanced":

@@ -123,7 +123,7 @@ def _trace(
 ) -> Traced:
     there = [block for block in blocks if block.name not in sample.left_out]
     leads = anchors(there)
-    devices = _a_device_each(model, there, bonds)
+    devices = a_device_each(model, there, bonds)
     placed = run_placed(model, blocks, devices, workload, trains, fed, sample.left_out)
     by_device = dict(placed.held)
     first = ELSEWHERE if bonds.on_first else by_device.pop(0)
@@ -162,9 +162,9 @@ def run_placed(
         {block.name: block.name in recomputed for block in there if can_be_recomputed(block)} if recomputed else None
     )
     supposed = trains is None
-    model, trains, left_out = _supposed(model, blocks, workload, trains, left_out)
+    model, trains, left_out = as_supposed(model, blocks, workload, trains, left_out)
     with tracing(1 + max(devices.values())) as machine:
-        twin = traced_copy(model, machine, _by_prefix(devices), left_out, trains)
+        twin = traced_copy(model, machine, by_prefix(devices), left_out, trains)
         _drop_no_layers(twin)
         trained = _trained(twin, there)
         place_inputs(twin, {name: devices[name] for name in placed}, machine)
@@ -191,7 +191,7 @@ def _drop_no_layers(twin: nn.Module) -> None:
                 setattr(owner, name, 0.0)
 
 
-def _supposed(
+def as_supposed(
     model: nn.Module, blocks: Sequence[Block], workload: Workload, trains: Trains, left_out: Collection[str]
 ) -> tuple[nn.Module, Trains, Collection[str]]:
     """Return the model to trace with what trains in it, and what is still to be left out of it."""
@@ -204,7 +204,7 @@ def _supposed(
     return model, lambda name, _: not any(within(name, tower) for tower in towers), left_out
 
 
-def _a_device_each(model: nn.Module, blocks: Sequence[Block], bonds: Bonds) -> dict[str, int]:
+def a_device_each(model: nn.Module, blocks: Sequence[Block], bonds: Bonds) -> dict[str, int]:
     """Return block name -> device in the trace: one each, from 1 on; tied or bonded blocks and followers share theirs.
 
     What is bonded to the first device is on device 0, and what is tied to it.
@@ -228,7 +228,7 @@ def _a_device_each(model: nn.Module, blocks: Sequence[Block], bonds: Bonds) -> d
     return {block.name: numbers[lead] for block, lead in zip(blocks, leads, strict=True)}
 
 
-def _by_prefix(devices: Mapping[str, int]) -> Callable[[str], int]:
+def by_prefix(devices: Mapping[str, int]) -> Callable[[str], int]:
     """Return a function from a tensor's name to the device of the block that it is in."""
 
     def device_of(name: str) -> int:
@@ -242,7 +242,7 @@ def _trained(twin: nn.Module, blocks: Sequence[Block]) -> "dict[str, list[Tensor
     """Return the parameters that train, each with the last of the blocks that hold it."""
     last: dict[int, tuple[str, Any]] = {}
     names = [block.name for block in blocks]
-    owner = _by_prefix({name: position for position, name in enumerate(names)})
+    owner = by_prefix({name: position for position, name in enumerate(names)})
     for name, parameter in twin.named_parameters(remove_duplicate=False):
         if parameter.requires_grad:
             last[id(parameter)] = (names[owner(name)], parameter)

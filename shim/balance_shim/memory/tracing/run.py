@@ -78,7 +78,7 @@ def training_step(
         CannotTrace: the model does not run on shapes, or gives no loss to go backward from.
     """
     try:
-        _prepare(model, workload, supposed)
+        prepare(model, workload, supposed)
         if recomputed is not None:
             recompute_only(model, frozenset(name for name in recomputed if recomputed[name]), layers=list(recomputed))
         with plain_functions(model), CudaRules() if workload.autocast else contextlib.nullcontext():
@@ -95,16 +95,16 @@ def training_step(
 def _training_step(model: nn.Module, batch: Mapping[str, Any], workload: Workload, machine: Machine) -> dict[int, Held]:
     if workload.accumulation > 1:  # the first micro-batch brings the gradients
         _backward(_forward(model, batch, workload, machine))
-    before = _live(machine)
-    _reset(machine)
+    before = live(machine)
+    reset(machine)
     with machine.ledger.recording() as records:
         loss = _forward(model, batch, workload, machine)
-        forward, kept = _peaks(machine), _live(machine)
+        forward, kept = peaks(machine), live(machine)
         cuts = [len(record) for record in records]
-        _reset(machine)
+        reset(machine)
         _backward(loss)
         del loss
-        backward = _peaks(machine)
+        backward = peaks(machine)
     return {
         index: Held(
             forward=forward[index] - before[index],
@@ -126,7 +126,7 @@ def _backward(loss: torch.Tensor) -> None:
         )
 
 
-def _prepare(model: nn.Module, workload: Workload, supposed: bool) -> None:
+def prepare(model: nn.Module, workload: Workload, supposed: bool) -> None:
     model.train()
     config: Any = getattr(model, "config", None)
     if config is not None and version_of("transformers") >= TRAINS_WITHOUT_CACHE:
@@ -169,6 +169,23 @@ def _forward(model: nn.Module, batch: Mapping[str, Any], workload: Workload, mac
     return loss
 
 
+def evaluated(model: nn.Module, batch: Mapping[str, Any], workload: Workload, machine: Machine) -> tuple[Any, Any]:
+    """Return loss and outputs of a batch that is evaluated, as `Trainer.prediction_step` has both at once."""
+    from accelerate.utils import convert_outputs_to_fp32, send_to_device
+
+    def call() -> Any:
+        return send_to_device(model(**batch), machine.devices[0])
+
+    batch = dict(batch)
+    labels = batch.pop("labels", None) if workload.label_smoothing else None
+    if labels is not None and "decoder_input_ids" not in batch and hasattr(model, PREPARES):
+        batch["decoder_input_ids"] = getattr(model, PREPARES)(labels)
+    with CudaRules() if workload.autocast else contextlib.nullcontext(), _autocast(workload):
+        outputs = convert_outputs_to_fp32(call)() if workload.autocast else call()
+        loss = None if labels is None else _smoothed_loss(model, outputs, labels, workload)
+    return loss, outputs
+
+
 def _smoothed_loss(model: nn.Module, outputs: Any, labels: torch.Tensor, workload: Workload) -> torch.Tensor:
     """Return the loss that the Trainer itself computes, where the logits have come back to."""
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
@@ -200,14 +217,14 @@ def _autocast(workload: Workload) -> Iterator[None]:
         yield
 
 
-def _live(machine: Machine) -> list[int]:
+def live(machine: Machine) -> list[int]:
     return [usage.live for usage in machine.ledger.usage()]
 
 
-def _peaks(machine: Machine) -> list[int]:
+def peaks(machine: Machine) -> list[int]:
     return [usage.peak for usage in machine.ledger.usage()]
 
 
-def _reset(machine: Machine) -> None:
+def reset(machine: Machine) -> None:
     for index in range(len(machine.devices)):
         machine.ledger.reset_peak(index)

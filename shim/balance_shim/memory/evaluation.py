@@ -1,0 +1,58 @@
+"""The evaluation that goes with a training, as far as its memory goes."""
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+LABEL_BYTES = 8  # int64
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One evaluation's shape.
+
+    Attributes:
+        batch_size: rows in a batch.
+        seq_len: tokens in a row.
+        returns: what of the model's outputs stays on the device where they return: "loss" (next to nothing), "logits"
+            (all outputs but the loss and what the config leaves out), or "reduced" (a number or two per token, which
+            `preprocess_logits_for_metrics` makes of them).
+        kept_rows: of how many rows that piles up there before it goes to the host.
+        joined: whether what piles up is one tensor that is made anew for each batch.
+    """
+
+    batch_size: int
+    seq_len: int
+    returns: Literal["loss", "logits", "reduced"] = "loss"
+    kept_rows: int = 1
+    joined: bool = True
+
+    def __str__(self) -> str:
+        kept = f", kept for {self.kept_rows} rows" if self.returns != "loss" and self.piles_up else ""
+        return f"{self.batch_size} x {self.seq_len} tokens, {self.returns}{kept}"
+
+    @property
+    def piles_up(self) -> bool:
+        """Whether outputs of a batch are still there when the next one runs."""
+        return self.kept_rows > self.batch_size
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def piled_up(self, outputs: int) -> tuple[int, int]:
+        """Return the bytes that are there while the last batch runs, and the most when its outputs have been added.
+
+        Transformers' `EvalLoopContainer` holds the first outputs as they are and from then on a copy of all; the loop
+        has those of the batch before in a variable as well.
+
+        Args:
+            outputs: bytes of what the model returns for a batch, but for its loss.
+        """
+        if self.returns == "loss":
+            return 0, 0
+        labels = self.seq_len * LABEL_BYTES
+        row = (outputs / self.batch_size if self.returns == "logits" else labels) + labels
+        before = max(0, self.kept_rows - self.batch_size)
+        if not self.joined or not before:
+            return int(before * row), int(self.kept_rows * row)
+        batch_before = self.batch_size if before > self.batch_size else 0
+        return int((before + batch_before) * row), int(2 * self.kept_rows * row)

@@ -1,0 +1,122 @@
+"""One evaluation step of a traced model, and the bytes that each device held in it."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from balance_shim.virtual.machine import Machine
+
+from ..blocks import Block, anchors
+from ..bonds import Bonds
+from ..workload import Workload
+from . import batch, layers, measure, run
+from .copy import CannotTrace, Trains, traced_copy, tracing_errors
+from .found import ELSEWHERE, Held
+from .machine import tracing
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """What an evaluation step holds, in bytes.
+
+    Attributes:
+        held: block name -> bytes; nothing of `backward`.
+        first: where inputs arrive and outputs return to.
+        outputs: of what the model returns, but for its loss and what its config leaves out.
+    """
+
+    held: dict[str, Held]
+    first: Held
+    outputs: int
+
+
+def trace_evaluation(
+    model: nn.Module,
+    blocks: Sequence[Block],
+    workload: Workload,
+    trains: Trains,
+    fed: Mapping[str, Any] | None,
+    bonds: Bonds,
+) -> Evaluated:
+    """Run a forward pass of `model` without gradients, each distinct block on a device of its own.
+
+    Args:
+        workload: batch size and sequence length are those of the evaluation.
+        fed: what the model gets, on any device; None: what its config suggests.
+        bonds: of the blocks, as the trace of a training step has shown them.
+
+    Raises:
+        CannotTrace: the model cannot be copied or does not run on shapes.
+    """
+    with tracing_errors():
+        fed = batch.supposed_batch(model, workload) if fed is None else fed
+        sample = layers.sample(model, blocks)
+        try:
+            return _traced(model, blocks, workload, trains, fed, bonds, sample)
+        except CannotTrace:
+            if sample.whole:
+                raise
+        return _traced(model, blocks, workload, trains, fed, bonds, layers.everything(blocks))
+
+
+def _traced(
+    model: nn.Module,
+    blocks: Sequence[Block],
+    workload: Workload,
+    trains: Trains,
+    fed: Mapping[str, Any],
+    bonds: Bonds,
+    sample: layers.Sample,
+) -> Evaluated:
+    there = [block for block in blocks if block.name not in sample.left_out]
+    devices = measure.a_device_each(model, there, bonds)
+    placed = [block.name for block in there if block.kind != "tensor"]
+    model, trains, left_out = measure.as_supposed(model, blocks, workload, trains, sample.left_out)
+    with tracing(1 + max(devices.values())) as machine:
+        twin = traced_copy(model, machine, measure.by_prefix(devices), left_out, trains)
+        run.place_inputs(twin, {name: devices[name] for name in placed}, machine)
+        by_device, outputs = _step(twin, batch.on_first_device(fed, model, machine), workload, machine)
+        del twin
+    first = ELSEWHERE if bonds.on_first else by_device.pop(0)
+    leads = anchors(there)
+    held = {
+        block.name: by_device.pop(devices[block.name], ELSEWHERE)
+        for position, block in reversed(list(enumerate(there)))
+        if leads[position] == position
+    }
+    speakers = {block.name: held.get(sample.speaks_for[block.name], ELSEWHERE) for block in blocks}
+    return Evaluated(speakers, first, outputs)
+
+
+def _step(
+    model: nn.Module, fed: Mapping[str, Any], workload: Workload, machine: Machine
+) -> tuple[dict[int, Held], int]:
+    run.prepare(model, workload, supposed=False)
+    model.eval()
+    before = run.live(machine)
+    run.reset(machine)
+    with torch.no_grad():  # and full logits: only training steps defer them
+        loss, outputs = run.evaluated(model, fed, workload, machine)
+    forward, kept = run.peaks(machine), run.live(machine)
+    held = {
+        index: Held(forward[index] - before[index], kept[index] - before[index], 0, forward[index] > before[index])
+        for index in range(len(machine.devices))
+    }
+    config: Any = getattr(model, "config", None)
+    ignored = getattr(config, "keys_to_ignore_at_inference", None) or ["past_key_values"]
+    size = _bytes(outputs, frozenset([*ignored, "loss"]))
+    del loss, outputs
+    return held, size
+
+
+def _bytes(outputs: Any, ignored: frozenset[str]) -> int:
+    if isinstance(outputs, torch.Tensor):
+        return outputs.numel() * outputs.element_size()
+    if isinstance(outputs, Mapping):
+        return sum(_bytes(each, ignored) for name, each in outputs.items() if name not in ignored)
+    if isinstance(outputs, (list, tuple)):
+        return sum(_bytes(each, ignored) for each in outputs)
+    return 0

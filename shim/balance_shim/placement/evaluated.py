@@ -1,0 +1,104 @@
+"""What evaluations take of each block, beside what training takes."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from .. import log
+from ..cache import cached
+from ..memory.blocks import Block
+from ..memory.formula import LOSS_BYTES_PER_LOGIT
+from ..memory.workload import Workload
+from .plan import CostedModel
+
+if TYPE_CHECKING:
+    from .planner import Request
+
+
+def with_evaluation(request: "Request", costed: CostedModel) -> CostedModel:
+    """Return `costed`, the costs of training, with those of the evaluation that `request` has, if it has one."""
+    evaluation = request.workload.evaluation
+    if evaluation is None:
+        return costed
+    workload = replace(
+        request.workload,
+        batch_size=evaluation.batch_size,
+        seq_len=evaluation.seq_len,
+        accumulation=1,
+        gradient_checkpointing=False,
+        loss="full",
+        evaluation=None,
+    )
+    key = request.key("evaluation", workload.to_json(), costed.bonds.to_json(), _shapes(request.evaluation_batch))
+    found = cached(request.cache, key, lambda: _traced(request, costed, workload))
+    if found is None:
+        return costed
+    throughout, most = evaluation.piled_up(found["outputs"])
+    costs = tuple(
+        replace(cost, evaluation=found["held"][block.name][0], evaluation_kept=found["held"][block.name][1])
+        for block, cost in zip(costed.blocks, costed.costs, strict=True)
+    )
+    first = replace(
+        costed.first, evaluation=max(found["first"][0], most - throughout), evaluation_throughout=throughout
+    )
+    return replace(costed, costs=costs, first=first, workload=replace(costed.workload, evaluation=evaluation))
+
+
+def _traced(request: "Request", costed: CostedModel, workload: Workload) -> dict[str, Any] | None:
+    from ..memory.tracing.copy import CannotTrace
+    from ..memory.tracing.evaluate import trace_evaluation
+    from ..memory.tracing.machine import tracing_for
+
+    fed = request.evaluation_batch
+    reason = ""
+    for batch in (fed, None) if fed is not None else (_with_rows(request.batch, workload), None):
+        try:
+            with tracing_for(request.architectures, request.repeats_grouped_keys):
+                found = trace_evaluation(request.model, costed.blocks, workload, request.trains, batch, costed.bonds)
+        except CannotTrace as error:
+            reason = reason or str(error)
+            continue
+        return {
+            "held": {name: [held.forward, held.kept] for name, held in found.held.items()},
+            "first": [found.first.forward, found.first.kept],
+            "outputs": found.outputs,
+        }
+    log.debug(f"an evaluation cannot be traced: {reason}")
+    return _estimated(costed.blocks, workload, request)
+
+
+def _estimated(blocks: Sequence[Block], workload: Workload, request: "Request") -> dict[str, Any] | None:
+    """Return what the logits and their loss take, which is most of an evaluation; None without a vocabulary."""
+    config: Any = getattr(request.model, "config", None)
+    text = config.get_text_config() if hasattr(config, "get_text_config") else config
+    vocabulary = getattr(text, "vocab_size", None)
+    if not isinstance(vocabulary, int):
+        return None
+    logits = workload.tokens * vocabulary
+    heads = {block.name for block in blocks if block.role == "head"}
+    return {
+        "held": {block.name: [logits * LOSS_BYTES_PER_LOGIT if block.name in heads else 0, 0] for block in blocks},
+        "first": [2 * logits, 0],
+        "outputs": 2 * logits,
+    }
+
+
+def _with_rows(batch: Mapping[str, Any] | None, workload: Workload) -> dict[str, Any] | None:
+    """Return a training batch with as many rows as an evaluation has; None if not everything in it is by rows."""
+    import torch
+
+    if batch is None:
+        return None
+    tensors = {name: each for name, each in batch.items() if isinstance(each, torch.Tensor) and each.ndim}
+    rows = {len(each) for each in tensors.values()}
+    if len(rows) != 1 or 0 in rows:
+        return None
+    places = torch.arange(workload.batch_size) % rows.pop()
+    return {name: each.index_select(0, places.to(each.device)) for name, each in tensors.items()}
+
+
+def _shapes(batch: Mapping[str, Any] | None) -> Any:
+    if batch is None:
+        return None
+    return {name: [list(each.shape), str(each.dtype)] if hasattr(each, "shape") else repr(each)
+            for name, each in batch.items()}  # fmt: skip

@@ -1,0 +1,62 @@
+"""The evaluation that a Trainer will run: its batch, what it returns, and what of that piles up on a device."""
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from ..memory.evaluation import Evaluation
+from ..memory.workload import Workload
+from .longest_batch import longest_batch
+
+
+def evaluation_of(trainer: Any, workload: Workload) -> tuple[Evaluation | None, Mapping[str, Any] | None]:
+    """Return the evaluation of `trainer`, and its largest batch as far as that can be seen without effects.
+
+    There is none without a data set to evaluate on, nor while nobody knows how long sequences are.
+
+    Args:
+        workload: what the trainer trains with; its sequence length counts where the evaluation's cannot be seen.
+    """
+    datasets = _datasets(getattr(trainer, "eval_dataset", None))
+    if not datasets:
+        return None, None
+    size = int(trainer.args.per_device_eval_batch_size)
+    batches = [longest_batch(trainer, size, dataset) for dataset in datasets]
+    seen = [batch for batch in batches if batch is not None]
+    batch = max(seen, key=_elements) if len(seen) == len(batches) else None
+    if batch is None and workload.guessed:
+        return None, None
+    shape = tuple(getattr(None if batch is None else batch.get("input_ids"), "shape", ()))
+    rows, tokens = shape if len(shape) == 2 else (size, workload.seq_len)
+    joined = bool(getattr(trainer.args, "eval_do_concat_batches", True))
+    return Evaluation(int(rows), int(tokens), _returns(trainer), _kept_rows(trainer, datasets, size), joined), batch
+
+
+def _datasets(given: Any) -> list[Any]:
+    if isinstance(given, Mapping):
+        return [each for each in given.values() if each is not None]
+    return [] if given is None else [given]
+
+
+def _returns(trainer: Any) -> Literal["loss", "logits", "reduced"]:
+    arguments = trainer.args
+    if arguments.prediction_loss_only or trainer.compute_metrics is None:
+        return "loss"
+    if getattr(arguments, "predict_with_generate", False):
+        return "reduced"  # tokens
+    if getattr(trainer, "preprocess_logits_for_metrics", None) is not None:
+        return "reduced"
+    return "logits"
+
+
+def _kept_rows(trainer: Any, datasets: list[Any], size: int) -> int:
+    """Return of how many rows outputs pile up; of data sets without a length it cannot be known."""
+    arguments = trainer.args
+    rows = max([len(each) for each in datasets if hasattr(each, "__len__")], default=size)
+    every = arguments.eval_accumulation_steps
+    if getattr(arguments, "batch_eval_metrics", False):
+        every = 1
+    return rows if every is None else min(rows, size * max(1, int(every)))
+
+
+def _elements(batch: Mapping[str, Any]) -> int:
+    return max((each.numel() for each in batch.values() if hasattr(each, "numel")), default=0)
