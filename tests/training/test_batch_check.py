@@ -140,7 +140,7 @@ def test_each_fold_has_all_of_the_room(results):
 
 
 def test_an_evaluation_is_part_of_the_plan(results):
-    """Metrics of all logits fill the first device between steps: predicted within 4 %, and the map makes room for it."""
+    """Metrics of all logits fill the first device between steps: predicted within 4 %, and the map has room for it."""
     case, plain = results["evaluated"], results["evaluated, off"]
     for predicted, peak in zip(case["predicted"], case["peaks"], strict=True):
         assert peak == pytest.approx(predicted, rel=0.04, abs=64 << 10)

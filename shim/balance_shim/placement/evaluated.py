@@ -84,10 +84,16 @@ def _estimated(blocks: Sequence[Block], workload: Workload, request: "Request") 
 
 
 def _with_rows(batch: Mapping[str, Any] | None, workload: Workload) -> dict[str, Any] | None:
-    """Return a training batch with as many rows as an evaluation has; None if not everything in it is by rows."""
+    """Return a training batch with as many rows as an evaluation has.
+
+    None if not everything in it is by rows, or these are not as long as the evaluation's.
+    """
     import torch
 
     if batch is None:
+        return None
+    ids: Any = batch.get("input_ids")
+    if ids is not None and tuple(ids.shape[1:]) != (workload.seq_len,):
         return None
     tensors = {name: each for name, each in batch.items() if isinstance(each, torch.Tensor) and each.ndim}
     rows = {len(each) for each in tensors.values()}
