@@ -58,3 +58,23 @@ def test_a_collator_with_a_seed_draws_the_same_afterwards(make, given):
     batch = longest_batch(SimpleNamespace(train_dataset=ROWS, data_collator=given(looked_at), args=arguments), 2)
     assert batch["input_ids"].shape == (2, 8)
     assert looked_at.drawn() == left_alone.drawn() and looked_at.made == left_alone.made
+
+
+def sharing():
+    """Return a collator that draws from a generator around it, and that generator."""
+    generator = torch.Generator().manual_seed(7)
+
+    def collate(items):
+        return {"input_ids": torch.tensor(items)[:, None], "noise": torch.rand(3, generator=generator)}
+
+    return collate, generator
+
+
+def test_items_of_any_kind_go_through_the_collator():
+    """A list of numbers has a batch, and a generator that the collator's function shares is as before."""
+    collate, generator = sharing()
+    before = generator.get_state()
+    arguments = SimpleNamespace(remove_unused_columns=True)
+    batch = longest_batch(SimpleNamespace(train_dataset=[3, 4, 5], data_collator=collate, args=arguments), 2)
+    assert batch["input_ids"].shape == (2, 1)
+    assert torch.equal(generator.get_state(), before)

@@ -39,7 +39,10 @@ def of_trainer(trainer: Any) -> int | None:
     """
     template = getattr(trainer, "template", None)
     found = _length(getattr(template, "max_length", None)) or of_arguments(trainer)
-    return found or _of_collator(getattr(trainer, "data_collator", None)) or _of_tokenizer(_tokenizer(trainer))
+    found = found or _of_collator(getattr(trainer, "data_collator", None))
+    if found or getattr(trainer.args, COMPLETION, None):  # of prompts, to which completions are added
+        return found
+    return _of_tokenizer(_tokenizer(trainer))
 
 
 def _of_collator(collator: Any) -> int | None:
