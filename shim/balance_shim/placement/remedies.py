@@ -48,7 +48,7 @@ def remedies_that_fit(plan: Plan, request: Request) -> list[Remedy]:
             other = halved
         if "tuning" in changes:
             other = replace(other, trains=None)
-        if "evaluation" in changes and changes["evaluation"].batch_size != plan.workload.evaluation.batch_size:
+        if "evaluation" in changes and changes["evaluation"].batch_size == 1:
             other = replace(other, evaluation_batch=None)
         if changes.keys() & {"batch_size", "seq_len"}:
             other = replace(other, batch=None)
