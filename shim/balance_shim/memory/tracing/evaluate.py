@@ -15,6 +15,7 @@ from ..workload import Workload
 from . import batch, layers, measure, run
 from .copy import CannotTrace, Trains, traced_copy, tracing_errors
 from .found import ELSEWHERE, Held
+from .inputs import supposed_batches
 from .machine import tracing
 
 
@@ -52,7 +53,7 @@ def trace_evaluation(
         CannotTrace: the model cannot be copied or does not run on shapes.
     """
     with tracing_errors():
-        fed = batch.supposed_batch(model, workload) if fed is None else fed
+        fed = next(iter(supposed_batches(model, workload))) if fed is None else fed
         sample = layers.sample(model, blocks)
         try:
             return _traced(model, blocks, workload, trains, fed, bonds, sample)
