@@ -10,22 +10,18 @@ Each class trains two steps with the Trainer: on the CPU for the losses, on four
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 import re
-import shutil
 import sys
 import tempfile
-import time
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from . import table
 from .classes import Candidate, candidates
-from .server import REPOSITORY, Server
-
-MACHINE = "4x256MiB"
+from .server import Server
+from .trials import MACHINE, record_of
 
 
 def main() -> None:
@@ -51,7 +47,7 @@ def main() -> None:
     todo = _in_turns([each for each in wanted if each.name not in done])
     with Server("") as plain, Server(MACHINE) as machine, output.open("a", encoding="utf-8") as file:
         for number, candidate in enumerate(todo, start=1):
-            record = _record(candidate, plain, machine, options.limit)
+            record = record_of(candidate, plain, machine, options.limit)
             records[candidate.name] = record
             file.write(json.dumps(record) + "\n")
             file.flush()
@@ -59,23 +55,6 @@ def main() -> None:
     chosen = _ordered({each.name: records[each.name] for each in wanted if each.name in records})
     print(table.summary(chosen))
     print(table.failures(chosen, "broken by us", "loss differs", "same failure"))
-
-
-def _record(candidate: Candidate, plain: Server, machine: Server, seconds: int) -> dict[str, Any]:
-    start = time.monotonic()
-    record: dict[str, Any] = dataclasses.asdict(candidate)
-    with tempfile.TemporaryDirectory(prefix="sweep-model-") as folder:
-        request = {"candidate": dataclasses.asdict(candidate), "folder": folder}
-        record["reference"] = plain.run({**request, "do": "make"}, seconds)
-        if "error" not in record["reference"]:
-            for mode in ("off", "balanced"):
-                shutil.rmtree(Path(folder, "out"), ignore_errors=True)
-                asked = {**request, "do": "train", "environment": {"BALANCE_MODE": mode}}
-                record[mode] = machine.run(asked, seconds)
-    for name in ("reference", "off", "balanced"):
-        if name in record and "error" not in record[name] and name != "balanced":
-            record[name].pop("log", None)
-    return {**record, "seconds": round(time.monotonic() - start, 1)}
 
 
 def _in_turns(todo: list[Candidate]) -> list[Candidate]:
@@ -142,6 +121,5 @@ trains under ours. *Same failure*: fails under both.
 """
 
 
-_ = REPOSITORY
 if __name__ == "__main__":
     main()

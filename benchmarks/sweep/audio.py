@@ -18,7 +18,15 @@ FRAMES = 64
 def of(model: Any, parameters: set[str], length: int) -> Iterator[Inputs]:
     """Yield the forms of sound that `model` might take."""
     config = model.config
-    mels = lookup(config, "num_mel_bins", "feature_size", "input_feat_per_channel", "num_mel_features", default=16)
+    mels = lookup(
+        config,
+        "feature_projection_input_dim",
+        "num_mel_bins",
+        "feature_size",
+        "input_feat_per_channel",
+        "num_mel_features",
+        default=16,
+    )
     positions = lookup(config, "max_source_positions", inside="audio")
     waves = ("input_values",) if "input_values" in parameters else ()
     if "audio_values" in parameters:
@@ -27,6 +35,8 @@ def of(model: Any, parameters: set[str], length: int) -> Iterator[Inputs]:
     def wave(name: str) -> Inputs:
         return Inputs(lambda generator: {name: torch.randn(SAMPLES, generator=generator)}, (name,))
 
+    if waves and hasattr(config, "num_mel_bins"):
+        yield _features(waves[0], (lookup(config, "max_length", default=FRAMES), mels), parameters)
     for name in waves:
         yield wave(name)
     for name in ("input_features", "audio_features"):

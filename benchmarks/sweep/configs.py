@@ -61,7 +61,7 @@ FIXED: tuple[tuple[str, Any], ...] = (
     (r"(n_shared_experts|num_shared_experts)", 1),
     (r"num_labels", 3),
     (r"(num_queries)", 12),
-    (r"(num_mel_bins|feature_size|input_feat_per_channel|num_mel_features)", 16),
+    (r"(num_mel_bins|feature_size|input_feat_per_channel|num_mel_features|feature_projection_input_dim)", 16),
     (r"(max_source_positions)", 64),
     (r"(max_position_embeddings|n_positions|max_target_positions|seq_length|n_ctx)", 512),
 )

@@ -20,8 +20,13 @@ def _pinpoints(size: int) -> dict[str, Any]:
 
 
 ONE_STAGE, THREE_STAGES = _resnet("stage4"), _resnet("stage2", "stage3", "stage4")
+DINO = {
+    "model_type": "dinov2", "hidden_size": 64, "num_hidden_layers": 6, "num_attention_heads": 4, "image_size": 56,
+    "patch_size": 14, "out_indices": [2, 3, 4, 6], "reshape_hidden_states": False, "apply_layernorm": True,
+}  # fmt: skip
 EQUAL_HEADS = {"num_key_value_heads": 4}
 OVERRIDES: dict[str, dict[str, Any]] = {
+    "audio-spectrogram-transformer": {"max_length": 64},
     "beit": {"out_indices": [1, 2, 3, 5], "image_size": 224},
     "bit": {"num_groups": 8},
     "blip-2": {"image_token_index": 256, "num_query_tokens": 8},
@@ -29,7 +34,9 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "conditional_detr": ONE_STAGE,
     "dab-detr": ONE_STAGE,
     "deformable_detr": THREE_STAGES,
-    "detr": ONE_STAGE,
+    "depth_anything": {"backbone_config": DINO, "reassemble_hidden_size": 64},
+    "detr": {**ONE_STAGE, "encoder_attention_heads": 8, "decoder_attention_heads": 8},
+    "dpt": {"backbone_out_indices": [1, 2, 4, 5]},
     "dots3_note": EQUAL_HEADS,
     "dots3_note_text": EQUAL_HEADS,
     "efficientnet": {"width_coefficient": 0.5, "depth_coefficient": 1.0},
@@ -51,10 +58,13 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "mllama_vision_model": {
         "intermediate_layers_indices": [1, 3], "num_global_layers": 2, "vision_output_dim": 192, "image_size": 56,
     },
+    "moonshine": {"encoder_num_key_value_heads": 4, "decoder_num_key_value_heads": 4, "pad_token_id": 0},
+    "oneformer": {"num_queries": 24},
     "perceiver": {
         "d_latents": 64, "num_latents": 16, "num_self_attends_per_block": 6, "num_self_attention_heads": 4,
         "num_cross_attention_heads": 1, "max_position_embeddings": 128, "d_model": 64,
     },
+    "prompt_depth_anything": {"backbone_config": DINO, "reassemble_hidden_size": 64},
     "reformer": {
         "axial_pos_embds_dim": [32, 32], "axial_pos_shape": [4, 16], "is_decoder": True, "num_hashes": 1,
         "attn_layers": ["local", "lsh"] * 3, "lsh_attn_chunk_length": 8, "local_attn_chunk_length": 8, "num_buckets": 4,

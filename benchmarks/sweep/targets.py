@@ -31,6 +31,11 @@ def of(model: Any, task: str, parameters: set[str]) -> Iterator[Target]:
     yield Target(lambda row, generator: {}, own_loss=True)
 
 
+def words_of(model: Any) -> int:
+    """Return the id that ordinary words stay below."""
+    return min(200, lookup(model.config, "vocab_size", default=200))
+
+
 def _tokens(model: Any, parameters: set[str]) -> Iterator[Target]:
     def same(row: Row, generator: torch.Generator) -> Row:
         if "input_ids" not in row:
@@ -45,10 +50,10 @@ def _tokens(model: Any, parameters: set[str]) -> Iterator[Target]:
 
 def _answer(model: Any, parameters: set[str]) -> Iterator[Target]:
     def text(row: Row, generator: torch.Generator) -> Row:
-        return {"labels": torch.randint(8, 200, (12,), generator=generator)}
+        return {"labels": torch.randint(8, words_of(model), (12,), generator=generator)}
 
     def with_decoder(row: Row, generator: torch.Generator) -> Row:
-        labels = torch.randint(8, 200, (12,), generator=generator)
+        labels = torch.randint(8, words_of(model), (12,), generator=generator)
         return {"labels": labels, "decoder_input_ids": labels.roll(1)}
 
     if "decoder_input_ids" not in parameters:
