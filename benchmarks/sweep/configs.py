@@ -136,6 +136,8 @@ def _small_list(name: str, value: list[int]) -> list[int] | None:
 def _agree(values: dict[str, Any], default: Any) -> None:
     """Make ids fit the vocabulary, rotary sections the width of a head, and pictures the patches."""
     taken = SPECIAL_IDS
+    if "pad_token_id" in vars(default) and default.pad_token_id is None:
+        values["pad_token_id"] = 0  # classifiers of sequences look for the last token before it
     for name, value in vars(default).items():
         if isinstance(value, int) and not isinstance(value, bool) and re.search(r"token_id(x)?$|_token_index$", name):
             if value >= SPECIAL_IDS:

@@ -98,3 +98,13 @@ def test_members_of_a_sequence_of_like_modules_are_layers():
     model.h = torch.nn.Sequential(*(layer() for _ in range(6)))
     model.head = torch.nn.Linear(4, 2)
     assert [block.name for block in chain(model)] == [*(f"h.{number}" for number in range(6)), "head"]
+
+
+def test_a_parametrized_weight_does_not_make_layers():
+    """A convolution under weight norm, as in Wav2Vec2 and its like, stays one block beside the layers of the model."""
+    from torch import nn
+
+    model = nn.Module()
+    model.positions = nn.utils.parametrizations.weight_norm(nn.Conv1d(8, 8, 3))
+    model.layers = nn.ModuleList(nn.Linear(8, 8) for _ in range(2))
+    assert [block.name for block in chain(model)] == ["positions", "layers.0", "layers.1"]

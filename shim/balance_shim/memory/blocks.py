@@ -66,11 +66,17 @@ def chain(model: "nn.Module", no_split: Collection[str] | None = None) -> tuple[
 def layers_of(model: "nn.Module", no_split: Collection[str] | None = None) -> frozenset[str]:
     """Return the names of the modules that must stay whole; see `chain` for `no_split`."""
     from torch import nn
+    from torch.nn.utils.parametrize import ParametrizationList
 
     classes = frozenset(no_split if no_split is not None else getattr(model, "_no_split_modules", None) or ())
     modules = list(model.named_modules(remove_duplicate=False))
     declared = frozenset(name for name, module in modules if type(module).__name__ in classes)
-    lists = [(name, module) for name, module in modules if isinstance(module, nn.ModuleList)]
+    # The list in which torch keeps the tensors of a weight (weight norm, LoRA as a parametrization) holds no layers.
+    lists = [
+        (name, module)
+        for name, module in modules
+        if isinstance(module, nn.ModuleList) and not isinstance(module, ParametrizationList)
+    ]
     members = frozenset(f"{name}.{child}" for name, module in lists for child, _ in children_of(module))
     if not declared:
         stacked = _stacked(modules)
