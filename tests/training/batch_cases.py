@@ -222,7 +222,7 @@ case("moves", Own(LONGER), steps=3, environ={"BALANCE_MAX_MEMORY": "11MiB", "BAL
 case("moves, off", Own(LONGER), steps=3, mode="off")
 case("recomputing", Own(LONGER), steps=3,
      environ={"BALANCE_MAX_MEMORY": "0=13MiB,1=13MiB,2=0", "BALANCE_GRADIENT_CHECKPOINTING": "auto"})  # fmt: skip
-case("moved portions", Own(LONGER), steps=3, environ={"BALANCE_MAX_MEMORY": "7MiB", "BALANCE_LOSS": "full"})
+case("moved portions", Own(LONGER), steps=3, environ={"BALANCE_MAX_MEMORY": "8MiB", "BALANCE_LOSS": "full"})
 case("ever longer", Own(range(20, 330, 10), rows=31), batch=1, steps=31)
 case("trained again", Own([LONG]), again=1)
 case("model_init", Own([LONG]), init=True, again=1)

@@ -162,7 +162,7 @@ class BatchCheck:
         outcome = plan_in_force(self._request(longest), assumed)
         if state.settings().report != "off" and assumed.workload.differences(outcome.plan.workload):
             log.info(f"the first batch is there: {plan_report.beside(assumed, outcome.plan)}")
-        outcome = self._kept_in_training(moved_if_better(self._trainer, outcome))
+        outcome = self._kept_in_training(moved_if_better(self._trainer, outcome, assumed.workload.guessed))
         if outcome.plan.shortfall and shapes_of(longest, None) != shapes_of(batch, None):
             exact = plan_in_force(self._request(batch), outcome.plan)
             exact = moved_if_better(self._trainer, exact)

@@ -84,12 +84,16 @@ def plan_in_force(request: planner.Request, assumed: Plan) -> Outcome:
     return Outcome(_as_it_is(request, costed, recomputed, assumed), request, costed)
 
 
-def moved_if_better(trainer: Any, outcome: Outcome) -> Outcome:
-    """Return the outcome with the blocks of the model moved, where that pays; maps of the user's stay."""
+def moved_if_better(trainer: Any, outcome: Outcome, for_any_gain: bool = False) -> Outcome:
+    """Return the outcome with the blocks of the model moved, where that pays; maps of the user's stay.
+
+    Args:
+        for_any_gain: whether blocks move to the best map whatever it gains: the one in force rests on a guess.
+    """
     plan = outcome.plan
     # An estimate is no reason to give up a map that was made from a trace.
     if plan.mode == "balanced" and len(set(plan.device_map.values())) > 1 and not plan.is_estimate:
-        return _better(trainer, outcome)
+        return _better(trainer, outcome, for_any_gain)
     return outcome
 
 
@@ -202,11 +206,14 @@ def _scaled(assumed: Plan, workload: Workload) -> Plan:
     return replace(assumed, workload=workload, devices=devices, notes=(*assumed.notes, note), source="formula")
 
 
-def _better(trainer: Any, outcome: Outcome) -> Outcome:
+def _better(trainer: Any, outcome: Outcome, for_any_gain: bool) -> Outcome:
     """Move the blocks if another map is better by a useful margin."""
     request, actual = outcome.request, outcome.plan
     better = planner.solved(request, outcome.costed, actual.recomputed)
-    if better is None or not worth_moving(actual, better):
+    if better is None or better.device_map == actual.device_map:
+        return outcome
+    gains = for_any_gain and better.worst.filled <= actual.worst.filled
+    if not gains and not worth_moving(actual, better):
         return outcome
     if len(set(better.device_map.values())) == 1:
         return outcome
