@@ -225,6 +225,26 @@ def test_folders_that_a_script_makes_for_itself(tmp_path):
     assert first["checkpoints"] == ["checkpoint-1", "checkpoint-2"] and first["timeout"] == 555
 
 
+def test_a_script_that_looks_at_its_weights(tmp_path):
+    """Sizes and values are those of whole weights, what is written to them is trained, and no vocabulary shrinks.
+
+    A weight that is used with gradients outside of its module, where they would be lost, is refused in one line.
+    """
+    models.saved_llama(tmp_path / "model")
+    alone, two, _ = trained_alone_and_by_two("weights.py", ["--model", str(tmp_path / "model")], tmp_path)
+    refused = two[-1].pop("with gradients")
+    assert alone[-1].pop("with gradients") == "computed"
+    assert "`linear` gets a weight" in refused or "`t` gets a weight" in refused
+    assert two[-1] == pytest.approx(alone[-1], rel=1e-5)
+    assert [row["loss"] for row in two if "loss" in row] == pytest.approx(
+        [row["loss"] for row in alone if "loss" in row], **SAME
+    )
+    from safetensors.torch import load_file
+
+    weights = [load_file(tmp_path / name / "model.safetensors") for name in ("alone", "two")]
+    expect_same_weights(weights[1], weights[0])
+
+
 def test_two_trainers_one_of_which_evaluates_first(tmp_path):
     """Arguments made before, an evaluation before the training, a loss that is a mean: all as in one process."""
     alone, two, _ = trained_alone_and_by_two("twice.py", [], tmp_path)

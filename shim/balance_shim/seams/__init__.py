@@ -15,6 +15,7 @@ SEAMS = {
     "peft.peft_model": "balance_shim.seams.peft_model",
     "peft.tuners.lora.model": "balance_shim.seams.peft_lora",
     "accelerate.state": "balance_shim.seams.accelerate_state",
+    "accelerate.accelerator": "balance_shim.seams.accelerator",
     "deepspeed.comm.torch": "balance_shim.seams.deepspeed_comm",
     "swift.cli.main": "balance_shim.seams.launchers",
     "llamafactory.launcher": "balance_shim.seams.launchers",

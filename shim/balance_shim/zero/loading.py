@@ -8,6 +8,7 @@ from ..errors import BalanceError
 from ..seams.guard import insist
 from ..seams.loading_dtype import config_of, dtype_of
 from . import session, untrained
+from .partitioned_parameter import look_whole
 
 # What transformers refuses together with ZeRO-3, or what has no meaning there.
 DROPPED = ("device_map", "max_memory", "offload_folder", "low_cpu_mem_usage")
@@ -24,6 +25,7 @@ def load(original: Callable[..., Any], cls: Any, args: tuple[Any, ...], kwargs: 
     loaded = original(cls, *args, **kwargs)
     model = loaded[0] if isinstance(loaded, tuple) else loaded  # output_loading_info=True
     check(model)
+    look_whole(model)
     untrained.stand_by(model)
     return loaded
 
@@ -88,6 +90,7 @@ def _prepared(cls: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[s
     config = config_of(cls, args, kwargs)
     _refuse_quantized(cls, config, kwargs)
     _latest = dtype = dtype_of(config, kwargs)
+    session.remember_dtype(dtype)
     session.divide_from_now_on(dtype)
     adopt_precision()
     dropped = [name for name in DROPPED if kwargs.get(name) is not None]

@@ -5,15 +5,11 @@ The Trainer gathers the weights before it saves and hands them over; a script th
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import timedelta
 from typing import Any
 
-from ..errors import BalanceError
 from ..seams.guard import attempt, insist
-from . import shared_paths
-
-PATIENCE = 120  # seconds that ranks wait for each other before they gather
-_count = 0
+from . import meeting, shared_paths
+from .partitioned_parameter import is_partitioned
 
 
 def save(original: Callable[..., Any], model: Any, args: tuple[Any, ...], kwargs: dict[str, Any], trained: bool) -> Any:
@@ -67,7 +63,7 @@ def wait_for_all() -> None:
 
 def is_divided(model: Any) -> bool:
     """Whether parameters of `model` are in parts now."""
-    return any(hasattr(each, "ds_id") and each.numel() != each.ds_numel for each in model.parameters())
+    return any(is_partitioned(each) for each in model.parameters())
 
 
 def gathered(model: Any, trained: bool = False) -> dict[str, Any] | None:
@@ -82,7 +78,7 @@ def gathered(model: Any, trained: bool = False) -> dict[str, Any] | None:
     import torch.distributed as dist
     from deepspeed import zero
 
-    _meet()
+    meeting.meet("save_pretrained", "Let every rank call it (only the first writes), or use trainer.save_model()")
     first = dist.get_rank() == 0
     found: dict[str, Any] = {}
     copies: dict[int, Any] = {}  # tied ones are one in the file, too
@@ -102,6 +98,7 @@ def merging_whole(model: Any) -> Iterator[None]:
     """Have each adapted layer of `model` whole while it merges its adapter. Ranks work together."""
     from deepspeed import zero
 
+    meeting.meet("merging adapters")
     adapted = (each for each in model.modules() if hasattr(each, "base_layer"))
     layers = [each for each in adapted if callable(getattr(each, "merge", None))]
 
@@ -121,22 +118,3 @@ def merging_whole(model: Any) -> Iterator[None]:
     finally:
         for layer in layers:
             vars(layer).pop("merge", None)
-
-
-def _meet() -> None:
-    """Wait until all ranks have come to save."""
-    global _count
-    import torch.distributed as dist
-    from torch.distributed import distributed_c10d
-
-    _count += 1
-    store, size = distributed_c10d._get_default_store(), dist.get_world_size()
-    store.set(f"balance_shim/save/{_count}/{dist.get_rank()}", "1")
-    try:
-        store.wait([f"balance_shim/save/{_count}/{rank}" for rank in range(size)], timedelta(seconds=PATIENCE))
-    except RuntimeError:
-        raise BalanceError(
-            f"save_pretrained was called by rank {dist.get_rank()}, but not by all {size} of them within {PATIENCE} "
-            "seconds: under ZeRO-3 each holds a part of the weights. Let every rank call it (only the first writes), "
-            "or use trainer.save_model()"
-        ) from None

@@ -14,6 +14,7 @@ DEFAULT_TIMEOUT = 1800.0  # seconds, as `TrainingArguments.ddp_timeout`; torch's
 # transformers keeps only a weak reference to the config that counts, in every version.
 _alive: list[Any] = []
 _ready = False
+_dtype: Any = None
 
 
 def is_wanted() -> bool:
@@ -71,6 +72,17 @@ def live_config() -> Any:
 
     reference = deepspeed._hf_deepspeed_config_weak_ref
     return None if reference is None else reference()
+
+
+def remember_dtype(dtype: Any) -> None:
+    """Keep the torch dtype of the weights that load now."""
+    global _dtype
+    _dtype = dtype
+
+
+def loaded_dtype() -> Any:
+    """Return the torch dtype of the weights that were loaded last; None before any."""
+    return _dtype
 
 
 def _is_ours_or_dead(deepspeed: Any) -> bool:

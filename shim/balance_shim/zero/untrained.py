@@ -7,7 +7,7 @@ TRL makes one for its reference models. For the rest one is made at the first ca
 from typing import Any
 
 from ..seams.guard import insist
-from . import config
+from . import config, loops
 
 _ENGINE = "_balance_shim_engine"
 
@@ -19,6 +19,7 @@ def stand_by(model: Any) -> None:
         del args
         handle.remove()
         if not has_engine(module):
+            loops.refuse_bare_loop(module)
             insist(f"calling {type(module).__name__}, which no Trainer trains", _give_engine, module)
 
     handle = model.register_forward_pre_hook(before_first_call)

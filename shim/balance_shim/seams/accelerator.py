@@ -1,0 +1,51 @@
+"""`accelerate.accelerator`: a loop of the script's own, without a Trainer, gets DeepSpeed and its config for ZeRO-3."""
+
+from collections.abc import Callable
+from typing import Any
+
+from ..versions import version_text
+from ..zero import loops, session
+from . import registry
+from .guard import SeamMoved, insist
+
+
+def apply(module: Any) -> None:
+    """Patch `accelerate.accelerator`.
+
+    Raises:
+        SeamMoved: this version has no such class, or it clips elsewhere.
+    """
+    accelerator = getattr(module, "Accelerator", None)
+    for name in ("__init__", "clip_grad_norm_", "clip_grad_value_"):
+        if not callable(getattr(accelerator, name, None)):
+            raise SeamMoved(f"accelerate.Accelerator.{name}", version_text("accelerate"))
+    registry.replace(accelerator, "__init__", _around_init)
+    registry.replace(accelerator, "clip_grad_norm_", _around_clip_norm)
+    registry.replace(accelerator, "clip_grad_value_", _around_clip_value)
+
+
+def _around_init(original: Callable[..., Any]) -> Callable[..., Any]:
+    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
+        if session.is_wanted():
+            kwargs = insist("preparing an Accelerator for ZeRO-3", loops.with_plugin, kwargs)
+        original(self, *args, **kwargs)
+
+    return __init__
+
+
+def _around_clip_norm(original: Callable[..., Any]) -> Callable[..., Any]:
+    def clip_grad_norm_(self: Any, parameters: Any, max_norm: Any, *args: Any, **kwargs: Any) -> Any:
+        if session.is_wanted():
+            insist("clipping gradients", loops.check_clipping, self, max_norm)
+        return original(self, parameters, max_norm, *args, **kwargs)
+
+    return clip_grad_norm_
+
+
+def _around_clip_value(original: Callable[..., Any]) -> Callable[..., Any]:
+    def clip_grad_value_(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if session.is_wanted():
+            insist("clipping gradients", loops.refuse_clipping_by_value, self)
+        return original(self, *args, **kwargs)
+
+    return clip_grad_value_

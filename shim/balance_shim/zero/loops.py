@@ -1,0 +1,86 @@
+"""Training loops of the script's own under ZeRO-3: those of accelerate get an engine, bare ones are refused.
+
+The Trainer hands accelerate a DeepSpeed plugin that `TrainingArguments` have made. A script that makes its own
+`Accelerator` has none, while its model has been partitioned: its optimizer would train empty tensors.
+"""
+
+from typing import Any
+
+from .. import log
+from ..errors import BalanceError
+from . import config, session
+
+_ours: list[Any] = []  # the plugins that were made here
+
+
+def with_plugin(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Return the keyword arguments of an `Accelerator` with a DeepSpeed plugin, unless it has or will find another.
+
+    Raises:
+        BalanceError: ZeRO-3 cannot be had, or the script asks for FSDP or Megatron.
+    """
+    from accelerate.state import AcceleratorState
+    from accelerate.utils import DeepSpeedPlugin
+
+    if arguments.get("deepspeed_plugin") is not None or arguments.get("deepspeed_plugins") is not None:
+        return arguments  # the Trainer's, or one of the script's own
+    if AcceleratorState._shared_state.get("deepspeed_plugins") is not None:
+        return arguments  # which the new Accelerator shares
+    for other in ("fsdp_plugin", "megatron_lm_plugin"):
+        if arguments.get(other) is not None:
+            raise BalanceError(f"BALANCE_MODE=zero3: the script gives its Accelerator a {other}; unset BALANCE_MODE")
+    session.begin()
+    settings, _ = config.for_training(None)
+    if settings.get("gradient_clipping") == "auto":
+        del settings["gradient_clipping"]  # nothing says what it would be
+    if arguments.get("mixed_precision") is None:
+        settings.update(config.precision(session.loaded_dtype()))
+    plugin = DeepSpeedPlugin(hf_ds_config=settings)
+    plugin.set_deepspeed_weakref()
+    _ours.append(plugin)
+    log.once("info", "the script's Accelerator trains with DeepSpeed ZeRO-3")
+    return {**arguments, "deepspeed_plugin": plugin}
+
+
+def check_clipping(accelerator: Any, max_norm: Any) -> None:
+    """Refuse to clip where DeepSpeed, which has made its step by then, has not been told to.
+
+    Raises:
+        BalanceError: the config has no `gradient_clipping`, or another.
+    """
+    plugin = getattr(accelerator.state, "deepspeed_plugin", None)
+    if not any(plugin is each for each in _ours):
+        return
+    clipping = plugin.deepspeed_config.get("gradient_clipping")
+    if clipping != float(max_norm):
+        raise BalanceError(
+            f"BALANCE_MODE=zero3: the script clips gradients to {float(max_norm)}, while DeepSpeed, which clips in "
+            f"its own step, has {clipping or 'no clipping'} in its config; set "
+            f"BALANCE_ZERO_CONFIG='{{\"gradient_clipping\": {float(max_norm)}}}'"
+        )
+
+
+def refuse_clipping_by_value(accelerator: Any) -> None:
+    """Refuse what DeepSpeed cannot do.
+
+    Raises:
+        BalanceError: always, under a plugin of ours.
+    """
+    if any(getattr(accelerator.state, "deepspeed_plugin", None) is each for each in _ours):
+        raise BalanceError("BALANCE_MODE=zero3: DeepSpeed cannot clip gradients by value; clip by norm instead")
+
+
+def refuse_bare_loop(model: Any) -> None:
+    """Refuse to run `model`, which has no engine, forward for a training that nobody has prepared.
+
+    Raises:
+        BalanceError: gradients would be wanted.
+    """
+    import torch
+
+    trains = any(each.requires_grad for each in model.parameters())
+    if model.training and torch.is_grad_enabled() and trains:
+        raise BalanceError(
+            f"BALANCE_MODE=zero3: {type(model).__name__} is partitioned, and trains in a loop without a Trainer or "
+            "`Accelerator().prepare(...)`, either of which gives it DeepSpeed's engine; use one, or unset BALANCE_MODE"
+        )

@@ -1,0 +1,152 @@
+"""A partitioned weight as a script sees it: with the shape of the whole, and never with the values of nothing.
+
+DeepSpeed leaves an empty tensor in the place of a weight that is partitioned. A script that asks for its shape gets 0,
+and what it decides then (transformers' own run_clm resizes the vocabulary) is wrong without a word. Here such a
+parameter answers for the whole weight: its sizes at once; its values by gathering them, which all ranks have to do
+together. DeepSpeed itself, which relies on the empty tensor, sees it as it is, and so do torch and accelerate where
+they handle parameters without looking into them.
+"""
+
+import sys
+from typing import Any
+
+import torch
+
+from ..errors import BalanceError
+from . import meeting
+
+# Packages whose own code knows of, or does not care for, the empty tensors. transformers gathers before it looks.
+KNOWING = ("deepspeed", "torch", "accelerate", "transformers", "peft", "balance_shim")
+# A module of DeepSpeed's that is called in place of torch.nn.functional.linear, so by anybody.
+FOR_ANYBODY = "deepspeed.runtime.zero.linear"
+
+_SIZES = {
+    torch.Tensor.size: lambda whole, dim=None: whole if dim is None else whole[dim],
+    torch.Tensor.dim: len,
+    torch.Tensor.ndimension: len,
+    torch.Tensor.numel: torch.Size.numel,
+    torch.Tensor.nelement: torch.Size.numel,
+    torch.Tensor.__len__: lambda whole: whole[0],
+    torch.Tensor.shape.__get__: lambda whole: whole,
+    torch.Tensor.ndim.__get__: len,
+}  # fmt: skip
+_NAMED = {"shape": torch.Tensor.shape, "ndim": torch.Tensor.ndim}
+
+
+class PartitionedParameter(torch.nn.Parameter):
+    """The class that `look_whole` gives to a parameter that DeepSpeed has partitioned."""
+
+    @classmethod
+    def __torch_function__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        del types
+        kwargs = kwargs or {}
+        with torch._C.DisableTorchFunctionSubclass():
+            if _is_getter(function) or _asked_by_the_knowing():
+                return function(*args, **kwargs)
+            parts = [each for each in _leaves((args, kwargs)) if is_partitioned(each)]
+            if not parts:
+                return function(*args, **kwargs)
+            answer = _SIZES.get(function)
+            if answer is not None:
+                return answer(torch.Size(parts[0].ds_shape), *args[1:], **kwargs)
+            # Inside of an autograd function grad mode is off, whatever it is for the program.
+            with_gradients = torch.is_grad_enabled() or _caller(1) == FOR_ANYBODY
+            return _gathered(function, parts, args, kwargs, with_gradients)
+
+    @property
+    def shape(self) -> torch.Size:  # type: ignore[override]
+        return torch.Size(self.ds_shape) if is_partitioned(self) and not _asked_by_the_knowing() else _plain_shape(self)
+
+    @property
+    def ndim(self) -> int:  # type: ignore[override]
+        return len(self.shape) if is_partitioned(self) and not _asked_by_the_knowing() else _plain_ndim(self)
+
+    @property
+    def data(self) -> torch.Tensor:  # type: ignore[override]
+        if is_partitioned(self) and not _asked_by_the_knowing():
+            raise BalanceError(
+                f"BALANCE_MODE=zero3: the script reads `.data` of a weight of shape {tuple(self.ds_shape)} that is "
+                "partitioned; put `with deepspeed.zero.GatheredParameters([weight], modifier_rank=0):` around it"
+            )
+        return _plain_data.__get__(self)
+
+    @data.setter
+    def data(self, value: torch.Tensor) -> None:
+        _plain_data.__set__(self, value)
+
+
+_plain_data: Any = torch.Tensor.data
+
+
+def _plain_shape(tensor: torch.Tensor) -> torch.Size:
+    with torch._C.DisableTorchFunctionSubclass():
+        return torch.Tensor.shape.__get__(tensor)  # type: ignore[attr-defined]
+
+
+def _plain_ndim(tensor: torch.Tensor) -> int:
+    with torch._C.DisableTorchFunctionSubclass():
+        return int(torch.Tensor.ndim.__get__(tensor))  # type: ignore[attr-defined]
+
+
+def look_whole(model: torch.nn.Module) -> None:
+    """Have the partitioned parameters of `model` answer for the whole weights."""
+    for parameter in model.parameters():
+        if hasattr(parameter, "ds_id") and type(parameter) is torch.nn.Parameter:
+            parameter.__class__ = PartitionedParameter
+
+
+def is_partitioned(value: Any) -> bool:
+    """Return whether `value` is a parameter of which this rank has a part only, at this moment."""
+    if not isinstance(value, torch.nn.Parameter) or "ds_id" not in vars(value):
+        return False
+    with torch._C.DisableTorchFunctionSubclass():
+        return torch.Tensor.numel(value) != value.ds_numel  # type: ignore[attr-defined]
+
+
+def _gathered(function: Any, parts: list[Any], args: Any, kwargs: Any, with_gradients: bool) -> Any:
+    """Return what `function` gives for whole weights; written to, they are partitioned again with the new values.
+
+    Raises:
+        BalanceError: gradients would be wanted, or not all ranks are here.
+    """
+    from deepspeed import zero
+
+    name = getattr(function, "__name__", str(function))
+    writes = name in ("__setitem__", "copy_") or (name.endswith("_") and not name.endswith("__"))
+    if with_gradients and any(each.requires_grad for each in parts) and not writes:
+        raise BalanceError(
+            f"BALANCE_MODE=zero3: `{name}` gets a weight of shape {tuple(parts[0].ds_shape)} that is partitioned, "
+            "outside of the module that it belongs to: its gradient would be lost. Call the module instead, or set "
+            "BALANCE_MODE=balanced"
+        )
+    meeting.meet(f"`{name}` of a partitioned weight")
+    with zero.GatheredParameters(parts, modifier_rank=0 if writes else None):
+        result = function(*args, **kwargs)
+        # What refers to the whole weight would be emptied with it.
+        shares = isinstance(result, torch.Tensor) and not writes
+        return result.clone() if shares and any(result._base is each for each in parts) else result
+
+
+def _asked_by_the_knowing() -> bool:
+    """Return whether the code that asks belongs to a package that knows of partitioned weights."""
+    name = _caller(2)
+    return name != FOR_ANYBODY and name.partition(".")[0] in KNOWING
+
+
+def _caller(frames: int) -> str:
+    """Return the name of the module of the code that is so many frames above the function that calls this."""
+    frame: Any = sys._getframe(frames + 1)
+    return str(frame.f_globals.get("__name__", ""))
+
+
+def _is_getter(function: Any) -> bool:
+    """Return whether `function` reads or sets an attribute, such as `requires_grad` or `device`."""
+    return getattr(function, "__name__", "") in ("__get__", "__set__", "__delete__") and function not in _SIZES
+
+
+def _leaves(value: Any) -> list[Any]:
+    if isinstance(value, (list, tuple)):
+        return [leaf for each in value for leaf in _leaves(each)]
+    if isinstance(value, dict):
+        return [leaf for each in value.values() for leaf in _leaves(each)]
+    return [value]

@@ -1,0 +1,54 @@
+"""A script that looks at its weights, changes some, resizes the vocabulary as run_clm does, and trains.
+
+python weights.py --model FOLDER --output FOLDER --losses FILE [--batch-size 2]
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, Trainer, TrainingArguments, set_seed
+
+parser = argparse.ArgumentParser()
+parser.add_argument("--model", required=True)
+parser.add_argument("--output", required=True)
+parser.add_argument("--losses", required=True)
+parser.add_argument("--batch-size", type=int, default=1)
+options = parser.parse_args()
+
+arguments = TrainingArguments(
+    output_dir=options.output, max_steps=3, per_device_train_batch_size=options.batch_size, learning_rate=1e-3,
+    logging_steps=1, save_strategy="no", report_to=[], disable_tqdm=True,
+)  # fmt: skip
+set_seed(42)
+model = AutoModelForCausalLM.from_pretrained(options.model)
+weight = model.get_input_embeddings().weight
+tokens = 100  # fewer than the embedding has
+if tokens > weight.shape[0]:
+    model.resize_token_embeddings(tokens)
+seen = {
+    "shape": str(tuple(weight.shape)), "size": str(tuple(weight.size())), "dim": weight.dim(), "len": len(weight),
+    "numel": weight.numel(),
+    "parameters": sum(each.numel() for each in model.parameters()), "layers": model.lm_head.weight.ndim,
+}  # fmt: skip
+with torch.no_grad():
+    seen["norm"] = float(weight.norm())
+    seen["mean"] = float(weight.float().mean())
+    seen["value"] = weight[3, 4].item()
+    weight[-5:] = weight[:-5].mean(0)
+    model.lm_head.weight.mul_(0.5)
+    seen["written"] = float(weight[-1].sum()) + float(model.lm_head.weight.sum())
+try:
+    torch.nn.functional.linear(torch.ones(1, weight.shape[1]), weight)
+    seen["with gradients"] = "computed"
+except RuntimeError as error:
+    seen["with gradients"] = str(error)
+
+rows = [torch.randint(1, 100, (10,), generator=torch.Generator().manual_seed(index)) for index in range(8)]
+trainer = Trainer(model, arguments, train_dataset=[{"input_ids": row, "labels": row} for row in rows])
+trainer.train()
+trainer.save_model(options.output)
+if arguments.process_index == 0:
+    logged = [*trainer.state.log_history, seen]
+    Path(options.losses).write_text("".join(json.dumps(entry) + "\n" for entry in logged))
