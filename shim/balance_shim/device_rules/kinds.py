@@ -46,7 +46,8 @@ class DeviceKind(NamedTuple):
 
 # Compute capabilities are those of developer.nvidia.com/cuda-gpus; gfx numbers those of ROCm's list of supported
 # hardware. "reported": the total that torch's out-of-memory errors name in public issues; it differs by up to 0.2 GiB
-# with driver and ECC. "data sheet": the vendor's size, of which torch will report 1 to 3 % less.
+# with driver and ECC. "read": seen in nvidia-smi on such a machine. "unchecked": written from memory, not looked up.
+# "data sheet": the vendor's size, of which torch will report 1 to 3 % less.
 _CUDA_GPUS = "capability: developer.nvidia.com/cuda-gpus; memory: "
 _ROCM_GPUS = "gfx number: rocm.docs.amd.com, supported GPUs; memory: "
 
@@ -64,34 +65,34 @@ def _rocm(name: str, product: str, gib: float, capability: Capability, memory_so
 
 
 KINDS = (
-    _cuda("B200", "NVIDIA B200", 178.3, (10, 0), "reported (183,359 MiB in nvidia-smi)"),
-    _cuda("H200", "NVIDIA H200", 139.7, (9, 0), "reported (143,771 MiB in nvidia-smi)"),
-    _cuda("H100", "NVIDIA H100 80GB HBM3", 79.1, (9, 0), "reported (81,559 MiB in nvidia-smi)"),
-    _cuda("H100-PCIe", "NVIDIA H100 PCIe", 79.1, (9, 0), "reported (81,559 MiB in nvidia-smi)"),
-    _cuda("H20", "NVIDIA H20", 95.0, (9, 0), "reported (97,871 MiB in nvidia-smi)"),
+    _cuda("B200", "NVIDIA B200", 178.3, (10, 0), "unchecked (183,359 MiB in nvidia-smi)"),
+    _cuda("H200", "NVIDIA H200", 139.7, (9, 0), "read (143,771 MiB in nvidia-smi)"),
+    _cuda("H100", "NVIDIA H100 80GB HBM3", 79.1, (9, 0), "read (81,559 MiB in nvidia-smi)"),
+    _cuda("H100-PCIe", "NVIDIA H100 PCIe", 79.1, (9, 0), "unchecked (81,559 MiB in nvidia-smi)"),
+    _cuda("H20", "NVIDIA H20", 95.0, (9, 0), "unchecked (97,871 MiB in nvidia-smi)"),
     _cuda("A100-80GB", "NVIDIA A100-SXM4-80GB", 79.1, (8, 0), "reported (levihsu/OOTDiffusion#235: 79.25)"),
     _cuda("A100-40GB", "NVIDIA A100-SXM4-40GB", 39.39, (8, 0), "bottlerocket-os/bottlerocket#3873: 42,298,834,944"),
-    _cuda("A40", "NVIDIA A40", 44.4, (8, 6), "reported (46,068 MiB in nvidia-smi)"),
-    _cuda("A10", "NVIDIA A10", 22.0, (8, 6), "reported (23,028 MiB in nvidia-smi)"),
-    _cuda("A10G", "NVIDIA A10G", 22.0, (8, 6), "reported (23,028 MiB in nvidia-smi)"),
-    _cuda("L40S", "NVIDIA L40S", 44.4, (8, 9), "reported (46,068 MiB in nvidia-smi)"),
-    _cuda("L4", "NVIDIA L4", 22.0, (8, 9), "reported (23,034 MiB in nvidia-smi)"),
-    _cuda("V100-32GB", "Tesla V100-SXM2-32GB", 31.7, (7, 0), "reported (32,768 MiB in nvidia-smi)"),
-    _cuda("V100-16GB", "Tesla V100-SXM2-16GB", 15.77, (7, 0), "reported (16,384 MiB in nvidia-smi)"),
-    _cuda("P100", "Tesla P100-PCIE-16GB", 15.89, (6, 0), "reported (16,384 MiB in nvidia-smi)"),
+    _cuda("A40", "NVIDIA A40", 44.4, (8, 6), "unchecked (46,068 MiB in nvidia-smi)"),
+    _cuda("A10", "NVIDIA A10", 22.0, (8, 6), "unchecked (23,028 MiB in nvidia-smi)"),
+    _cuda("A10G", "NVIDIA A10G", 22.0, (8, 6), "unchecked (23,028 MiB in nvidia-smi)"),
+    _cuda("L40S", "NVIDIA L40S", 44.4, (8, 9), "unchecked (46,068 MiB in nvidia-smi)"),
+    _cuda("L4", "NVIDIA L4", 22.0, (8, 9), "unchecked (23,034 MiB in nvidia-smi)"),
+    _cuda("V100-32GB", "Tesla V100-SXM2-32GB", 31.7, (7, 0), "unchecked (32,768 MiB in nvidia-smi)"),
+    _cuda("V100-16GB", "Tesla V100-SXM2-16GB", 15.77, (7, 0), "unchecked (16,384 MiB in nvidia-smi)"),
+    _cuda("P100", "Tesla P100-PCIE-16GB", 15.89, (6, 0), "unchecked (16,384 MiB in nvidia-smi)"),
     _cuda("T4", "Tesla T4", 14.56, (7, 5), "reported (Zheng-Chong/CatVTON#133; older drivers 14.75)"),
-    _cuda("RTX-PRO-6000", "NVIDIA RTX PRO 6000 Blackwell Workstation Edition", 94.9, (12, 0), "reported"),
-    _cuda("RTX6000-Ada", "NVIDIA RTX 6000 Ada Generation", 47.5, (8, 9), "reported (49,140 MiB in nvidia-smi)"),
-    _cuda("RTX-A6000", "NVIDIA RTX A6000", 47.5, (8, 6), "reported (49,140 MiB in nvidia-smi)"),
-    _cuda("RTX5090", "NVIDIA GeForce RTX 5090", 31.36, (12, 0), "reported (32,607 MiB in nvidia-smi)"),
-    _cuda("RTX5080", "NVIDIA GeForce RTX 5080", 15.5, (12, 0), "reported (16,303 MiB in nvidia-smi)"),
+    _cuda("RTX-PRO-6000", "NVIDIA RTX PRO 6000 Blackwell Workstation Edition", 94.9, (12, 0), "unchecked"),
+    _cuda("RTX6000-Ada", "NVIDIA RTX 6000 Ada Generation", 47.5, (8, 9), "unchecked (49,140 MiB in nvidia-smi)"),
+    _cuda("RTX-A6000", "NVIDIA RTX A6000", 47.5, (8, 6), "unchecked (49,140 MiB in nvidia-smi)"),
+    _cuda("RTX5090", "NVIDIA GeForce RTX 5090", 31.36, (12, 0), "unchecked (32,607 MiB in nvidia-smi)"),
+    _cuda("RTX5080", "NVIDIA GeForce RTX 5080", 15.5, (12, 0), "unchecked (16,303 MiB in nvidia-smi)"),
     _cuda("RTX4090", "NVIDIA GeForce RTX 4090", 23.64, (8, 9), "reported (3DTopia/Phidias-Diffusion#8)"),
-    _cuda("RTX4080", "NVIDIA GeForce RTX 4080", 15.7, (8, 9), "reported (16,376 MiB in nvidia-smi)"),
-    _cuda("RTX4070", "NVIDIA GeForce RTX 4070", 11.7, (8, 9), "reported (12,282 MiB in nvidia-smi)"),
+    _cuda("RTX4080", "NVIDIA GeForce RTX 4080", 15.7, (8, 9), "unchecked (16,376 MiB in nvidia-smi)"),
+    _cuda("RTX4070", "NVIDIA GeForce RTX 4070", 11.7, (8, 9), "unchecked (12,282 MiB in nvidia-smi)"),
     _cuda("RTX4060", "NVIDIA GeForce RTX 4060", 7.75, (8, 9), "reported (ESRSchao/EdgeRegNet#2)"),
-    _cuda("RTX3090", "NVIDIA GeForce RTX 3090", 23.69, (8, 6), "reported (24,576 MiB in nvidia-smi)"),
-    _cuda("RTX3080", "NVIDIA GeForce RTX 3080", 9.77, (8, 6), "reported (10,240 MiB in nvidia-smi)"),
-    _cuda("RTX3060", "NVIDIA GeForce RTX 3060", 11.76, (8, 6), "reported (12,288 MiB in nvidia-smi)"),
+    _cuda("RTX3090", "NVIDIA GeForce RTX 3090", 23.69, (8, 6), "unchecked (24,576 MiB in nvidia-smi)"),
+    _cuda("RTX3080", "NVIDIA GeForce RTX 3080", 9.77, (8, 6), "unchecked (10,240 MiB in nvidia-smi)"),
+    _cuda("RTX3060", "NVIDIA GeForce RTX 3060", 11.76, (8, 6), "unchecked (12,288 MiB in nvidia-smi)"),
     _cuda("RTX2080Ti", "NVIDIA GeForce RTX 2080 Ti", 10.75, (7, 5), "reported (RenYurui/StructureFlow#35: 10.76)"),
     _rocm("MI300X", "AMD Instinct MI300X", 191.98, (9, 4), "201,310,208 KiB (ROCm/legacy-rocm-build#4414)"),
     _rocm("MI250X", "AMD Instinct MI250X", 63.98, (9, 0), "data sheet, one of the two dies that torch shows"),
