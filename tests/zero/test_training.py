@@ -246,6 +246,22 @@ def test_a_script_that_looks_at_its_weights(tmp_path):
     expect_same_weights(weights[1], weights[0])
 
 
+def test_a_loop_of_the_scripts_own(tmp_path):
+    """With accelerate it learns what one process learns, and saves whole weights; a bare one is refused in one line."""
+    models.saved_llama(tmp_path / "model")
+    words = ["--model", str(tmp_path / "model")]
+    alone, two, said = trained_alone_and_by_two("own_loop.py", words, tmp_path)
+    assert [row["loss"] for row in two] == pytest.approx([row["loss"] for row in alone], rel=1e-4) and len(two) == 4
+    assert "the script's Accelerator trains with DeepSpeed ZeRO-3" in said
+    from safetensors.torch import load_file
+
+    weights = [load_file(tmp_path / name / "model.safetensors") for name in ("alone", "two")]
+    expect_same_weights(weights[1], weights[0])
+    bare = [*words, "--bare", "--output", str(tmp_path / "bare"), "--losses", str(tmp_path / "bare.jsonl")]
+    refused = run_command([sys.executable, *SHIM, str(SCRIPTS / "own_loop.py"), *bare], TWO)
+    assert refused.returncode == 1 and "trains in a loop without a Trainer" in refused.stderr
+
+
 def test_two_trainers_one_of_which_evaluates_first(tmp_path):
     """Arguments made before, an evaluation before the training, a loss that is a mean: all as in one process."""
     alone, two, _ = trained_alone_and_by_two("twice.py", [], tmp_path)

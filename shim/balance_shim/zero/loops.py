@@ -49,7 +49,7 @@ def check_clipping(accelerator: Any, max_norm: Any) -> None:
         BalanceError: the config has no `gradient_clipping`, or another.
     """
     plugin = getattr(accelerator.state, "deepspeed_plugin", None)
-    if not any(plugin is each for each in _ours):
+    if plugin is None or not any(plugin is each for each in _ours):
         return
     clipping = plugin.deepspeed_config.get("gradient_clipping")
     if clipping != float(max_norm):

@@ -8,6 +8,7 @@ they handle parameters without looking into them.
 """
 
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -20,21 +21,26 @@ KNOWING = ("deepspeed", "torch", "accelerate", "transformers", "peft", "balance_
 # A module of DeepSpeed's that is called in place of torch.nn.functional.linear, so by anybody.
 FOR_ANYBODY = "deepspeed.runtime.zero.linear"
 
-_SIZES = {
-    torch.Tensor.size: lambda whole, dim=None: whole if dim is None else whole[dim],
-    torch.Tensor.dim: len,
-    torch.Tensor.ndimension: len,
-    torch.Tensor.numel: torch.Size.numel,
-    torch.Tensor.nelement: torch.Size.numel,
-    torch.Tensor.__len__: lambda whole: whole[0],
-    torch.Tensor.shape.__get__: lambda whole: whole,
-    torch.Tensor.ndim.__get__: len,
+# Where torch's functions and methods are written that others call.
+TRANSPARENT = ("torch.overrides", "torch._tensor", "torch.functional", "torch.nn.functional")
+
+_tensor: Any = torch.Tensor  # whose attributes are descriptors, which the types of torch do not tell
+_SIZES: dict[Any, Callable[..., Any]] = {
+    _tensor.size: lambda whole, *dim: whole[dim[0]] if dim else whole,
+    _tensor.dim: len,
+    _tensor.ndimension: len,
+    _tensor.numel: torch.Size.numel,
+    _tensor.nelement: torch.Size.numel,
+    _tensor.__len__: lambda whole: whole[0],
+    _tensor.shape.__get__: lambda whole: whole,
+    _tensor.ndim.__get__: len,
 }  # fmt: skip
-_NAMED = {"shape": torch.Tensor.shape, "ndim": torch.Tensor.ndim}
 
 
 class PartitionedParameter(torch.nn.Parameter):
     """The class that `look_whole` gives to a parameter that DeepSpeed has partitioned."""
+
+    ds_shape: torch.Size  # of the whole weight; DeepSpeed's own attribute
 
     @classmethod
     def __torch_function__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -48,7 +54,7 @@ class PartitionedParameter(torch.nn.Parameter):
                 return function(*args, **kwargs)
             answer = _SIZES.get(function)
             if answer is not None:
-                return answer(torch.Size(parts[0].ds_shape), *args[1:], **kwargs)
+                return answer(torch.Size(parts[0].ds_shape), *args[1:], *kwargs.values())
             # Inside of an autograd function grad mode is off, whatever it is for the program.
             with_gradients = torch.is_grad_enabled() or _caller(1) == FOR_ANYBODY
             return _gathered(function, parts, args, kwargs, with_gradients)
@@ -59,10 +65,10 @@ class PartitionedParameter(torch.nn.Parameter):
 
     @property
     def ndim(self) -> int:  # type: ignore[override]
-        return len(self.shape) if is_partitioned(self) and not _asked_by_the_knowing() else _plain_ndim(self)
+        return len(self.ds_shape) if is_partitioned(self) and not _asked_by_the_knowing() else _plain_ndim(self)
 
     @property
-    def data(self) -> torch.Tensor:  # type: ignore[override]
+    def data(self) -> torch.Tensor:
         if is_partitioned(self) and not _asked_by_the_knowing():
             raise BalanceError(
                 f"BALANCE_MODE=zero3: the script reads `.data` of a weight of shape {tuple(self.ds_shape)} that is "
@@ -80,12 +86,13 @@ _plain_data: Any = torch.Tensor.data
 
 def _plain_shape(tensor: torch.Tensor) -> torch.Size:
     with torch._C.DisableTorchFunctionSubclass():
-        return torch.Tensor.shape.__get__(tensor)  # type: ignore[attr-defined]
+        shape: torch.Size = _tensor.shape.__get__(tensor)
+        return shape
 
 
 def _plain_ndim(tensor: torch.Tensor) -> int:
     with torch._C.DisableTorchFunctionSubclass():
-        return int(torch.Tensor.ndim.__get__(tensor))  # type: ignore[attr-defined]
+        return int(_tensor.ndim.__get__(tensor))
 
 
 def look_whole(model: torch.nn.Module) -> None:
@@ -136,7 +143,12 @@ def _asked_by_the_knowing() -> bool:
 def _caller(frames: int) -> str:
     """Return the name of the module of the code that is so many frames above the function that calls this."""
     frame: Any = sys._getframe(frames + 1)
-    return str(frame.f_globals.get("__name__", ""))
+    while frame is not None:
+        name = str(frame.f_globals.get("__name__", ""))
+        if name not in TRANSPARENT:
+            return name
+        frame = frame.f_back
+    return ""
 
 
 def _is_getter(function: Any) -> bool:
