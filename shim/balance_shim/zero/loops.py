@@ -32,7 +32,7 @@ def with_plugin(arguments: dict[str, Any]) -> dict[str, Any]:
     session.begin()
     settings, _ = config.for_training(None)
     if settings.get("gradient_clipping") == "auto":
-        del settings["gradient_clipping"]  # nothing says what it would be
+        settings["gradient_clipping"] = 0.0  # none; left to itself accelerate would clip to 1
     if arguments.get("mixed_precision") is None:
         settings.update(config.precision(session.loaded_dtype()))
     plugin = DeepSpeedPlugin(hf_ds_config=settings)
