@@ -259,7 +259,7 @@ def test_a_loop_of_the_scripts_own(tmp_path):
     expect_same_weights(weights[1], weights[0])
     bare = [*words, "--bare", "--output", str(tmp_path / "bare"), "--losses", str(tmp_path / "bare.jsonl")]
     refused = run_command([sys.executable, *SHIM, str(SCRIPTS / "own_loop.py"), *bare], TWO)
-    assert refused.code == 1 and "trains in a loop without a Trainer" in refused.stderr
+    assert refused.exit_code == 1 and "trains in a loop without a Trainer" in refused.stderr
 
 
 def test_two_trainers_one_of_which_evaluates_first(tmp_path):
