@@ -150,6 +150,10 @@ def _agree(values: dict[str, Any], default: Any) -> None:
         width = (values.get("head_dim") or HIDDEN // HEADS) * rope.get("partial_rotary_factor", 1.0)
         third = max(1, int(width) // 2 * 3 // 8)
         values["rope_parameters"] = {**rope, "mrope_section": [int(width) // 2 - 2 * third, third, third]}
+    if getattr(default, "kv_lora_rank", None) is not None and "num_key_value_heads" in vars(default):
+        values["num_key_value_heads"] = HEADS  # latent attention has no groups
+    if getattr(default, "window_size", None) is not None:
+        return  # pictures have to be a number of windows wide
     image, patch = getattr(default, "image_size", None), getattr(default, "patch_size", None)
     if isinstance(patch, list | tuple) and isinstance(image, list | tuple) and image[0] > 8 * patch[0]:
         values["image_size"] = [4 * each for each in patch]

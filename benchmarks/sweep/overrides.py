@@ -36,7 +36,7 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "deformable_detr": THREE_STAGES,
     "depth_anything": {"backbone_config": DINO, "reassemble_hidden_size": 64},
     "detr": {**ONE_STAGE, "encoder_attention_heads": 8, "decoder_attention_heads": 8},
-    "dpt": {"backbone_out_indices": [1, 2, 4, 5]},
+    "dpt": {"backbone_out_indices": [1, 2, 4, 5], "neck_hidden_sizes": [16] * 4, "fusion_hidden_size": 16},
     "dots3_note": EQUAL_HEADS,
     "dots3_note_text": EQUAL_HEADS,
     "efficientnet": {"width_coefficient": 0.5, "depth_coefficient": 1.0},
@@ -54,6 +54,7 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "llava_onevision": _pinpoints(64),
     "mamba2": {"num_heads": 8, "head_dim": 16},
     "mask2former": {"feature_size": 64, "mask_feature_size": 64},
+    "layoutlmv3": {"coordinate_size": 12, "shape_size": 8, "input_size": 64, "image_size": 64},
     "mllama_text_model": {"cross_attention_layers": [1, 4]},
     "mllama_vision_model": {
         "intermediate_layers_indices": [1, 3], "num_global_layers": 2, "vision_output_dim": 192, "image_size": 56,

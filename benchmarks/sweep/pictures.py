@@ -120,9 +120,9 @@ def with_words(model: Any, parameters: set[str], length: int) -> Iterator[Inputs
                 if "attention_mask" in parameters and "input_ids" in parameters:
                     made["attention_mask"] = torch.ones(len(ids), dtype=torch.long)
                 if "mm_token_type_ids" in parameters:
-                    made["mm_token_type_ids"] = (ids == token).long()
+                    made["mm_token_type_ids"] = ids.eq(-1 if token is None else token).long()
                 elif "token_type_ids" in parameters and "bbox" not in parameters:
-                    made["token_type_ids"] = (ids == token).long()
+                    made["token_type_ids"] = ids.eq(-1 if token is None else token).long()
                 return made
 
             return row
