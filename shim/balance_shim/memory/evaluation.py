@@ -51,8 +51,9 @@ class Evaluation:
             return 0, 0
         labels = self.seq_len * LABEL_BYTES
         row = (outputs / self.batch_size if self.returns == "logits" else labels) + labels
-        before = max(0, self.kept_rows - self.batch_size)
-        if not self.joined or not before:
+        # While the last whole batch runs; one with fewer rows behind it takes less.
+        before = max(0, self.kept_rows // self.batch_size - 1) * self.batch_size
+        if not self.joined or not self.piles_up:
             return int(before * row), int(self.kept_rows * row)
         batch_before = self.batch_size if before > self.batch_size else 0
         return int((before + batch_before) * row), int(2 * self.kept_rows * row)
