@@ -24,7 +24,7 @@ def llama(**changes: Any) -> Any:
 def saved_llama(folder: Any, **changes: Any) -> Any:
     """Write a small Llama, untied by default, with random weights and no tokenizer, to `folder` and return it."""
     torch.manual_seed(0)
-    config = transformers.LlamaConfig(**SIZES, num_key_value_heads=2, **changes)
+    config = transformers.LlamaConfig(**{**SIZES, "num_key_value_heads": 2, **changes})
     transformers.LlamaForCausalLM(config).save_pretrained(folder)
     return folder
 

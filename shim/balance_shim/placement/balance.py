@@ -9,7 +9,7 @@ from ..memory.compose import NOTHING, RunPeaks, merged
 from ..memory.cost import BlockCost
 from .chain import Chain, Group, Link, chain_of
 from .map_file import DeviceMap
-from .plan import CostedModel, lower_bound
+from .plan import CostedModel, evaluate, lower_bound
 from .solver import least_fill, partition
 
 # A crossing more costs time in each step, so that it must bring the worst device down by this part at least.
@@ -43,10 +43,27 @@ def balance(costed: CostedModel, devices: Sequence[Device]) -> DeviceMap:
     """Return the best map found: layers in a row that passes each device once, embedding, tower and head anywhere.
 
     For each order of devices and place of the groups that is tried, no other map has a lower worst fill fraction.
+    The head is on `costed.head_device`, unless the model fits only if it is elsewhere.
 
     Raises:
         DoesNotFit: the weights alone do not fit the devices without going to the host.
     """
+    if costed.head_device is None:
+        return _balanced(costed, devices)
+    free = replace(costed, head_device=None)
+    if costed.head_device not in {device.index for device in devices}:
+        return _balanced(free, devices)
+    try:
+        together = _balanced(costed, devices)
+    except DoesNotFit:
+        return _balanced(free, devices)
+    if not evaluate("balanced", costed, together, devices).shortfall:
+        return together
+    elsewhere = _balanced(free, devices)
+    return together if evaluate("balanced", free, elsewhere, devices).shortfall else elsewhere
+
+
+def _balanced(costed: CostedModel, devices: Sequence[Device]) -> DeviceMap:
     least = lower_bound(costed, devices) / max(device.capacity for device in devices)
     chain, split = (chain_of(costed, whole_tower) for whole_tower in (True, False))
     device_map, fill = _solve(chain, costed.first, devices, least)
@@ -108,12 +125,19 @@ def _layouts(groups: Sequence[Group], devices: tuple[Device, ...]) -> Iterator[_
     """Yield layouts, the plainest first: devices in their own order, groups in the row where they may be."""
     for order in _orders(devices):
         home = order.index(devices[0])
-        choices = [
-            [home] if group.pinned else list(range(len(order))) if group.must_leave else [_IN_ROW, *range(len(order))]
-            for group in groups
-        ]
+        choices = [_choices(group, home, [device.index for device in order]) for group in groups]
         combinations = sorted(product(*choices), key=lambda places: sum(place != _IN_ROW for place in places))
         yield from (_Layout(order, places) for places in combinations)
+
+
+def _choices(group: Group, home: int, indices: Sequence[int]) -> list[int]:
+    """Return the places that `group` may have; see `_Layout`."""
+    if group.pinned:
+        return [home]
+    if group.device is not None:
+        return [indices.index(group.device)]
+    anywhere = list(range(len(indices)))
+    return anywhere if group.must_leave else [_IN_ROW, *anywhere]
 
 
 def _orders(devices: tuple[Device, ...]) -> Iterator[tuple[Device, ...]]:

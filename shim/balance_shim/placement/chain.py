@@ -33,16 +33,19 @@ class Group:
         ahead: those that run before the layers.
         behind: those that run after them.
         pinned: whether the device has to be the first one.
-        must_leave: whether the group cannot stand in the chain, because it has a part at both ends or is pinned.
+        device: index of the device that it has to be, if it is not `pinned`; None: any.
+        must_leave: whether the group cannot stand in the chain, because it has a part at both ends or is bound to a
+            device.
     """
 
     ahead: tuple[Link, ...] = ()
     behind: tuple[Link, ...] = ()
     pinned: bool = False
+    device: int | None = None
 
     @property
     def must_leave(self) -> bool:
-        return self.pinned or bool(self.ahead and self.behind)
+        return self.pinned or self.device is not None or bool(self.ahead and self.behind)
 
 
 @dataclass(frozen=True)
@@ -120,15 +123,26 @@ def _are_ends(links: Sequence[Link], holders: Sequence[int]) -> bool:
 
 
 def _groups(links: Sequence[Link], costed: CostedModel) -> list[Group]:
-    """Return the groups of `links`; those that have to be on the first device are in pinned ones."""
+    """Return the groups of `links`; those that have to be on the first device are in pinned ones.
+
+    The head's group is bound to the device of the head that it is compared with, unless it is pinned.
+    """
     home = {id(link) for link in links if link.holds(costed.bonds.on_first)}
     groups = [
-        replace(group, pinned=any(id(link) in home for link in (*group.ahead, *group.behind)))
+        replace(
+            group,
+            pinned=any(id(link) in home for link in (*group.ahead, *group.behind)),
+            device=costed.head_device if _has_head(group) else None,
+        )
         for group in _free_groups(links, costed)
     ]
     grouped = {id(link) for group in groups for link in (*group.ahead, *group.behind)}
     others = tuple(link for link in links if id(link) in home - grouped)
     return [*groups, Group(others, pinned=True)] if others else groups
+
+
+def _has_head(group: Group) -> bool:
+    return any(block.role == "head" for link in (*group.ahead, *group.behind) for block in link.blocks)
 
 
 def _free_groups(links: Sequence[Link], costed: CostedModel) -> list[Group]:

@@ -174,6 +174,7 @@ class CostedModel:
         records: the allocations of each block in the order of the blocks; None for one that was not traced.
         first_record: those of `first`.
         untried: the names of the blocks that no dry run has reached.
+        head_device: index of the device where the head should be; see `compared_heads`. None: any.
     """
 
     model_class: str
@@ -192,6 +193,7 @@ class CostedModel:
     records: tuple[Record | None, ...] = ()
     first_record: Record | None = None
     untried: frozenset[str] = frozenset()
+    head_device: int | None = None
 
 
 def device_of(name: str, device_map: Mapping[str, int | str]) -> int | str | None:

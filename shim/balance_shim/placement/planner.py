@@ -20,7 +20,7 @@ from ..memory.profile import ParameterBytes, Profile, profile
 from ..memory.ties import parameter_count, tied_groups
 from ..memory.workload import Workload
 from ..units import format_size
-from . import careful, evaluated, map_check, proving
+from . import careful, compared_heads, evaluated, map_check, proving
 from .balance import DoesNotFit, balance
 from .map_file import DeviceMap, UserMap
 from .plan import CostedModel, Plan, evaluate
@@ -47,6 +47,8 @@ class Request:
         evaluation_batch: what the model gets when it is evaluated; None: rows like those of `batch`.
         cache: folder of what has been found out before; None: nothing is kept.
         bonds: the blocks that steps have shown to need one device; see `colocations`.
+        head_device: index of the device where the head should be, if that fits; see `compared_heads`. No key has it:
+            it changes which map is chosen, and neither costs nor trials.
         selective: whether layers are recomputed only as far as it takes to fit, whatever `workload` says.
         may_chunk: whether the loss is computed from full logits for no other reason than that the user says so.
         may_halve: whether `BALANCE_PRECISION=bf16` is a remedy: the devices compute in it, and nobody has set another.
@@ -70,6 +72,7 @@ class Request:
     repeats_grouped_keys: bool = True
     bonds: Bonds = NO_BONDS
     evaluation_batch: "Mapping[str, Any] | None" = None
+    head_device: int | None = None
 
     @property
     def architectures(self) -> tuple[Architecture, ...]:
@@ -121,6 +124,7 @@ def cost(request: Request) -> CostedModel:
         records=found.records,
         first_record=found.first_record,
         untried=found.untried,
+        head_device=request.head_device,
     )
 
 
@@ -178,7 +182,7 @@ def solved(request: Request, costed: CostedModel, recomputed: frozenset[str] | N
         DoesNotFit: the weights alone do not fit.
     """
     plan, costed = _settled(request, costed, recomputed)
-    return None if plan is None else careful.noted(plan, costed, request.devices)
+    return None if plan is None else careful.noted(compared_heads.noted(plan, costed), costed, request.devices)
 
 
 def _settled(

@@ -14,8 +14,13 @@ from .table import table
 WORTH_SAYING = 256 * 1024**2  # bytes
 
 
-def show(plan: Plan, report: str, files: int | None = None) -> int | None:
+def show(plan: Plan, report: str, files: int | None = None, number: int = 1) -> int | None:
     """Say what was planned, as `BALANCE_REPORT` asks: "text", "off", or a folder for files beside the text.
+
+    Args:
+        files: the number of the files of an earlier plan for the same model; None: there are none.
+        number: of the model among those in use; from 2 on the heading has it, so that a reference model or a teacher
+            is not taken for the one that trains.
 
     Returns the number of the files, which is `files` where those of an earlier plan for the same model are replaced;
     None where none were written.
@@ -24,7 +29,7 @@ def show(plan: Plan, report: str, files: int | None = None) -> int | None:
         return None
     whose = {"balanced": "balanced map", "map": "the user's map"}[plan.mode]
     headline = (
-        f"{whose} for {plan.model_class} ({_count(plan.parameters)} parameters), predicted for "
+        f"{whose} for {plan.model_class}{_ordinal(number)} ({_count(plan.parameters)} parameters), predicted for "
         f"{plan.workload.describe()} (GiB):"
     )
     remarks = [plan.method] if plan.method not in ("", "traced") else []
@@ -104,6 +109,10 @@ def summary(device_map: DeviceMap, device: int | str) -> str:
             parts.append(last or "the whole model")
     shown = parts if len(parts) <= 4 else [*parts[:3], f"{len(parts) - 3} more"]
     return ", ".join(shown) or "nothing"
+
+
+def _ordinal(number: int) -> str:
+    return "" if number == 1 else f", model {number} in this process"
 
 
 def _count(parameters: int) -> str:

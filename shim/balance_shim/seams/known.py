@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 # Both weakly: the shim must not keep a model, or arguments that hold a process group, alive.
 _arguments: "ref[Any] | None" = None
-_leaving: "list[Mapping[int, int]]" = []
+_leaving: "list[tuple[Mapping[int, int], nn.Module | None]]" = []
 _placed: "WeakKeyDictionary[nn.Module, Placed]" = WeakKeyDictionary()
 _had_no_map: "WeakSet[nn.Module]" = WeakSet()
 _had_map: "WeakSet[nn.Module]" = WeakSet()
@@ -22,12 +22,13 @@ class Placed(NamedTuple):
     """A model that a plan has placed.
 
     `files` is the number of the plan's files in the report folder, if any; `max_memory` is what the script passed to
-    `from_pretrained`.
+    `from_pretrained`; `number` counts the models that were in use when it was placed, from 1.
     """
 
     plan: "Plan"
     files: int | None = None
     max_memory: Any = None
+    number: int = 1
 
 
 def remember_arguments(arguments: Any) -> None:
@@ -73,14 +74,35 @@ def placed_models() -> "list[nn.Module]":
     return list(_placed)
 
 
+def compared_models() -> "list[nn.Module]":
+    """Return the models in use that others may be compared with: those placed, then those with a map of another kind.
+
+    A model that the one that loads now replaces is not among them.
+    """
+    going = _ids_leaving()
+    models = [*_placed, *(each for each in _had_map if each not in _placed)]
+    return [model for model in models if id(model) not in going]
+
+
+def next_number() -> int:
+    """Return the number of the model that loads now among those in use that plans have placed, from 1."""
+    going = _ids_leaving()
+    return 1 + max((each.number for model, each in _placed.items() if id(model) not in going), default=0)
+
+
+def _ids_leaving() -> set[int]:
+    return {id(module) for _, model in _leaving if model is not None for module in model.modules()}
+
+
 @contextmanager
-def leaving(held: Mapping[int, int]) -> Iterator[None]:
+def leaving(held: Mapping[int, int], model: "nn.Module | None" = None) -> Iterator[None]:
     """Have the models that load in this context planned for without what another one holds, which they replace.
 
     Args:
         held: device index -> bytes.
+        model: the one that they replace; None for none.
     """
-    _leaving.append(held)
+    _leaving.append((held, model))
     try:
         yield
     finally:
@@ -89,7 +111,7 @@ def leaving(held: Mapping[int, int]) -> Iterator[None]:
 
 def bytes_leaving() -> Mapping[int, int]:
     """Return device index -> bytes that will be free when the model that loads now is in use."""
-    return _leaving[-1] if _leaving else {}
+    return _leaving[-1][0] if _leaving else {}
 
 
 def placed(model: "nn.Module") -> "tuple[nn.Module, Placed] | None":

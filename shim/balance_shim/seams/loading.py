@@ -16,6 +16,7 @@ from .. import cache, devices, log, state
 from ..memory.bonds import NO_BONDS
 from ..memory.workload import assume, longest_row
 from ..placement import colocations, planner
+from ..placement.compared_heads import device_of_compared_head
 from ..placement.map_file import DeviceMap
 from ..placement.plan import Plan, collapse
 from ..placement.remedies import saved_by_chunks, saved_by_precision, what_would_fit
@@ -252,6 +253,7 @@ def _place(load: _Load) -> DeviceMap | None:
         may_halve=precision.could_halve(),
         cache=folder,
         bonds=colocated.bonds if mode == "balanced" else NO_BONDS,
+        head_device=device_of_compared_head(load.model, known.compared_models()),
     )
     plan: Plan | None
     if mode == "map":
@@ -270,8 +272,9 @@ def _place(load: _Load) -> DeviceMap | None:
             plan = replace(plan, notes=(*plan.notes, line))
             if mode == "map":  # whose notes are not among what is shown
                 log.info(line)
-    files = attempt("reporting the plan", plan_report.show, plan, settings.report, instead=instead)
-    known.remember_placed(load.model, known.Placed(plan, files, load.max_memory))
+    number = known.next_number()
+    files = attempt("reporting the plan", plan_report.show, plan, settings.report, None, number, instead=instead)
+    known.remember_placed(load.model, known.Placed(plan, files, load.max_memory, number))
     if _loads.stack and not _loads.stack[-1].mapped:
         known.remember_no_map(load.model)
     if mode == "balanced" and plan.shortfall and not workload.guessed:

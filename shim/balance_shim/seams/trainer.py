@@ -152,7 +152,7 @@ def _around_call_model_init(original: Callable[..., Any]) -> Callable[..., Any]:
     def call_model_init(self: Any, *args: Any, **kwargs: Any) -> Any:
         before = getattr(self, "model", None)
         leaving = attempt("counting the model that leaves", replaced_model.leaving, self, before, default={})
-        with known.leaving(leaving):
+        with known.leaving(leaving, before if hasattr(before, "modules") else None):
             return original(self, *args, **kwargs)
 
     return call_model_init
@@ -307,7 +307,7 @@ def _prepare(trainer: Any) -> None:
     if placed is None:
         _say_unused(trainer)
         return
-    model, (plan, _, max_memory) = placed
+    model, (plan, _, max_memory, _) = placed
     on_first, looks = computes_loss_on_first_device(model), batch_check.looks_at(trainer)
     outcome = second_pass(trainer, model, plan, on_first, max_memory, may_wait=looks)
     _replanned(trainer, outcome.plan)
@@ -323,7 +323,7 @@ def _replanned(trainer: Any, plan: Plan) -> None:
     known.remember_placed(model, before._replace(plan=plan))
     report = state.settings().report
     if plan.device_map != before.plan.device_map:
-        plan_report.show(plan, report, before.files)
+        plan_report.show(plan, report, before.files, before.number)
     elif before.files is not None:
         plan_report.write(plan, report, before.files)
     watching.replanned(trainer, plan)
@@ -356,7 +356,7 @@ def _rebalance(trainer: Any) -> None:
 
     def moved(better: Plan) -> None:
         known.remember_placed(model, placed[1]._replace(plan=better))
-        plan_report.show(better, state.settings().report, placed[1].files)
+        plan_report.show(better, state.settings().report, placed[1].files, placed[1].number)
         batch_check.replanned(trainer, better)
 
     rebalance.begin(trainer, model, plan, computes_loss_on_first_device(model), moved)

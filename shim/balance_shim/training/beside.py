@@ -11,14 +11,14 @@ from ..seams import known
 def reason_to_stay(trainer: Any) -> str:
     """Return why no block of the model of `trainer` may move; "" where nothing speaks against it.
 
-    Another model of the script's that the shim has placed (a reference model) has the same shapes by its nature; what
+    Another model of the script's that has a device map (a reference model) has the same shapes by its nature; what
     is computed of both comes from their outputs.
     """
     kind = devices.accelerator_type()
     if kind is None:
         return ""
     gc.collect()  # hooks make cycles, so an earlier model may still be there
-    others = {id(each) for model in known.placed_models() for each in (*model.parameters(), *model.buffers())}
+    others = {id(each) for model in known.compared_models() for each in (*model.parameters(), *model.buffers())}
     found = [each for each in kept.twins(kind, trainer.model, trainer.optimizer) if id(each) not in others]
     if not found:
         return ""

@@ -7,15 +7,16 @@ then all that is no layer is put on the first device, and at last the library's 
 
 import random
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 from .. import cache, devices, log, state
+from ..memory.blocks import Block
 from ..memory.bonds import of_all_but_layers
-from ..placement import colocations, planner, proving
+from ..placement import colocations, compared_heads, planner, proving
 from ..placement.balance import DoesNotFit
 from ..placement.library_map import library_map
 from ..placement.move import LostModelError, MoveError, move
@@ -137,7 +138,7 @@ def _change_map(case: _Case, failure: Exception) -> bool:
     placed = known.placed(case.trainer.model)
     kind = devices.accelerator_type()
     assert placed is not None and kind is not None, "looked at before the step"
-    model, (plan, _, max_memory) = placed
+    model, (plan, _, max_memory, _) = placed
     usable = usable_now(case.trainer, model, plan, max_memory)
     workload, batch = actual_workload(case.trainer, plan.workload)
     request = request_for(model, workload, batch, usable, case.loss_on_first(model))
@@ -192,11 +193,16 @@ def _repaired_plan(
     exact = bonds.with_met(seen.blocks) if len(seen.blocks) > 1 else bonds
     exact = exact.with_all(_met_in_dry_run(case, request, costed, plan))
     careful = exact.and_those(of_all_but_layers(costed.blocks))
-    for wanted, done in (
-        (exact, "they are on one device now"),
-        (careful, "all that is no layer is on the first device now"),
-    ):
-        if wanted == bonds:
+    parted = compared_heads.parted(plan, costed)
+    attempts = [(exact, "they are on one device now"), (careful, "all that is no layer is on the first device now")]
+    if request.head_device not in (None, request.devices[0].index):
+        # The head is compared with that of another model: all else is tried before it leaves that device.
+        ahead = exact.and_those(of_all_but_layers(_without_end(costed.blocks)))
+        attempts.insert(1, (ahead, "all ahead of the layers is on the first device now"))
+    if parted:
+        attempts.insert(0, (bonds, "the heads of models of one vocabulary are on one device now"))
+    for wanted, done in attempts:
+        if wanted == bonds and not parted:
             continue
         try:
             better = planner.solved(
@@ -213,6 +219,12 @@ def _repaired_plan(
     if _same(theirs, plan, costed):
         return None
     return theirs, colocations.Colocations(careful, library_map=True), "the library's own map is in force now"
+
+
+def _without_end(blocks: Sequence[Block]) -> Sequence[Block]:
+    """Return the blocks up to the last layer: without norm and head."""
+    last = max((position for position, block in enumerate(blocks) if block.role == "layer"), default=len(blocks))
+    return blocks[: last + 1]
 
 
 def _met_in_dry_run(

@@ -11,12 +11,14 @@ from ..memory.cost import is_estimate
 from ..memory.workload import Workload
 from ..placement import colocations, planner
 from ..placement.balance import DoesNotFit
+from ..placement.compared_heads import device_of_compared_head
 from ..placement.map_file import DeviceMap
 from ..placement.move import MoveError, move
 from ..placement.plan import CostedModel, Plan, device_of, evaluate
 from ..placement.recompute import mixer
 from ..placement.remedies import what_would_fit
 from ..report import plan_report
+from ..seams import known
 from ..seams.guard import attempt
 from ..units import counted, format_size
 from . import beside, micro_batch, precision
@@ -162,6 +164,7 @@ def request_for(
         may_halve=precision.could_halve(),
         cache=cache.folder_of(settings.cache),
         bonds=colocations.of(model).bonds,
+        head_device=device_of_compared_head(model, known.compared_models()),
         evaluation_batch=evaluation_batch,
     )
 
