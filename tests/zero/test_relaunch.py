@@ -67,7 +67,10 @@ def test_inside_another_launcher(environ, launched):
     ("words", "own"),
     [(["/x/bin/accelerate", "launch", "a.py"], True), (["-m", "accelerate.commands.launch", "a.py"], True),
      (["-m", "torch.distributed.run", "a.py"], True), (["/x/bin/swift", "sft"], True), (["train.py"], False),
-     (["-m", "deepspeed_free.train"], False), (["-m", "pkg.accelerate"], False), (["-c", "swift"], False)],
+     (["-m", "deepspeed_free.train"], False), (["-m", "pkg.accelerate"], False), (["-c", "swift"], False),
+     (["/x/bin/trl", "sft"], True), (["-m", "trl.cli.main", "sft"], True), (["-mtrl", "sft"], True),
+     (["/x/trl/scripts/sft.py"], False), (["-m", "trl.scripts.sft"], False), (["-m", "axolotl.cli.train", "c"], False),
+     (["/x/bin/axolotl", "train"], True), (["-m", "accelerate", "launch"], True), (["-u", "-maccelerate"], True)],
 )  # fmt: skip
 def test_programs_with_a_launcher_of_their_own(words, own):
     """They start the ranks themselves, so they are not started several times."""

@@ -4,9 +4,9 @@ import os
 import sys
 from typing import Any
 
-from .. import log
+from .. import log, state
 from ..units import counted
-from ..zero import relaunch, requirements, session
+from ..zero import relaunch, requirements
 
 
 def apply(module: Any) -> None:
@@ -15,7 +15,7 @@ def apply(module: Any) -> None:
     Raises:
         BalanceError: ZeRO-3 is asked for and cannot be had.
     """
-    if not session.is_wanted() or relaunch.is_launched(os.environ) or not relaunch.has_own_launcher(sys.orig_argv):
+    if state.settings().mode != "zero3" or relaunch.is_launched(os.environ) or not relaunch.has_own_launcher(sys.orig_argv):
         return
     if os.environ.get("NPROC_PER_NODE", "").strip() or os.environ.get("NNODES", "").strip():
         return

@@ -8,6 +8,7 @@ import os
 import socket
 import sys
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import NoReturn
 
 from .. import devices, log, simulation, state
@@ -18,9 +19,13 @@ from . import requirements
 # Any of these says that a launcher has started this process, or that it works below one that a launcher has started.
 OF_A_LAUNCHER = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "TORCHELASTIC_RUN_ID", "OMPI_COMM_WORLD_RANK", "PMI_RANK",
                  "MV2_COMM_WORLD_RANK")  # fmt: skip
-# Programs, and modules that `python -m` runs, which start the ranks themselves.
-LAUNCHERS = ("torchrun", "accelerate", "deepspeed", "axolotl", "swift", "megatron", "llamafactory-cli", "llamafactory",
-             "lmf", "torch.distributed", "ray", "mpirun")  # fmt: skip
+# Programs that start the ranks themselves, and the modules behind them: as they are, and with all that is below them.
+# Their other modules (`-m axolotl.cli.train`, `-m trl.scripts.sft`) train.
+LAUNCHERS = ("torchrun", "accelerate", "accelerate-launch", "deepspeed", "axolotl", "swift", "megatron",
+             "llamafactory-cli", "llamafactory", "lmf", "trl", "ray", "mpirun")  # fmt: skip
+LAUNCHER_MODULES = ("accelerate", "axolotl", "deepspeed", "llamafactory", "swift", "trl")
+LAUNCHER_PACKAGES = ("torch.distributed", "accelerate.commands", "axolotl.cli.main", "deepspeed.launcher",
+                     "llamafactory.cli", "megatron", "ray", "swift.cli", "trl.cli")  # fmt: skip
 LAUNCHER = os.path.join(os.path.dirname(os.path.abspath(__file__)), "launcher.py")
 NOTEBOOKS = ("ipykernel", "ipykernel_launcher", "IPython", "ipython", "ipython3", "jupyter")
 
@@ -57,9 +62,18 @@ def has_own_launcher(words: Sequence[str]) -> bool:
         named = program(words)
     except Unrepeatable:
         return False
-    module = named[named.index("-m") + 1] if "-m" in named else ""
-    name = os.path.basename(named[_script_place(named)])
-    return name in LAUNCHERS or any(module == each or module.startswith(f"{each}.") for each in LAUNCHERS)
+    place = _script_place(named)
+    if named[place].startswith("-"):
+        _, joined = _last_option(named[place])
+        module = joined or named[place + 1]
+        return module in LAUNCHER_MODULES or any(f"{module}.".startswith(f"{each}.") for each in LAUNCHER_PACKAGES)
+    return os.path.basename(named[place]) in LAUNCHERS
+
+
+@lru_cache(maxsize=1)
+def is_launcher() -> bool:
+    """Return whether this process starts the ranks, and is none itself."""
+    return not is_launched(os.environ) and not is_worker() and has_own_launcher(sys.orig_argv)
 
 
 def program(words: Sequence[str]) -> list[str]:
@@ -115,6 +129,7 @@ def ensure_launched() -> None:
         BalanceError: that is asked for and not possible.
     """
     if is_launched(os.environ):
+        _say_ignored_count(os.environ)
         return
     if is_worker():  # it works for a process that has its ranks, or it will be started again with that process
         return
@@ -141,6 +156,13 @@ def ensure_launched() -> None:
     several = f"{count} processes" if count > 1 else "1 process"
     log.info(f"starting {several} for ZeRO-3, {'on the CPU' if where is None else f'one for each {where}'}")
     _become(words, threads_for(count))
+
+
+def _say_ignored_count(environ: Mapping[str, str]) -> None:
+    wanted, there = state.settings().nproc, environ.get("LOCAL_WORLD_SIZE") or environ.get("WORLD_SIZE") or "1"
+    ours = environ.get("BALANCE_SHIM_LAUNCHER")
+    if wanted is not None and not ours and there != str(wanted) and environ.get("LOCAL_RANK", "0") == "0":
+        log.once("warning", f"BALANCE_NPROC={wanted} is ignored: a launcher has started {there} on this machine")
 
 
 def process_count() -> int:

@@ -18,8 +18,8 @@ _dtype: Any = None
 
 
 def is_wanted() -> bool:
-    """Whether the mode is zero3."""
-    return state.settings().mode == "zero3"
+    """Whether the mode is zero3, and this process one that trains: not a launcher, which starts those that do."""
+    return state.settings().mode == "zero3" and not relaunch.is_launcher()
 
 
 def begin(ddp_timeout: float | None = None) -> None:
@@ -44,6 +44,7 @@ def begin(ddp_timeout: float | None = None) -> None:
     ranks.die_with_launcher()
     if devices.accelerator_type() is None:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
+        os.environ["ACCELERATE_USE_CPU"] = "false"  # `accelerate launch` says true, and leaves DeepSpeed out then
     _start_group(timeout)
     _ready = True
 
