@@ -1,7 +1,6 @@
 """Programs that start their ranks themselves, ms-swift and LLaMA-Factory: they are told how many in their own words."""
 
 import os
-import sys
 from typing import Any
 
 from .. import log, state
@@ -15,7 +14,7 @@ def apply(module: Any) -> None:
     Raises:
         BalanceError: ZeRO-3 is asked for and cannot be had.
     """
-    if state.settings().mode != "zero3" or relaunch.is_launched(os.environ) or not relaunch.has_own_launcher(sys.orig_argv):
+    if state.settings().mode != "zero3" or not relaunch.is_launcher():
         return
     if os.environ.get("NPROC_PER_NODE", "").strip() or os.environ.get("NNODES", "").strip():
         return

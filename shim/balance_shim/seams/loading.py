@@ -94,7 +94,7 @@ def _around_from_pretrained(original: Callable[..., Any]) -> Callable[..., Any]:
         scripts = attempt("reading in which dtype the script loads", _dtype_of_script, cls, args, kwargs)
         kwargs = insist("BALANCE_PRECISION", precision.adjust_loading, kwargs)
         if state.settings().mode == "zero3" and not session.is_wanted():
-            log.once("warning", f"BALANCE_MODE=zero3 does not act in {sys.argv[0]}, which starts other processes to train")
+            log.once("warning", f"BALANCE_MODE=zero3 does not act in {sys.argv[0]}, which starts the ranks")
         if session.is_wanted():
             return zero_loading.load(original, cls, args, kwargs)
         mapped = kwargs.get("device_map") is not None
