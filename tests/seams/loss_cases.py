@@ -69,7 +69,7 @@ def train(trainer_class=Trainer, device_map="auto", with_labels=True, evaluates=
     model = AutoModelForCausalLM.from_pretrained(model_folder, device_map=device_map)
     set_seed(7)
     data = rows if with_labels else [{"input_ids": row["input_ids"]} for row in rows]
-    trainer = trainer_class(model, arguments, train_dataset=data, eval_dataset=data[:2], callbacks=[StartOfPeaks()])
+    trainer = trainer_class(model, arguments, train_dataset=data, callbacks=[StartOfPeaks()])
     trainer.train()
     peaks = [device.peak for device in simulation.usage()]
     placed = known.placed(trainer.model)
@@ -84,7 +84,7 @@ def train(trainer_class=Trainer, device_map="auto", with_labels=True, evaluates=
         "loss planned": plan and plan.workload.loss,
         "method": plan and plan.method,
         "seen": getattr(trainer, "seen", None),
-        "evaluated": trainer.evaluate()["eval_loss"] if evaluates else None,
+        "evaluated": trainer.evaluate(data[:2])["eval_loss"] if evaluates else None,
     }
 
 
