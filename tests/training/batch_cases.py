@@ -122,10 +122,12 @@ def train(
         save_strategy="no", report_to=[], disable_tqdm=True, learning_rate=1e-3,
         **{"optim": "adamw_torch_fused", **options},
     )  # fmt: skip
+    # The control is one device: under the library's map 4.x stops where the loss meets labels of another one.
+    places = "auto" if balance_shim.status().armed else {"": 0}
     if init:
-        given = {"model_init": lambda: AutoModelForCausalLM.from_pretrained(model_folder, device_map="auto")}
+        given = {"model_init": lambda: AutoModelForCausalLM.from_pretrained(model_folder, device_map=places)}
     else:
-        model = AutoModelForCausalLM.from_pretrained(model_folder, device_map="auto")
+        model = AutoModelForCausalLM.from_pretrained(model_folder, device_map=places)
         if lora:
             import peft
 
@@ -158,7 +160,7 @@ def in_force(trainer):
     placed = known.placed(trainer.model)
     model = trainer.model if placed is None else placed[0]
     return {
-        "map": dict(model.hf_device_map),
+        "map": dict(getattr(model, "hf_device_map", {})),
         "on": {name: each.device.index for name, each in model.named_parameters() if "lora" not in name},
         "recomputed": sum(getattr(each, "gradient_checkpointing", False) is True for each in model.modules()),
         "capacities": [] if placed is None else [device.capacity for device in placed[1].plan.devices],
