@@ -1,10 +1,11 @@
-"""Batches that have pictures on some ranks only: the others run the tower as well, on zeros, and throw it away.
+"""Batches that have pictures on some ranks only: the others run the tower as well, on a made one, and throw it away.
 
 A tower's weights are gathered by all ranks together, so a rank whose batch has no picture would leave the others
-waiting. It runs the tower where they do, right after the embedding, and adds nothing, namely zero times the outcome:
-values and gradients stay what they are, and the backward pass comes through the tower too. That is done also where no
+waiting. It runs the tower where they do, right after the embedding, and adds nothing of the outcome: values and gradients
+stay what they are, and the backward pass comes through the tower too, with gradients of zero. That is done also where no
 rank has a picture any more: what gets no gradient in a step would be trained with that of an earlier one, which
-DeepSpeed (0.16 to 0.19) keeps in a buffer and fills only where there is a new one.
+DeepSpeed (0.16 to 0.19) keeps in a buffer and fills only where there is a new one. (In such a step an optimizer with
+momentum moves the tower, which one process would leave where it is.)
 """
 
 import inspect
@@ -23,6 +24,9 @@ METHODS = {
     "pixel_values_videos": "get_video_features",
     "input_features": "get_audio_features",
 }
+
+
+NEUTRAL = 0.5  # of made pictures: Idefics and its like take those of zeros for padding, and throw them away
 
 
 class Described(NamedTuple):
@@ -78,7 +82,7 @@ class _Towers:
         if any(set(each) != set(ours) for each in everyones):
             log.once(
                 "info",
-                "not every rank's batch has pictures (or sound); those without run the tower too, on zeros",
+                "not every rank's batch has pictures (or sound); those without run the tower too, on made ones",
             )
 
     def after_embedding(self, module: Any, args: tuple[Any, ...], output: Any) -> Any:
@@ -90,8 +94,7 @@ class _Towers:
     def _add_nothing(self, output: Any, missing: list[tuple[str, dict[str, Any]]]) -> Any:
         for part, described in missing:
             features = self.methods[part](**{name: _made(each, output.device) for name, each in described.items()})
-            for tensor in _used(features):
-                output = output + 0 * tensor.sum().to(output.dtype)
+            output = _with_nothing_added(output, _used(features))
         return output
 
     def _described(self, part: str, batch: Mapping[str, Any]) -> dict[str, Any]:
@@ -136,14 +139,34 @@ def _method(model: Any, part: str) -> Callable[..., Any] | None:
 
 
 def _made(described: Any, device: Any) -> Any:
-    """Return the tensor that is described, zeros where its values are not known; anything else as it is."""
+    """Return the tensor that is described, one value where its own are not known; anything else as it is."""
     import torch
 
     if not isinstance(described, Described):
         return described
     if described.values is None:
-        return torch.zeros(described.shape, dtype=described.dtype, device=device)
+        return torch.full(described.shape, NEUTRAL, dtype=described.dtype, device=device)
     return torch.tensor(described.values, dtype=described.dtype, device=device)
+
+
+def _with_nothing_added(output: Any, tensors: list[Any]) -> Any:
+    """Return `output`, from which gradients of zero go to `tensors`.
+
+    Not zero times their sum: that of a half-precision tensor may be infinite.
+    """
+    import torch
+
+    class AddsNothing(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, output: Any, *tensors: Any) -> Any:
+            ctx.likes = [(each.shape, each.dtype, each.device) for each in tensors]
+            return output.view_as(output)
+
+        @staticmethod
+        def backward(ctx: Any, grad: Any) -> Any:
+            return grad, *(torch.zeros(shape, dtype=dtype, device=device) for shape, dtype, device in ctx.likes)
+
+    return AddsNothing.apply(output, *tensors)
 
 
 def _size(described: Mapping[str, Any]) -> int:
@@ -160,7 +183,8 @@ def _used(features: Any) -> list[Any]:
     from torch.utils._pytree import tree_leaves
 
     if getattr(features, "pooler_output", None) is not None:  # transformers 5
-        features = features.pooler_output
+        # Features of inner layers go to the language model, too, where a tower gives them (Qwen3-VL).
+        features = [features.pooler_output, getattr(features, "deepstack_features", None)]
     tensors = [each for each in tree_leaves(features) if isinstance(each, torch.Tensor) and each.is_floating_point()]
     if not tensors:
         raise BalanceError("a tower gave no features")
