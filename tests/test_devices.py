@@ -159,6 +159,13 @@ def test_display_cards_are_told_by_their_memory(machine):
     assert devices.computing(Settings()) == (0, 2)
 
 
+def test_the_first_device_is_never_left_out_as_a_display_card(machine):
+    """Inputs arrive on it and outputs return to it whatever the map, so that it is planned for."""
+    machine([3 * GIB, 70 * GIB, 70 * GIB], totals=[4 * GIB, 80 * GIB, 80 * GIB])
+    usable = devices.inventory(Settings())
+    assert devices.without_display_cards(usable, Settings()) == (usable, "")
+
+
 def test_devices_that_hardly_differ_count_as_equal(machine):
     """What a desktop or a driver holds is not a difference; 600 MiB are."""
     free = [79 * GIB - 13 * MIB, 79 * GIB, 79 * GIB - 500 * MIB, 76 * GIB]

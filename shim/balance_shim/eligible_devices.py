@@ -72,10 +72,16 @@ def has_kernels(module: Any, index: int) -> bool:
 
 
 def display_cards(module: Any, indices: Sequence[int], named: Collection[int] = ()) -> frozenset[int]:
-    """Return the devices of `indices` that have less than a tenth of the memory of the largest, and are not `named`."""
+    """Return the devices of `indices` that have less than a tenth of the memory of the largest, and are not `named`.
+
+    Never device 0: the Trainer puts inputs there and has outputs return to it, whatever the map, so that it is planned
+    for.
+    """
     totals = {index: total for index in indices if (total := _total(module, index)) is not None}
     largest = max(totals.values(), default=0)
-    return frozenset(index for index, total in totals.items() if total < DISPLAY_CARD * largest and index not in named)
+    return frozenset(
+        index for index, total in totals.items() if total < DISPLAY_CARD * largest and index not in (0, *named)
+    )
 
 
 def describe_display_cards(module: Any, kind: str, indices: Collection[int]) -> str:

@@ -13,7 +13,7 @@ from balance_shim.memory.compose import Schedule
 from balance_shim.memory.cost import BlockCost
 from balance_shim.memory.workload import Workload
 from balance_shim.placement import planner
-from balance_shim.placement.balance import WORTH_A_CROSSING, DoesNotFit, balance
+from balance_shim.placement.balance import WORTH_A_CROSSING, WORTH_LEAVING_HOME, DoesNotFit, balance, takes_inputs
 from balance_shim.placement.chain import chain_of
 from balance_shim.placement.plan import collapse, device_of, evaluate, lower_bound
 from balance_shim.seams.loss_device import computes_loss_on_first_device
@@ -48,7 +48,10 @@ def layers_of(choice):
 @pytest.mark.parametrize("workload", [Workload(seq_len=64), Workload(seq_len=256, accumulation=2)])
 @pytest.mark.parametrize("tied", [True, False])
 def test_the_worst_device_is_below_that_of_any_other_map_of_whole_layers(tied, workload):
-    """No way of cutting the layers, with any host for each end, has a lower worst device worth a crossing."""
+    """No way of cutting the layers, with any host for the head, has a lower worst device worth a crossing.
+
+    With the embedding away from the first device none is lower by what is worth leaving it.
+    """
     model = models.llama(tie_word_embeddings=tied, vocab_size=256)
     costed = planner.cost(planner.Request(model, workload))
     devices = machine(8 * MIB, 8 * MIB, 16 * MIB)
@@ -60,7 +63,30 @@ def test_the_worst_device_is_below_that_of_any_other_map_of_whole_layers(tied, w
                 continue
             ends = {"model.embed_tokens": embedding, "model.rotary_emb": embedding, "model.norm": head, "lm_head": head}
             other = evaluate("balanced", costed, {**device_map, **ends}, devices)
-            assert ours * (1 - WORTH_A_CROSSING) <= other.worst.filled * (1 + 1e-9)
+            away = WORTH_LEAVING_HOME if embedding else 0
+            assert ours * (1 - WORTH_A_CROSSING) * (1 - away) <= other.worst.filled * (1 + 1e-9)
+
+
+@pytest.mark.parametrize(("larger", "leaves"), [(1.01, False), (100, True)])
+@pytest.mark.parametrize("name", ["llama", "gpt2", "t5", "llava"])
+def test_the_embedding_leaves_the_first_device_only_where_that_is_worth_it(name, larger, leaves):
+    """A first device that is smaller by 1 % keeps the embedding; one that it would fill to the brim does not."""
+    costed = planner.cost(planner.Request(models.ALL[name](), Workload(seq_len=64)))
+    home = takes_inputs(costed.blocks)
+    # Half of the bytes are in the embedding, so that a small first device cannot have it without being the fullest.
+    costs = [
+        BlockCost(weights=256 * MIB // len(home) if block.name in home else 256 * MIB // len(costed.blocks))
+        for block in costed.blocks
+    ]
+    costed = replace(costed, costs=tuple(costs), records=(), first_record=None, first=BlockCost())
+    sizes = [512 * MIB, *[int(larger * 512 * MIB)] * 3]
+    devices = tuple(Device(index, f"cuda:{index}", size, size, 0) for index, size in enumerate(sizes))
+    device_map = balance(costed, devices)
+    assert home and ({device_map[each] for each in home} == {0}) is not leaves
+    plan = evaluate("balanced", costed, device_map, devices)
+    pinned = replace(costed, bonds=costed.bonds.with_met(home | {None}))
+    at_home = evaluate("balanced", pinned, balance(pinned, devices), devices)
+    assert (plan.worst.filled <= at_home.worst.filled * (1 - WORTH_LEAVING_HOME)) is leaves
 
 
 @pytest.mark.parametrize("tied", [True, False])

@@ -144,7 +144,7 @@ with machine_where("mem_get_info", full_device):
 with machine_where("get_device_properties", screens(2)):
     case("display card", {}, auto())
     case("display card, named", {"BALANCE_MAX_MEMORY": "2=500MiB"}, auto())
-with machine_where("get_device_properties", screens(0, 1, 3)):
+with machine_where("get_device_properties", screens(1, 2, 3)):
     case("one large device", {}, auto())
     case("display cards needed", {"BALANCE_MAX_MEMORY": "90MiB"}, auto())
 

@@ -69,7 +69,7 @@ def test_display_cards_are_used_only_where_they_are_needed_or_named(results):
     assert any(left_out in line for line in results["display card"]["said"])
     assert len(results["display card, named"]["devices"]) == 4
     assert not any(left_out in line for line in results["display card, named"]["said"])
-    assert results["one large device"]["devices"] == ["npu:2"]
+    assert results["one large device"]["devices"] == ["npu:0"]
     assert len(results["display cards needed"]["devices"]) > 1
 
 

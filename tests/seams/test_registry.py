@@ -2,6 +2,8 @@
 
 import pytest
 
+from balance_shim import state
+from balance_shim.seams import registry
 from tests.processes import SHIM, code, output_of
 from tests.seams import stand_in_library
 
@@ -246,3 +248,21 @@ assert acted(call) == 0
     done = code("import sys\nsys.modules['wrapt'] = None\n" + ARMED + text, paths=(SHIM, library))
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("\n") == 1 and "pip install wrapt" in done.stderr
+
+
+def test_a_property_stays_one():
+    """The getter of a property is patched in a property, and put back as it was."""
+
+    class Owner:
+        @property
+        def place(self):
+            """Where it is."""
+            return 1
+
+    before = vars(Owner)["place"]
+    patch = registry.replace(Owner, "place", lambda original: lambda self: original(self) + 1)
+    assert isinstance(vars(Owner)["place"], property) and Owner.place.__doc__ == before.__doc__
+    assert registry.replace(Owner, "place", lambda original: original) is patch
+    assert Owner().place == (2 if state.enabled() else 1)
+    registry.restore((patch,))
+    assert vars(Owner)["place"] is before and Owner().place == 1

@@ -27,6 +27,10 @@ class Workload:
             the latter only.
         label_smoothing: the factor with which the Trainer, and not the model, computes the loss; 0 for none.
         evaluation: the evaluation between its steps; None: there is none, or nothing is known of it.
+        prompt_tokens: virtual tokens in front of each row (PEFT's prompt tuning and p-tuning).
+        prefix_tokens: tokens for which each layer gets trained keys and values (prefix tuning).
+        trains_ahead: whether something outside of the model trains and runs ahead of it, so that gradients pass through
+            all of its layers.
         guessed: whether nobody has said yet how long rows are, which decides more than anything else.
     """
 
@@ -41,6 +45,9 @@ class Workload:
     loss: str = "full"
     label_smoothing: float = 0.0
     evaluation: Evaluation | None = None
+    prompt_tokens: int = 0
+    prefix_tokens: int = 0
+    trains_ahead: bool = False
     guessed: bool = field(default=False, compare=False)
 
     @property

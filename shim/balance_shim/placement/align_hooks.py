@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 
 def align(model: "nn.Module", places: Places, undo: ExitStack) -> None:
     """Make the hooks those of a model that was dispatched with the map of `places`; `undo` gets the way back."""
-    hooked = {module for module in model.modules() if _of(module)}
+    hooked = {module for module in model.modules() if hooks_of(module)}
     wanted = _wanted(model, places, hooked) if places.several or _needs_hooks(model, hooked) else {}
     for module in model.modules():
-        device, hooks = wanted.get(module), _of(module)
+        device, hooks = wanted.get(module), hooks_of(module)
         if device is None:
             if hooks:
                 _remove(module, undo)
@@ -41,7 +41,7 @@ def renew_tied_addresses(model: "nn.Module") -> None:
     """
     from ..memory.ties import tied_groups
 
-    tables = {id(hook.tied_params_map): hook.tied_params_map for each in model.modules() for hook in _of(each)}
+    tables = {id(hook.tied_params_map): hook.tied_params_map for each in model.modules() for hook in hooks_of(each)}
     tables.pop(id(None), None)
     if tables:
         parameters = dict(model.named_parameters(remove_duplicate=False))
@@ -74,10 +74,10 @@ def _needs_hooks(model: "nn.Module", hooked: "set[nn.Module]") -> bool:
     """Whether hooks stay even on one device: where accelerate was made to put them there, as for quantized models."""
     if getattr(model, "hf_quantizer", None) is not None:
         return bool(hooked)
-    return len({str(hook.execution_device) for module in hooked for hook in _of(module)}) == 1
+    return len({str(hook.execution_device) for module in hooked for hook in hooks_of(module)}) == 1
 
 
-def _of(module: "nn.Module") -> list[Any]:
+def hooks_of(module: "nn.Module") -> list[Any]:
     """Return the module's own `AlignDevicesHook`s; `getattr` would find those of a module that PEFT has wrapped."""
     from accelerate.hooks import AlignDevicesHook
 
@@ -110,7 +110,7 @@ def _remove(module: "nn.Module", undo: ExitStack) -> None:
 
     _remember(module, undo)
     held = module._hf_hook
-    others = [each for each in getattr(held, "hooks", ()) if each not in _of(module)]
+    others = [each for each in getattr(held, "hooks", ()) if each not in hooks_of(module)]
     # Only accelerate's own wrapper may be taken off: around it may be one of autocast, say.
     outermost = getattr(vars(module).get("forward"), "__wrapped__", None) is vars(module).get("_old_forward")
     if others or not outermost:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from itertools import islice, permutations, product
 
 from ..devices import Device
+from ..memory.blocks import Block
 from ..memory.compose import NOTHING, RunPeaks, merged
 from ..memory.cost import BlockCost
 from .chain import Chain, Group, Link, chain_of
@@ -16,6 +17,9 @@ from .solver import least_fill, partition
 WORTH_A_CROSSING = 0.005
 # Split towers are where cross-device errors of vision-language models come from.
 WORTH_A_SPLIT = 0.02
+# Scripts expect the embedding where inputs arrive: they feed it themselves, and PEFT's prompt encoders are concatenated
+# with its output. It is elsewhere only where that brings the fullest device down by this part at least.
+WORTH_LEAVING_HOME = 0.05
 MOST_WORK = 100_000  # layouts tried x links in the row: about a second
 _IN_ROW = -1
 
@@ -40,6 +44,53 @@ class _Layout:
 
 
 def balance(costed: CostedModel, devices: Sequence[Device]) -> DeviceMap:
+    """Return the best map found with the embedding on the first device, or without where `WORTH_LEAVING_HOME` is met.
+
+    Raises:
+        DoesNotFit: the weights alone do not fit the devices without going to the host.
+    """
+    home = takes_inputs(costed.blocks)
+    if home <= costed.bonds.on_first or (costed.head_device is not None and _is_tied_to_head(costed, home)):
+        return _best(costed, devices)
+    try:
+        at_home = _best(replace(costed, bonds=costed.bonds.with_met(home | {None})), devices)
+    except DoesNotFit:
+        return _best(costed, devices)
+    fill = _fill(costed, at_home, devices)
+    least = lower_bound(costed, devices) / max(device.capacity for device in devices)
+    if fill <= 1 and least > fill * (1 - WORTH_LEAVING_HOME):
+        return at_home  # no map is that much better
+    anywhere = _best(costed, devices)
+    other = _fill(costed, anywhere, devices)
+    return anywhere if other <= fill * (1 - WORTH_LEAVING_HOME) or other <= 1 < fill else at_home
+
+
+def takes_inputs(blocks: Sequence[Block]) -> frozenset[str]:
+    """Return the names of the blocks that take the inputs: the embedding; without one, the first with parameters.
+
+    Args:
+        blocks: in forward order.
+    """
+    embedding = frozenset(block.name for block in blocks if block.role == "embedding")
+    first = next((block.name for block in blocks if block.parameters), None)
+    return embedding or frozenset(() if first is None else (first,))
+
+
+def _is_tied_to_head(costed: CostedModel, names: frozenset[str]) -> bool:
+    """Whether one of the blocks `names` has to be where the head is, whose device another model decides."""
+    head = frozenset(block.name for block in costed.blocks if block.role == "head")
+    held = [
+        {name for block in costed.blocks if block.name in those for name in (block.name, *block.tensors)}
+        for those in (names, head)
+    ]
+    return any(all(group & each for each in held) for group in (*costed.ties, *costed.bonds.groups))
+
+
+def _fill(costed: CostedModel, device_map: DeviceMap, devices: Sequence[Device]) -> float:
+    return evaluate("balanced", costed, device_map, devices).worst.filled
+
+
+def _best(costed: CostedModel, devices: Sequence[Device]) -> DeviceMap:
     """Return the best map found: layers in a row that passes each device once, embedding, tower and head anywhere.
 
     For each order of devices and place of the groups that is tried, no other map has a lower worst fill fraction.

@@ -30,6 +30,7 @@ from . import known, registry
 from .guard import SeamMoved, attempt, insist
 from .loading_dtype import config_of, dtype_of
 from .loss_device import computes_loss_on_first_device
+from .model_device import around_device
 from .weight_sizes import ParameterBytes, for_dtypes, for_request
 
 # 4.50 to 4.53 turn device_map="auto" into tensor parallelism when WORLD_SIZE is set, even to 1, before any map is made.
@@ -86,6 +87,8 @@ def apply(module: Any) -> None:
     registry.replace(module.PreTrainedModel, "from_pretrained", _around_from_pretrained)
     registry.replace(module, seam, wrapper)
     registry.replace(module.PreTrainedModel, "save_pretrained", _around_save_pretrained)
+    if isinstance(getattr(module.PreTrainedModel, "device", None), property):
+        registry.replace(module.PreTrainedModel, "device", around_device)
 
 
 def _around_from_pretrained(original: Callable[..., Any]) -> Callable[..., Any]:

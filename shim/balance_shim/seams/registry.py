@@ -1,6 +1,6 @@
 """What is patched, and what was there before.
 
-Of a classmethod or staticmethod a patch leaves a plain function in the same descriptor: neighbours take
+Of a classmethod, staticmethod or property a patch leaves a plain function in the same descriptor: neighbours take
 `Class.method.__func__`, patch, and later put `classmethod(that)` back, which no proxy object survives. Of all other
 functions it leaves wrapt's proxy: neighbours read `__code__`, defaults, signature and source, and see the original's.
 """
@@ -84,7 +84,7 @@ def replace(owner: Any, name: str, wrapper_factory: Callable[[Callable[..., Any]
         if not callable(original):
             raise TypeError(f"{owner!r} has {name}, but {found!r} is not a function")
         patch = Patch(owner, name, raw)
-        kind = type(found) if isinstance(found, (classmethod, staticmethod)) else None
+        kind = type(found) if isinstance(found, (classmethod, staticmethod, property)) else None
         stand_in = _proxy if kind is None else _plain_function
         patch.function = stand_in(original, wrapper_factory(original), patch.acts)  # may import: not under the lock
         with _lock:
@@ -155,6 +155,8 @@ def _standing(owner: Any, name: str, function: Any) -> Patch | None:
 
 
 def _function_in(attribute: Any) -> Any:
+    if isinstance(attribute, property):
+        return attribute.fget
     return attribute.__func__ if isinstance(attribute, (classmethod, staticmethod)) else attribute
 
 

@@ -2,14 +2,18 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
+from itertools import takewhile
 from typing import Any
 
 from .. import state
 from ..memory import sequence_length
 from ..memory.recomputation import is_supported
 from ..memory.workload import Workload, from_arguments
+from ..seams import known
 from . import chunked_loss
 from .longest_batch import longest_batch
+
+KEYS_AND_VALUES = ("PREFIX_TUNING", "CARTRIDGE")  # PEFT's kinds of prompts that are no tokens
 
 
 def actual_workload(
@@ -21,26 +25,27 @@ def actual_workload(
         batch: one that has been seen; None: what the collator makes of the longest items, or nothing where looking
             could have an effect. The sequence length is then the most that the trainer lets through, if it limits it.
     """
-    known = from_arguments(trainer.args)
+    fields = from_arguments(trainer.args)
     longest = sequence_length.of_trainer(trainer)
     if longest is not None and not state.settings().seq_len:
-        known.setdefault("seq_len", longest)
-    known["tuning"] = tuning(trainer.model)
+        fields.setdefault("seq_len", longest)
+    fields["tuning"] = tuning(trainer.model)
+    fields |= trained_ahead(trainer.model)
     wish = state.settings().gradient_checkpointing
     if isinstance(wish, bool):
-        known["gradient_checkpointing"] = wish and is_supported(innermost(trainer.model))
+        fields["gradient_checkpointing"] = wish and is_supported(innermost(trainer.model))
     else:
-        known["gradient_checkpointing"] |= checkpoints_already(trainer.model)
+        fields["gradient_checkpointing"] |= checkpoints_already(trainer.model)
     if batch is None:
-        batch = longest_batch(trainer, known["batch_size"])
+        batch = longest_batch(trainer, fields["batch_size"])
     # A trainer whose batches have no labels reads the logits itself.
     labelled = batch is None or chunked_loss.has_labels(batch)
-    known["loss"] = "chunked" if labelled and chunked_loss.wanted(trainer, placed=True) else "full"
+    fields["loss"] = "chunked" if labelled and chunked_loss.wanted(trainer, placed=True) else "full"
     ids: Any = None if batch is None else batch.get("input_ids")
     if hasattr(ids, "shape") and len(ids.shape) == 2:
-        known["batch_size"], known["seq_len"] = map(int, ids.shape)
-    guessed = assumed.guessed and "seq_len" not in known and batch is None
-    workload = replace(assumed, **known, guessed=guessed)
+        fields["batch_size"], fields["seq_len"] = map(int, ids.shape)
+    guessed = assumed.guessed and "seq_len" not in fields and batch is None
+    workload = replace(assumed, **fields, guessed=guessed)
     return workload, batch
 
 
@@ -50,6 +55,22 @@ def tuning(model: Any) -> str:
     if all(trains for _, trains in trained):
         return "full"
     return "lora" if any("lora_" in name or "adapter" in name for name, trains in trained if trains) else "frozen"
+
+
+def trained_ahead(model: Any) -> dict[str, Any]:
+    """Return the fields of a `Workload` on what trains ahead of the model that was placed inside of `model`."""
+    config: Any = getattr(model, "active_peft_config", None) if hasattr(model, "get_base_model") else None
+    if getattr(config, "is_prompt_learning", False):
+        tokens = int(getattr(config, "num_virtual_tokens", None) or 0)
+        kind = str(getattr(config.peft_type, "value", config.peft_type))
+        return {"prefix_tokens" if kind in KEYS_AND_VALUES else "prompt_tokens": tokens}
+    placed = known.placed(model)
+    if placed is None or placed[0] is model:
+        return {}
+    inside = {id(each) for each in placed[0].parameters()}
+    # In the order in which a script has made them, which is that of its forward pass as a rule.
+    ahead = takewhile(lambda each: id(each) not in inside, model.parameters())
+    return {"trains_ahead": any(each.requires_grad for each in ahead)}
 
 
 def checkpoints_already(model: Any) -> bool:

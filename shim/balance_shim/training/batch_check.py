@@ -286,9 +286,11 @@ class BatchCheck:
         workload, _ = actual_workload(self._trainer, self._plan.workload, batch)
         if not self._evaluates:
             workload = replace(workload, evaluation=None)
-            return request_for(self._model, workload, batch, self._usable, self._loss_on_first)
+            return request_for(self._trainer, self._model, workload, batch, self._usable, self._loss_on_first)
         workload, evaluation_batch = evaluating(self._trainer, workload)
-        return request_for(self._model, workload, batch, self._usable, self._loss_on_first, evaluation_batch)
+        return request_for(
+            self._trainer, self._model, workload, batch, self._usable, self._loss_on_first, evaluation_batch
+        )
 
     def _put_in_force(self, outcome: Outcome) -> None:
         before, self._plan = self._plan, outcome.plan

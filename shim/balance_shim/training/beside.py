@@ -1,4 +1,4 @@
-"""Tensors that a script keeps beside parameters, such as an average of the weights: blocks would move without them."""
+"""What a script keeps outside of the placed model: blocks that move may part from it."""
 
 import gc
 from typing import Any
@@ -6,6 +6,24 @@ from typing import Any
 from .. import devices
 from ..monitoring import kept
 from ..seams import known
+
+
+def has_parts_on(index: int, trained: Any, placed: Any) -> bool:
+    """Return whether `trained` has parameters outside of `placed` on a device: a head, PEFT's prompt encoder.
+
+    Args:
+        index: of that device.
+        trained: the trainer's model.
+        placed: the model that a plan has placed: `trained`, or one inside of it.
+    """
+    if trained is placed:
+        return False
+    kind, inside = devices.accelerator_type(), {id(each) for each in placed.parameters()}
+    return any(
+        each.device.type == kind and each.device.index == index
+        for each in trained.parameters()
+        if id(each) not in inside
+    )
 
 
 def reason_to_stay(trainer: Any) -> str:

@@ -212,7 +212,7 @@ class Rebalancer:
             seen = replace(planned, batch_size=self._size.rows, seq_len=self._size.row_tokens, guessed=False)
         if self._batch is not None and not chunked_loss.has_labels(self._batch):
             seen = replace(seen, loss="full")
-        request = request_for(self._model, seen, self._batch, self._devices, self._loss_on_first)
+        request = request_for(self._trainer, self._model, seen, self._batch, self._devices, self._loss_on_first)
         seen_costs = target = self._costs(request)
         if self._size.tokens < planned.tokens and not planned.guessed and self._size.tokens:
             # Slightly longer rows are known to come: what was measured is carried over to them.

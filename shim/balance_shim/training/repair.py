@@ -141,7 +141,7 @@ def _change_map(case: _Case, failure: Exception) -> bool:
     model, (plan, _, max_memory, _) = placed
     usable = usable_now(case.trainer, model, plan, max_memory)
     workload, batch = actual_workload(case.trainer, plan.workload)
-    request = request_for(model, workload, batch, usable, case.loss_on_first(model))
+    request = request_for(case.trainer, model, workload, batch, usable, case.loss_on_first(model))
     with undisturbed():
         costed = costs_in_force(request, plan.recomputed)
         names = [block.name for block in costed.blocks]

@@ -7,10 +7,12 @@ from typing import Any
 
 from .. import cache, devices, log, state
 from ..devices import Device
+from ..memory.blocks import chain
+from ..memory.bonds import Bonds
 from ..memory.cost import is_estimate
 from ..memory.workload import Workload
 from ..placement import colocations, planner
-from ..placement.balance import DoesNotFit
+from ..placement.balance import DoesNotFit, takes_inputs
 from ..placement.compared_heads import device_of_compared_head
 from ..placement.map_file import DeviceMap
 from ..placement.move import MoveError, move
@@ -38,6 +40,8 @@ class Outcome:
         request: what it was made for.
         costed: the costs that it is made of.
         moved: whether that map is a new one.
+        broken: whether that map does not run: a trial shows so, or it parts the embedding from what the script feeds
+            it with.
         waits: whether the first batch has to show its shapes before anything is decided.
     """
 
@@ -45,6 +49,7 @@ class Outcome:
     request: planner.Request
     costed: CostedModel
     moved: bool = False
+    broken: bool = False
     waits: bool = False
 
 
@@ -83,7 +88,8 @@ def second_pass(
 def plan_in_force(request: planner.Request, assumed: Plan) -> Outcome:
     """Return the plan for `request` under the map of `assumed`, with the layers recomputed that it takes now."""
     costed, recomputed = planner.costed_for(request)
-    return Outcome(_as_it_is(request, costed, recomputed, assumed), request, costed)
+    plan, broken = _as_it_is(request, costed, recomputed, assumed)
+    return Outcome(plan, request, costed, broken=broken)
 
 
 def moved_if_better(trainer: Any, outcome: Outcome, for_any_gain: bool = False) -> Outcome:
@@ -114,16 +120,20 @@ def costs_in_force(request: planner.Request, recomputed: frozenset[str] | None) 
     return mixer(plain, everywhere)(recomputed)
 
 
-def _as_it_is(request: planner.Request, costed: CostedModel, recomputed: frozenset[str] | None, assumed: Plan) -> Plan:
-    """Return the plan of the map in force, for what is known now."""
+def _as_it_is(
+    request: planner.Request, costed: CostedModel, recomputed: frozenset[str] | None, assumed: Plan
+) -> tuple[Plan, bool]:
+    """Return the plan of the map in force, for what is known now, and whether that map does not run."""
     if is_estimate(costed.source) and _is_scalable(assumed, request.workload):
-        return _scaled(assumed, request.workload)
+        return _scaled(assumed, request.workload), False
     placed = {block.name: device_of(block.name, assumed.device_map) for block in costed.blocks}
     places: DeviceMap = {name: place for name, place in placed.items() if isinstance(place, int)}
     if assumed.mode == "balanced" and len(places) == len(placed):
-        plan = planner.as_tried(request, costed, places, recomputed).plan
-        return replace(plan, device_map=assumed.device_map)
-    return replace(evaluate(assumed.mode, costed, assumed.device_map, request.devices), recomputed=recomputed)
+        tried = planner.as_tried(request, costed, places, recomputed)
+        home = request.devices[0].index
+        strays = any(places.get(name, home) != home for name in request.bonds.on_first)
+        return replace(tried.plan, device_map=assumed.device_map), bool(tried.met) or strays
+    return replace(evaluate(assumed.mode, costed, assumed.device_map, request.devices), recomputed=recomputed), False
 
 
 def _request(
@@ -132,7 +142,7 @@ def _request(
     """Return what is to be planned for `trainer` as it is now."""
     workload, batch = actual_workload(trainer, assumed.workload)
     workload, evaluation_batch = evaluating(trainer, workload)
-    return request_for(model, workload, batch, usable, loss_on_first, evaluation_batch)
+    return request_for(trainer, model, workload, batch, usable, loss_on_first, evaluation_batch)
 
 
 def evaluating(trainer: Any, workload: Workload) -> tuple[Workload, Mapping[str, Any] | None]:
@@ -143,6 +153,7 @@ def evaluating(trainer: Any, workload: Workload) -> tuple[Workload, Mapping[str,
 
 
 def request_for(
+    trainer: Any,
     model: Any,
     workload: Workload,
     batch: Mapping[str, Any] | None,
@@ -163,10 +174,21 @@ def request_for(
         may_chunk=settings.loss == "full",
         may_halve=precision.could_halve(),
         cache=cache.folder_of(settings.cache),
-        bonds=colocations.of(model).bonds,
+        bonds=_bonds(trainer, model, usable),
         head_device=device_of_compared_head(model, known.compared_models()),
         evaluation_batch=evaluation_batch,
     )
+
+
+def _bonds(trainer: Any, model: Any, usable: tuple[Device, ...]) -> Bonds:
+    """Return what steps have shown to need one device, and the embedding where something of the script's own is.
+
+    Soft prompts are concatenated with what the embedding gives, outside of any module.
+    """
+    bonds = colocations.of(model).bonds
+    if usable and beside.has_parts_on(usable[0].index, trainer.model, model):
+        bonds = bonds.with_met(takes_inputs(chain(model)) | {None})
+    return bonds
 
 
 def _fits(request: planner.Request, assumed: Plan) -> bool:
@@ -216,7 +238,7 @@ def _better(trainer: Any, outcome: Outcome, for_any_gain: bool) -> Outcome:
     if better is None or better.device_map == actual.device_map:
         return outcome
     gains = for_any_gain and better.worst.filled <= actual.worst.filled
-    if not gains and not worth_moving(actual, better):
+    if not (outcome.broken or gains or worth_moving(actual, better)):
         return outcome
     if len(set(better.device_map.values())) == 1:
         return outcome
@@ -237,7 +259,7 @@ def _better(trainer: Any, outcome: Outcome, for_any_gain: bool) -> Outcome:
             f"moved {counted(len(moved.blocks), 'block')} ({format_size(moved.size)}) for this workload: worst device "
             f"{plan_report.worst_devices(better, actual)}"
         )
-    return replace(outcome, plan=better, moved=True)
+    return replace(outcome, plan=better, moved=True, broken=False)
 
 
 def worth_moving(now: Plan, better: Plan) -> bool:

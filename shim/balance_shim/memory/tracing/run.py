@@ -14,6 +14,7 @@ from balance_shim.virtual.machine import Machine
 
 from ..recomputation import recompute_only
 from ..workload import Workload
+from . import ahead
 from .autocast import CudaRules
 from .copy import CannotTrace, TakesTooLong
 from .found import Held
@@ -155,7 +156,7 @@ def _forward(model: nn.Module, batch: Mapping[str, Any], workload: Workload, mac
             outputs = model(**batch)
         return send_to_device(outputs, machine.devices[0])  # where the inputs came from
 
-    batch = dict(batch)
+    batch = ahead.fed(model, batch, workload, machine)
     labels = batch.pop("labels", None) if workload.label_smoothing else None
     if labels is not None and "decoder_input_ids" not in batch and hasattr(model, PREPARES):
         batch["decoder_input_ids"] = getattr(model, PREPARES)(labels)  # as the collator does that knows the model
@@ -176,7 +177,7 @@ def evaluated(model: nn.Module, batch: Mapping[str, Any], workload: Workload, ma
     def call() -> Any:
         return send_to_device(model(**batch), machine.devices[0])
 
-    batch = dict(batch)
+    batch = ahead.fed(model, batch, workload, machine)
     labels = batch.pop("labels", None) if workload.label_smoothing else None
     if labels is not None and "decoder_input_ids" not in batch and hasattr(model, PREPARES):
         batch["decoder_input_ids"] = getattr(model, PREPARES)(labels)
