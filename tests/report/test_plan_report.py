@@ -3,7 +3,7 @@
 from balance_shim.devices import Device
 from balance_shim.memory.workload import Workload
 from balance_shim.placement.plan import DevicePlan, Plan
-from balance_shim.report.plan_report import shortfall_line, worst_devices
+from balance_shim.report.plan_report import shortfall_line, summary, worst_devices
 from balance_shim.units import GIB, MIB
 
 TERMS = ("weights", "gradients", "optimizer", "activations", "temporary", "overhead")
@@ -34,3 +34,13 @@ def test_what_does_not_fit_is_told_in_one_unit():
     """Needed, capacity and what is missing can be added up."""
     line = shortfall_line(plan((24.5 * GIB, 24 * GIB)), [])
     assert "cuda:0 needs 24.50 GiB of 24.00 GiB, 0.50 GiB too many" in line
+
+
+def test_blocks_of_encoder_and_decoder_are_told_apart():
+    """Names are as short as they can be without two modules having the same."""
+    held = {"shared": 0, "encoder.embed_tokens": 0, **{f"encoder.block.{number}": 0 for number in range(3)}}
+    held |= {"decoder.embed_tokens": 1, "decoder.block.0": 1, "decoder.final_layer_norm": 1, "lm_head": 1}
+    assert summary(held, 0) == "shared, encoder.embed_tokens, encoder.block.0-2"
+    assert summary(held, 1) == "decoder.embed_tokens, decoder.block.0, final_layer_norm, lm_head"
+    assert summary({"model.layers.0": 0, "model.layers.1": 0, "model.norm": 0, "lm_head": 1}, 0) == "layers.0-1, norm"
+    assert summary({"": 0}, 0) == "the whole model"

@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Collection
 
 from .. import log
 from ..memory.cost import TERMS
@@ -92,7 +93,11 @@ def worst_devices(after: Plan, before: Plan) -> str:
 
 
 def summary(device_map: DeviceMap, device: int | str) -> str:
-    """Return what a device holds in short: runs of numbered layers as "layers.0-7", other names by their last part."""
+    """Return what a device holds in short: runs of numbered layers as "layers.0-7", other names by their last part.
+
+    By more of their name where that is the same for several: "encoder.block.0-2", "decoder.block.0-2".
+    """
+    paths = {name.rpartition(".")[0] if name.rpartition(".")[2].isdigit() else name for name in device_map}
     parts: list[str] = []
     run: tuple[str, int, int] | None = None
     for name in [name for name, place in device_map.items() if place == device]:
@@ -100,13 +105,13 @@ def summary(device_map: DeviceMap, device: int | str) -> str:
         if last.isdigit():
             if run is not None and run[0] == stem and run[2] == int(last) - 1:
                 run = (stem, run[1], int(last))
-                parts[-1] = _run(run)
+                parts[-1] = _run(run, paths)
             else:
                 run = (stem, int(last), int(last))
-                parts.append(_run(run))
+                parts.append(_run(run, paths))
         else:
             run = None
-            parts.append(last or "the whole model")
+            parts.append(_short(name, paths) or "the whole model")
     shown = parts if len(parts) <= 4 else [*parts[:3], f"{len(parts) - 3} more"]
     return ", ".join(shown) or "nothing"
 
@@ -120,10 +125,20 @@ def _count(parameters: int) -> str:
     return f"{billions:.1f} B" if billions >= 1 else f"{1000 * billions:.{0 if billions >= 0.01 else 1}f} M"
 
 
-def _run(run: tuple[str, int, int]) -> str:
+def _run(run: tuple[str, int, int], paths: Collection[str]) -> str:
     stem, first, last = run
     numbers = f"{first}" if first == last else f"{first}-{last}"
-    return f"{stem.rpartition('.')[2]}.{numbers}"
+    return f"{_short(stem, paths)}.{numbers}"
+
+
+def _short(path: str, paths: Collection[str]) -> str:
+    """Return as many of the last parts of `path` as tell it from the others of `paths`."""
+    parts = path.split(".")
+    for depth in range(1, len(parts)):
+        ending = ".".join(parts[-depth:])
+        if sum(f".{other}".endswith(f".{ending}") for other in paths) <= 1:
+            return ending
+    return path
 
 
 def write(plan: Plan, folder: str, number: int | None = None) -> int | None:
