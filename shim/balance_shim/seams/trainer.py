@@ -18,9 +18,11 @@ from ..training import (
     data_parallel,
     micro_batch,
     outputs,
+    outside,
     rebalance,
     repair,
     replaced_model,
+    wrapped_model,
 )
 from ..training.actual_workload import innermost
 from ..training.chunked_loss import step_context
@@ -100,6 +102,8 @@ def _around_init(original: Callable[..., Any]) -> Callable[..., Any]:
             attempt(
                 "keeping a placed model whole", data_parallel.prevent, original, (self, *args), kwargs, instead=instead
             )
+            what, instead = "keeping the map of a model inside", "the Trainer decides where it goes"
+            attempt(what, wrapped_model.keep_given_map, original, (self, *args), kwargs, instead=instead)
         original(self, *args, **kwargs)
 
     return __init__
@@ -153,7 +157,11 @@ def _around_call_model_init(original: Callable[..., Any]) -> Callable[..., Any]:
         before = getattr(self, "model", None)
         leaving = attempt("counting the model that leaves", replaced_model.leaving, self, before, default={})
         with known.leaving(leaving, before if hasattr(before, "modules") else None):
-            return original(self, *args, **kwargs)
+            model = original(self, *args, **kwargs)
+        if not session.is_wanted():
+            what, instead = "keeping the map of a model inside", "the Trainer decides where it goes"
+            attempt(what, wrapped_model.keep_map, model, self.args, instead=instead)
+        return model
 
     return call_model_init
 
@@ -178,7 +186,9 @@ def _around_evaluation_loop(original: Callable[..., Any]) -> Callable[..., Any]:
     def evaluation_loop(self: Any, *args: Any, **kwargs: Any) -> Any:
         if session.is_wanted():
             insist("evaluating beside another trainer", several.take_over, self)
-        return original(self, *args, **kwargs)
+            return original(self, *args, **kwargs)
+        with repair.repairing_evaluation(self, computes_loss_on_first_device, partial(_repaired, self)):
+            return original(self, *args, **kwargs)
 
     return evaluation_loop
 
@@ -308,6 +318,7 @@ def _prepare(trainer: Any) -> None:
         _say_unused(trainer)
         return
     model, (plan, _, max_memory, _) = placed
+    attempt("placing what is around the model", outside.arrange, trainer, model, instead="it stays where it is")
     on_first, looks = computes_loss_on_first_device(model), batch_check.looks_at(trainer)
     outcome = second_pass(trainer, model, plan, on_first, max_memory, may_wait=looks)
     _replanned(trainer, outcome.plan)

@@ -14,12 +14,12 @@ from ..monitoring.batch import BatchSize, size_of
 from ..monitoring.readings import Meter
 from ..placement import planner
 from ..placement.measured import corrected
-from ..placement.move import MoveError, move
+from ..placement.move import MoveError
 from ..placement.plan import CostedModel, Plan, evaluate
 from ..report import plan_report
 from ..seams.guard import attempt
 from ..units import counted, format_alike, format_size
-from . import beside, chunked_loss
+from . import beside, chunked_loss, outside
 from .actual_workload import actual_workload
 from .held import held_by, state_bytes
 from .second_pass import WORTH_MOVING, costs_in_force, request_for, worth_moving
@@ -189,9 +189,8 @@ class Rebalancer:
         if reason:
             self._say(f"measured peaks differ from the plan ({fullest}), but {reason}")
             return False
-        optimizer = self._trainer.optimizer
         try:
-            moved = move(self._model, better.device_map, [getattr(optimizer, "optimizer", optimizer)])
+            moved = outside.move_along(self._trainer, self._model, better.device_map)
         except MoveError as error:
             log.warning(f"a better map was found for what was measured, but {error}; training goes on as it is")
             return False

@@ -19,12 +19,12 @@ from ..memory.bonds import of_all_but_layers
 from ..placement import colocations, compared_heads, planner, proving
 from ..placement.balance import DoesNotFit
 from ..placement.library_map import library_map
-from ..placement.move import LostModelError, MoveError, move
+from ..placement.move import LostModelError, MoveError
 from ..placement.plan import CostedModel, Plan, device_of, evaluate
 from ..randomness import undisturbed
 from ..seams import known
 from ..seams.guard import attempt
-from . import beside, crossing
+from . import beside, crossing, outside
 from .actual_workload import actual_workload
 from .batch_shapes import on_host
 from .second_pass import costs_in_force, request_for, usable_now
@@ -33,6 +33,7 @@ MOST_REPAIRS = 6  # in one training
 
 Perform = Callable[[Any], Any]
 _steps: "WeakKeyDictionary[Any, Step]" = WeakKeyDictionary()
+_evaluations: "WeakKeyDictionary[Any, Step]" = WeakKeyDictionary()
 
 
 class _MicroBatch(NamedTuple):
@@ -71,8 +72,7 @@ def run(
     Raises:
         Exception: what `perform` raises; of a cross-device error the first one, where no map helps.
     """
-    placed = known.placed(trainer.model)
-    if placed is None or trainer.args.world_size > 1 or len(set(placed[1].plan.device_map.values())) < 2:
+    if not _may_repair(trainer):
         return perform(inputs)
     current = attempt("preparing to repair a step", _remembered, inputs, instead="a step that stops is not repeated")
     if current is None:
@@ -92,8 +92,64 @@ def run(
     return loss
 
 
+@contextmanager
+def repairing_evaluation(
+    trainer: Any, loss_on_first: Callable[[Any], bool], replanned: Callable[[Plan], None]
+) -> Iterator[None]:
+    """Have the trainer's prediction steps repaired, whichever class defines them; see `run` for the arguments.
+
+    By an attribute of the trainer: `Seq2SeqTrainer` and trainers of users' own override the method.
+    """
+    own = vars(trainer).get("prediction_step")
+    perform_step = trainer.prediction_step
+
+    def prediction_step(model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        def perform(inputs: Any) -> Any:
+            return perform_step(model, inputs, *args, **kwargs)
+
+        return _evaluated(trainer, perform, model, inputs, loss_on_first, replanned)
+
+    trainer.prediction_step = prediction_step
+    try:
+        yield
+    finally:
+        if own is None:
+            vars(trainer).pop("prediction_step", None)
+        else:
+            trainer.prediction_step = own
+
+
+def _evaluated(
+    trainer: Any,
+    perform: Perform,
+    model: Any,
+    inputs: Any,
+    loss_on_first: Callable[[Any], bool],
+    replanned: Callable[[Plan], None],
+) -> Any:
+    """Return `perform(inputs)`, of a prediction step; where it stops across devices, after a repair of the map."""
+    if not _may_repair(trainer):
+        return perform(inputs)
+    current = attempt("preparing to repair a step", _remembered, inputs, instead="a step that stops is not repeated")
+    if current is None:
+        return perform(inputs)
+    try:
+        return perform(inputs)
+    except Exception as failure:
+        if not crossing.is_cross_device(failure):
+            raise
+        step = _evaluations.setdefault(trainer, Step())
+        return _repaired(_Case(trainer, perform, model, step, current, loss_on_first, replanned, False), failure)
+
+
+def _may_repair(trainer: Any) -> bool:
+    """Whether the model of `trainer` was placed on several devices, and by this process alone."""
+    placed = known.placed(trainer.model)
+    return placed is not None and trainer.args.world_size == 1 and len(set(placed[1].plan.device_map.values())) > 1
+
+
 class _Case(NamedTuple):
-    """A step to be repaired. See `run`."""
+    """A step to be repaired. See `run`; `trains` is false in an evaluation, which has no gradients."""
 
     trainer: Any
     perform: Perform
@@ -102,6 +158,7 @@ class _Case(NamedTuple):
     current: _MicroBatch
     loss_on_first: Callable[[Any], bool]
     replanned: Callable[[Plan], None]
+    trains: bool = True
 
 
 def _repaired(case: _Case, failure: Exception) -> Any:
@@ -163,17 +220,16 @@ def _change_map(case: _Case, failure: Exception) -> bool:
     if repaired is None:
         return False
     better, colocated, done = repaired
-    optimizer = case.trainer.optimizer
     try:
-        move(model, better.device_map, [] if optimizer is None else [getattr(optimizer, "optimizer", optimizer)])
+        outside.move_along(case.trainer, model, better.device_map)
     except LostModelError:
         raise
     except MoveError as error:
         log.warning(f"{met} met on different devices, but {error}; the map stays")
         return False
-    line = f"{met} met on different devices in a step: {done}, and the step is repeated; nothing is lost"
-    log.warning(line)
-    case.replanned(replace(better, notes=(*better.notes, f"{met} met on different devices in a step: {done}")))
+    note = f"{met} met on different devices in {'a step' if case.trains else 'an evaluation'}: {done}"
+    log.warning(f"{note}, and the step is repeated; nothing is lost")
+    case.replanned(replace(better, notes=(*better.notes, note)))
     colocations.remember(model, colocated, cache.folder_of(state.settings().cache))
     return True
 
@@ -181,7 +237,8 @@ def _change_map(case: _Case, failure: Exception) -> bool:
 def _undo(case: _Case, failure: Exception) -> None:
     """Throw away what the pass that failed has left: gradients, and the activations that its frames hold."""
     crossing.let_go(failure)
-    case.model.zero_grad(set_to_none=True)
+    if case.trains:
+        case.model.zero_grad(set_to_none=True)
 
 
 def _repaired_plan(

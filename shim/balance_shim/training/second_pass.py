@@ -15,7 +15,7 @@ from ..placement import colocations, planner
 from ..placement.balance import DoesNotFit, takes_inputs
 from ..placement.compared_heads import device_of_compared_head
 from ..placement.map_file import DeviceMap
-from ..placement.move import MoveError, move
+from ..placement.move import MoveError
 from ..placement.plan import CostedModel, Plan, device_of, evaluate
 from ..placement.recompute import mixer
 from ..placement.remedies import what_would_fit
@@ -23,7 +23,7 @@ from ..report import plan_report
 from ..seams import known
 from ..seams.guard import attempt
 from ..units import counted, format_size
-from . import beside, micro_batch, precision
+from . import beside, micro_batch, outside, precision
 from .actual_workload import actual_workload
 from .evaluation import evaluation_of
 from .held import held_by
@@ -174,7 +174,7 @@ def request_for(
         may_chunk=settings.loss == "full",
         may_halve=precision.could_halve(),
         cache=cache.folder_of(settings.cache),
-        bonds=_bonds(trainer, model, usable),
+        bonds=_bonds(trainer, model, usable).and_those(outside.bonds_of(model)),
         head_device=device_of_compared_head(model, known.compared_models()),
         evaluation_batch=evaluation_batch,
     )
@@ -246,11 +246,8 @@ def _better(trainer: Any, outcome: Outcome, for_any_gain: bool) -> Outcome:
     if reason:
         log.info(f"a better map was found for this workload, but {reason}; training goes on with the map it has")
         return outcome
-    optimizer = getattr(trainer, "optimizer", None)
     try:
-        moved = move(
-            request.model, better.device_map, [] if optimizer is None else [getattr(optimizer, "optimizer", optimizer)]
-        )
+        moved = outside.move_along(trainer, request.model, better.device_map)
     except MoveError as error:
         log.warning(f"a better map was found for this workload, but {error}; training goes on with the map it has")
         return outcome

@@ -1,0 +1,143 @@
+"""What a trainer has outside of the model that was placed: own heads, prompt encoders, modules in attributes.
+
+Scripts and PEFT make such modules at `model.device`. Under the library's maps that is the first device, where inputs
+arrive and outputs return; under a balanced map it is wherever the embedding is. PEFT's prompt encoders are computed
+together with the embedding's output, so they follow the embedding; everything else belongs on the first device, and an
+embedding that is there stays there.
+"""
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
+
+from .. import copies, log
+from ..memory.blocks import chain
+from ..memory.bonds import NO_BONDS, Bonds
+from ..placement.map_file import DeviceMap
+from ..placement.move import Moved, MoveError, move
+from ..seams import known
+from ..units import counted
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+PROMPTS = "prompt_encoder"  # of a `peft.PeftModel` with prompt learning
+
+_bonds: "WeakKeyDictionary[nn.Module, Bonds]" = WeakKeyDictionary()
+
+
+def arrange(trainer: Any, model: "nn.Module") -> None:
+    """Bring what was made at `model.device`, and is not prompts, to the first device, with a line.
+
+    Where something is outside, an embedding on the first device stays there from now on: see `bonds_of`.
+
+    Args:
+        trainer: a `transformers.Trainer` about to train.
+        model: what was placed: the trainer's model, or one inside of it.
+    """
+    _bonds.pop(model, None)
+    made_at = _device_of_embedding(model)
+    tensors = _direct_tensors(_modules(trainer, model), model)
+    # TRL's models with a value head (0.x) bring outputs to the device of that head, wherever it is.
+    if made_at is None or not tensors or getattr(trainer.model, "is_sequential_parallel", False):
+        return
+    first = trainer.args.device
+    if made_at == first:
+        embeddings = frozenset(block.name for block in chain(model) if block.role == "embedding")
+        _bonds[model] = Bonds(on_first=embeddings) if embeddings else NO_BONDS
+        return
+    moving = [each for each in tensors if each.device == made_at]
+    if moving:
+        _put(moving, first, _optimizers(trainer))
+        log.info(
+            f"{counted(len(moving), 'tensor')} that the script has made at `model.device` moved to {first}, where "
+            "inputs arrive and outputs return"
+        )
+
+
+def bonds_of(model: "nn.Module") -> Bonds:
+    """Return the bonds of the blocks of a model that `arrange` was called for."""
+    return _bonds.get(model, NO_BONDS)
+
+
+def move_along(trainer: Any, model: "nn.Module", device_map: DeviceMap) -> Moved:
+    """Move the blocks of `model` as `placement.move` does, with the optimizer's state, and prompts with the embedding.
+
+    Raises:
+        MoveError: as `move` does; blocks and prompts are where they were.
+        LostModelError: as `move` does.
+    """
+    before, optimizers = _device_of_embedding(model), _optimizers(trainer)
+    old_map = dict(getattr(model, "hf_device_map", None) or {})
+    prompts = [each for each in _direct_tensors(_prompts(trainer.model), model) if each.device == before]
+    moved = move(model, device_map, optimizers)
+    goal = _device_of_embedding(model)
+    if prompts and goal is not None and goal != before:
+        try:
+            _put(prompts, goal, optimizers)
+        except Exception as error:
+            assert before is not None, "prompts were found on it"
+            _put(prompts, before, optimizers)
+            move(model, old_map, optimizers)
+            raise MoveError(f"prompts cannot follow the embedding: {error}") from error
+    return moved
+
+
+def _optimizers(trainer: Any) -> list[Any]:
+    optimizer = getattr(trainer, "optimizer", None)
+    return [] if optimizer is None else [getattr(optimizer, "optimizer", optimizer)]
+
+
+def _device_of_embedding(model: Any) -> "torch.device | None":
+    """Return the device of the input embedding, which is `model.device` for models of transformers; None: no weight."""
+    getter = getattr(model, "get_input_embeddings", None)
+    try:
+        weight = getattr(getter(), "weight", None) if callable(getter) else None
+    except (AttributeError, NotImplementedError):  # as models without one answer
+        weight = None
+    weight = next(model.parameters(), None) if weight is None else weight
+    return None if weight is None else weight.device
+
+
+def _prompts(model: Any) -> "list[nn.Module]":
+    """Return the modules of the prompt encoders of a model that PEFT has wrapped."""
+    encoders = getattr(model, "_modules", {}).get(PROMPTS)
+    return [] if encoders is None else list(encoders.modules())
+
+
+def _modules(trainer: Any, model: "nn.Module") -> "list[nn.Module]":
+    """Return the modules outside of `model`: around it, and in attributes of the trainer.
+
+    Other models with a map are not among them, and neither are prompts.
+    """
+    from torch import nn
+
+    passed = {id(each) for each in _prompts(trainer.model)}
+    passed |= {id(each) for one in known.compared_models() for each in one.modules()}
+    found: list[nn.Module] = []
+    for outer in (trainer.model, *(each for each in vars(trainer).values() if isinstance(each, nn.Module))):
+        if outer is trainer.model or not known.has_map(outer):
+            found += [each for each in outer.modules() if id(each) not in passed]
+            passed |= {id(each) for each in found}
+    return found
+
+
+def _direct_tensors(modules: "Iterable[nn.Module]", model: "nn.Module") -> "list[Tensor]":
+    """Return the parameters and buffers that `modules` have themselves and `model` does not have."""
+    inside = {id(each) for each in (*model.parameters(), *model.buffers())}
+    own = [each for module in modules for each in (*module._parameters.values(), *module._buffers.values())]
+    return [each for each in own if each is not None and id(each) not in inside]
+
+
+def _put(tensors: "Iterable[Tensor]", device: "torch.device", optimizers: Iterable[Any]) -> None:
+    """Move tensors with their gradients and optimizer state; they stay the objects that they are."""
+    import torch
+
+    for tensor in tensors:
+        old = tensor.device
+        state = [value for each in optimizers for value in each.state.get(tensor, {}).values()]
+        for each in (tensor, tensor.grad, *state):
+            # Adam keeps its count of steps on the host.
+            if isinstance(each, torch.Tensor) and each.device == old:
+                each.data = copies.moved(each.data, device)

@@ -1,0 +1,234 @@
+"""Trains models with modules of the script's own around them, and evaluates, on simulated devices; writes JSON.
+
+Run by test_outside.py: `python outside_cases.py FOLDER_OF_A_TINY_MODEL RESULT.json`.
+"""
+
+import contextlib
+import gc
+import io
+import json
+import os
+import sys
+import traceback
+from pathlib import Path
+
+import peft
+import torch
+from torch import nn
+from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
+    LlamaForCausalLM,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+    set_seed,
+)
+from transformers.utils import ModelOutput
+
+import balance_shim
+from balance_shim.placement import colocations
+from balance_shim.training import outside
+
+model_folder, result_path = Path(sys.argv[1]), Path(sys.argv[2])
+SMALL_FIRST = "0=5MiB"  # so that the embedding is elsewhere
+results = {}
+
+
+class OwnHead(nn.Module):
+    """A backbone with a head made at its `device`, as tutorials do it."""
+
+    def __init__(self, backbone, mapped=False):
+        super().__init__()
+        self.backbone = backbone
+        self.head = nn.Linear(backbone.config.hidden_size, 3).to(backbone.device)
+        if mapped and hasattr(backbone, "hf_device_map"):
+            self.hf_device_map = backbone.hf_device_map
+
+    def forward(self, input_ids=None, kinds=None):
+        hidden = self.backbone(input_ids=input_ids).last_hidden_state
+        logits = self.head(hidden[:, -1])
+        return ModelOutput(loss=nn.functional.cross_entropy(logits, kinds), logits=logits)
+
+
+class OwnPrompt(nn.Module):
+    """Puts a prompt made at the model's `device` ahead of what the embedding gives."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+        self.prompt = nn.Parameter(0.1 * torch.ones(4, model.config.hidden_size).to(model.device))
+        if hasattr(model, "hf_device_map"):
+            self.hf_device_map = model.hf_device_map
+
+    def forward(self, input_ids=None, labels=None):
+        embedded = self.model.get_input_embeddings()(input_ids)
+        prompt = self.prompt.expand(len(input_ids), -1, -1)
+        ignored = torch.full((len(labels), 4), -100, dtype=labels.dtype, device=labels.device)
+        whole = torch.cat([prompt, embedded], 1)
+        return self.model(inputs_embeds=whole, labels=torch.cat([ignored, labels], 1))
+
+
+class Skips(LlamaForCausalLM):
+    """Adds the embedding to what the layers give, outside of any module, where a batch asks for it."""
+
+    def forward(self, input_ids=None, labels=None, skips=None, **kwargs):
+        kwargs.pop("num_items_in_batch", None)
+        hidden = self.model(input_ids=input_ids, use_cache=False).last_hidden_state
+        if skips is not None:
+            hidden = hidden + self.model.embed_tokens(input_ids)
+        logits = self.lm_head(hidden)
+        labels = labels.to(logits.device)
+        loss = nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
+        return ModelOutput(loss=loss, logits=logits)
+
+
+class Valued(Trainer):
+    """Has a head of its own, at the model's `device` and an attribute of the model, on the returned hidden states."""
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        outputs = model(**inputs, output_hidden_states=True)
+        values = model.value_head(outputs.hidden_states[-1].to(model.value_head.weight.device))
+        return outputs.loss + values.square().mean().to(outputs.loss.device)
+
+
+class Moves(TrainerCallback):
+    """Moves the embedding after the first step, as re-balancing might."""
+
+    def __init__(self, trainer, placed):
+        self.trainer, self.placed = trainer, placed
+
+    def on_step_end(self, args, state, control, **_):
+        if state.global_step == 1:
+            outside.move_along(self.trainer, self.placed, {**self.placed.hf_device_map, "model.embed_tokens": 2})
+
+
+def own_head(load):
+    return OwnHead(load(AutoModel))
+
+
+def own_head_with_map(load):
+    return OwnHead(load(AutoModel), mapped=True)
+
+
+def own_prompt(load):
+    return OwnPrompt(load(AutoModelForCausalLM))
+
+
+def prompt_tuning(load):
+    config = peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4)
+    return peft.get_peft_model(load(AutoModelForCausalLM), config)
+
+
+def modules_to_save(load):
+    config = peft.LoraConfig(r=4, target_modules=["q_proj", "v_proj"], modules_to_save=["lm_head", "embed_tokens"])
+    return peft.get_peft_model(load(AutoModelForCausalLM), config)
+
+
+def valued(load):
+    model = load(AutoModelForCausalLM)
+    model.value_head = nn.Linear(model.config.hidden_size, 1).to(model.device)
+    return model
+
+
+def skipping(load):
+    return load(Skips)
+
+
+def rows(count, kinds=False, skips=False):
+    made = []
+    for number in range(count):
+        ids = [(11 * number + 5 * place) % 500 for place in range(64)]
+        named = {"kinds": number % 3} if kinds else {"labels": ids}
+        made.append({"input_ids": ids, **named, **({"skips": 1} if skips else {})})
+    return made
+
+
+class Rows(torch.utils.data.Dataset):
+    """Rows that nobody looks at before training."""
+
+    def __init__(self, made):
+        self.made = made
+
+    def __len__(self):
+        return len(self.made)
+
+    def __getitem__(self, index):
+        return self.made[index]
+
+
+def train(make, device_map="auto", trainer_class=Trainer, steps=3, skips=False, moves=False, **options):
+    set_seed(7)
+    placed = []
+
+    def load(model_class):
+        placed.append(model_class.from_pretrained(model_folder, device_map=device_map))
+        return placed[0]
+
+    model = make(load)  # ahead of the arguments: for a workload that is a guess
+    first = dict(getattr(placed[0], "hf_device_map", {}))
+    arguments = TrainingArguments(
+        output_dir=str(result_path.parent / "out"), max_steps=max(steps, 1), per_device_train_batch_size=2,
+        logging_steps=1, save_strategy="no", report_to=[], disable_tqdm=True, learning_rate=1e-2,
+        remove_unused_columns=False, label_names=["kinds" if make in (own_head, own_head_with_map) else "labels"],
+        **options,
+    )  # fmt: skip
+    kinds = make in (own_head, own_head_with_map)
+    trainer = trainer_class(
+        model=model, args=arguments, train_dataset=rows(12, kinds), eval_dataset=Rows(rows(4, kinds, skips))
+    )
+    if moves:
+        trainer.add_callback(Moves(trainer, placed[0]))
+    if steps:
+        trainer.train()
+    else:
+        trainer.evaluate()
+    history = trainer.state.log_history
+    outer = [each for name, each in model.named_parameters() if not any(each is own for own in placed[0].parameters())]
+    return {
+        "losses": [entry["loss"] for entry in history if "loss" in entry],
+        "evaluated": [entry["eval_loss"] for entry in history if "eval_loss" in entry],
+        "first map": first,
+        "map": dict(getattr(placed[0], "hf_device_map", {})),
+        "devices": sorted({str(each.device) for each in placed[0].parameters()}),
+        "outside": sorted({str(each.device) for each in outer}),
+        "restored": "prediction_step" not in vars(trainer),
+    }
+
+
+def case(name, make, mode="balanced", caps="", cache="", **options):
+    balance_shim.uninstall()
+    colocations.forget()  # as a process of its own would
+    gc.collect()
+    before = dict(os.environ)
+    os.environ.update({"BALANCE_MAX_MEMORY": caps} if caps else {})
+    os.environ.update({"BALANCE_CACHE": str(result_path.parent / cache)} if cache else {})
+    said, outcome = io.StringIO(), {}
+    with contextlib.redirect_stderr(said), contextlib.redirect_stdout(io.StringIO()):
+        try:
+            balance_shim.install(mode=mode)
+            outcome = train(make, **options)
+        except Exception as failure:
+            outcome = {"error": str(failure), "traceback": traceback.format_exc()}
+    os.environ.clear()
+    os.environ.update(before)
+    outcome["said"] = said.getvalue()
+    results[name] = outcome
+
+
+def main():
+    one = {"device_map": None, "mode": "off"}
+    for make in (own_head, own_head_with_map, own_prompt, prompt_tuning, modules_to_save, valued):
+        options = {"trainer_class": Valued} if make is valued else {}
+        case(f"{make.__name__}, one device", make, **one, **options)
+        case(f"{make.__name__}, small first", make, caps=SMALL_FIRST, **options)
+    case("own_head, alike", own_head)
+    case("prompt_tuning, moved", prompt_tuning, moves=True)
+    late = {"skips": True, "eval_strategy": "steps", "eval_steps": 2}
+    for name, options in {"evaluated in training": late, "evaluated alone": {"skips": True, "steps": 0}}.items():
+        case(f"{name}, one device", skipping, **one, **options)
+        case(name, skipping, cache=name, **options)  # what one repairs, the other must not know
+    result_path.write_text(json.dumps(results))
+
+
+main()

@@ -1,0 +1,66 @@
+"""Modules of the script's own around a placed model train with the losses of one device, and so do evaluations."""
+
+from pathlib import Path
+
+import pytest
+
+from tests import models
+from tests.seams.cases import results_of
+
+AROUND = ["own_head", "own_head_with_map", "own_prompt", "prompt_tuning", "modules_to_save", "valued"]
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    """What outside_cases.py wrote."""
+    folder = tmp_path_factory.mktemp("outside")
+    cases = Path(__file__).with_name("outside_cases.py")
+    more = {"BALANCE_SIMULATE": "4x64MiB", "OMP_NUM_THREADS": "1"}
+    return results_of(cases, models.saved_llama(folder / "model", vocab_size=4096), folder, **more)
+
+
+def case_of(results, name):
+    assert "error" not in results[name], results[name]["traceback"]
+    return results[name]
+
+
+@pytest.mark.parametrize("name", [*(f"{name}, small first" for name in AROUND), "own_head, alike"])
+def test_modules_made_at_the_models_device(results, name):
+    """Heads, prompts and copies to be saved are where they are needed; the model stays on several devices."""
+    case = case_of(results, name)
+    assert len(case["devices"]) > 2
+    assert case["losses"] == pytest.approx(results[f"{name.split(',')[0]}, one device"]["losses"], rel=1e-3)
+
+
+def test_a_head_made_where_the_embedding_is_comes_to_the_first_device(results):
+    """A wrapper with a map of its own is left by the Trainer as it is, so its head is moved where outputs return."""
+    case = case_of(results, "own_head_with_map, small first")
+    assert case["first map"]["embed_tokens"] != 0 and case["outside"] == ["npu:0"]
+    assert "made at `model.device` moved to npu:0" in case["said"]
+    assert "met on different devices" not in case["said"]
+
+
+def test_the_map_of_a_model_in_a_wrapper_without_one_holds(results):
+    """The Trainer does not bring all of it to the first device, and a line says so."""
+    case = case_of(results, "own_head, alike")
+    assert len(case["devices"]) == 4 and case["outside"] == ["npu:0"]
+    assert "OwnHead has no device map of its own" in case["said"]
+
+
+def test_prompts_follow_the_embedding(results):
+    """When the embedding moves between two steps, PEFT's prompt encoder and its optimizer state move along."""
+    case = case_of(results, "prompt_tuning, moved")
+    assert case["map"]["model.embed_tokens"] == 2 and case["outside"] == ["npu:2"]
+    assert case["losses"] == pytest.approx(results["prompt_tuning, one device"]["losses"], rel=1e-3)
+    assert "met on different devices" not in case["said"]
+
+
+@pytest.mark.parametrize("name", ["evaluated in training", "evaluated alone"])
+def test_an_evaluation_that_stops_is_repaired(results, name):
+    """Its step is repeated on another map, with the losses of one device; the trainer's method is its own again."""
+    case, one = case_of(results, name), results[f"{name}, one device"]
+    assert case["said"].count("met on different devices in an evaluation") >= 1
+    assert case["said"].count("and the step is repeated; nothing is lost") == 1
+    assert case["evaluated"] == pytest.approx(one["evaluated"], rel=1e-3)
+    assert case["losses"] == pytest.approx(one["losses"], rel=1e-3)
+    assert case["restored"] and len(case["devices"]) > 2
