@@ -55,6 +55,14 @@ def test_prompts_follow_the_embedding(results):
     assert "met on different devices" not in case["said"]
 
 
+def test_a_kernel_of_head_and_loss_has_norm_and_head_on_one_device(results):
+    """Where Liger's forward is bound after loading, blocks move although that fills no device less."""
+    case = case_of(results, "fused")
+    assert case["first map"]["model.norm"] != case["first map"]["lm_head"]
+    assert case["map"]["model.norm"] == case["map"]["lm_head"] and len(set(case["map"].values())) > 1
+    assert case["losses"] == pytest.approx(results["fused, one device"]["losses"], rel=1e-3)
+
+
 @pytest.mark.parametrize("name", ["evaluated in training", "evaluated alone"])
 def test_an_evaluation_that_stops_is_repaired(results, name):
     """Its step is repeated on another map, with the losses of one device; the trainer's method is its own again."""

@@ -18,6 +18,7 @@ from ..memory.bonds import NO_BONDS
 from ..memory.workload import assume, longest_row
 from ..placement import colocations, planner
 from ..placement.compared_heads import device_of_compared_head
+from ..placement.fused_head import bonds_for as bonds_for_fused_head
 from ..placement.map_file import DeviceMap
 from ..placement.plan import Plan, collapse
 from ..placement.remedies import saved_by_chunks, saved_by_precision, what_would_fit
@@ -247,6 +248,8 @@ def _place(load: _Load) -> DeviceMap | None:
     if mode == "balanced" and colocated.library_map:
         log.info("an earlier training ran under no map but the library's own, which applies")
         return None
+    what, instead = "looking for a fused head", "norm and head may be on two devices"
+    fused = attempt(what, bonds_for_fused_head, load.model, known.arguments(), default=NO_BONDS, instead=instead)
     request = planner.Request(
         load.model,
         workload,
@@ -258,7 +261,7 @@ def _place(load: _Load) -> DeviceMap | None:
         may_chunk=settings.loss == "full",
         may_halve=precision.could_halve(),
         cache=folder,
-        bonds=colocated.bonds if mode == "balanced" else NO_BONDS,
+        bonds=colocated.bonds.and_those(fused) if mode == "balanced" else NO_BONDS,
         head_device=device_of_compared_head(load.model, known.compared_models()),
     )
     plan: Plan | None

@@ -1,9 +1,8 @@
 """What a trainer has outside of the model that was placed: own heads, prompt encoders, modules in attributes.
 
-Scripts and PEFT make such modules at `model.device`. Under the library's maps that is the first device, where inputs
-arrive and outputs return; under a balanced map it is wherever the embedding is. PEFT's prompt encoders are computed
-together with the embedding's output, so they follow the embedding; everything else belongs on the first device, and an
-embedding that is there stays there.
+Scripts and PEFT make such modules at `model.device`, or where the first parameter is. The former is the first device
+(`seams/model_device.py`), where inputs arrive and outputs return; under a balanced map the latter need not be. PEFT's
+prompt encoders are computed together with the embedding's output, so they follow it; all else is on the first device.
 """
 
 from collections.abc import Iterable
@@ -11,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 from .. import copies, log
-from ..memory.blocks import chain
 from ..memory.bonds import NO_BONDS, Bonds
+from ..placement import fused_head
 from ..placement.map_file import DeviceMap
 from ..placement.move import Moved, MoveError, move
 from ..seams import known
@@ -28,30 +27,26 @@ _bonds: "WeakKeyDictionary[nn.Module, Bonds]" = WeakKeyDictionary()
 
 
 def arrange(trainer: Any, model: "nn.Module") -> None:
-    """Bring what was made at `model.device`, and is not prompts, to the first device, with a line.
+    """Bring what was made where the embedding is, and is not prompts, to the first device, with a line.
 
-    Where something is outside, an embedding on the first device stays there from now on: see `bonds_of`.
+    Where a kernel computes what is behind the layers, that stays together from now on: see `bonds_of`.
 
     Args:
         trainer: a `transformers.Trainer` about to train.
         model: what was placed: the trainer's model, or one inside of it.
     """
-    _bonds.pop(model, None)
+    _bonds[model] = fused_head.bonds_for(model, trainer.args)
     made_at = _device_of_embedding(model)
     tensors = _direct_tensors(_modules(trainer, model), model)
     # TRL's models with a value head (0.x) bring outputs to the device of that head, wherever it is.
-    if made_at is None or not tensors or getattr(trainer.model, "is_sequential_parallel", False):
-        return
     first = trainer.args.device
-    if made_at == first:
-        embeddings = frozenset(block.name for block in chain(model) if block.role == "embedding")
-        _bonds[model] = Bonds(on_first=embeddings) if embeddings else NO_BONDS
+    if made_at in (None, first) or not tensors or getattr(trainer.model, "is_sequential_parallel", False):
         return
     moving = [each for each in tensors if each.device == made_at]
     if moving:
         _put(moving, first, _optimizers(trainer))
         log.info(
-            f"{counted(len(moving), 'tensor')} that the script has made at `model.device` moved to {first}, where "
+            f"{counted(len(moving), 'tensor')} that the script has made where the embedding is moved to {first}, where "
             "inputs arrive and outputs return"
         )
 

@@ -11,7 +11,7 @@ from ..memory.blocks import chain
 from ..memory.bonds import Bonds
 from ..memory.cost import is_estimate
 from ..memory.workload import Workload
-from ..placement import colocations, planner
+from ..placement import colocations, fused_head, planner
 from ..placement.balance import DoesNotFit, takes_inputs
 from ..placement.compared_heads import device_of_compared_head
 from ..placement.map_file import DeviceMap
@@ -132,7 +132,9 @@ def _as_it_is(
         tried = planner.as_tried(request, costed, places, recomputed)
         home = request.devices[0].index
         strays = any(places.get(name, home) != home for name in request.bonds.on_first)
-        return replace(tried.plan, device_map=assumed.device_map), bool(tried.met) or strays
+        # A kernel that gets the addresses of two devices stops in no way that could be repaired.
+        parted = fused_head.breaks(tried.plan, request.bonds, costed)
+        return replace(tried.plan, device_map=assumed.device_map), bool(tried.met) or strays or parted
     return replace(evaluate(assumed.mode, costed, assumed.device_map, request.devices), recomputed=recomputed), False
 
 

@@ -1,0 +1,47 @@
+"""Liger's forward of a model computes head and loss in one kernel, which reads the head's weight itself.
+
+No hook of the head brings the hidden states to it then (Liger 0.8, `lce_forward`), and a kernel that gets addresses of
+two devices fails, or reads over the link. So the final norm, which makes the hidden states, and the head are together.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+from ..memory.blocks import chain
+from ..memory.bonds import NO_BONDS, Bonds
+from .plan import CostedModel, Plan, device_of
+
+if TYPE_CHECKING:
+    from torch import nn
+
+FORWARD = "lce_forward"
+PACKAGE = "liger_kernel"
+
+
+def bonds_for(model: "nn.Module", arguments: Any | None) -> Bonds:
+    """Return the bonds of what is behind the last layer, if the forward of `model` is Liger's, or is about to be.
+
+    Args:
+        arguments: the `TrainingArguments`, whose `use_liger_kernel` has the Trainer bind it when training begins.
+    """
+    if not (getattr(arguments, "use_liger_kernel", False) or _is_ligers(model)):
+        return NO_BONDS
+    blocks = chain(model)
+    last = max((position for position, block in enumerate(blocks) if block.role == "layer"), default=len(blocks))
+    behind = frozenset(block.name for block in blocks[last + 1 :] if block.parameters)
+    return Bonds((behind,)) if len(behind) > 1 else NO_BONDS
+
+
+def breaks(plan: Plan, bonds: Bonds, costed: CostedModel) -> bool:
+    """Whether the map of `plan` has blocks on two devices that `bonds` want on one."""
+    names = {block.name for block in costed.blocks}
+    groups = [group & names for group in bonds.groups]
+    return any(len({device_of(name, plan.device_map) for name in group}) > 1 for group in groups)
+
+
+def _is_ligers(model: Any) -> bool:
+    """Whether the forward of `model` is Liger's: bound to it, wrapped by accelerate, or that of its class."""
+    forwards = (vars(model).get("forward"), vars(model).get("_old_forward"), type(model).forward)
+    return any(
+        getattr(each, "__name__", "") == FORWARD and str(getattr(each, "__module__", "")).partition(".")[0] == PACKAGE
+        for each in forwards
+    )
