@@ -19,7 +19,6 @@ from torch import nn
 from transformers import (
     AutoModel,
     AutoModelForCausalLM,
-    LlamaForCausalLM,
     Trainer,
     TrainerCallback,
     TrainingArguments,
@@ -71,18 +70,16 @@ class OwnPrompt(nn.Module):
         return self.model(inputs_embeds=whole, labels=torch.cat([ignored, labels], 1))
 
 
-class Skips(LlamaForCausalLM):
-    """Adds the embedding to what the layers give, outside of any module, where a batch asks for it."""
+class Meets(Trainer):
+    """Meets the weights of the first layer and the last in an evaluation."""
 
-    def forward(self, input_ids=None, labels=None, skips=None, **kwargs):
-        kwargs.pop("num_items_in_batch", None)
-        hidden = self.model(input_ids=input_ids, use_cache=False).last_hidden_state
-        if skips is not None:
-            hidden = hidden + self.model.embed_tokens(input_ids)
-        logits = self.lm_head(hidden)
-        labels = labels.to(logits.device)
-        loss = nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
-        return ModelOutput(loss=loss, logits=logits)
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        outputs = model(**inputs)
+        loss = outputs.loss
+        if not model.training:
+            first, last = (model.model.layers[number].self_attn.q_proj.weight for number in (0, 5))
+            loss = loss + 1e-2 * (first * last).sum().to(loss.device)
+        return (loss, outputs) if return_outputs else loss
 
 
 class Valued(Trainer):
@@ -152,16 +149,16 @@ def fused(load):
     return model
 
 
-def skipping(load):
-    return load(Skips)
+def plain(load):
+    return load(AutoModelForCausalLM)
 
 
-def rows(count, kinds=False, skips=False):
+def rows(count, kinds=False):
     made = []
     for number in range(count):
         ids = [(11 * number + 5 * place) % 500 for place in range(64)]
         named = {"kinds": number % 3} if kinds else {"labels": ids}
-        made.append({"input_ids": ids, **named, **({"skips": 1} if skips else {})})
+        made.append({"input_ids": ids, **named})
     return made
 
 
@@ -178,7 +175,7 @@ class Rows(torch.utils.data.Dataset):
         return self.made[index]
 
 
-def train(make, device_map="auto", trainer_class=Trainer, steps=3, skips=False, moves=False, **options):
+def train(make, device_map="auto", trainer_class=Trainer, steps=3, moves=False, **options):
     set_seed(7)
     placed = []
 
@@ -196,7 +193,7 @@ def train(make, device_map="auto", trainer_class=Trainer, steps=3, skips=False, 
     )  # fmt: skip
     kinds = make in (own_head, own_head_with_map)
     trainer = trainer_class(
-        model=model, args=arguments, train_dataset=rows(12, kinds), eval_dataset=Rows(rows(4, kinds, skips))
+        model=model, args=arguments, train_dataset=rows(12, kinds), eval_dataset=Rows(rows(4, kinds))
     )
     if moves:
         trainer.add_callback(Moves(trainer, placed[0]))
@@ -247,10 +244,13 @@ def main():
     case("fused", fused, caps=LARGER_LAST)
     case("own_head, alike", own_head)
     case("prompt_tuning, moved", prompt_tuning, moves=True)
-    late = {"skips": True, "eval_strategy": "steps", "eval_steps": 2}
-    for name, options in {"evaluated in training": late, "evaluated alone": {"skips": True, "steps": 0}}.items():
-        case(f"{name}, one device", skipping, **one, **options)
-        case(name, skipping, cache=name, **options)  # what one repairs, the other must not know
+    for name, options in {
+        "evaluated in training": {"eval_strategy": "steps", "eval_steps": 2},
+        "evaluated alone": {"steps": 0},
+    }.items():
+        options["trainer_class"] = Meets
+        case(f"{name}, one device", plain, **one, **options)
+        case(name, plain, cache=name, **options)  # what one repairs, the other must not know
     result_path.write_text(json.dumps(results))
 
 
