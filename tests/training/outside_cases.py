@@ -37,12 +37,13 @@ results = {}
 
 
 class OwnHead(nn.Module):
-    """A backbone with a head made at its `device`, as tutorials do it."""
+    """A backbone with a head made at its `device`, as tutorials do it, or, with a map, at its first parameter's."""
 
     def __init__(self, backbone, mapped=False):
         super().__init__()
         self.backbone = backbone
-        self.head = nn.Linear(backbone.config.hidden_size, 3).to(backbone.device)
+        place = next(backbone.parameters()).device if mapped else backbone.device
+        self.head = nn.Linear(backbone.config.hidden_size, 3).to(place)
         if mapped and hasattr(backbone, "hf_device_map"):
             self.hf_device_map = backbone.hf_device_map
 

@@ -36,7 +36,7 @@ def test_a_head_made_where_the_embedding_is_comes_to_the_first_device(results):
     """A wrapper with a map of its own is left by the Trainer as it is, so its head is moved where outputs return."""
     case = case_of(results, "own_head_with_map, small first")
     assert case["first map"]["embed_tokens"] != 0 and case["outside"] == ["npu:0"]
-    assert "made at `model.device` moved to npu:0" in case["said"]
+    assert "made where the embedding is moved to npu:0" in case["said"]
     assert "met on different devices" not in case["said"]
 
 
