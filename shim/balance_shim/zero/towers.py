@@ -1,11 +1,11 @@
 """Batches that have pictures on some ranks only: the others run the tower as well, on a made one, and throw it away.
 
 A tower's weights are gathered by all ranks together, so a rank whose batch has no picture would leave the others
-waiting. It runs the tower where they do, right after the embedding, and adds nothing of the outcome: values and gradients
-stay what they are, and the backward pass comes through the tower too, with gradients of zero. That is done also where no
-rank has a picture any more: what gets no gradient in a step would be trained with that of an earlier one, which
-DeepSpeed (0.16 to 0.19) keeps in a buffer and fills only where there is a new one. (In such a step an optimizer with
-momentum moves the tower, which one process would leave where it is.)
+waiting. It runs the tower where they do, right after the embedding, and adds nothing of the outcome. Values and
+gradients stay what they are, and the backward pass comes through the tower too, with gradients of zero. That is done
+also where no rank has a picture any more: what gets no gradient in a step would be trained with that of an earlier one,
+which DeepSpeed (0.16 to 0.19) keeps in a buffer and fills only where there is a new one. (In such a step an optimizer
+with momentum moves the tower, which one process would leave where it is.)
 """
 
 import inspect
