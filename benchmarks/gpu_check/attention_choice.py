@@ -1,4 +1,4 @@
-"""The attention kernel that torch chooses on the card beside the rule of the plans, and the memory that each keeps."""
+"""Compare the attention kernel that torch chooses on the card with the rule of the plans, and measure what it keeps."""
 
 from __future__ import annotations
 

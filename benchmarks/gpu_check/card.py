@@ -23,7 +23,7 @@ class Peaks:
     Attributes:
         allocated: the most that tensors held at once.
         reserved: the most that torch's allocator had taken from the device.
-        outside: what the device lacks beside that when the stretch ends: context, kernels, other processes.
+        outside: memory in use outside of the allocator when the stretch ends: context, kernels, other processes.
     """
 
     allocated: int

@@ -1,4 +1,4 @@
-"""The loss in chunks beside the loss from full logits on the card: values, gradients, time and memory."""
+"""Compare the loss in chunks with the loss from full logits on the card: values, gradients, time and memory."""
 
 from __future__ import annotations
 

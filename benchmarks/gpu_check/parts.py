@@ -109,7 +109,7 @@ def stages(card: Card) -> Iterator[Record]:
 
 
 def chunks(card: Card) -> Iterator[Record]:
-    """The loss in chunks beside the loss from full logits: values, gradients, time, memory."""
+    """Compare the loss in chunks with the loss from full logits."""
     from . import chunked_loss
 
     yield from chunked_loss.compared(card)
@@ -185,12 +185,12 @@ def attention(card: Card) -> Iterator[Record]:
 
 PARTS = (
     Part("facts", "versions, the context, workspaces", 20, facts),
-    Part("attention", "the kernel that torch chooses beside the rule, and what it keeps", 30, attention),
+    Part("attention", "the kernel that torch chooses and the rule, and the memory kept", 30, attention),
     Part("full-card", "the inventory and the doctor on a full card", 30, full_card),
     Part("monitor", "what a reading costs", 15, monitor),
-    Part("chunks", "the loss in chunks beside full logits", 45, chunks),
+    Part("chunks", "the loss in chunks and from full logits", 45, chunks),
     Part("out-of-memory", "recovery in forward, backward and recomputation", 50, out_of_memory),
     Part("liger", "a model that Liger has patched", 25, liger),
     Part("stages", "each stage of maps of 4 and 8 devices alone", 100, stages),
-    Part("truth", "predicted beside allocated and reserved", 225, truth),
+    Part("truth", "predicted, allocated and reserved memory", 225, truth),
 )

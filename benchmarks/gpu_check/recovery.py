@@ -31,7 +31,7 @@ def recovered(card: Card) -> Iterator[dict[str, Any]]:
 
 
 def _train(card: Card, name: str, tokens: int, checkpointing: bool, room: int | None) -> dict[str, Any]:
-    """Train for two steps of `ROWS` sequences; with `room`, only so many bytes are there beside the weights."""
+    """Train for two steps of `ROWS` sequences; with `room`, only so many bytes are free besides the weights."""
     import transformers
 
     import balance_shim
