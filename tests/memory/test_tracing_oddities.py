@@ -91,10 +91,10 @@ def test_random_numbers_of_a_trace_are_not_missing_afterwards():
         assert profiled(model)[1].method == "traced"
 
 
-def test_a_model_that_ends_the_program_is_estimated():
-    """A forward pass that exits, as some do over inputs that they do not like, does not end the program in a trace."""
+def test_a_model_that_ends_the_program_is_traced_without_it():
+    """A forward pass that exits, as some do over inputs that they do not like, ends neither the program nor the trace."""
     _, found = profiled(behaving(models.llama(), lambda: sys.exit("no such task")))
-    assert found.method.startswith("estimated by a formula, because") and "no such task" in found.method
+    assert found.method.startswith("traced in parts, because") and "no such task" in found.method
 
 
 def test_a_model_that_takes_too_long_is_estimated(monkeypatch):

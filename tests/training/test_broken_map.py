@@ -8,7 +8,7 @@ from balance_shim.placement import planner
 from balance_shim.placement.move import Moved
 from balance_shim.placement.plan import evaluate
 from balance_shim.settings import Settings
-from balance_shim.training import second_pass
+from balance_shim.training import outside, second_pass
 from tests.placement.test_proving import LossWhereLabelsAre, request_for
 
 
@@ -23,7 +23,8 @@ def test_a_map_whose_trial_meets_two_devices_is_given_up_for_any_other(monkeypat
     """It moves to a map that runs, where the margin alone would have it stay; a map that runs stays."""
     moves = []
     monkeypatch.setattr(state, "settings", lambda: Settings(report="off"))
-    monkeypatch.setattr(second_pass, "move", lambda *arguments: moves.append(arguments) or Moved())  # no real devices
+    # There are no real devices.
+    monkeypatch.setattr(outside, "move_along", lambda _, __, device_map: moves.append(device_map) or Moved())
     monkeypatch.setattr(second_pass, "WORTH_MOVING", 0)  # no margin is enough
     request = request_for(LossWhereLabelsAre)
     runs = second_pass.plan_in_force(request, plan_of(request, head=0))
@@ -32,7 +33,7 @@ def test_a_map_whose_trial_meets_two_devices_is_given_up_for_any_other(monkeypat
     assert broken.broken
     outcome = second_pass.moved_if_better(None, broken)
     assert outcome.moved and not outcome.broken and len(moves) == 1
-    assert outcome.plan.device_map["lm_head"] == 0 and outcome.plan.device_map == moves[0][1]
+    assert outcome.plan.device_map["lm_head"] == 0 and outcome.plan.device_map == moves[0]
 
 
 def test_a_map_that_parts_the_embedding_from_what_feeds_it_is_given_up():
