@@ -13,6 +13,8 @@ import sys
 import traceback
 from pathlib import Path
 
+os.environ["PYTORCH_NO_CUDA_MEMORY_CACHING"] = "1"  # on devices so small segments would decide, not what is planted
+
 import torch
 from transformers import AutoModelForCausalLM, Trainer, TrainerCallback, TrainingArguments, set_seed
 
@@ -109,7 +111,7 @@ def train(
         model=model,
         args=arguments,
         train_dataset=rows,
-        eval_dataset=rows,
+        eval_dataset=rows if evaluation else None,  # one that is there is part of the plan
         data_collator=collate,
         callbacks=[*callbacks],
     )

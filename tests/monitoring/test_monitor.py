@@ -133,7 +133,7 @@ RUNS_OUT = ["long batch", "map", "explicit map", "second process", "half full", 
 def test_the_original_error_is_raised_as_it_was(results, name):
     """Same class, same words, same innermost frame as where the device refused; also where failures of ours raise."""
     error = results[f"memory runs out: {name}"]["error"]
-    assert error["type"] == "OutOfMemoryError" and error["innermost"] == "_check"
+    assert error["type"] == "OutOfMemoryError" and error["innermost"] == "_allocate"
     assert len(error["args"]) == 1 and error["args"][0].startswith("Simulated device out of memory.")
 
 
