@@ -47,14 +47,15 @@ def test_a_script_is_watched(watched):
 
 
 def test_memory_that_runs_out_is_explained(watched, tmp_path):
-    """Device, phase and remedies are said on standard error before the script's own traceback."""
+    """Device, phase and remedies, or that there are none, are on standard error before the script's own traceback."""
     script, words, outcome, _ = watched
-    small = {"BALANCE_SIMULATE": f"4x{int(0.8 * max(outcome.peaks)) // 1024}KiB", "BALANCE_MODE": "balanced"}
+    small = {"BALANCE_SIMULATE": f"4x{int(0.55 * max(outcome.peaks)) // 1024}KiB", "BALANCE_MODE": "balanced"}
     outcome = run_script(script, words, tmp_path, small, SHIM)
     assert outcome.exit_code == 1 and "out of memory" not in outcome.stdout
     said, _, rest = outcome.stderr.partition("balance_shim: error: out of memory on npu:")
     assert "torch.OutOfMemoryError" not in said and " pass" in rest.partition("\n")[0]
-    assert "measured" in rest and "remedy 1: " in rest, outcome.tail()
+    remedies = "remedy 1: " in rest or "nothing that the shim can set" in rest
+    assert "measured" in rest and remedies, outcome.tail()
     assert "OutOfMemoryError: Simulated device out of memory." in rest
     assert not (tmp_path / "report" / "memory.jsonl").exists()
 
