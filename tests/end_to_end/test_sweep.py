@@ -2,10 +2,13 @@
 
 import pytest
 
+from balance_shim.versions import version_of
 from benchmarks.sweep import table
 from benchmarks.sweep.classes import candidates
 from benchmarks.sweep.server import Server
 from benchmarks.sweep.trials import MACHINE, record_of
+
+pytestmark = pytest.mark.skipif(version_of("transformers") < (5, 0), reason="the sample is one of 5.x")
 
 SAMPLE = (
     "LlamaForCausalLM",

@@ -29,8 +29,8 @@ def test_real_classes_are_traced_and_left_as_they_were(name, tuning):
     assert name in IN_PARTS or found.method == "traced"
 
 
-# The stand-in has no forward of its own; the masks with which 4.x puts pictures in their places do not run on shapes.
-IN_PARTS = {"internvl-remote"} | ({"llava"} if version_of("transformers") < (5, 0) else set())
+# The stand-in has no forward of its own.
+IN_PARTS = {"internvl-remote"}
 CHANGES = {
     "plain": {},
     "checkpointing": {"gradient_checkpointing": True},

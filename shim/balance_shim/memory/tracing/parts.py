@@ -9,6 +9,7 @@ from torch import nn
 
 from ..blocks import Block, within
 from ..bonds import NO_BONDS
+from ..recomputation import is_supported
 from ..workload import Workload
 from . import measure
 from .copy import CannotTrace, Trains
@@ -29,6 +30,8 @@ def trace_parts(
     Raises:
         CannotTrace: `whole`, if there is no language model inside that could be traced on its own.
     """
+    if not is_supported(model):  # what is inside may support it, and is not asked
+        workload = replace(workload, gradient_checkpointing=False)
     text = _common([block.name for block in blocks if block.role in ("embedding", "layer", "head")])
     text = text or _common([block.name for block in blocks if block.role in ("embedding", "layer")])
     if not text:

@@ -32,6 +32,8 @@ def _in_place_of(wants: Wants, batch: Batch, token: int | None, method: str, mai
     if token is None or main not in batch or ids is None:
         return batch
     counted = _features(wants, batch, method)
+    if counted is None and main == "pixel_values":
+        counted = _features_of_grid(wants, batch)
     if counted is None:
         return batch
     each, rest = divmod(counted, wants.rows)
@@ -77,6 +79,14 @@ def _features(wants: Wants, batch: Batch, method: str) -> int | None:
             raise CannotTrace(f"{wants.kind}.{method} does not run on shapes ({type(error).__name__})") from error
         total = sum(each.numel() for each in _tensors(made))
     return None if not width else total // width
+
+
+def _features_of_grid(wants: Wants, batch: Batch) -> int | None:
+    """Return how many features the pictures of a Qwen-VL model become: 4.51 has no method of their own for them."""
+    grid, vision = batch.get("image_grid_thw"), getattr(wants.config, "vision_config", None)
+    if grid is None:
+        return None
+    return int(grid.prod(-1).sum()) // getattr(vision, "spatial_merge_size", 1) ** 2
 
 
 def _arguments(method: Any, wants: Wants, batch: Batch, machine: Any) -> Batch:
