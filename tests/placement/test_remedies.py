@@ -132,4 +132,5 @@ def test_a_remedy_under_which_nothing_can_be_placed_is_none():
     short = planner.Request(model, workload, machine(*[800 * MIB] * 4))
     plan = planner.balanced(short)
     assert plan.shortfall
-    assert not any("checkpointing" in remedy for remedy in remedies.what_would_fit(plan, short))
+    # With adapters the layers are small enough to be on one device together.
+    assert not any(remedy.startswith("gradient checkpointing") for remedy in remedies.what_would_fit(plan, short))
