@@ -68,6 +68,17 @@ def check_modules_move_there():
         assert torch.nn.Linear(2, 2).cuda().weight.device == THIRD
 
 
+def check_scripted_functions_compile():
+    """Libraries compile functions with TorchScript while they are imported (ms-swift 4.6 does)."""
+
+    def scripted(like: torch.Tensor, index: torch.Tensor):
+        made = torch.empty((2,), dtype=like.dtype, device=like.device)
+        made[:] = torch.arange(2, device=like.device)
+        return made.index_select(0, index) + torch.zeros_like(like)
+
+    assert torch.jit.script(scripted)(torch.ones(2), torch.tensor([1, 0])).tolist() == [1.0, 0.0]
+
+
 def check_questions_to_torch_cuda():
     """The module's functions answer for the simulated devices."""
     assert torch.cuda.is_available() and torch.cuda.device_count() == 3 and torch.cuda.is_initialized()

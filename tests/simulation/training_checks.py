@@ -106,11 +106,12 @@ def check_saving_and_going_on():
 class _Script(Trainer):
     """A user's Trainer whose own tensors are on "cuda"."""
 
-    def compute_loss(self, model, inputs, return_outputs=False, **_):
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         weights = torch.ones(2, device="cuda" if torch.cuda.is_available() else "cpu").to(device)
         with torch.autocast("cuda", enabled=False):
-            out = model(**{name: value.to(device) for name, value in inputs.items()})
+            inputs = {name: value.to(device) for name, value in inputs.items()}
+            out = model(**inputs, num_items_in_batch=num_items_in_batch)
         loss = out.loss * weights.mean().to(out.loss.device)
         return (loss, out) if return_outputs else loss
 

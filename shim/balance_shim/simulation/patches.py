@@ -5,6 +5,7 @@ import functools
 import importlib
 
 import torch
+from torch.jit import _builtins
 
 from balance_shim.virtual.machine import Machine
 from balance_shim.virtual.tensor import _plain_data, set_data
@@ -25,9 +26,18 @@ def apply(machine: Machine, module, weights: _CastWeights) -> contextlib.ExitSta
                 undo.callback(setattr, owner, name, vars(owner)[name])
             else:
                 undo.callback(delattr, owner, name)
+            _keep_scriptable(getattr(owner, name, None), replacement, undo)
             setattr(owner, name, replacement)
         failed.pop_all()
     return undo
+
+
+def _keep_scriptable(original, replacement, undo: contextlib.ExitStack) -> None:
+    """Let TorchScript compile calls of `replacement` to the operator of `original`, which it knows by identity."""
+    operator = _builtins._find_builtin(original)
+    if operator is not None:
+        _builtins._register_builtin(replacement, operator)
+        undo.callback(_builtins._get_builtin_table().pop, id(replacement), None)
 
 
 def _replacements(machine, module, weights):
