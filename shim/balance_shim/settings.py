@@ -94,7 +94,7 @@ class Settings(NamedTuple):
 
 
 class Variable(NamedTuple):
-    """One `BALANCE_*` variable: how it is read, and what `balance-shim env` and the README say of it."""
+    """One `BALANCE_*` variable: how it is read, and what `balance-shim env` and docs/variables.md show."""
 
     name: str
     field: str
@@ -225,53 +225,68 @@ def _simulate(text: str) -> "SimulationSpec":
 
 VARIABLES = (
     Variable("BALANCE_MODE", "mode", _one_of(MODES), "one of " + ", ".join(MODES), "balanced",
-             "which remedy: even out training memory, the user's own map, DeepSpeed ZeRO-3, or choose"),
+             "the remedy; a misspelled mode turns the shim off and is reported"),
     Variable("BALANCE_INTERCEPT", "intercept", _intercept, "a comma list of " + ", ".join(INTERCEPTABLE),
-             "auto,balanced", "which device_map values are replaced; explicit maps are left alone"),
+             "auto,balanced",
+             "the `device_map` values to replace; explicit maps are always kept. `none` is no `device_map` at "
+             "all: on N CUDA devices such a script would train N copies (`torch.nn.DataParallel`) with N times "
+             "the batch, and trains one copy then; a line names both batches"),
     Variable("BALANCE_DEVICE_MAP", "device_map", _device_map, "the path of a JSON file, or JSON", "",
-             "the user's map, layer name -> device; alone it implies mode map"),
-    Variable("BALANCE_MAX_MEMORY", "max_memory", _max_memory, f"{SIZE_FORMS}, 0=20GiB,1=45GiB, or JSON", "what is free",
-             "the most that each device may be given"),
+             "your own map, layer name -> device; alone it implies mode `map`"),
+    Variable("BALANCE_MAX_MEMORY", "max_memory", _max_memory, f"{SIZE_FORMS}, 0=20GiB,1=45GiB, or JSON",
+             "what is free",
+             "limit for each device; `2=0` excludes a device, and does not query its memory. `cpu` and `disk` "
+             "are accepted for compatibility and ignored"),
     Variable("BALANCE_RESERVE", "reserve", _reserve, f"{SIZE_FORMS}, or a percentage below 100%",
-             "8%, on CUDA devices at least 768 MiB", "head-room kept free on each device"),
+             "8%, on CUDA devices at least 768 MiB",
+             "memory that plans keep free on each device, by default at most a fifth of it; what torch's "
+             "allocator is predicted to reserve has to fit too"),
     Variable("BALANCE_BATCH_SIZE", "batch_size", _count, "a whole number from 1", "the Trainer's, else 1",
-             "micro-batch assumed until the Trainer is known"),
+             "micro-batch to assume until the Trainer is known"),
     Variable("BALANCE_SEQ_LEN", "seq_len", _count, "a whole number from 1", "the Trainer's, else 2048",
-             "tokens a row assumed until the Trainer is known"),
+             "tokens per sequence to assume until the first batch; decides activations and logits. Set it if the "
+             "first batch is much shorter than later ones"),
     Variable("BALANCE_TUNING", "tuning", _one_of(TUNINGS), "one of " + ", ".join(TUNINGS), "full",
-             "what trains: everything, adapters, or everything but vision and audio towers"),
+             "parameters that train: all, adapters, or all but vision and audio towers"),
     Variable("BALANCE_OPTIMIZER", "optimizer", _one_of(OPTIMIZERS), "one of " + ", ".join(OPTIMIZERS),
-             "the Trainer's, else adamw_torch", "optimizer assumed until the Trainer is known"),
-    Variable("BALANCE_PRECISION", "precision", _one_of(PRECISIONS), "one of " + ", ".join(PRECISIONS),
-             "as the script says", "dtype of loading and mixed precision of training"),
-    Variable("BALANCE_MICRO_BATCH", "micro_batch", _micro_batch, "a whole number from 1, or auto",
-             "as the script says", "rows at a time: a number, or the most that fits; the effective batch stays"),
+             "the Trainer's, else adamw_torch",
+             "optimizer to assume until the Trainer is known, named as in `TrainingArguments(optim=...)`"),
+    Variable("BALANCE_PRECISION", "precision", _one_of(PRECISIONS), "one of " + ", ".join(PRECISIONS), "the script's",
+             "dtype of the loaded weights and mixed precision of training"),
+    Variable("BALANCE_MICRO_BATCH", "micro_batch", _micro_batch, "a whole number from 1, or auto", "the script's",
+             "sequences per micro-batch, or the most that are predicted to fit; accumulation keeps the effective "
+             "batch"),
     Variable("BALANCE_GRADIENT_CHECKPOINTING", "gradient_checkpointing", _checkpointing, "1, 0 or auto",
-             "as the script says", "recompute activations: in all layers, in none, or in no more than it takes to fit"),
+             "the script's",
+             "recompute activations in all layers, in none, or in as few as fit"),
     Variable("BALANCE_MONITOR", "monitor", _flag, "1 or 0", "0",
-             "watch the memory of each device while training: a record of each step, and warnings when it grows"),
+             "record the memory of each step, and warn when it grows"),
     Variable("BALANCE_REBALANCE", "rebalance", _flag, "1 or 0", "0",
-             "move blocks between steps when the first ones need other memory than planned"),
+             "move blocks between steps if the first steps need other memory than planned"),
     Variable("BALANCE_LOSS", "loss", _one_of(LOSSES), "one of " + ", ".join(LOSSES), "auto",
-             "the loss in chunks, without full logits: in models that the shim has placed, in any, or in none"),
+             "compute the loss of causal models in chunks, without full logits: in models that the shim has "
+             "placed, in any that a Trainer trains, or in none"),
     Variable("BALANCE_ZERO_CONFIG", "zero_config", _zero_config, "the path of a DeepSpeed JSON file, or JSON", "",
-             "mode zero3: merged over the shim's own ZeRO-3 config"),
+             "mode `zero3`: merged over the shim's own DeepSpeed config"),
     Variable("BALANCE_OFFLOAD", "offload", _one_of(OFFLOADS), "one of " + ", ".join(OFFLOADS), "none",
-             "mode zero3: what is kept in host memory, all being optimizer state and weights"),
+             "mode `zero3`: keep optimizer state, or weights too, in host memory"),
     Variable("BALANCE_NPROC", "nproc", _count, "a whole number from 1", "one for each device",
-             "mode zero3: processes to start on this machine; CPU processes where there is no device"),
-    Variable("BALANCE_NCCL_TIMEOUT", "nccl_timeout", _count, "seconds, a whole number from 1", "the libraries' own",
-             "mode zero3: how long ranks wait for each other in a collective operation"),
+             "mode `zero3`: processes to start on this machine; CPU processes if it has no device"),
+    Variable("BALANCE_NCCL_TIMEOUT", "nccl_timeout", _count, "seconds, a whole number from 1",
+             "the script's `ddp_timeout`, else 1800",
+             "mode `zero3`: how long ranks wait for each other in a collective operation"),
     Variable("BALANCE_REPORT", "report", _report, "text, off, or a folder that can be written", "text",
-             "where the plan and the map go: standard error, nowhere, or files in a folder too"),
+             "where plan and map go: standard error, nowhere, or also `plan.json` and `device_map.json` in a "
+             "folder"),
     Variable("BALANCE_SIMULATE", "simulate", _simulate, "devices such as 4x24GiB, 2x80GiB+2x24GiB or 4xRTX4090", "",
-             "run on simulated devices"),
+             "run on simulated devices, also named as in `2xA100-40GB+2xT4` or `4x20GiB@RTX4090`; `:shapes` at "
+             "the end simulates shapes only. With a report folder, `simulation.json` has their peaks"),
     Variable("BALANCE_CACHE", "cache", _cache, "a folder, or off", "~/.cache/balance_shim",
-             "where what was found out about models is kept"),
+             "where profiles and repairs of models are kept"),
     Variable("BALANCE_STRICT", "strict", _flag, "1 or 0", "0",
-             "an internal failure stops the program instead of falling back"),
+             "an internal failure, or any bad value, stops the program"),
     Variable("BALANCE_LOG_LEVEL", "log_level", _one_of(LEVELS), "one of " + ", ".join(LEVELS), "info",
-             "how much the shim says"),
+             "least severe messages to log"),
 )  # fmt: skip
 
 

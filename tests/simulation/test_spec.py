@@ -27,7 +27,7 @@ RTX4090, A100, T4 = map(kind_named, ("RTX4090", "A100-40GB", "T4"))
     ],
 )
 def test_machines_are_read(text, spec):
-    """Groups, single devices, spaces and the suffix mean what the README says."""
+    """Groups, single devices, spaces and the suffix mean what docs/simulated-devices.md documents."""
     assert parse_spec(text) == spec
 
 
