@@ -1,6 +1,6 @@
 """How often the monitor is alarmed by trainings that are healthy: twenty of them, each of another kind.
 
-    python benchmarks/growth_false_alarms.py           # prints the table of docs/measurements.md; about five minutes on two cores
+    python benchmarks/growth_false_alarms.py       # prints the table of docs/measurements.md; five minutes on two cores
     python benchmarks/growth_false_alarms.py NUMBER    # one of them, in this process
 
 Each is an ordinary Trainer script on four simulated devices, small enough to take seconds, with BALANCE_MONITOR=1. The

@@ -8,7 +8,7 @@ from pathlib import Path
 
 os.environ["BALANCE_MODE"] = "off"  # importing the package must patch nothing here
 
-from balance_shim.settings import VARIABLES  # noqa: E402
+from balance_shim.settings import VARIABLES
 
 DOCS = Path(__file__).parent
 

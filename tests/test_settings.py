@@ -103,7 +103,7 @@ def test_strict_makes_every_problem_fatal(name, value):
     ],
 )
 def test_values_are_read(environ, field, value):
-    """Each form that docs/modes/map.md shows."""
+    """Each form that the documents show."""
     read, problems = settings.read(environ)
     assert getattr(read, field) == value and not problems
 
