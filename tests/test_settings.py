@@ -3,6 +3,7 @@
 import pytest
 
 from balance_shim import settings
+from balance_shim.memory.optimizer import OPTIMIZERS
 from balance_shim.units import GIB
 
 BAD_VALUES = {
@@ -149,3 +150,11 @@ def test_variables_of_zero3_in_another_mode_are_said_to_be_ignored(name):
     read, problems = settings.read({name: "2", "BALANCE_MODE": "balanced"})
     assert read == settings.Settings()
     assert [problem.message for problem in problems] == [f"{name} is for BALANCE_MODE=zero3 only; it is ignored"]
+
+
+def test_every_optimizer_of_the_memory_model_is_accepted():
+    """There is one list: what plans know can be asked for, and what can be asked for is known."""
+    for name in OPTIMIZERS:
+        read, problems = settings.read({"BALANCE_OPTIMIZER": name})
+        assert read.optimizer == name and not problems
+    assert settings.read({"BALANCE_OPTIMIZER": "adamw_of_tomorrow"})[1]

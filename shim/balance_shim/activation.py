@@ -9,7 +9,7 @@ import os
 import sys
 from _thread import allocate_lock
 
-from balance_shim import log, state
+from balance_shim import log, plain_errors, state
 from balance_shim.errors import SettingError, SimulationError
 from balance_shim.processes import is_worker
 from balance_shim.seams import KNOWN_TO_WORK, SEAMS, hooks
@@ -72,6 +72,8 @@ def arm_on_import() -> None:
 
 def _arm(arming: Arming, may_raise: bool) -> None:
     fatal = [problem.message for problem in arming.problems if problem.fatal]
+    if fatal or arming.mode != "off":
+        plain_errors.install()
     if not arming.is_plain:
         log.set_level(arming.settings.log_level)
     _say_problems(arming, may_raise)
@@ -109,6 +111,7 @@ def _settle() -> None:
             _restore_patches()
             for leaf in SEAMS:
                 hooks.unwatch(leaf, _apply_seam)
+            plain_errors.uninstall()
 
 
 def _apply_seam(module: ModuleType) -> None:
@@ -139,7 +142,7 @@ def _patch(module: ModuleType) -> None:
         log.once(
             "warning",
             f"{library} {failure.version} has no {failure.what}, which balance_shim patches"
-            f" (known to work: {library} {KNOWN_TO_WORK[library]}); it runs without balance_shim",
+            f" (known to work: {library} {' to '.join(KNOWN_TO_WORK[library])}); it runs without balance_shim",
         )
     else:
         for patch in _patches_of(name, before):

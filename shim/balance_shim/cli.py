@@ -80,6 +80,7 @@ def _plan(words: list[str]) -> int:
 
 
 def _env(words: list[str]) -> int:
+    from balance_shim.output import show
     from balance_shim.settings import VARIABLES, read
 
     argparse.ArgumentParser(
@@ -87,12 +88,12 @@ def _env(words: list[str]) -> int:
     ).parse_args(words)
     for variable in VARIABLES:
         value = os.environ.get(variable.name, "").strip()
-        print(f"{variable.name} = {value}" if value else f"{variable.name} (not set: {variable.default or 'none'})")
-        print(f"    {variable.meaning}")
-        print(f"    allowed: {variable.allowed}")
+        show(f"{variable.name} = {value}" if value else f"{variable.name} (not set: {variable.default or 'none'})")
+        show(f"    {variable.meaning}")
+        show(f"    allowed: {variable.allowed}")
     _, problems = read(os.environ)
     for problem in problems:
-        print(f"{'error' if problem.fatal else 'warning'}: {problem.message}")
+        show(f"{'error' if problem.fatal else 'warning'}: {problem.message}")
     return 1 if any(problem.fatal for problem in problems) else 0
 
 

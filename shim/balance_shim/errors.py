@@ -4,12 +4,6 @@
 class BalanceError(RuntimeError):
     """An explicit wish of the user that cannot be honoured; the message says what, where and what to do."""
 
-    def __init__(self, *args: object) -> None:
-        super().__init__(*args)
-        from balance_shim.plain_errors import stand_by
-
-        stand_by()
-
 
 class SettingError(BalanceError):
     """A `BALANCE_*` variable, or an argument with the same meaning, whose value cannot be used."""

@@ -1,6 +1,6 @@
-"""A wish that cannot be met ends a program with its line alone, not with a traceback through the shim.
+"""`sys.excepthook` while the shim is armed: an explicit request that cannot be met ends a program with one line.
 
-Standard library only: it stands by from the moment when such an error is made, which may be while arming.
+Standard library only, because arming installs it.
 """
 
 from __future__ import annotations
@@ -17,17 +17,23 @@ REMIND = 120  # seconds; a line that was said earlier than that, at the start, i
 _FILE = ".refused"  # a rank leaves its line beside its notes, for the launcher to say once
 
 
-def stand_by() -> None:
+def install() -> None:
     """Have a `BalanceError` that nobody catches shown as one line. Other errors, and prompts, are as they were."""
     if not isinstance(sys.excepthook, _Hook) and not hasattr(sys, "ps1"):
         sys.excepthook = _Hook(sys.excepthook)
+
+
+def uninstall() -> None:
+    """Put back the hook that was there, unless the program has set one of its own since."""
+    if isinstance(sys.excepthook, _Hook):
+        sys.excepthook = sys.excepthook.before
 
 
 class _Hook:
     """In the place of `sys.excepthook`."""
 
     def __init__(self, before: Any) -> None:
-        self._before = before
+        self.before = before
 
     def __call__(self, kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
         from balance_shim import log
@@ -35,7 +41,7 @@ class _Hook:
 
         # One with a cause is a failure of the shim's own, which has to be found.
         if not isinstance(error, BalanceError) or error.__cause__ is not None or log.shows("debug"):
-            self._before(kind, error, traceback)
+            self.before(kind, error, traceback)
             return
         message = " ".join(str(error).split())
         if not _left_for_launcher(message) and not log.is_fresh(message, REMIND):

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import log
 from .errors import BalanceError
+from .output import show
 from .plan_options import PRECISIONS, PlanOptions, UsageError, read_options, reserve_text
 from .units import format_size
 
@@ -63,7 +64,7 @@ def run(words: Sequence[str], environ: Mapping[str, str] = os.environ) -> int:
             _say(f"warning: {line}")
         with _quiet_libraries():
             forecast = forecast_for(options)
-        _print(json.dumps(to_json(forecast), indent=2) if options.as_json else to_text(forecast, options))
+        show(json.dumps(to_json(forecast), indent=2) if options.as_json else to_text(forecast, options))
         if options.output is not None:
             _write(forecast, options.output)
     except BalanceError as error:
@@ -294,13 +295,6 @@ def _quiet_libraries() -> Iterator[None]:
             yield
     finally:
         logging.disable(before)
-
-
-def _print(text: str) -> None:
-    try:
-        print(text, flush=True)
-    except BrokenPipeError:  # `| head` has seen enough; the interpreter must not try again when it ends
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _say(line: str) -> None:

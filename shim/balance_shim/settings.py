@@ -20,14 +20,6 @@ INTERCEPTABLE = ("auto", "balanced", "balanced_low_0", "sequential", "none")
 TUNINGS = ("full", "lora", "frozen")
 LOSSES = ("auto", "chunked", "full")
 
-# The optimizers of `transformers.TrainingArguments(optim=...)`, by how their state grows with what they train.
-# `memory/optimizer.py` holds the sizes; the names stand here because they are validated without importing torch.
-OPTIMIZERS = (
-    "adamw", "adamw_torch", "adamw_torch_fused", "adamw_8bit", "adamw_bnb_8bit", "paged_adamw", "paged_adamw_32bit",
-    "paged_adamw_8bit", "adafactor", "adagrad", "rmsprop", "sgd", "lion", "lion_32bit", "lion_8bit", "paged_lion",
-    "paged_lion_32bit", "paged_lion_8bit",
-)  # fmt: skip
-
 PRECISIONS = ("bf16", "fp16", "fp32")
 OFFLOADS = ("none", "optimizer", "all")
 ZERO_VARIABLES = ("BALANCE_ZERO_CONFIG", "BALANCE_OFFLOAD", "BALANCE_NPROC", "BALANCE_NCCL_TIMEOUT")
@@ -192,6 +184,12 @@ def _report(text: str) -> str:
     return folder
 
 
+def _optimizer(text: str) -> str:
+    from .memory.optimizer import OPTIMIZERS
+
+    return _one_of(tuple(OPTIMIZERS))(text)
+
+
 def _checkpointing(text: str) -> bool | str:
     return "auto" if text.lower() == "auto" else _flag(text)
 
@@ -218,7 +216,7 @@ def _zero_config(text: str) -> dict[str, Any]:
 
 
 def _simulate(text: str) -> "SimulationSpec":
-    from .simulation.spec import parse_spec  # needs re
+    from .simulation.spec import parse_spec
 
     return parse_spec(text)
 
@@ -248,9 +246,10 @@ VARIABLES = (
              "first batch is much shorter than later ones"),
     Variable("BALANCE_TUNING", "tuning", _one_of(TUNINGS), "one of " + ", ".join(TUNINGS), "full",
              "parameters that train: all, adapters, or all but vision and audio towers"),
-    Variable("BALANCE_OPTIMIZER", "optimizer", _one_of(OPTIMIZERS), "one of " + ", ".join(OPTIMIZERS),
+    Variable("BALANCE_OPTIMIZER", "optimizer", _optimizer,
+             "a name as in TrainingArguments(optim=...), such as adamw_torch, adamw_8bit or adafactor",
              "the Trainer's, else adamw_torch",
-             "optimizer to assume until the Trainer is known, named as in `TrainingArguments(optim=...)`"),
+             "optimizer to assume until the Trainer is known"),
     Variable("BALANCE_PRECISION", "precision", _one_of(PRECISIONS), "one of " + ", ".join(PRECISIONS), "the script's",
              "dtype of the loaded weights and mixed precision of training"),
     Variable("BALANCE_MICRO_BATCH", "micro_batch", _micro_batch, "a whole number from 1, or auto", "the script's",

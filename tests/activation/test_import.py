@@ -195,3 +195,26 @@ def test_simulated_devices(first, tmp_path):
     record = json.loads((tmp_path / "new" / "simulation.json").read_text())
     assert [device["name"] for device in record] == ["npu:0", "npu:1"]
     assert record[0]["capacity"] == 2**30 and record[1]["peak"] >= 1024
+
+
+def test_uninstalling_puts_the_excepthook_back():
+    """A refusal that was raised and caught leaves nothing behind; a hook of the program's own stays."""
+    text = """
+        import sys
+        before = sys.excepthook
+        import balance_shim
+        try:
+            balance_shim.install(mode="map")
+        except RuntimeError:
+            pass
+        assert sys.excepthook is not before
+        balance_shim.uninstall()
+        assert sys.excepthook is before
+        balance_shim.install()
+        sys.excepthook = own = lambda *error: None
+        balance_shim.uninstall()
+        assert sys.excepthook is own
+        """
+    assert code(text).returncode == 0
+    assert code("import sys; before = sys.excepthook\nimport balance_shim; assert sys.excepthook is before",
+                BALANCE_MODE="off").returncode == 0  # fmt: skip

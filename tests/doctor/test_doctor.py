@@ -1,13 +1,16 @@
 """`balance-shim doctor`: what it finds, and what it says about it."""
 
+import json
 from types import SimpleNamespace
 
 import pytest
 import torch
 
-from balance_shim.doctor import accelerators, command
+from balance_shim.doctor import accelerators, command, libraries
 from balance_shim.doctor.accelerators import slow_links
 from balance_shim.doctor.nccl import Stack, problems
+from balance_shim.doctor.section import Section
+from balance_shim.settings import Settings
 from balance_shim.units import GIB
 from tests.processes import code, python
 
@@ -92,6 +95,30 @@ def test_a_section_that_fails_is_a_problem():
 
     section = command._guarded("Devices", broken)
     assert section.title == "Devices" and "ZeroDivisionError: planted" in section.problems[0]
+
+
+def test_versions_in_the_tested_range_are_no_problem(monkeypatch):
+    """Neither is one newer than any tested: its seams are looked at by themselves. An older one is."""
+    installed = {"llamafactory": "0.9.5", "accelerate": "1.0.1", "peft": "99.0", "transformers": "4.40.0"}
+    monkeypatch.setattr(libraries, "version_text", lambda name: installed.get(name, "" if name != "wrapt" else "1.17"))
+    problems = libraries.versions(Settings()).problems
+    assert problems == (
+        "torch is not installed: pip install torch",
+        "transformers 4.40.0 is older than any tested version: pip install 'transformers>=4.45.2'",
+    )
+
+
+def test_report_as_json(monkeypatch, capsys):
+    """`doctor --json` is one object with every section and problem, without the name of the home folder."""
+    devices = Section.of_table("Devices", ["device", "free"], [["cuda:0", "1.0 GiB"]], ["/home/alice/x is full"])
+    sections = [Section("Settings", "  BALANCE_CACHE: /home/alice/plans"), devices]
+    monkeypatch.setenv("HOME", "/home/alice")
+    monkeypatch.setattr(command, "_sections", lambda: iter(sections))
+    assert command.run(["--json"]) == 1
+    report = json.loads(capsys.readouterr().out)
+    assert report["sections"] == {"Settings": ["BALANCE_CACHE: ~/plans"],
+                                  "Devices": [{"device": "cuda:0", "free": "1.0 GiB"}]}  # fmt: skip
+    assert report["problems"] == ["~/x is full"]
 
 
 @pytest.mark.slow

@@ -24,11 +24,13 @@ from tests.plan_command.running import (
 )
 
 
-def test_a_reader_that_leaves_early_changes_nothing(saved):
+@pytest.mark.parametrize("command", ["plan", "env"])
+def test_a_reader_that_leaves_early_changes_nothing(saved, command):
     """With standard output closed by its reader, as `| head` does, there is no traceback and the exit code holds."""
     read, write = os.pipe()
     os.close(read)
-    words = ("-m", "balance_shim", "plan", str(saved / "llama"), "--gpus", MACHINE, *SHORT)
+    options = (str(saved / "llama"), "--gpus", MACHINE, *SHORT) if command == "plan" else ()
+    words = ("-m", "balance_shim", command, *options)
     done = subprocess.run(
         [sys.executable, *words],
         stdout=write,

@@ -56,7 +56,7 @@ import balance_shim
 del os.environ["BALANCE_MODE"]
 seams.SEAMS.clear()
 seams.SEAMS["library.leaf"] = "stand_in_seam"
-seams.KNOWN_TO_WORK["library"] = "1.0 to 1.2"
+seams.KNOWN_TO_WORK["library"] = ("1.0", "1.2")
 """,
 }
 

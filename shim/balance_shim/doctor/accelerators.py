@@ -9,7 +9,6 @@ from typing import Any
 from .. import copies, devices
 from ..eligible_devices import has_kernels, name_of
 from ..monitoring.others import outside_allocator
-from ..report.table import table
 from ..units import GIB, MIB, format_size
 from .section import Section
 
@@ -41,7 +40,7 @@ def inventory() -> Section:
         rows.append(row)
         problems += problem
     header = ["device", "name", "identity", "total", "free"]
-    return Section("Devices", table(header, rows, left=3), tuple(problems))
+    return Section.of_table("Devices", header, rows, problems, left=3)
 
 
 def links() -> Section | None:
@@ -73,8 +72,8 @@ def links() -> Section | None:
                 cells[source, target] = "failed"
                 problems.append(f"nothing can be copied from {source} to {target}: {_first_line(error)}")
     rows = [[a, *("-" if a == b else cells[a, b] for b in names)] for a in names]
-    text = table(["GiB/s to", *names], rows)
-    return Section("Links between devices", text, (*problems, *slow_links(speeds)))
+    problems += slow_links(speeds)
+    return Section.of_table("Links between devices", ["GiB/s to", *names], rows, problems)
 
 
 def slow_links(speeds: dict[tuple[str, str], float]) -> list[str]:

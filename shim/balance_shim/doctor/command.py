@@ -1,24 +1,47 @@
-"""The command itself: sections one after another, then the problems together."""
+"""The command itself: sections one after another, then the problems together; or all of it as one JSON object."""
 
 import argparse
+import json
 import os
-from collections.abc import Callable, Sequence
+import platform
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
-from .. import install, settings
+from .. import __version__, install, settings
+from ..output import show
 from . import accelerators, libraries, nccl
 from .section import Section
 
 
 def run(words: Sequence[str]) -> int:
     """Print the report; return 1 if there are problems."""
-    argparse.ArgumentParser(
+    parser = argparse.ArgumentParser(
         prog="balance-shim doctor",
-        description="Versions, seams, devices, links between them, NCCL and CUDA, what the BALANCE_* variables come "
-        "to, and each problem with its remedy. The exit code is 1 if there are problems.",
-    ).parse_args(words)
+        description="Check versions, patches, devices, links between them, NCCL and CUDA, and the BALANCE_* variables; "
+        "print a remedy for each problem. The exit code is 1 if there are problems.",
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object, for bug reports; no secrets in it")
+    as_json = parser.parse_args(words).json
+    sections = []
+    for section in _sections():
+        sections.append(section)
+        if not as_json:
+            show(f"{section.title}\n{section.text}\n")
+    problems = [problem for section in sections for problem in section.problems]
+    if as_json:
+        show(json.dumps(_report(sections), indent=2))
+    else:
+        show("Problems, and what to do" if problems else "No problems found.")
+        for problem in problems:
+            show(f"  * {problem}")
+    return 1 if problems else 0
+
+
+def _sections() -> Iterator[Section]:
+    """Examine one thing after another. The shim is armed on the way, because only then is anything patched."""
     read, faults = settings.read(os.environ)
-    sections = [_variables(read, faults)]
-    print(f"{sections[0].title}\n{sections[0].text}\n")
+    yield _variables(read, faults)
     # Not in mode zero3, which would start this command several times; the same functions are patched in all.
     install(mode="balanced", device_map=None, log_level="error")
     parts: dict[str, Callable[[], Section | None]] = {
@@ -31,13 +54,30 @@ def run(words: Sequence[str]) -> int:
     for title, part in parts.items():
         section = _guarded(title, part)
         if section is not None:
-            sections.append(section)
-            print(f"{section.title}\n{section.text}\n")
-    problems = [problem for section in sections for problem in section.problems]
-    print("No problems found." if not problems else "Problems, and what to do")
-    for problem in problems:
-        print(f"  * {problem}")
-    return 1 if problems else 0
+            yield section
+
+
+def _report(sections: Sequence[Section]) -> dict[str, Any]:
+    """Return what goes into a bug report; the home folder, which has the user's name, is written as "~"."""
+    home = os.path.expanduser("~")
+
+    def public(text: str) -> str:
+        return text.replace(home, "~") if len(home) > 1 else text
+
+    return {
+        "balance_shim": __version__,
+        "python": sys.version.split()[0],
+        "platform": platform.platform(),
+        "sections": {
+            section.title: [
+                {column: public(cell) for column, cell in zip(section.columns, row, strict=True)}
+                for row in section.rows
+            ]
+            or public(section.text).strip().splitlines()
+            for section in sections
+        },
+        "problems": [public(problem) for section in sections for problem in section.problems],
+    }
 
 
 def _guarded(title: str, part: Callable[[], Section | None]) -> Section | None:

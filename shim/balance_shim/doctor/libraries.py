@@ -5,7 +5,6 @@ import sys
 from importlib import import_module, util
 
 from .. import devices, status
-from ..report.table import table
 from ..seams import KNOWN_TO_WORK, SEAMS
 from ..settings import Settings
 from ..versions import numbers, version_text
@@ -21,18 +20,16 @@ NOT_IMPORTED = ("swift", "llamafactory")
 
 
 def versions(settings: Settings) -> Section:
-    """Return the versions installed, beside those with which this package is tested."""
+    """Return the versions installed, and the range with which this package has run."""
     rows, problems = [["python", sys.version.split()[0], "3.10 on"]], []
     for name in LIBRARIES:
         found = version_text(name)
-        known = KNOWN_TO_WORK.get("swift" if name == "ms_swift" else name, "")
-        rows.append([name, found or "-", known])
+        oldest, newest = KNOWN_TO_WORK.get("swift" if name == "ms_swift" else name, ("", ""))
+        rows.append([name, found or "-", oldest and f"{oldest} to {newest}"])
         if not found and name in NEEDED:
             problems.append(f"{name} is not installed: pip install {name}")
-        if found and known and not _is_within(found, known):
-            problems.append(
-                f"{name} {found} has not been tried ({known} have): pip install '{name}=={known.split()[-1]}'"
-            )
+        if found and oldest and numbers(found) < numbers(oldest):
+            problems.append(f"{name} {found} is older than any tested version: pip install '{name}>={oldest}'")
     if not version_text("wrapt"):
         problems.append("wrapt is not installed, so others see that functions are patched: pip install wrapt")
     if settings.mode == "zero3":
@@ -40,7 +37,7 @@ def versions(settings: Settings) -> Section:
             requirements.check()
         except RuntimeError as error:
             problems.append(str(error))
-    return Section("Versions", table(["library", "installed", "known to work"], rows, left=3), tuple(problems))
+    return Section.of_table("Versions", ["library", "installed", "tested"], rows, problems, left=3)
 
 
 def seams() -> Section:
@@ -61,9 +58,4 @@ def seams() -> Section:
         if module in sys.modules and not any(seam.target.startswith(module) for seam in patched):
             problems.append(f"nothing of {module} could be patched, so this version runs without the shim")
     rows = [[seam.target, seam.version] for seam in patched]
-    return Section("Seams patched", table(["function", "version"], rows, left=2), tuple(problems))
-
-
-def _is_within(version: str, known: str) -> bool:
-    oldest, _, newest = known.partition(" to ")
-    return numbers(oldest) <= numbers(version) <= numbers(newest or oldest)
+    return Section.of_table("Seams patched", ["function", "version"], rows, problems, left=2)

@@ -1,6 +1,11 @@
 """What every part of the examination hands to the command."""
 
+from __future__ import annotations
+
+from collections.abc import Sequence
 from typing import NamedTuple
+
+from ..report.table import table
 
 
 class Section(NamedTuple):
@@ -10,8 +15,19 @@ class Section(NamedTuple):
         title: its heading.
         text: what was found, ready to print.
         problems: a line each: what is wrong, and what to do.
+        columns, rows: the same as a table, where it is one.
     """
 
     title: str
     text: str
     problems: tuple[str, ...] = ()
+    columns: tuple[str, ...] = ()
+    rows: tuple[tuple[str, ...], ...] = ()
+
+    @classmethod
+    def of_table(
+        cls, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], problems: Sequence[str], left: int = 1
+    ) -> Section:
+        """Return a section that shows a table; the first `left` columns are words, the others figures."""
+        text = table(columns, rows, left=left)
+        return cls(title, text, tuple(problems), tuple(columns), tuple(tuple(row) for row in rows))

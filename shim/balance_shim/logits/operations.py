@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch.nn import functional
 
+from ..placement.map_file import ACCELERATOR_TYPES
 from .deferred import DeferredLogits, defer
 from .recipe import Recipe
 
@@ -185,8 +186,8 @@ def _viewed(recipe: Recipe, select: Callable[[Tensor], Tensor]) -> Recipe:
 def _fill() -> None:
     handlers = DeferredLogits.handlers
     for handler, names in (
-        (_step, "float half bfloat16 double to cpu cuda npu xpu mul multiply div divide true_divide tanh neg negative "
-                "__mul__ __rmul__ __truediv__ __neg__"),
+        (_step, "float half bfloat16 double to cpu mul multiply div divide true_divide tanh neg negative "
+                "__mul__ __rmul__ __truediv__ __neg__ " + " ".join(ACCELERATOR_TYPES)),
         (_softmax, "log_softmax softmax"),
         (_over_vocabulary, "argmax argmin sum mean logsumexp amax amin max min"),
         (_gather, "gather"),

@@ -104,8 +104,8 @@ _EIGHT_BIT_LION = Optimizer(1, QUANTIZED, spares_embeddings=True)
 _PAGED = Optimizer()  # paged state lives in host memory and visits the device
 
 OPTIMIZERS: dict[str, Optimizer] = {
-    "adamw_torch": _FOREACH_ADAM, "adamw_hf": Optimizer(2, step=1, left=1), "adamw_torch_fused": _FUSED,
-    "adamw_apex_fused": _FUSED,
+    "adamw": _FOREACH_ADAM, "adamw_torch": _FOREACH_ADAM, "adamw_hf": Optimizer(2, step=1, left=1),
+    "adamw_torch_fused": _FUSED, "adamw_apex_fused": _FUSED,
     "adamw_torch_xla": _FUSED, "adamw_torch_npu_fused": _FUSED, "adamw_anyprecision": Optimizer(2, step=2),
     "adamw_8bit": _EIGHT_BIT, "adamw_bnb_8bit": _EIGHT_BIT, "ademamix": Optimizer(3, FLOAT32),
     "ademamix_8bit": Optimizer(3, QUANTIZED, spares_embeddings=True),

@@ -21,11 +21,12 @@ SEAMS = {
     "llamafactory.launcher": "balance_shim.seams.launchers",
 }
 
+# The oldest and the newest version that has run. A newer one whose seams are all present is no problem.
 KNOWN_TO_WORK = {
-    "transformers": "4.45.2 to 5.23.0",
-    "accelerate": "1.6.0 to 1.15.0",
-    "peft": "0.17.1 to 0.21.2",
-    "deepspeed": "0.19.8",
-    "swift": "4.6.0",
-    "llamafactory": "0.9.4 and 0.9.5",
+    "transformers": ("4.45.2", "5.23.0"),
+    "accelerate": ("1.0.1", "1.15.0"),
+    "peft": ("0.17.1", "0.21.2"),
+    "deepspeed": ("0.16.9", "0.19.8"),
+    "swift": ("3.12.0", "4.6.0"),
+    "llamafactory": ("0.9.4", "0.9.5"),
 }
