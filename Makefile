@@ -34,10 +34,11 @@ test-new: .venv/new/.finished
 	.venv/new/bin/python $(PYTEST) -m "not swift"
 
 # The demo is about the newest libraries. How ranks are started and end, the solver and what is said of fitting, and
-# virtual tensors are about no transformers.
+# virtual tensors are about no transformers. The table of combinations under ZeRO-3 is that of the newest libraries.
 ONCE = tests/end_to_end/test_demo.py tests/zero/test_relaunch.py tests/zero/test_ends.py \
 	tests/placement/test_solver.py tests/placement/test_fits.py tests/simulation/test_tensors.py \
-	tests/simulation/test_installation.py tests/simulation/test_report.py
+	tests/simulation/test_installation.py tests/simulation/test_report.py \
+	tests/zero/test_support.py tests/zero/test_combinations.py tests/zero/test_launchers.py tests/zero/test_examples.py
 ONCE_OF_ZERO = tests/zero/test_training.py::test_two_nodes
 
 # Its trainings in several processes come first, because those of the other lane come last.

@@ -61,6 +61,19 @@ def test_the_users_config_wins_key_by_key(zero3, tmp_path):
     assert json.dumps(script) == before
 
 
+def test_the_config_of_accelerate_launch(zero3, monkeypatch, tmp_path):
+    """Its file counts where the script passes none; another stage, in the file or as an option, is refused."""
+    zero3()
+    file = tmp_path / "ds.json"
+    file.write_text(json.dumps({"zero_optimization": {"sub_group_size": 5}}))
+    monkeypatch.setenv("ACCELERATE_DEEPSPEED_CONFIG_FILE", str(file))
+    assert config.for_training(None)[0]["zero_optimization"]["sub_group_size"] == 5
+    assert config.for_training({"bf16": {"enabled": True}})[0]["zero_optimization"]["sub_group_size"] != 5
+    monkeypatch.setenv("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2")
+    with pytest.raises(SettingError, match=r"accelerate launch.* asks for ZeRO stage 2"):
+        config.for_training(None)
+
+
 @pytest.mark.parametrize(
     ("script", "message"),
     [({"zero_optimization": {"stage": 2}}, "stage 2"), ('{"zero_optimization": 3}', "not an object"), ("[]", "object"),

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from balance_shim import devices, state
+from balance_shim import devices, log, state
 from balance_shim.settings import Settings
 from balance_shim.zero import ranks, relaunch, requirements
 from tests.processes import INJECTED, SHIM, python
@@ -110,6 +110,17 @@ def test_more_ranks_than_devices_are_refused():
         ranks.use_visible_device({"LOCAL_RANK": "5"}, 4)
 
 
+def test_a_number_of_processes_that_cannot_act_is_said(monkeypatch, capsys):
+    """BALANCE_NPROC that another launcher overrides has a line, on the first rank of the machine only."""
+    for wanted, there, rank, lines in ((4, "2", "0", 1), (4, "2", "1", 0), (2, "2", "0", 0), (3, "", "0", 1)):
+        monkeypatch.setattr(log, "_said", set())
+        monkeypatch.setattr(state, "settings", lambda wanted=wanted: Settings(nproc=wanted))
+        environ = {"RANK": rank, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": there}
+        relaunch.note_ignored_count(environ)
+        said = capsys.readouterr().err
+        assert said.count(f"BALANCE_NPROC={wanted} is ignored: a launcher has started") == lines, said
+
+
 def test_more_processes_than_devices_are_refused(monkeypatch):
     """BALANCE_NPROC above the number of devices ends in one line; without devices any number trains on the CPU."""
     monkeypatch.setattr(state, "settings", lambda: Settings(nproc=8))
@@ -133,8 +144,12 @@ def test_older_deepspeed_needs_the_toolkit_where_there_is_a_gpu(monkeypatch, ver
     monkeypatch.setattr(devices, "accelerator_type", lambda: kind)
     monkeypatch.setattr(cpp_extension, "CUDA_HOME", home)
     monkeypatch.setattr(torch.version, "cuda", "13.0")
-    problem = requirements.missing_toolkit(version)
-    assert ("pip install -U 'deepspeed>=0.19.8'" in problem) is missing
+    assert requirements.lacks_toolkit(version) is missing
+    if missing:
+        installed = {"deepspeed": version, "accelerate": "1.5.0"}
+        monkeypatch.setattr(requirements, "version_text", installed.get)
+        with pytest.raises(RuntimeError, match=r"pip install -U 'deepspeed>=0\.19\.8'"):
+            requirements.check()
 
 
 @pytest.mark.parametrize(
@@ -264,4 +279,4 @@ def test_what_all_ranks_are_refused_is_said_once(tmp_path):
     lines = [line for line in done.stderr.splitlines() if "balance_shim" in line]
     assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr[-3000:]
     assert ["BALANCE_NPROCS" in lines[0], "starting 2 processes" in lines[1], len(lines)] == [True, True, 3]
-    assert "cannot divide quantized weights" in lines[2]
+    assert "cannot partition quantized weights" in lines[2]

@@ -14,6 +14,7 @@ SEAMS = {
     "transformers.integrations.deepspeed": "balance_shim.seams.deepspeed_config",
     "peft.peft_model": "balance_shim.seams.peft_model",
     "peft.tuners.lora.model": "balance_shim.seams.peft_lora",
+    "peft.tuners.trainable_tokens.layer": "balance_shim.seams.peft_tokens",
     "accelerate.state": "balance_shim.seams.accelerate_state",
     "accelerate.accelerator": "balance_shim.seams.accelerator",
     "deepspeed.comm.torch": "balance_shim.seams.deepspeed_comm",

@@ -28,7 +28,7 @@ from ..training.actual_workload import innermost
 from ..training.chunked_loss import step_context
 from ..training.second_pass import second_pass
 from ..versions import version_of, version_text
-from ..zero import engine, resume, saving, session, several
+from ..zero import engine, matrix_optimizers, resume, saving, session, several
 from . import known, registry
 from .guard import SeamMoved, attempt, insist
 from .loss_device import computes_loss_on_first_device
@@ -214,6 +214,7 @@ def _around_create_optimizer(original: Callable[..., Any]) -> Callable[..., Any]
     def create_optimizer(self: Any, *args: Any, **kwargs: Any) -> Any:
         optimizer = original(self, *args, **kwargs)
         if session.is_wanted() and hasattr(optimizer, "param_groups"):
+            attempt("looking at the optimizer", matrix_optimizers.warn, optimizer)
             # LoRA leaves one of them empty on 4.x. DeepSpeed drops it, and torch's scheduler then misses it.
             optimizer.param_groups[:] = [group for group in optimizer.param_groups if group["params"]]
         return optimizer

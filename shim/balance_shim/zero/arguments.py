@@ -1,12 +1,13 @@
 """`TrainingArguments` under ZeRO-3: they get the config before they look at their devices."""
 
+import os
 from collections.abc import Mapping
 from typing import Any
 
 from .. import devices, log, state
 from ..errors import SettingError
 from ..seams.guard import attempt
-from . import config, loading, session, shared_paths
+from . import config, loading, other_ways, session, shared_paths, support
 
 # What a DeepSpeed config says of things that `TrainingArguments` say, too; transformers refuses a difference.
 SHARED = {
@@ -28,11 +29,12 @@ def prepare(arguments: Any) -> None:
     Raises:
         BalanceError: ZeRO-3 cannot be had.
     """
+    other_ways.refuse_in_arguments(arguments, os.environ)
     session.begin(float(arguments.ddp_timeout))
     attempt("sharing the folders of the first rank", shared_paths.use_folders_of_first_rank, arguments)
     found, added = config.for_training(arguments.deepspeed)
     if added:
-        log.once("info", f"your DeepSpeed config wins; added to it: {', '.join(added)}")
+        log.once("info", support.sentence("own_config", added=", ".join(added)))
     arguments.deepspeed = found
     carry_over(state.settings().zero_config or {}, arguments)
     seconds = state.settings().nccl_timeout

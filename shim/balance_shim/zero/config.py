@@ -58,10 +58,11 @@ def for_training(script: Any) -> tuple[Config, list[str]]:
     """Return the config for `TrainingArguments`, and the names of what was added to the user's own config.
 
     Args:
-        script: what the script passed as `deepspeed`: a path, JSON, a dict, or nothing.
+        script: what the script passed as `deepspeed`: a path, JSON, a dict, or nothing; then the config of
+            `accelerate launch` counts.
 
     Raises:
-        SettingError: the script's config cannot be read, or asks for another stage.
+        SettingError: the config cannot be read, or asks for another stage.
     """
     settings = state.settings()
     ours = own(settings.offload)
@@ -70,7 +71,7 @@ def for_training(script: Any) -> tuple[Config, list[str]]:
     elif script:
         theirs = config_file.read(os.fspath(script), "the DeepSpeed config of the script")
     else:
-        theirs = {}
+        theirs = config_file.of_accelerate(os.environ)
     theirs = merged(theirs, settings.zero_config or {})
     found = merged(ours, theirs)
     found["zero_optimization"]["stage"] = 3

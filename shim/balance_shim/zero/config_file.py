@@ -2,10 +2,12 @@
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ..errors import SettingError
+from . import support
 
 OBJECTS = ("zero_optimization", "bf16", "fp16", "optimizer", "scheduler")  # what we and transformers look into
 
@@ -35,6 +37,20 @@ def read(text: str, source: str = "BALANCE_ZERO_CONFIG") -> dict[str, Any]:
     return checked(found, shown)
 
 
+def of_accelerate(environ: Mapping[str, str]) -> dict[str, Any]:
+    """Return the config that `accelerate launch` or its config file has been given; empty where there is none.
+
+    Raises:
+        SettingError: it cannot be read, or is not one of stage 3.
+    """
+    stage = environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "").strip()
+    source = "the DeepSpeed config of `accelerate launch`"
+    if stage.isdigit():
+        checked({"zero_optimization": {"stage": int(stage)}}, source)
+    path = environ.get("ACCELERATE_DEEPSPEED_CONFIG_FILE", "").strip()
+    return read(path, source) if path and path != "none" else {}
+
+
 def checked(found: Any, shown: str) -> dict[str, Any]:
     """Return `found` if it can be merged into a config of ZeRO-3.
 
@@ -48,5 +64,5 @@ def checked(found: Any, shown: str) -> dict[str, Any]:
             raise SettingError(f"{shown}: {name} is {found[name]!r}, not an object")
     stage = found.get("zero_optimization", {}).get("stage", 3)
     if stage not in (3, "3", "auto"):
-        raise SettingError(f"{shown} asks for ZeRO stage {stage!r}, but BALANCE_MODE=zero3 is stage 3")
+        raise SettingError(support.sentence("other_stage", source=shown, stage=stage))
     return found

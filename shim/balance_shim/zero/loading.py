@@ -4,14 +4,14 @@ from collections.abc import Callable
 from typing import Any
 
 from .. import log
-from ..errors import BalanceError
 from ..seams.guard import insist
 from ..seams.loading_dtype import config_of, dtype_of
-from . import session, untrained
+from . import session, support, untrained
 from .partitioned_parameter import look_whole
 
 # What transformers refuses together with ZeRO-3, or what has no meaning there.
 DROPPED = ("device_map", "max_memory", "offload_folder", "low_cpu_mem_usage")
+TENSOR_PARALLEL = ("tp_plan", "tp_size", "device_mesh", "distributed_config")
 _latest: Any = None  # the torch dtype of the weights that were loaded last
 
 
@@ -88,6 +88,7 @@ def _prepared(cls: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[s
     global _latest
     session.begin()
     config = config_of(cls, args, kwargs)
+    _refuse_tensor_parallel(cls, kwargs)
     _refuse_quantized(cls, config, kwargs)
     _latest = dtype = dtype_of(config, kwargs)
     session.remember_dtype(dtype)
@@ -95,8 +96,14 @@ def _prepared(cls: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[s
     adopt_precision()
     dropped = [name for name in DROPPED if kwargs.get(name) is not None]
     if "device_map" in dropped:
-        log.once("info", f"device_map={_shortened(kwargs['device_map'])} is dropped: ZeRO-3 divides every layer itself")
+        log.once("info", support.sentence("device_map", device_map=_shortened(kwargs["device_map"])))
     return {name: value for name, value in kwargs.items() if name not in DROPPED}
+
+
+def _refuse_tensor_parallel(cls: Any, kwargs: dict[str, Any]) -> None:
+    for name in TENSOR_PARALLEL:
+        if kwargs.get(name) is not None:
+            raise support.refusal("tensor_parallel", cls=cls.__name__, name=name)
 
 
 def _shortened(device_map: Any) -> str:
@@ -106,7 +113,4 @@ def _shortened(device_map: Any) -> str:
 def _refuse_quantized(cls: Any, config: Any, kwargs: dict[str, Any]) -> None:
     asked = any(kwargs.get(name) for name in ("quantization_config", "load_in_4bit", "load_in_8bit"))
     if asked or getattr(config, "quantization_config", None):
-        raise BalanceError(
-            f"BALANCE_MODE=zero3 cannot divide quantized weights ({cls.__name__}): transformers loads them whole into "
-            "every process; use BALANCE_MODE=balanced, which places them, or load the model unquantized"
-        )
+        raise support.refusal("quantized", cls=cls.__name__)

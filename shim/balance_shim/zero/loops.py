@@ -4,11 +4,11 @@ The Trainer hands accelerate a DeepSpeed plugin that `TrainingArguments` have ma
 `Accelerator` has none, while its model has been partitioned: its optimizer would train empty tensors.
 """
 
+import os
 from typing import Any
 
 from .. import log
-from ..errors import BalanceError
-from . import config, session
+from . import config, other_ways, session, support
 
 _ours: list[Any] = []  # the plugins that were made here
 
@@ -26,9 +26,7 @@ def with_plugin(arguments: dict[str, Any]) -> dict[str, Any]:
         return arguments  # the Trainer's, or one of the script's own
     if AcceleratorState._shared_state.get("deepspeed_plugins") is not None:
         return arguments  # which the new Accelerator shares
-    for other in ("fsdp_plugin", "megatron_lm_plugin"):
-        if arguments.get(other) is not None:
-            raise BalanceError(f"BALANCE_MODE=zero3: the script gives its Accelerator a {other}; unset BALANCE_MODE")
+    other_ways.refuse_in_accelerator(arguments, os.environ)
     session.begin()
     settings, _ = config.for_training(None)
     if settings.get("gradient_clipping") == "auto":
@@ -53,11 +51,7 @@ def check_clipping(accelerator: Any, max_norm: Any) -> None:
         return
     clipping = plugin.deepspeed_config.get("gradient_clipping")
     if clipping != float(max_norm):
-        raise BalanceError(
-            f"BALANCE_MODE=zero3: the script clips gradients to {float(max_norm)}, while DeepSpeed, which clips in "
-            f"its own step, has {clipping or 'no clipping'} in its config; set "
-            f"BALANCE_ZERO_CONFIG='{{\"gradient_clipping\": {float(max_norm)}}}'"
-        )
+        raise support.refusal("clip_by_norm", norm=float(max_norm), configured=clipping or "no clipping")
 
 
 def refuse_clipping_by_value(accelerator: Any) -> None:
@@ -67,7 +61,7 @@ def refuse_clipping_by_value(accelerator: Any) -> None:
         BalanceError: always, under a plugin of ours.
     """
     if any(getattr(accelerator.state, "deepspeed_plugin", None) is each for each in _ours):
-        raise BalanceError("BALANCE_MODE=zero3: DeepSpeed cannot clip gradients by value; clip by norm instead")
+        raise support.refusal("clip_by_value")
 
 
 def refuse_bare_loop(model: Any) -> None:
@@ -80,7 +74,4 @@ def refuse_bare_loop(model: Any) -> None:
 
     trains = any(each.requires_grad for each in model.parameters())
     if model.training and torch.is_grad_enabled() and trains:
-        raise BalanceError(
-            f"BALANCE_MODE=zero3: {type(model).__name__} is partitioned, and trains in a loop without a Trainer or "
-            "`Accelerator().prepare(...)`, either of which gives it DeepSpeed's engine; use one, or unset BALANCE_MODE"
-        )
+        raise support.refusal("bare_loop", model=type(model).__name__)

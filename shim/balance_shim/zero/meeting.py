@@ -2,7 +2,7 @@
 
 from datetime import timedelta
 
-from ..errors import BalanceError
+from . import support
 
 PATIENCE = 120  # seconds
 _meetings: dict[str, int] = {}  # how often this rank has come, by what for
@@ -25,7 +25,6 @@ def meet(what: str, remedy: str = "Let every rank do it, not only the first") ->
     try:
         store.wait([f"balance_shim/{what}/{number}/{each}" for each in range(size)], timedelta(seconds=PATIENCE))
     except RuntimeError:
-        raise BalanceError(
-            f"{what} was called by rank {rank}, but not by all {size} of them within {PATIENCE} seconds: under ZeRO-3 "
-            f"each holds a part of the weights. {remedy}"
+        raise support.refusal(
+            "one_rank_alone", what=what, rank=rank, size=size, seconds=PATIENCE, remedy=remedy
         ) from None

@@ -13,8 +13,7 @@ from typing import Any
 
 import torch
 
-from ..errors import BalanceError
-from . import meeting
+from . import meeting, support
 
 # Packages whose own code knows of, or does not care for, the empty tensors. transformers gathers before it looks.
 KNOWING = ("deepspeed", "torch", "accelerate", "transformers", "peft", "balance_shim")
@@ -70,10 +69,7 @@ class PartitionedParameter(torch.nn.Parameter):
     @property
     def data(self) -> torch.Tensor:
         if is_partitioned(self) and not _asked_by_the_knowing():
-            raise BalanceError(
-                f"BALANCE_MODE=zero3: the script reads `.data` of a weight of shape {tuple(self.ds_shape)} that is "
-                "partitioned; put `with deepspeed.zero.GatheredParameters([weight], modifier_rank=0):` around it"
-            )
+            raise support.refusal("weights_data", shape=tuple(self.ds_shape))
         return _plain_data.__get__(self)
 
     @data.setter
@@ -121,11 +117,7 @@ def _gathered(function: Any, parts: list[Any], args: Any, kwargs: Any, with_grad
     name = getattr(function, "__name__", str(function))
     writes = name in ("__setitem__", "copy_") or (name.endswith("_") and not name.endswith("__"))
     if with_gradients and any(each.requires_grad for each in parts) and not writes:
-        raise BalanceError(
-            f"BALANCE_MODE=zero3: `{name}` gets a weight of shape {tuple(parts[0].ds_shape)} that is partitioned, "
-            "outside of the module that it belongs to: its gradient would be lost. Call the module instead, or set "
-            "BALANCE_MODE=balanced"
-        )
+        raise support.refusal("weights_in_loss", operation=name, shape=tuple(parts[0].ds_shape))
     meeting.meet(f"`{name}` of a partitioned weight")
     with zero.GatheredParameters(parts, modifier_rank=0 if writes else None):
         result = function(*args, **kwargs)

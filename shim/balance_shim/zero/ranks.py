@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import MutableMapping
 
-from ..errors import BalanceError
+from . import support
 from .relaunch import steps_of_slurm
 
 LAUNCHER_PROCESS = "BALANCE_SHIM_LAUNCHER"  # the launcher's variable: its process number
@@ -43,10 +43,7 @@ def complete_environment(environ: MutableMapping[str, str]) -> None:
     environ.setdefault("LOCAL_RANK", environ["RANK"])
     environ.setdefault("WORLD_SIZE", "1")
     if "MASTER_ADDR" not in environ:
-        raise BalanceError(
-            f"BALANCE_MODE=zero3: rank {environ['RANK']} of {environ['WORLD_SIZE']} does not know where the ranks "
-            "meet; set MASTER_ADDR to the host of rank 0 (and MASTER_PORT to a free port of it)"
-        )
+        raise support.refusal("mpirun", rank=environ["RANK"], size=environ["WORLD_SIZE"])
 
 
 def use_visible_device(environ: MutableMapping[str, str], count: int) -> None:
@@ -66,10 +63,7 @@ def use_visible_device(environ: MutableMapping[str, str], count: int) -> None:
     if count == 0 or not local.isdigit() or int(local) < count:
         return
     if count > 1:
-        raise BalanceError(
-            f"BALANCE_MODE=zero3: the launcher has started {int(local) + 1} processes or more on this machine, "
-            f"which has {count} devices; start one process per device"
-        )
+        raise support.refusal("ranks_above_devices", processes=int(local) + 1, devices=count)
     environ["LOCAL_RANK"] = "0"
     if "OMPI_COMM_WORLD_LOCAL_RANK" in environ:
         environ["OMPI_COMM_WORLD_LOCAL_RANK"] = "0"

@@ -14,7 +14,7 @@ from typing import NoReturn
 from .. import devices, log, simulation, state
 from ..errors import BalanceError
 from ..processes import is_worker
-from . import requirements
+from . import requirements, support
 
 # Any of these says that a launcher has started this process, or that it works below one that a launcher has started.
 OF_A_LAUNCHER = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "TORCHELASTIC_RUN_ID", "OMPI_COMM_WORLD_RANK", "PMI_RANK",
@@ -88,21 +88,21 @@ def program(words: Sequence[str]) -> list[str]:
     arguments = list(words[1:])
     place = _script_place(arguments)
     if place >= len(arguments):
-        raise Unrepeatable("an interactive prompt cannot be run as several processes: save it as a script")
+        raise Unrepeatable(support.sentence("interactive"))
     word = arguments[place]
     if word == "-":
-        raise Unrepeatable("a program from standard input cannot be run as several processes: save it as a script")
+        raise Unrepeatable(support.sentence("standard_input"))
     if word.startswith("-"):
         letter, rest = _last_option(word)
         if letter == "c":
-            raise Unrepeatable("python -c cannot be run as several processes: save it as a script")
+            raise Unrepeatable(support.sentence("python_c"))
         if not rest:
             place += 1
         module = rest or (arguments[place] if place < len(arguments) else "")
         if module.partition(".")[0] in NOTEBOOKS:
-            raise Unrepeatable("a notebook cannot be run as several processes: save it as a script")
+            raise Unrepeatable(support.sentence("notebook"))
     elif os.path.basename(word) in NOTEBOOKS:
-        raise Unrepeatable("a notebook cannot be run as several processes: save it as a script")
+        raise Unrepeatable(support.sentence("notebook"))
     return arguments
 
 
@@ -129,7 +129,7 @@ def ensure_launched() -> None:
         BalanceError: that is asked for and not possible.
     """
     if is_launched(os.environ):
-        _say_ignored_count(os.environ)
+        note_ignored_count(os.environ)
         return
     if is_worker():  # it works for a process that has its ranks, or it will be started again with that process
         return
@@ -137,16 +137,10 @@ def ensure_launched() -> None:
         return
     requirements.check()
     if simulation.is_active():
-        raise BalanceError(
-            "BALANCE_MODE=zero3: devices are simulated in one process, and ZeRO-3 needs several; unset "
-            "BALANCE_SIMULATE and set BALANCE_NPROC to train in that many processes on the CPU"
-        )
+        raise support.refusal("simulated")
     count = process_count()
     if count == 1 and state.settings().nproc is None and state.settings().offload == "none":
-        raise BalanceError(
-            "BALANCE_MODE=zero3: one device only, so there is nothing to divide; unset BALANCE_MODE, or set "
-            "BALANCE_NPROC=1 or BALANCE_OFFLOAD to use DeepSpeed all the same"
-        )
+        raise support.refusal("one_device")
     try:
         words = command(sys.orig_argv, count, os.environ)
     except Unrepeatable as error:
@@ -158,11 +152,12 @@ def ensure_launched() -> None:
     _become(words, threads_for(count))
 
 
-def _say_ignored_count(environ: Mapping[str, str]) -> None:
+def note_ignored_count(environ: Mapping[str, str]) -> None:
+    """Log, on the first rank of this machine, that another launcher has started more or fewer than BALANCE_NPROC."""
     wanted, there = state.settings().nproc, environ.get("LOCAL_WORLD_SIZE") or environ.get("WORLD_SIZE") or "1"
     ours = environ.get("BALANCE_SHIM_LAUNCHER")
     if wanted is not None and not ours and there != str(wanted) and environ.get("LOCAL_RANK", "0") == "0":
-        log.once("warning", f"BALANCE_NPROC={wanted} is ignored: a launcher has started {there} on this machine")
+        log.once("warning", support.sentence("nproc_ignored", wanted=wanted, there=there))
 
 
 def process_count() -> int:
@@ -174,12 +169,9 @@ def process_count() -> int:
     there = devices.count()
     count = state.settings().nproc or there
     if count < 1:
-        raise BalanceError("BALANCE_MODE=zero3: no accelerator here; BALANCE_NPROC=2 trains in 2 processes on the CPU")
+        raise support.refusal("no_accelerator")
     if count > there > 0:
-        raise BalanceError(
-            f"BALANCE_MODE=zero3: BALANCE_NPROC={count}, but there are {there} devices, each for one process; "
-            f"set it to {there} at most"
-        )
+        raise support.refusal("nproc_above_devices", count=count, devices=there)
     return count
 
 
@@ -216,16 +208,13 @@ def _check_port(environ: Mapping[str, str]) -> None:
         return
     host = environ.get("MASTER_ADDR", "").strip() or "127.0.0.1"
     if not (text.isdigit() and 0 < int(text) < 65536):
-        raise BalanceError(f"BALANCE_MODE=zero3: MASTER_PORT={text!r} is not a port; unset it to have one chosen")
+        raise support.refusal("no_port", port=text)
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, int(text)))
         except OSError as error:
-            raise BalanceError(
-                f"BALANCE_MODE=zero3: port {text} of {host} cannot be used ({error.strerror}); "
-                "unset MASTER_PORT to have a free one chosen"
-            ) from None
+            raise support.refusal("port_in_use", port=text, host=host, reason=error.strerror) from None
 
 
 def _script_place(arguments: Sequence[str]) -> int:

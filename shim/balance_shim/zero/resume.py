@@ -10,8 +10,8 @@ from typing import Any
 from weakref import WeakSet
 
 from .. import log
-from ..errors import BalanceError
 from ..units import counted
+from . import support
 
 _SHARD = re.compile(
     r"zero_pp_rank_(\d+)_mp_rank_\d+_optim_states\.pt|bf16_zero_pp_rank_(\d+)_mp_rank_\d+_optim_states\.pt"
@@ -43,10 +43,10 @@ def prepare(engine: Any, folder: str) -> None:
     done = Path(folder, "latest_universal")  # DeepSpeed writes it last
     failure = _first_rank_converts(step, universal, is_there=universal.is_dir() and done.exists(), folder=folder)
     if failure:
-        raise BalanceError(
-            f"{folder} was written by {counted(wrote, 'process')} and cannot be converted for {dist.get_world_size()} "
-            f"({failure}); resume with BALANCE_NPROC={wrote}"
-        )
+        raise support.refusal(
+            "unconvertible", folder=folder, wrote=counted(wrote, "process"), processes=dist.get_world_size(),
+            reason=failure, processes_then=wrote,
+        )  # fmt: skip
     engine._config.load_universal_checkpoint = True
     _converted.add(engine)
 

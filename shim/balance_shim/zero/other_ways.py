@@ -1,0 +1,53 @@
+"""Other ways of spreading a model over devices, which a script or its launcher asks for: refused before anything loads.
+
+The libraries refuse some of them, too, but name DeepSpeed, of which the script has no word.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from . import support
+
+# What `accelerate launch` sets for its options or its config file.
+OF_ACCELERATE = {
+    "ACCELERATE_USE_FSDP": "FSDP",
+    "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
+    "ACCELERATE_USE_PARALLELISM_CONFIG": "a parallelism config",
+}
+PLUGINS = ("fsdp_plugin", "megatron_lm_plugin")  # arguments of `Accelerator`
+
+
+def refuse_in_arguments(arguments: Any, environ: Mapping[str, str]) -> None:
+    """Refuse what `TrainingArguments` ask for that ZeRO-3 does not go with.
+
+    Raises:
+        BalanceError: FSDP, a parallelism config, or a batch size that is to be found.
+    """
+    _refuse_those_of_launcher(environ)
+    fsdp = getattr(arguments, "fsdp", None)
+    if fsdp:
+        raise support.refusal("fsdp", value=fsdp)
+    if getattr(arguments, "parallelism_config", None) is not None:
+        raise support.refusal("parallelism_config")
+    if getattr(arguments, "auto_find_batch_size", False):
+        raise support.refusal("auto_batch")
+
+
+def refuse_in_accelerator(arguments: Mapping[str, Any], environ: Mapping[str, str]) -> None:
+    """Refuse what an `Accelerator`, given these keyword arguments, is asked for that ZeRO-3 does not go with.
+
+    Raises:
+        BalanceError: FSDP, Megatron, or a parallelism config.
+    """
+    for plugin in PLUGINS:
+        if arguments.get(plugin) is not None:
+            raise support.refusal("other_plugin", plugin=plugin)
+    _refuse_those_of_launcher(environ)
+    if arguments.get("parallelism_config") is not None:
+        raise support.refusal("parallelism_config")
+
+
+def _refuse_those_of_launcher(environ: Mapping[str, str]) -> None:
+    for variable, way in OF_ACCELERATE.items():
+        if environ.get(variable, "").strip().lower() in ("1", "true", "yes", "y", "t", "on"):
+            raise support.refusal("accelerate_launch", way=way, variable=variable)

@@ -1,0 +1,73 @@
+"""Models, the weights that a script looks at, and adapters."""
+
+from .combination import Area, Combination, Outcome
+
+_REFUSED = "zero/test_support.py::test_refused"
+_TRAINED = "zero/test_combinations.py::test_trained"
+_MODELS: Area = "Models and weights"
+
+
+def _row(area: Area, key: str, name: str, outcome: Outcome, proof: str, recognised: str = "", message: str = "",
+         reason: str = "") -> Combination:  # fmt: skip
+    return Combination(key, area, name, outcome, proof, recognised, message, reason)
+
+
+ROWS = (
+    _row(
+        _MODELS, "quantized", "quantized weights (bitsandbytes, torchao, GPTQ, ...)", "refused",
+        f"{_REFUSED}[quantized]", "`quantization_config`, `load_in_4bit`, `load_in_8bit`, or the model's own config",
+        "ZeRO-3 cannot partition quantized weights ({cls}): transformers loads them whole into every process; use "
+        "BALANCE_MODE=balanced, which places them, or load the model unquantized",
+    ),
+    _row(
+        _MODELS, "device_map", "`device_map`", "works with a note", "zero/test_support.py::test_device_map_is_dropped",
+        "the argument", "device_map={device_map} is dropped: ZeRO-3 partitions every layer itself",
+    ),
+    _row(
+        _MODELS, "teacher", "models that no Trainer trains (teachers, reference models)", "works",
+        "zero/test_training.py::test_a_teacher_offloading_and_what_the_variables_say", "called without an engine",
+        reason="they get an engine of their own at the first call",
+    ),
+    _row(
+        _MODELS, "experts", "mixture-of-experts models with experts in a list", "works",
+        "zero/test_training.py::test_experts_that_a_rank_does_not_need", "a ModuleList of experts",
+        reason="their blocks become DeepSpeed's leaf modules, so that all experts are gathered together",
+    ),
+    _row(
+        _MODELS, "pictures", "vision-language models, pictures on some ranks only", "works",
+        "zero/test_training.py::test_pictures_in_some_batches_only", "`get_image_features` and its like",
+        reason="ranks without pictures run the tower on made ones, and add nothing",
+    ),
+    _row(
+        _MODELS, "weights_read", "sizes and values of weights that the script reads or writes", "works",
+        "zero/test_training.py::test_a_script_that_looks_at_its_weights", "an operation on a partitioned parameter",
+        reason="sizes are those of the whole weight; values are gathered, if every rank does the same",
+    ),
+    _row(
+        _MODELS, "weights_data", "`weight.data` of a partitioned weight", "refused", f"{_REFUSED}[weights_data]",
+        "reading the attribute",
+        "the script reads `.data` of a weight of shape {shape} that is partitioned; put `with "
+        "deepspeed.zero.GatheredParameters([weight], modifier_rank=0):` around it",
+    ),
+    _row(
+        _MODELS, "weights_in_loss", "a weight that is used with gradients outside of its module", "refused",
+        f"{_REFUSED}[weights_in_loss]", "an operation on a partitioned parameter with gradients switched on",
+        "`{operation}` gets a weight of shape {shape} that is partitioned, outside of the module that it belongs to: "
+        "its gradient would be lost. Call the module instead, or set BALANCE_MODE=balanced",
+    ),
+    _row("Adapters", "lora", "LoRA", "works", f"{_TRAINED}[lora]"),
+    _row("Adapters", "dora", "DoRA", "works", f"{_TRAINED}[dora]"),
+    _row("Adapters", "modules_to_save", "`modules_to_save`", "works", f"{_TRAINED}[modules_to_save]"),
+    _row("Adapters", "ia3", "IA3", "works", f"{_TRAINED}[ia3]"),
+    _row("Adapters", "prompt", "prompt tuning", "works", f"{_TRAINED}[prompt]"),
+    _row("Adapters", "p_tuning", "p-tuning", "works", f"{_TRAINED}[p_tuning]"),
+    _row("Adapters", "prefix", "prefix tuning", "works", f"{_TRAINED}[prefix]"),
+    _row(
+        "Adapters", "merged", "merging adapters and saving the result", "works",
+        "zero/test_training.py::test_adapters_that_the_script_saves_are_whole", "`merge_and_unload`",
+    ),
+    _row(
+        "Adapters", "trainable_tokens", "`trainable_token_indices`", "works", f"{_TRAINED}[trainable_tokens]",
+        reason="PEFT collects their weights on CUDA by name; elsewhere they are gathered in its place",
+    ),
+)  # fmt: skip
