@@ -16,6 +16,14 @@ from balance_shim.activation import arm_on_import, install, status, uninstall
 from balance_shim.errors import BalanceError
 
 __version__ = "0.1.0"
-__all__ = ["BalanceError", "__version__", "install", "status", "uninstall"]
+__all__ = ["BalanceError", "__version__", "install", "plan", "status", "uninstall"]
+
+
+def plan(model, devices="", **workload):
+    """Plan the training of a model on devices that need not exist; see `balance_shim.planning.plan`."""
+    from .planning import plan as made
+
+    return made(model, devices, **workload)
+
 
 arm_on_import()

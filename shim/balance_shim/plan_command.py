@@ -1,18 +1,14 @@
 """`balance-shim plan`: from a config and a list of devices to a plan, with the library's own map beside it."""
 
-import contextlib
-import io
 import json
-import logging
 import os
 import sys
 import traceback
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from . import log
+from . import log, planning
 from .errors import BalanceError
 from .output import show
 from .plan_options import PRECISIONS, PlanOptions, UsageError, read_options, reserve_text
@@ -62,7 +58,7 @@ def run(words: Sequence[str], environ: Mapping[str, str] = os.environ) -> int:
         options, warned = read_options(words, environ)
         for line in warned:
             _say(f"warning: {line}")
-        with _quiet_libraries():
+        with planning.quiet_libraries():
             forecast = forecast_for(options)
         show(json.dumps(to_json(forecast), indent=2) if options.as_json else to_text(forecast, options))
         if options.output is not None:
@@ -83,65 +79,30 @@ def forecast_for(options: PlanOptions) -> Forecast:
     Raises:
         BalanceError: the model cannot be had.
     """
-    from .seams import model_config
+    subject = planning.subject_of(options.model, options)
 
-    # Before the libraries are imported, which takes longer than all the rest: most mistakes show here.
-    found = model_config.find(options.model, options.trust_remote_code)
-
-    import torch
-
-    from . import cache, devices
-    from .memory.workload import assume, longest_row
     from .placement import planner
     from .placement.balance import DoesNotFit
     from .placement.baseline import judge
     from .placement.remedies import saved_by_chunks, what_would_fit
     from .report.plan_report import chunks_line
-    from .seams.config_only import unloaded
-    from .seams.loss_device import computes_loss_on_first_device
+    from .seams.model_config import ModelError
 
-    said = getattr(torch, PRECISIONS[options.precision]) if options.precision else model_config.dtype_of(found.config)
-    dtype = said or torch.bfloat16
-    capacities = options.machine.capacities
-    try:
-        ready = unloaded(found.model_class, found.config, dtype, capacities)
-    except Exception as error:  # of the model's or the quantizer's making
-        reason = model_config.one_line(error)
-        raise model_config.ModelError(f"{options.model}: cannot be built from its config: {reason}") from error
-
-    settings = options.settings
-    usable = tuple(
-        devices.describe(index, f"cuda:{index}", _capped(capacity, index, settings.max_memory), settings, architecture)
-        for index, (capacity, architecture) in enumerate(zip(capacities, options.machine.architectures, strict=True))
-    )
-    workload = replace(
-        assume(settings, None, longest_row(ready.model.config)),
-        accumulation=options.accumulation,
-    )
-    request = planner.Request(
-        ready.model,
-        workload,
-        usable,
-        ready.no_split,
-        ready.parameter_bytes,
-        loss_on_first=computes_loss_on_first_device(ready.model),
-        selective=settings.gradient_checkpointing == "auto",
-        may_chunk=settings.loss == "full",
-        may_halve=not options.precision,
-        cache=cache.folder_of(settings.cache),
-    )
+    ready = subject.ready
+    request = planning.request_for(subject, options)
+    usable, workload = request.devices, request.workload
     plan = None
     try:
         costed, recomputed = planner.costed_for(request)
         plan = planner.solved(request, costed, recomputed)
         if plan is None:
             reason = "does not run with its layers on several devices, as a trial on shapes shows"
-            raise model_config.ModelError(f"{options.model}: {costed.model_class} {reason}")
+            raise ModelError(f"{options.model}: {costed.model_class} {reason}")
     except DoesNotFit:
         costed = planner.cost(request)
     remedies = what_would_fit(plan, request) if plan is not None and plan.shortfall else []
-    notes = [found.note] if found.note else []
-    if said is None:
+    notes = [subject.found.note] if subject.found.note else []
+    if subject.named_dtype is None:
         notes.append("its config names no dtype: bf16 is supposed (--precision)")
     if workload.guessed:
         notes.append(f"rows of {workload.seq_len} tokens are a guess (--seq-len)")
@@ -159,7 +120,7 @@ def forecast_for(options: PlanOptions) -> Forecast:
     without = costed if is_alike else planner.cost(replace(request, workload=alone, repeats_grouped_keys=False))
     return Forecast(
         costed=costed,
-        dtype=_short(dtype),
+        dtype=_short(subject.dtype),
         devices=usable,
         plan=plan,
         baseline=judge(without, ready.auto_map, usable) if ready.auto_map is not None else None,
@@ -257,11 +218,6 @@ def _missing(forecast: Forecast) -> int:
     return max(0, weights - sum(device.available for device in forecast.devices))
 
 
-def _capped(capacity: int, index: int, caps: int | dict[int, int] | None) -> int:
-    cap = caps.get(index) if isinstance(caps, dict) else caps
-    return capacity if cap is None else min(capacity, cap)
-
-
 def _short(dtype: Any) -> str:
     name = str(dtype).removeprefix("torch.")
     return next((short for short, full in PRECISIONS.items() if full == name), name)
@@ -278,23 +234,6 @@ def _write(forecast: Forecast, path: str) -> None:
         map_file.write(collapse(forecast.plan.device_map), path)
     except OSError as error:
         raise UsageError(f"--output {path}: cannot be written: {error.strerror or error}") from error
-
-
-@contextlib.contextmanager
-def _quiet_libraries() -> Iterator[None]:
-    """Keep what libraries and remote code say off standard output, and their warnings to themselves.
-
-    They are about loading and running, which does not happen here.
-    """
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    spoken = io.StringIO()
-    try:
-        with contextlib.redirect_stdout(spoken), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)
 
 
 def _say(line: str) -> None:

@@ -28,7 +28,10 @@ BAD_WORDS = {
     "devices without a value": (("x", "--gpus"), "--gpus needs a value: write devices x size"),
     "number": (("x", "--gpus", "1x1GiB", "--seq-len", "0"), "--seq-len='0' is not a whole number from 1"),
     "tuning": (("x", "--gpus", "1x1GiB", "--tuning", "qlora"), "'qlora' is not one of full, lora, frozen"),
-    "optimizer": (("x", "--gpus", "1x1GiB", "--optimizer", "adam"), "--optimizer='adam' is not one of adamw, "),
+    "optimizer": (
+        ("x", "--gpus", "1x1GiB", "--optimizer", "adam"),
+        "--optimizer='adam' is not a name as in TrainingArguments(optim=...)",
+    ),
     "precision": (("x", "--gpus", "1x1GiB", "--precision", "int8"), "'int8' is not one of bf16, fp16, fp32"),
     "checkpointing": (("x", "--gpus", "1x1GiB", "--gradient-checkpointing=some"), "'some' is not 1, 0 or auto"),
     "checkpointing with a number": (

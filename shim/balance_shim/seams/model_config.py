@@ -56,6 +56,23 @@ def find(model: str, trust_remote_code: bool = False) -> ModelConfig:
         raise ModelError(f"{model}: its class cannot be had: {one_line(error)}") from error
 
 
+def of(config: Any, trust_remote_code: bool = False) -> ModelConfig:
+    """Return `config`, a `PretrainedConfig`, with its class.
+
+    Raises:
+        ModelError: this transformers has no class for it.
+    """
+    name = type(config).__name__
+    if not hasattr(config, "model_type"):
+        raise ModelError(f"{name} is no model, config, path or hub id")
+    try:
+        return _with_class(name, config, getattr(config, "name_or_path", ""), trust_remote_code)
+    except ModelError:
+        raise
+    except Exception as error:
+        raise ModelError(f"{name}: its class cannot be had: {one_line(error)}") from error
+
+
 def dtype_of(config: Any) -> Any | None:
     """Return the dtype that a config names for its weights, as torch has it; None when it names none."""
     import torch

@@ -1,0 +1,202 @@
+"""A plan outside of any training: what `balance_shim.plan` and `balance-shim plan` have in common."""
+
+import contextlib
+import io
+import logging
+import os
+import warnings
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from .errors import BalanceError
+from .plan_options import PRECISIONS, PlanOptions, read_options
+
+if TYPE_CHECKING:
+    from .devices import Device
+    from .placement.plan import Plan
+    from .placement.planner import Request
+    from .seams.config_only import Unloaded
+    from .seams.model_config import ModelConfig
+
+# `plan()` takes the options of the command by these names.
+_WORKLOAD = (
+    "batch_size", "seq_len", "accumulation", "tuning", "optimizer", "precision", "gradient_checkpointing", "loss",
+)  # fmt: skip
+_SETTINGS = ("reserve", "max_memory", "cache")
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model on the meta device, with what the library says of it.
+
+    Attributes:
+        found: its config and class.
+        named_dtype: the torch dtype that was asked for or that its config names; None: neither.
+        dtype: what its weights are planned in.
+        ready: the model, prepared as in a load.
+    """
+
+    found: "ModelConfig"
+    named_dtype: Any
+    dtype: Any
+    ready: "Unloaded"
+
+
+def plan(model: Any, devices: str = "", *, trust_remote_code: bool = False, **workload: Any) -> "Plan":
+    """Plan the training of a model on devices that need not exist.
+
+    Args:
+        model: a `PreTrainedModel` (what trains is what requires gradients), a config, or a path or hub id.
+        devices: such as "4x24GiB" or "8xH100"; by default what `BALANCE_SIMULATE` names.
+        trust_remote_code: whether code that comes with the model may run.
+        workload: `batch_size`, `seq_len`, `accumulation`, `tuning`, `optimizer`, `precision`,
+            `gradient_checkpointing`, `loss`, as the options of `balance-shim plan`; `reserve`, `max_memory` and
+            `cache` as the variables. `BALANCE_*` variables are the defaults.
+
+    Returns:
+        The plan; sizes in bytes. `plan.shortfall` is 0 if it fits.
+
+    Raises:
+        BalanceError: a value cannot be used, the model cannot be built, or no map can hold it.
+        TypeError: an unknown name in `workload`.
+    """
+    unknown = sorted(set(workload) - {*_WORKLOAD, *_SETTINGS})
+    if unknown:
+        raise TypeError(f"plan() has no argument {unknown[0]!r}; there are {', '.join((*_WORKLOAD, *_SETTINGS))}")
+    options = _options(devices, workload, trust_remote_code)
+    with quiet_libraries():
+        if hasattr(model, "named_parameters"):
+            request = _request_for_model(model, options)
+        else:
+            request = request_for(subject_of(model, options), options)
+        return _solved(request)
+
+
+def subject_of(model: Any, options: PlanOptions) -> Subject:
+    """Build `model`, a config or a name, on the meta device.
+
+    Raises:
+        ModelError: it cannot be found or built.
+    """
+    from .seams import model_config
+
+    # Before the libraries are imported, which takes longer than all the rest: most mistakes show here.
+    by_name = isinstance(model, (str, os.PathLike))
+    name = os.fspath(model) if by_name else type(model).__name__
+    find = model_config.find if by_name else model_config.of
+    found = find(name if by_name else model, options.trust_remote_code)
+
+    import torch
+
+    from .seams.config_only import unloaded
+
+    named = getattr(torch, PRECISIONS[options.precision]) if options.precision else model_config.dtype_of(found.config)
+    dtype = named or torch.bfloat16
+    try:
+        ready = unloaded(found.model_class, found.config, dtype, options.machine.capacities)
+    except Exception as error:  # of the model's or the quantizer's making
+        reason = model_config.one_line(error)
+        raise model_config.ModelError(f"{name}: cannot be built from its config: {reason}") from error
+    return Subject(found, named, dtype, ready)
+
+
+def request_for(subject: Subject, options: PlanOptions) -> "Request":
+    """Return the request to plan `subject` as `options` ask for."""
+    ready = subject.ready
+    return _request(ready.model, options, ready.no_split, parameter_bytes=ready.parameter_bytes)
+
+
+def devices_of(options: PlanOptions) -> "tuple[Device, ...]":
+    """Return the devices that `options` name, within the limits that were set for them."""
+    from . import devices
+
+    machine, settings = options.machine, options.settings
+    return tuple(
+        devices.describe(index, f"cuda:{index}", _capped(capacity, index, settings.max_memory), settings, architecture)
+        for index, (capacity, architecture) in enumerate(zip(machine.capacities, machine.architectures, strict=True))
+    )
+
+
+@contextlib.contextmanager
+def quiet_libraries() -> Iterator[None]:
+    """Keep what libraries and remote code say off standard output, and their warnings to themselves.
+
+    They are about loading and running, which does not happen here.
+    """
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    spoken = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(spoken), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
+
+
+def _request_for_model(model: Any, options: PlanOptions) -> "Request":
+    return _request(
+        model,
+        options,
+        getattr(model, "_no_split_modules", None),
+        trains=lambda _, parameter: parameter.requires_grad,
+    )
+
+
+def _request(model: Any, options: PlanOptions, no_split: Collection[str] | None, **more: Any) -> "Request":
+    from . import cache
+    from .memory.workload import assume, longest_row
+    from .placement.planner import Request
+    from .seams.loss_device import computes_loss_on_first_device
+
+    settings = options.settings
+    workload = assume(settings, None, longest_row(model.config))
+    return Request(
+        model,
+        replace(workload, accumulation=options.accumulation),
+        devices_of(options),
+        no_split,
+        loss_on_first=computes_loss_on_first_device(model),
+        selective=settings.gradient_checkpointing == "auto",
+        may_chunk=settings.loss == "full",
+        may_halve=not options.precision,
+        cache=cache.folder_of(settings.cache),
+        **more,
+    )
+
+
+def _solved(request: "Request") -> "Plan":
+    from .placement import planner
+    from .placement.balance import DoesNotFit
+
+    name = type(request.model).__name__
+    try:
+        costed, recomputed = planner.costed_for(request)
+        found = planner.solved(request, costed, recomputed)
+    except DoesNotFit as gap:
+        raise BalanceError(f"{name} fits under no map: {gap}") from None
+    if found is None:
+        raise BalanceError(f"{name} does not run with its layers on several devices, as a dry run shows")
+    return found
+
+
+def _options(devices: str, workload: dict[str, Any], trust_remote_code: bool) -> PlanOptions:
+    """Return keyword arguments as the command would read them, so that there is one set of rules and messages."""
+    words = ["model", *(["--gpus", devices] if devices else [])]
+    words += ["--trust-remote-code"] if trust_remote_code else []
+    environ = dict(os.environ)
+    for name, value in workload.items():
+        if value is None:
+            continue
+        text = str(int(value)) if isinstance(value, bool) else str(value)
+        if name in _SETTINGS:
+            environ[f"BALANCE_{name.upper()}"] = text
+        else:
+            words.append(f"--{name.replace('_', '-')}={text}")
+    return read_options(words, environ)[0]
+
+
+def _capped(capacity: int, index: int, caps: int | dict[int, int] | None) -> int:
+    cap = caps.get(index) if isinstance(caps, dict) else caps
+    return capacity if cap is None else min(capacity, cap)
