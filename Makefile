@@ -33,12 +33,19 @@ test: .venv/new/.finished
 test-new: .venv/new/.finished
 	.venv/new/bin/python $(PYTEST) -m "not swift"
 
-# The demo is about the newest libraries. How ranks are started and end, the solver and what is said of fitting, and
-# virtual tensors are about no transformers. The table of combinations under ZeRO-3 is that of the newest libraries.
-ONCE = tests/end_to_end/test_demo.py tests/zero/test_relaunch.py tests/zero/test_ends.py \
-	tests/placement/test_solver.py tests/placement/test_fits.py tests/simulation/test_tensors.py \
-	tests/simulation/test_installation.py tests/simulation/test_report.py \
-	tests/zero/test_support.py tests/zero/test_combinations.py tests/zero/test_launchers.py tests/zero/test_examples.py
+# The demo and the GPU check are about the newest libraries. Settings, the solver, virtual and simulated tensors, records
+# of the monitor, and how ranks are started and end are about no transformers. The table of combinations under ZeRO-3 is
+# that of the newest libraries.
+ONCE = tests/activation/test_expandable_segments.py tests/activation/test_packaging.py tests/activation/test_run.py \
+	tests/device_rules tests/end_to_end/test_demo.py tests/end_to_end/test_gpu_check.py tests/memory/test_compose.py \
+	tests/memory/test_temporaries.py tests/monitoring/test_growth.py tests/monitoring/test_history.py \
+	tests/monitoring/test_steady.py tests/placement/test_fits.py tests/placement/test_map_file.py \
+	tests/placement/test_measured.py tests/placement/test_movable.py tests/placement/test_solver.py \
+	tests/seams/test_guard.py tests/seams/test_hooks.py tests/simulation/test_allocator.py \
+	tests/simulation/test_installation.py tests/simulation/test_memory.py tests/simulation/test_report.py \
+	tests/simulation/test_spec.py tests/simulation/test_tensors.py tests/test_devices.py tests/test_docs.py \
+	tests/test_settings.py tests/test_units.py tests/zero/test_combinations.py tests/zero/test_ends.py \
+	tests/zero/test_examples.py tests/zero/test_launchers.py tests/zero/test_relaunch.py tests/zero/test_support.py
 ONCE_OF_ZERO = tests/zero/test_training.py::test_two_nodes
 
 # Its trainings in several processes come first, because those of the other lane come last.
