@@ -13,7 +13,6 @@ PYTHON ?= python3
 export PYTHON
 PYTEST = -m pytest -q -p no:cacheprovider
 
-.PHONY: demo check-gpu test test-new test-old test-swift test-fast lint clean
 
 demo: .venv/new/.finished
 	@.venv/new/bin/python benchmarks/demo.py
@@ -21,17 +20,23 @@ demo: .venv/new/.finished
 check-gpu:
 	@$(PYTHON) benchmarks/gpu_check $(GPU_CHECK)
 
-# Side by side, as that is how many cores the machines have that this is made for; the shorter two take turns, and are
-# installed when it is theirs.
-test: .venv/new/.finished
-	@mkdir -p .cache
-	@$(MAKE) --no-print-directory --keep-going test-old test-swift >.cache/test-others.log 2>&1 & others=$$!; \
-	$(MAKE) --no-print-directory test-new; new=$$?; \
-	wait $$others; others=$$?; cat .cache/test-others.log; \
-	test "$$new$$others" = 00 || { echo "exit codes: new $$new, old and swift $$others"; exit 1; }
+# Two parts at a time, as that is how many cores the machines have that this is made for; the longest first, and those of
+# ZeRO-3, which start several processes each, not together. A lane is installed when its first part begins.
+PARTS = new-zero old-rest new-training new-whole old-zero new-rest swift
 
-test-new: .venv/new/.finished
-	.venv/new/bin/python $(PYTEST) -m "not swift"
+.PHONY: demo check-gpu test test-new test-old test-swift test-fast lint clean $(addprefix part-,$(PARTS))
+
+test: .venv/new/.finished
+	@echo "$(words $(PARTS)) parts, two at a time; each prints its results when it ends" >&2
+	@$(MAKE) --no-print-directory --jobs=2 --keep-going --output-sync=target $(addprefix part-,$(PARTS))
+
+test-new: part-new-zero part-new-training part-new-whole part-new-rest
+test-old: part-old-zero part-old-rest
+test-swift: part-swift
+
+TRAINING = tests/training tests/placement
+WHOLE = tests/end_to_end tests/simulation tests/monitoring
+IGNORE = $(addprefix --ignore=,$(1))
 
 # The demo and the GPU check are about the newest libraries. Settings, the solver, virtual and simulated tensors, records
 # of the monitor, and how ranks are started and end are about no transformers. The table of combinations under ZeRO-3 is
@@ -48,13 +53,25 @@ ONCE = tests/activation/test_expandable_segments.py tests/activation/test_packag
 	tests/zero/test_examples.py tests/zero/test_launchers.py tests/zero/test_relaunch.py tests/zero/test_support.py
 ONCE_OF_ZERO = tests/zero/test_training.py::test_two_nodes
 
-# Its trainings in several processes come first, because those of the other lane come last.
-test-old: .venv/old/.finished
-	.venv/old/bin/python $(PYTEST) $(addprefix --ignore=,$(ONCE)) --deselect $(ONCE_OF_ZERO) tests/zero; zero=$$?; \
-	.venv/old/bin/python $(PYTEST) -m "not swift" --ignore=tests/zero $(addprefix --ignore=,$(ONCE)); \
-	test "$$zero$$?" = 00
+part-new-zero: .venv/new/.finished
+	.venv/new/bin/python $(PYTEST) tests/zero
 
-test-swift: .venv/swift/.finished
+part-new-training: .venv/new/.finished
+	.venv/new/bin/python $(PYTEST) $(TRAINING)
+
+part-new-whole: .venv/new/.finished
+	.venv/new/bin/python $(PYTEST) -m "not swift" $(WHOLE)
+
+part-new-rest: .venv/new/.finished
+	.venv/new/bin/python $(PYTEST) $(call IGNORE,tests/zero $(TRAINING) $(WHOLE))
+
+part-old-zero: .venv/old/.finished
+	.venv/old/bin/python $(PYTEST) $(call IGNORE,$(ONCE)) --deselect $(ONCE_OF_ZERO) tests/zero
+
+part-old-rest: .venv/old/.finished
+	.venv/old/bin/python $(PYTEST) -m "not swift" $(call IGNORE,tests/zero $(ONCE))
+
+part-swift: .venv/swift/.finished
 	.venv/swift/bin/python $(PYTEST) -m swift tests/end_to_end
 
 test-fast: .venv/new/.finished
@@ -65,8 +82,6 @@ lint: .venv/new/.finished
 	.venv/new/bin/ruff format --check .
 	.venv/new/bin/mypy
 
-# One at a time: the lanes share the package's own build folder.
-.NOTPARALLEL:
 # Without this make would delete the inner mark as an intermediate file, and install everything again.
 .PRECIOUS: .venv/%/.packages
 
@@ -74,9 +89,12 @@ lint: .venv/new/.finished
 	@requirements/install.sh $* .venv/$*
 	@touch $@
 
+# The lanes share the package's own build folder.
+ONE_AT_A_TIME := $(if $(shell command -v flock),flock .venv/lock)
+
 # Again whenever the package's own metadata changed, which is quick.
 .venv/%/.finished: .venv/%/.packages setup.cfg pyproject.toml
-	@.venv/$*/bin/python -m pip install -qq --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@$(ONE_AT_A_TIME) .venv/$*/bin/python -m pip install -qq --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
 
 clean:
