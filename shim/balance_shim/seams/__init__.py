@@ -18,6 +18,8 @@ SEAMS = {
     "accelerate.state": "balance_shim.seams.accelerate_state",
     "accelerate.accelerator": "balance_shim.seams.accelerator",
     "deepspeed.comm.torch": "balance_shim.seams.deepspeed_comm",
+    "deepspeed.runtime.zero.partition_parameters": "balance_shim.seams.deepspeed_scalars",
+    "deepspeed.runtime.engine": "balance_shim.seams.deepspeed_engine",
     "swift.cli.main": "balance_shim.seams.launchers",
     "llamafactory.launcher": "balance_shim.seams.launchers",
 }

@@ -28,7 +28,7 @@ from ..training.actual_workload import innermost
 from ..training.chunked_loss import step_context
 from ..training.second_pass import second_pass
 from ..versions import version_of, version_text
-from ..zero import engine, matrix_optimizers, resume, saving, session, several
+from ..zero import calls, engine, matrix_optimizers, meeting, resume, saving, session, several
 from . import known, registry
 from .guard import SeamMoved, attempt, insist
 from .loss_device import computes_loss_on_first_device
@@ -58,8 +58,7 @@ def apply(module: Any) -> None:
         patches.append(("_get_num_items_in_batch", _around_item_count))
     elif version >= COUNTS_ITEMS_SINCE:
         patches.append(("get_batch_samples", _around_batch_samples))
-    if LOOKS_TOO_EARLY[0] <= version < LOOKS_TOO_EARLY[1]:
-        patches.append(("save_model", _around_save_model))
+    patches.append(("save_model", _around_save_model))
     for name, _ in patches:
         if not callable(getattr(getattr(module, "Trainer", None), name, None)):
             raise SeamMoved(f"transformers.Trainer.{name}", version_text("transformers"))
@@ -186,7 +185,9 @@ def _around_evaluation_loop(original: Callable[..., Any]) -> Callable[..., Any]:
     def evaluation_loop(self: Any, *args: Any, **kwargs: Any) -> Any:
         if session.is_wanted():
             insist("evaluating beside another trainer", several.take_over, self)
-            return original(self, *args, **kwargs)
+            meeting.meet("an evaluation or prediction")
+            with calls.together():
+                return original(self, *args, **kwargs)
         with repair.repairing_evaluation(self, computes_loss_on_first_device, partial(_repaired, self)):
             return original(self, *args, **kwargs)
 
@@ -233,8 +234,11 @@ def _around_load_checkpoint(original: Callable[..., Any]) -> Callable[..., Any]:
 
 def _around_save_model(original: Callable[..., Any]) -> Callable[..., Any]:
     def save_model(self: Any, output_dir: Any = None, _internal_call: bool = False) -> Any:
+        wanted = session.is_wanted()
+        if wanted and saving.is_divided(self.model):
+            meeting.meet("saving the model")
         result = original(self, output_dir, _internal_call)
-        if _internal_call and session.is_wanted():
+        if wanted and _internal_call and LOOKS_TOO_EARLY[0] <= version_of("transformers") < LOOKS_TOO_EARLY[1]:
             # A rank that misses it does not load the best weights in the end, and the others wait for it.
             saving.wait_for_all()
         return result
@@ -262,7 +266,7 @@ def _around_step(original: Callable[..., Any]) -> Callable[..., Any]:
         watching.saw_batch(self, inputs)
         rebalance.saw_batch(self, inputs)
         if session.is_wanted():
-            with engine.watched(self, inputs):
+            with engine.watched(self, inputs), calls.together():
                 return original(self, model, inputs, *args, **kwargs)
 
         def run(model: Any, inputs: Any) -> Any:

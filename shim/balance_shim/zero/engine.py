@@ -7,9 +7,10 @@ from typing import Any
 from .. import log, state
 from ..errors import BalanceError
 from ..seams.guard import attempt
-from ..training.actual_workload import checkpoints_already
+from ..training.actual_workload import checkpoints_already, innermost
 from ..units import counted, format_size
-from . import towers, untrained, watch
+from . import calls, cross_attention, towers, untrained, watch
+from .partitioned_parameter import look_whole
 from .watch import Watch
 
 
@@ -25,13 +26,15 @@ def prepare(trainer: Any) -> None:
     class ZeroCheck(TrainerCallback):
         def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             check(trainer.model_wrapped)
+            look_whole(trainer.model)  # adapters too, which are partitioned only now
+            calls.watch(innermost(trainer.model))
             stop_watch(trainer)  # of a training that failed and is begun again
             what = "watching for ranks that run different modules"
             trainer._balance_shim_watch = attempt(what, watch_of, trainer, instead="a hang will not be explained")
             if not hasattr(trainer, "_balance_shim_towers") and args.world_size > 1:
                 what = "having every rank run the towers that some rank needs"
                 instead = "batches with pictures on some ranks only will hang"
-                trainer._balance_shim_towers = attempt(what, towers.accompany, trainer.model, instead=instead)
+                trainer._balance_shim_towers = attempt(what, accompany, trainer.model, instead=instead)
 
         def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             stop_watch(trainer)
@@ -59,6 +62,11 @@ def check(engine: Any) -> None:
         "info",
         f"ZeRO-3 over {counted(wanted, 'process')}; each holds {format_size(share(engine.module))} of weights",
     )
+
+
+def accompany(model: Any) -> list[Any]:
+    """Have every rank run the parts of `model` that some rank's batch needs; returns the hooks that see to it."""
+    return towers.accompany(model) or cross_attention.accompany(innermost(model))
 
 
 def watch_of(trainer: Any) -> Watch | None:

@@ -1,12 +1,13 @@
 """`from_pretrained` under ZeRO-3: what it must not be passed, and whether the model really came out divided."""
 
+import os
 from collections.abc import Callable
 from typing import Any
 
-from .. import log
+from .. import devices, log
 from ..seams.guard import insist
 from ..seams.loading_dtype import config_of, dtype_of
-from . import session, support, untrained
+from . import session, support, untrained, whole_loading
 from .partitioned_parameter import look_whole
 
 # What transformers refuses together with ZeRO-3, or what has no meaning there.
@@ -21,13 +22,26 @@ def load(original: Callable[..., Any], cls: Any, args: tuple[Any, ...], kwargs: 
     Raises:
         BalanceError: ZeRO-3 cannot be had, or not for this model.
     """
+    is_mapped = kwargs.get("device_map") is not None
     kwargs = insist("preparing from_pretrained for ZeRO-3", _prepared, cls, args, kwargs)
-    loaded = original(cls, *args, **kwargs)
+    loaded = whole_loading.load(original, cls, args, kwargs)
     model = loaded[0] if isinstance(loaded, tuple) else loaded  # output_loading_info=True
     check(model)
     look_whole(model)
     untrained.stand_by(model)
+    if is_mapped:
+        model.hf_device_map = {"": own_device()}  # which a script may print: without ZeRO-3 it would have one
     return loaded
+
+
+def own_device() -> Any:
+    """Return the device of this rank as maps have it: a number, or for the CPU an object.
+
+    The string "cpu" would have PEFT take the weights for offloaded ones.
+    """
+    import torch
+
+    return torch.device("cpu") if devices.accelerator_type() is None else int(os.environ.get("LOCAL_RANK", "0"))
 
 
 def check(model: Any) -> None:

@@ -13,10 +13,12 @@ from typing import Any
 
 import torch
 
-from . import meeting, support
+from . import gathering, meeting, support
 
 # Packages whose own code knows of, or does not care for, the empty tensors. transformers gathers before it looks.
 KNOWING = ("deepspeed", "torch", "accelerate", "transformers", "peft", "balance_shim")
+# Part of one of them that does not: CLIP looks at the number of positions that its embedding has.
+UNKNOWING = "transformers.models."
 # A module of DeepSpeed's that is called in place of torch.nn.functional.linear, so by anybody.
 FOR_ANYBODY = "deepspeed.runtime.zero.linear"
 
@@ -54,9 +56,7 @@ class PartitionedParameter(torch.nn.Parameter):
             answer = _SIZES.get(function)
             if answer is not None:
                 return answer(torch.Size(parts[0].ds_shape), *args[1:], *kwargs.values())
-            # Inside of an autograd function grad mode is off, whatever it is for the program.
-            with_gradients = torch.is_grad_enabled() or _caller(1) == FOR_ANYBODY
-            return _gathered(function, parts, args, kwargs, with_gradients)
+            return computed(function, getattr(function, "__name__", str(function)), args, kwargs)
 
     @property
     def shape(self) -> torch.Size:  # type: ignore[override]
@@ -106,19 +106,40 @@ def is_partitioned(value: Any) -> bool:
         return torch.Tensor.numel(value) != value.ds_numel  # type: ignore[attr-defined]
 
 
-def _gathered(function: Any, parts: list[Any], args: Any, kwargs: Any, with_gradients: bool) -> Any:
+def computed(function: Callable[..., Any], name: str, args: Any, kwargs: Any) -> Any:
     """Return what `function` gives for whole weights; written to, they are partitioned again with the new values.
 
+    With gradients the weights stay whole until the backward pass has ended. Where no engine collects their gradients,
+    the backward pass raises a `BalanceError` when it comes to them.
+
     Raises:
-        BalanceError: gradients would be wanted, or not all ranks are here.
+        BalanceError: not all ranks are here.
     """
+    leaves = _leaves((args, kwargs))
+    parts = [each for each in leaves if is_partitioned(each)]
+    writes = name in ("__setitem__", "copy_") or (name.endswith("_") and not name.endswith("__"))
+    trains = not writes and torch.is_grad_enabled()
+    trains = trains and any(isinstance(each, torch.Tensor) and each.requires_grad for each in leaves)
+    meeting.meet(f"`{name}` of a partitioned weight")
+    if not trains:
+        return _gathered(function, parts, args, kwargs, writes)
+    if all(gathering.has_optimizer(each) for each in parts if each.requires_grad):
+        gathering.hold(parts)
+        return function(*args, **kwargs)
+    with torch.no_grad():
+        result = _gathered(function, parts, args, kwargs, writes)
+    if not isinstance(result, torch.Tensor) or not result.is_floating_point():
+        return result
+    return _WithoutGradient.apply(result, torch.zeros((), requires_grad=True), name, tuple(parts[0].ds_shape))
+
+
+def _gathered(function: Callable[..., Any], parts: list[Any], args: Any, kwargs: Any, writes: bool) -> Any:
     from deepspeed import zero
 
-    name = getattr(function, "__name__", str(function))
-    writes = name in ("__setitem__", "copy_") or (name.endswith("_") and not name.endswith("__"))
-    if with_gradients and any(each.requires_grad for each in parts) and not writes:
-        raise support.refusal("weights_in_loss", operation=name, shape=tuple(parts[0].ds_shape))
-    meeting.meet(f"`{name}` of a partitioned weight")
+    gathering.await_prefetch(parts)
+    parts = [each for each in parts if is_partitioned(each)]
+    if not parts:
+        return function(*args, **kwargs)
     with zero.GatheredParameters(parts, modifier_rank=0 if writes else None):
         result = function(*args, **kwargs)
         # What refers to the whole weight would be emptied with it.
@@ -126,10 +147,25 @@ def _gathered(function: Any, parts: list[Any], args: Any, kwargs: Any, with_grad
         return result.clone() if shares and any(result._base is each for each in parts) else result
 
 
+class _WithoutGradient(torch.autograd.Function):
+    """A value that may be looked at, and not trained from."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Any, mark: Any, name: str, shape: tuple[int, ...]) -> Any:
+        del mark  # for which autograd comes here
+        ctx.where = (name, shape)
+        return value.view_as(value)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        name, shape = ctx.where
+        raise support.refusal("weights_in_loss", operation=name, shape=shape)
+
+
 def _asked_by_the_knowing() -> bool:
     """Return whether the code that asks belongs to a package that knows of partitioned weights."""
     name = _caller(2)
-    return name != FOR_ANYBODY and name.partition(".")[0] in KNOWING
+    return name.partition(".")[0] in KNOWING and name != FOR_ANYBODY and not name.startswith(UNKNOWING)
 
 
 def _caller(frames: int) -> str:

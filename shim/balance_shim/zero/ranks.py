@@ -1,6 +1,7 @@
 """What a rank owes to its neighbours: variables that launchers leave out, and an orderly end."""
 
 import atexit
+import contextlib
 import gc
 import os
 import sys
@@ -88,7 +89,11 @@ def leave_group_at_exit() -> None:
     def leave() -> None:
         import torch.distributed as dist
 
+        from . import meeting  # which needs the session, which needs this
+
         if dist.is_initialized() and getattr(sys, "last_value", None) is None:
+            with contextlib.suppress(RuntimeError):  # the store is gone
+                meeting.leave()
             # Before and after: what waits to be collected, an operation or a group, would otherwise be let go of by a
             # thread of gloo's while the interpreter ends, which aborts the process (seen once on a crowded machine).
             gc.collect()

@@ -14,6 +14,7 @@ DEFAULT_TIMEOUT = 1800.0  # seconds, as `TrainingArguments.ddp_timeout`; torch's
 # transformers keeps only a weak reference to the config that counts, in every version.
 _alive: list[Any] = []
 _ready = False
+_timeout = DEFAULT_TIMEOUT
 _dtype: Any = None
 
 
@@ -31,13 +32,16 @@ def begin(ddp_timeout: float | None = None) -> None:
     Raises:
         BalanceError: that cannot be done.
     """
-    global _ready
+    global _ready, _timeout
     relaunch.ensure_launched()
-    timeout = timedelta(seconds=state.settings().nccl_timeout or ddp_timeout or DEFAULT_TIMEOUT)
+    seconds = float(state.settings().nccl_timeout or ddp_timeout or DEFAULT_TIMEOUT)
+    timeout = timedelta(seconds=seconds)
     if _ready:
         if ddp_timeout is not None:  # the model came first, when they were not known
+            _timeout = seconds
             _use_timeout(timeout)
         return
+    _timeout = seconds
     requirements.check()
     ranks.complete_environment(os.environ)
     ranks.use_visible_device(os.environ, devices.count())
@@ -46,6 +50,11 @@ def begin(ddp_timeout: float | None = None) -> None:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
         os.environ["ACCELERATE_USE_CPU"] = "false"  # `accelerate launch` says true, and leaves DeepSpeed out then
     _start_group(timeout)
+    from torch.autograd import function
+
+    from ..seams import autograd_function
+
+    autograd_function.apply(function)
     _ready = True
 
 
@@ -73,6 +82,11 @@ def live_config() -> Any:
 
     reference = deepspeed._hf_deepspeed_config_weak_ref
     return None if reference is None else reference()
+
+
+def timeout() -> float:
+    """Return the seconds that ranks wait for each other."""
+    return _timeout
 
 
 def remember_dtype(dtype: Any) -> None:

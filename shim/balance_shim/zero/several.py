@@ -8,12 +8,15 @@ from typing import Any
 
 
 def make_room(trainer: Any) -> None:
-    """Have `trainer`, which is about to make its accelerator, find none of another trainer's config."""
+    """Have `trainer`, which is about to make its accelerator, find no other trainer's config, nor its own from there.
+
+    accelerate refuses a second accelerator with a plugin, also for the same arguments.
+    """
     from accelerate.state import AcceleratorState
 
     state = AcceleratorState._shared_state
     plugin = state.get("deepspeed_plugins", state.get("deepspeed_plugin"))
-    if plugin is not None and plugin is not trainer.args.deepspeed_plugin:
+    if plugin is not None:
         AcceleratorState._reset_state()
 
 

@@ -10,7 +10,7 @@ with momentum moves the tower, which one process would leave where it is.)
 
 import inspect
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 from .. import log
@@ -60,7 +60,7 @@ class _Towers:
     def __init__(self, model: Any, methods: Mapping[str, Callable[..., Any]]) -> None:
         self.model, self.methods = model, methods
         self.known: dict[str, dict[str, Any]] = {}  # the latest of each part, the same on all ranks
-        self.trains = _trains_beside_text(model)
+        self.trains = trains_beside_text(model)
         self.missing: list[tuple[str, dict[str, Any]]] = []
 
     def before_model(self, module: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
@@ -75,7 +75,7 @@ class _Towers:
         for part in self.methods:
             theirs = [each[part] for each in everyones if part in each]
             if theirs:
-                self.known[part] = min(theirs, key=_size)  # no more work than need be
+                self.known[part] = min(theirs, key=size)  # no more work than need be
             stale = part in self.known and self.trains and module.training
             if part not in ours and (theirs or stale):
                 self.missing.append((part, self.known[part]))
@@ -93,26 +93,34 @@ class _Towers:
 
     def _add_nothing(self, output: Any, missing: list[tuple[str, dict[str, Any]]]) -> Any:
         for part, described in missing:
-            features = self.methods[part](**{name: _made(each, output.device) for name, each in described.items()})
-            output = _with_nothing_added(output, _used(features))
+            features = self.methods[part](**{name: made(each, output.device) for name, each in described.items()})
+            output = with_nothing_added(output, _used(features))
         return output
 
     def _described(self, part: str, batch: Mapping[str, Any]) -> dict[str, Any]:
         """Return what the method is called with, in few bytes."""
-        import torch
-
-        found: dict[str, Any] = {}
-        for name, parameter in inspect.signature(self.methods[part]).parameters.items():
-            value = batch.get(name)
-            if isinstance(value, torch.Tensor):
-                values = None if value.is_floating_point() else value.tolist()
-                found[name] = Described(tuple(value.shape), value.dtype, values)
-            elif value is None and parameter.default is parameter.empty and hasattr(self.model.config, name):
+        parameters = inspect.signature(self.methods[part]).parameters
+        found = described(batch, parameters)
+        for name, parameter in parameters.items():
+            if batch.get(name) is None and parameter.default is parameter.empty and hasattr(self.model.config, name):
                 found[name] = getattr(self.model.config, name)  # 4.x: the model passes what its config says
         return found
 
 
-def _trains_beside_text(model: Any) -> bool:
+def described(batch: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
+    """Return the tensors of `batch` that have `names`, in few bytes."""
+    import torch
+
+    found = {}
+    for name in names:
+        value = batch.get(name)
+        if isinstance(value, torch.Tensor):
+            values = None if value.is_floating_point() else value.tolist()
+            found[name] = Described(tuple(value.shape), value.dtype, values)
+    return found
+
+
+def trains_beside_text(model: Any) -> bool:
     """Whether anything trains but the language model, which is what holds the input embedding, and its head."""
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
     name = next(name for name, module in model.named_modules() if module is embedding)
@@ -138,7 +146,7 @@ def _method(model: Any, part: str) -> Callable[..., Any] | None:
     return get_image_features if part == "pixel_values" else get_video_features
 
 
-def _made(described: Any, device: Any) -> Any:
+def made(described: Any, device: Any) -> Any:
     """Return the tensor that is described, one value where its own are not known; anything else as it is."""
     import torch
 
@@ -149,7 +157,7 @@ def _made(described: Any, device: Any) -> Any:
     return torch.tensor(described.values, dtype=described.dtype, device=device)
 
 
-def _with_nothing_added(output: Any, tensors: list[Any]) -> Any:
+def with_nothing_added(output: Any, tensors: list[Any]) -> Any:
     """Return `output`, from which gradients of zero go to `tensors`.
 
     Not zero times their sum: that of a half-precision tensor may be infinite.
@@ -169,7 +177,7 @@ def _with_nothing_added(output: Any, tensors: list[Any]) -> Any:
     return AddsNothing.apply(output, *tensors)
 
 
-def _size(described: Mapping[str, Any]) -> int:
+def size(described: Mapping[str, Any]) -> int:
     return sum(math.prod(each.shape) for each in described.values() if isinstance(each, Described))
 
 

@@ -1,28 +1,46 @@
 """Models that no Trainer trains, such as a teacher: the script just calls them, and expects whole weights.
 
 Under ZeRO-3 they are loaded in parts, like all others, and only an engine of DeepSpeed's gathers them for each module.
-TRL makes one for its reference models. For the rest one is made at the first call.
+TRL makes one for its reference models. For the rest one is made at the first call, be it of a part of the model.
 """
 
 from typing import Any
 
 from ..seams.guard import insist
-from . import config, loops
+from . import calls, config, loops, meeting
 
 _ENGINE = "_balance_shim_engine"
 
 
 def stand_by(model: Any) -> None:
-    """Have `model`, which has just been loaded in parts, work when it is called without an engine of its own."""
+    """Have `model`, which has just been loaded in parts, and each of its modules work when called without an engine."""
 
-    def before_first_call(module: Any, args: Any) -> None:
-        del args
-        handle.remove()
-        if not has_engine(module):
-            loops.refuse_bare_loop(module)
-            insist(f"calling {type(module).__name__}, which no Trainer trains", _give_engine, module)
+    def before_first_call(module: Any, args: Any, kwargs: Any) -> Any:
+        for handle in handles:
+            handle.remove()
+        handles.clear()
+        if has_engine(module):
+            return None
+        loops.refuse_bare_loop(module)
+        before = set(module._forward_pre_hooks)
+        insist(f"calling {type(module).__name__}, which no Trainer trains", _give_engine, model)
+        return _run_new_hooks(module, before, args, kwargs)
 
-    handle = model.register_forward_pre_hook(before_first_call)
+    handles = [each.register_forward_pre_hook(before_first_call, with_kwargs=True) for each in model.modules()]
+
+
+def _run_new_hooks(module: Any, before: set[int], args: Any, kwargs: Any) -> Any:
+    """Run the hooks that `module` has got while its call had begun, and which torch therefore does not run."""
+    for number, hook in list(module._forward_pre_hooks.items()):
+        if number in before:
+            continue
+        if number in module._forward_pre_hooks_with_kwargs:
+            result = hook(module, args, kwargs)
+            args, kwargs = (args, kwargs) if result is None else result
+        else:
+            result = hook(module, args)
+            args = args if result is None else result if isinstance(result, tuple) else (result,)
+    return args, kwargs
 
 
 def has_engine(model: Any) -> bool:
@@ -42,6 +60,8 @@ def take_down(model: Any) -> None:
 def _give_engine(model: Any) -> None:
     import deepspeed
 
+    meeting.meet(f"a call of {type(model).__name__}")
     dtype = next(model.parameters()).dtype
     engine, *_ = deepspeed.initialize(model=model, config=config.for_loading(dtype))
+    calls.watch(model)
     vars(model)[_ENGINE] = engine  # not as a submodule, which it would be: an engine is a module around the model

@@ -12,10 +12,11 @@ import transformers
 from transformers import Trainer, TrainingArguments, set_seed
 
 parser = argparse.ArgumentParser()
-parser.add_argument("--kind", choices=["llava", "qwen"], required=True)
+parser.add_argument("--kind", choices=["llava", "qwen", "mllama"], required=True)
 parser.add_argument("--output", required=True)
 parser.add_argument("--losses", required=True)
 parser.add_argument("--batch-size", type=int, default=1)
+parser.add_argument("--accumulation", type=int, default=1)
 parser.add_argument("--frozen", action="store_true")
 options = parser.parse_args()
 
@@ -43,6 +44,24 @@ def qwen():
     return transformers.Qwen2_5_VLForConditionalGeneration(config)
 
 
+def mllama():
+    vision = {
+        "hidden_size": 32, "num_hidden_layers": 2, "num_global_layers": 1, "attention_heads": 2,
+        "intermediate_size": 48, "vision_output_dim": 64, "image_size": 28, "patch_size": 14,
+        "intermediate_layers_indices": [1],
+    }  # fmt: skip
+    text = {**TEXT, "num_hidden_layers": 4, "cross_attention_layers": [1, 3], "pad_token_id": 0}
+    ropes = {"rope_type": "default", "rope_theta": 1e4}
+    config = transformers.MllamaConfig(
+        vision_config=vision, text_config={**text, "rope_scaling": ropes}, image_token_index=PICTURE
+    )
+    model = transformers.MllamaForConditionalGeneration(config)
+    for name, parameter in model.named_parameters():
+        if "cross_attn" in name and name.endswith("gate"):  # zero at first, which would hide what these layers do
+            torch.nn.init.constant_(parameter, 0.5)
+    return model
+
+
 def row(index):
     """In steps of two rows, the first has a picture, then the second, then both, then none."""
     ids = torch.arange(LENGTH) * 7 % 400 + index
@@ -60,6 +79,11 @@ def collate(rows):
     count = sum(row["picture"] for row in rows)
     if count and options.kind == "llava":
         batch["pixel_values"] = torch.linspace(-1, 1, 3 * 28 * 28).view(1, 3, 28, 28).repeat(count, 1, 1, 1)
+    elif count and options.kind == "mllama":
+        batch["pixel_values"] = torch.linspace(-1, 1, 4 * 3 * 28 * 28).view(1, 1, 4, 3, 28, 28)
+        batch["aspect_ratio_ids"] = torch.ones(1, 1, dtype=torch.long)
+        batch["aspect_ratio_mask"] = torch.tensor([[[1, 0, 0, 0]]])
+        batch["cross_attention_mask"] = torch.ones(1, LENGTH, 1, 4, dtype=torch.long)
     elif count:
         batch["pixel_values"] = torch.linspace(-1, 1, 16 * 1176).view(16, 1176).repeat(count, 1)
         batch["image_grid_thw"] = torch.tensor([[1, 4, 4]] * count)
@@ -72,13 +96,14 @@ class InOrder(Trainer):
 
 
 set_seed(42)
-model = llava() if options.kind == "llava" else qwen()
+model = {"llava": llava, "qwen": qwen, "mllama": mllama}[options.kind]()
 if options.frozen:
     towers = ("visual", "vision_tower")
     next(part for name, part in model.named_modules() if name.rpartition(".")[2] in towers).requires_grad_(False)
 arguments = TrainingArguments(
     output_dir=options.output, max_steps=4, per_device_train_batch_size=options.batch_size, learning_rate=1e-3,
     logging_steps=1, save_strategy="no", report_to=[], disable_tqdm=True, remove_unused_columns=False,
+    gradient_accumulation_steps=options.accumulation,
 )  # fmt: skip
 trainer = InOrder(model=model, args=arguments, train_dataset=[row(index) for index in range(8)], data_collator=collate)
 trainer.train()

@@ -40,7 +40,8 @@ with torch.no_grad():
     model.lm_head.weight.mul_(0.5)
     seen["written"] = float(weight[-1].sum()) + float(model.lm_head.weight.sum())
 try:
-    torch.nn.functional.linear(torch.ones(1, weight.shape[1]), weight)
+    torch.nn.functional.linear(torch.ones(1, weight.shape[1]), weight).sum().backward()
+    weight.grad = None
     seen["with gradients"] = "computed"
 except RuntimeError as error:
     seen["with gradients"] = str(error)

@@ -4,6 +4,7 @@ from .combination import Area, Combination, Outcome
 
 _REFUSED = "zero/test_support.py::test_refused"
 _TRAINED = "zero/test_combinations.py::test_trained"
+_PARTS = "zero/test_parts.py::test_models_of_all_kinds_and_their_parts"
 _MODELS: Area = "Models and weights"
 
 
@@ -50,10 +51,31 @@ ROWS = (
         "deepspeed.zero.GatheredParameters([weight], modifier_rank=0):` around it",
     ),
     _row(
-        _MODELS, "weights_in_loss", "a weight that is used with gradients outside of its module", "refused",
-        f"{_REFUSED}[weights_in_loss]", "an operation on a partitioned parameter with gradients switched on",
-        "`{operation}` gets a weight of shape {shape} that is partitioned, outside of the module that it belongs to: "
-        "its gradient would be lost. Call the module instead, or set BALANCE_MODE=balanced",
+        _MODELS, "weights_in_loss", "gradients of a weight that no engine trains, outside of its module", "refused",
+        f"{_REFUSED}[weights_in_loss]", "the backward pass comes to an operation on a partitioned parameter",
+        "the backward pass comes to `{operation}` of a partitioned weight of shape {shape} that no Trainer or "
+        "`Accelerator().prepare(...)` trains: its gradient would be lost. Train its model with one, or set "
+        "BALANCE_MODE=balanced",
+    ),
+    _row(
+        _MODELS, "trained_weights_in_loss", "a loss that uses trained weights outside of their module", "works", _PARTS,
+        "an operation on a partitioned parameter with gradients switched on",
+        reason="the weight stays gathered until the backward pass has ended, and its gradient counts",
+    ),
+    _row(
+        _MODELS, "parts", "parts of models that no Trainer trains (`teacher.model(...)`)", "works", _PARTS,
+        "a module that is called without an engine", reason="their model gets an engine at the first such call",
+    ),
+    _row(
+        _MODELS, "loaded_whole", "models that cannot be constructed of empty weights (Whisper, weight norm)",
+        "works with a note", _PARTS, "loading them in partitions raises an error",
+        "{cls} cannot be loaded in partitions ({reason}): each process loads it whole into host memory, one after "
+        "another, and it is partitioned then",
+    ),
+    _row(
+        _MODELS, "skipped_layers", "layers that are skipped without pictures (Mllama), pictures on some ranks only",
+        "works", "zero/test_training.py::test_cross_attention_to_pictures_in_some_batches_only",
+        "`cross_attention_layers`", reason="ranks without pictures run them on made ones, and drop what comes out",
     ),
     _row("Adapters", "lora", "LoRA", "works", f"{_TRAINED}[lora]"),
     _row("Adapters", "dora", "DoRA", "works", f"{_TRAINED}[dora]"),

@@ -72,10 +72,9 @@ ROWS = (
         "zero/test_training.py::test_saved_model_loads_without_the_shim", reason="whole weights, written by rank 0",
     ),
     _row(
-        _FILES, "one_rank_alone", "saving, merging, or reading weights by one rank alone", "refused",
+        _FILES, "one_rank_alone", "saving, merging, evaluating, calling, or reading by one rank alone", "refused",
         f"{_REFUSED}[one_rank_alone]", "the other ranks have not come to the same call in time",
-        "{what} was called by rank {rank}, but not by all {size} of them within {seconds} seconds: under ZeRO-3 each "
-        "holds a part of the weights. {remedy}",
+        "rank {rank} came to {what}, and {why}: under ZeRO-3 each rank holds a part of the weights. {remedy}",
     ),
     _row(
         _FILES, "other_modules", "ranks that run different modules, other than towers and experts", "refused",

@@ -1,0 +1,32 @@
+"""`torch.autograd.function`: operations written in Python, fused losses among them, get whole weights under ZeRO-3.
+
+Tensor subclasses do not see these operations, which is how partitioned weights notice all others.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from . import registry
+
+DEEPSPEEDS_LINEAR = "deepspeed.runtime.zero.linear"  # whose class is called in place of torch.nn.functional.linear
+
+
+def apply(module: Any) -> None:
+    """Patch `torch.autograd.Function`. To be called once ZeRO-3 has begun: other programs do not need it."""
+    registry.replace(module.Function, "apply", _around_apply)
+
+
+def _around_apply(original: Callable[..., Any]) -> Callable[..., Any]:
+    from ..zero import partitioned_parameter
+
+    kind = partitioned_parameter.PartitionedParameter
+
+    def apply(cls: Any, *args: Any, **kwargs: Any) -> Any:
+        for each in args:
+            if type(each) is kind and partitioned_parameter.is_partitioned(each):
+                name = "linear" if cls.__module__ == DEEPSPEEDS_LINEAR else cls.__name__
+                return partitioned_parameter.computed(partial(original, cls), name, args, kwargs)
+        return original(cls, *args, **kwargs)
+
+    return apply

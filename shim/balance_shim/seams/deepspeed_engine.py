@@ -1,0 +1,41 @@
+"""`deepspeed.runtime.engine`: where a step is over, and weights that the script itself used can be partitioned."""
+
+from collections.abc import Callable
+from typing import Any
+
+from ..versions import version_text
+from ..zero import gathering, session
+from . import registry
+from .guard import SeamMoved, insist
+
+
+def apply(module: Any) -> None:
+    """Patch `deepspeed.runtime.engine`.
+
+    Raises:
+        SeamMoved: this version trains somewhere else.
+    """
+    owner = getattr(module, "DeepSpeedEngine", None)
+    for name, wrapper in (("backward", _around_backward), ("step", _around_step)):
+        if not callable(getattr(owner, name, None)):
+            raise SeamMoved(f"{module.__name__}.DeepSpeedEngine.{name}", version_text("deepspeed"))
+        registry.replace(owner, name, wrapper)
+
+
+def _around_backward(original: Callable[..., Any]) -> Callable[..., Any]:
+    def backward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        result = original(self, *args, **kwargs)
+        if session.is_wanted():
+            insist("partitioning weights that the loss used", gathering.release)
+        return result
+
+    return backward
+
+
+def _around_step(original: Callable[..., Any]) -> Callable[..., Any]:
+    def step(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if session.is_wanted():
+            insist("partitioning weights that the script used", gathering.release)
+        return original(self, *args, **kwargs)
+
+    return step

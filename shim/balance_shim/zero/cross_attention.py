@@ -1,0 +1,90 @@
+"""Language models with cross-attention to pictures (Mllama), whose batches have pictures on some ranks only.
+
+Such a model skips its vision tower and its cross-attention layers where a batch has no picture, while the other ranks
+gather their weights. A rank without pictures gets made ones here, so that it runs the same modules in the same order,
+and the outputs of its cross-attention layers are dropped: what goes on is what came in. Values are those of a model
+that skips the layers, and gradients of zero come to all that ran, as `towers.py` explains.
+"""
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+from .. import log
+from . import towers
+
+# What a batch with pictures has, by the names of the forward's parameters; the first is the picture itself.
+PARTS = ("pixel_values", "aspect_ratio_ids", "aspect_ratio_mask")
+MASK = "cross_attention_mask"
+
+
+def accompany(model: Any) -> list[Any]:
+    """Have every rank run what some rank needs for its pictures; returns the hooks that see to it.
+
+    None where `model` has no layers that it skips without pictures.
+    """
+    layers = [
+        each.layers[index]
+        for each in model.modules()
+        if isinstance(getattr(each, "cross_attention_layers", None), list) and hasattr(each, "layers")
+        for index in each.cross_attention_layers
+    ]
+    parameters = inspect.signature(model.forward).parameters
+    if not layers or not {*PARTS, MASK} <= set(parameters):
+        return []
+    skipping = _Skipping(model, layers)
+    return [
+        model.register_forward_pre_hook(skipping.before_model, with_kwargs=True),
+        *(layer.register_forward_hook(skipping.after_layer) for layer in layers),
+    ]
+
+
+class _Skipping:
+    """Whether the present batch of this rank has made pictures, and from what they are made."""
+
+    def __init__(self, model: Any, layers: list[Any]) -> None:
+        self.made = False
+        self.latest: dict[str, Any] = {}  # the smallest pictures of the latest batch that had some, alike on all ranks
+        skipped = (each for layer in layers for each in layer.parameters())
+        self.trains = towers.trains_beside_text(model) or any(each.requires_grad for each in skipped)
+
+    def before_model(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Give the batch made pictures, if another rank's has some and this one's has not. Ranks do this together."""
+        import torch.distributed as dist
+
+        ours = towers.described(kwargs, PARTS) if kwargs.get(PARTS[0]) is not None else {}
+        of_all: list[dict[str, Any]] = [{} for _ in range(dist.get_world_size())]
+        dist.all_gather_object(of_all, ours)
+        pictures = [each for each in of_all if each]
+        if 0 < len(pictures) < len(of_all):
+            log.once("info", "not every rank's batch has pictures; those without get made ones, and drop the outcome")
+        if pictures:
+            self.latest = min(pictures, key=towers.size)
+        # Also where no rank has any: what gets no gradient would be trained with an earlier one's.
+        stale = bool(self.latest) and self.trains and module.training
+        text = kwargs.get("input_ids") if kwargs.get("input_ids") is not None else kwargs.get("inputs_embeds")
+        self.made = not ours and text is not None and (bool(pictures) or stale)
+        if not self.made:
+            return None
+        return args, {**kwargs, **_made(self.latest, text)}
+
+    def after_layer(self, module: Any, args: tuple[Any, ...], output: Any) -> Any:
+        """Return what came into the layer, where its pictures are made ones."""
+        del module
+        if not self.made:
+            return None
+        hidden = output[0] if isinstance(output, tuple) else output
+        dropped = towers.with_nothing_added(args[0], [hidden])
+        return (dropped, *output[1:]) if isinstance(output, tuple) else dropped
+
+
+def _made(pictures: Mapping[str, Any], text: Any) -> dict[str, Any]:
+    """Return one made picture for each sequence in `text` (sequences x tokens), which all its tokens may look at."""
+    import torch
+
+    rows, tokens = text.shape[:2]
+    made = {name: towers.made(each, text.device) for name, each in pictures.items()}
+    made = {name: each[:1].expand(rows, *each.shape[1:]) for name, each in made.items()}
+    images, tiles = made[PARTS[0]].shape[1:3]
+    made[MASK] = torch.ones(rows, tokens, images, tiles, dtype=torch.long, device=text.device)
+    return made

@@ -1,0 +1,176 @@
+"""Models that cannot be loaded in partitions: they are loaded whole into host memory, and partitioned then.
+
+Under ZeRO-3 transformers constructs a model of empty weights and fills one after another. Some models do not survive
+that: their initialization reads a weight's shape (Whisper) or values (weight norm in Wav2Vec2), and transformers'
+loader for ZeRO-3 ignores `ignore_mismatched_sizes=True`. There the load is repeated without ZeRO-3, one rank of a
+machine after another, and the first rank's weights are partitioned one by one. A machine holds two whole models at
+most: the first rank's, and that of the rank that loads.
+"""
+
+import contextlib
+import gc
+import json
+import os
+import random
+import socket
+import sys
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from typing import Any
+
+from .. import log
+from ..errors import BalanceError
+from . import session, support
+
+# Not the fault of ZeRO-3: a repeated load would fail the same way.
+_SAME_EVERYWHERE = (OSError, ImportError, BalanceError)
+LONGEST_WAIT = timedelta(days=1)  # for a turn; a rank that fails meanwhile ends the others
+
+_loads = 0  # so far; ranks count alike
+
+
+def load(original: Callable[..., Any], cls: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Return what `from_pretrained` returns, its parameters partitioned. All ranks do this together.
+
+    Raises:
+        Exception: what the load without ZeRO-3 raises as well.
+    """
+    global _loads
+    _loads += 1
+    random_state = _random_state()
+    try:
+        loaded = original(cls, *args, **kwargs)
+    except _SAME_EVERYWHERE as error:
+        _tell(_loads, "fails", error)
+        raise
+    except Exception as error:
+        reason = _tell(_loads, "cannot", error)
+    else:
+        reason = _tell(_loads, "loaded")
+    if reason is None:
+        return loaded
+    loaded = None
+    gc.collect()  # the model that was begun
+    _set_random_state(random_state)
+    log.info(support.sentence("loaded_whole", cls=cls.__name__, reason=reason))
+    with _one_at_a_time(_loads), _without_zero3():
+        loaded = original(cls, *args, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded  # output_loading_info=True
+        if _several() and os.environ["RANK"] != "0":
+            _drop_values(model)
+            gc.collect()
+    partition(model)
+    return loaded
+
+
+def partition(model: Any) -> None:
+    """Partition the parameters of `model`, which the first rank holds; the others need their shapes only.
+
+    They get the dtype that they would have been constructed in.
+    """
+    import torch
+    from deepspeed import zero
+    from transformers.integrations import deepspeed
+
+    config = deepspeed.deepspeed_config()
+    dtype = zero.Init(config_dict_or_path=config).dtype
+    sends = not _several() or torch.distributed.get_rank() == 0
+    first: Any = None
+    for parameter in model.parameters():
+        if hasattr(parameter, "ds_id"):
+            continue
+        if not sends:  # room for what the first rank sends
+            parameter.data = torch.empty(parameter.shape, dtype=parameter.dtype)
+        if parameter.is_floating_point() and parameter.dtype != dtype:
+            parameter.data = parameter.data.to(dtype)
+        if first is None:
+            first = parameter
+            holder = torch.nn.Module()
+            holder.register_parameter("weight", parameter)
+            zero.Init(module=holder, config_dict_or_path=config)
+        else:
+            first.convert_to_zero_parameters(param_list=[parameter])
+
+
+def _tell(number: int, outcome: str, error: BaseException | None = None) -> str | None:
+    """Tell the other ranks how the load has ended here, and return why one of them cannot load; None if all can.
+
+    A rank that fails for a reason of its own does not wait.
+    """
+    reason = "" if error is None else " ".join(f"{type(error).__name__}: {error}".split())[:160]
+    if not _several():
+        return reason if outcome == "cannot" else None
+    import torch.distributed as dist
+
+    store, key = _store(), f"balance_shim/load/{number}"
+    store.set(f"{key}/{dist.get_rank()}", json.dumps([outcome, reason]))
+    if outcome == "fails":
+        return None
+    keys = [f"{key}/{rank}" for rank in range(dist.get_world_size())]
+    store.wait(keys, timedelta(seconds=session.timeout()))
+    outcomes = [json.loads(store.get(each)) for each in keys]
+    return next((theirs for ended, theirs in outcomes if ended == "cannot"), None)
+
+
+@contextlib.contextmanager
+def _one_at_a_time(number: int) -> Iterator[None]:
+    """Have the ranks of a machine come here one after another."""
+    if not _several():
+        yield
+        return
+    store, key = _store(), f"balance_shim/turn/{number}/{socket.gethostname()}"
+    turn = store.add(f"{key}/tickets", 1)
+    if turn > 1:
+        store.wait([f"{key}/done/{turn - 1}"], LONGEST_WAIT)
+    try:
+        yield
+    finally:
+        store.set(f"{key}/done/{turn}", "1")
+
+
+@contextlib.contextmanager
+def _without_zero3() -> Iterator[None]:
+    """Have transformers load as if there were no DeepSpeed config."""
+    from transformers.integrations import deepspeed
+
+    reference = deepspeed._hf_deepspeed_config_weak_ref
+    deepspeed.unset_hf_deepspeed_config()
+    try:
+        yield
+    finally:
+        deepspeed._hf_deepspeed_config_weak_ref = reference
+
+
+def _drop_values(model: Any) -> None:
+    """Have the parameters of `model` keep their shapes, and no memory."""
+    for parameter in model.parameters():
+        parameter.data = parameter.data.new_empty(1).expand(parameter.shape)
+
+
+def _random_state() -> tuple[Any, Any, Any]:
+    """Return the states of the generators of Python, numpy and torch (of the host)."""
+    import torch
+
+    numpy = sys.modules.get("numpy")
+    return random.getstate(), numpy.random.get_state() if numpy else None, torch.get_rng_state()
+
+
+def _set_random_state(states: tuple[Any, Any, Any]) -> None:
+    import torch
+
+    random.setstate(states[0])
+    if states[1] is not None:
+        sys.modules["numpy"].random.set_state(states[1])
+    torch.set_rng_state(states[2])
+
+
+def _several() -> bool:
+    import torch.distributed as dist
+
+    return dist.is_initialized() and dist.get_world_size() > 1
+
+
+def _store() -> Any:
+    from torch.distributed import distributed_c10d
+
+    return distributed_c10d._get_default_store()
