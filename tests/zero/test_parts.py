@@ -7,6 +7,7 @@ import time
 import pytest
 import torch
 import transformers
+from packaging.version import Version
 
 from tests import models
 from tests.end_to_end.run import SHIM, run_command
@@ -70,7 +71,10 @@ def test_models_of_all_kinds_and_their_parts(tmp_path):
     assert two_trained["speech"] == pytest.approx(trained["speech"], rel=1e-4)
     assert two_trained["loss"] == pytest.approx(trained["loss"], **SAME)
     assert two_trained["grad_norm"] == pytest.approx(trained["grad_norm"], rel=1e-4)
-    for kind in ("LlamaForSequenceClassification", "WhisperForConditionalGeneration", "Wav2Vec2ForCTC"):
+    whole = ["LlamaForSequenceClassification"]
+    if Version(transformers.__version__) >= Version("5"):  # 4.51 gathers more before it initializes
+        whole += ["WhisperForConditionalGeneration", "Wav2Vec2ForCTC"]
+    for kind in whole:
         assert outcome.stderr.count(f"{kind} cannot be loaded in partitions") == 1, kind
     alone, two = (
         transformers.Wav2Vec2ForCTC.from_pretrained(tmp_path / name / "wav2vec2").state_dict()

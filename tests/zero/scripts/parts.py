@@ -116,6 +116,6 @@ for key in ("loss", "grad_norm"):
     trained[key] = [entry[key] for entry in trainer.state.log_history if key in entry]
 with torch.no_grad():
     tokens = student.generate(input_ids=ids, max_new_tokens=4, do_sample=False, pad_token_id=0)
-seen["generated"] = tokens.tolist()
+seen["generated"] = tokens.flatten().tolist()
 if arguments.process_index == 0:
     Path(options.losses).write_text(json.dumps(seen) + "\n" + json.dumps(trained) + "\n")
