@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 from .. import devices, log
-from ..seams.guard import insist
+from ..seams.guard import attempt, insist
 from ..seams.loading_dtype import config_of, dtype_of
 from . import session, support, untrained, whole_loading
 from .partitioned_parameter import look_whole
@@ -27,11 +27,26 @@ def load(original: Callable[..., Any], cls: Any, args: tuple[Any, ...], kwargs: 
     loaded = whole_loading.load(original, cls, args, kwargs)
     model = loaded[0] if isinstance(loaded, tuple) else loaded  # output_loading_info=True
     check(model)
+    attempt("dropping renamings that were not used", _drop_unused_renamings, model, instead="saving may use old names")
     look_whole(model)
     untrained.stand_by(model)
     if is_mapped:
         model.hf_device_map = {"": own_device()}  # which a script may print: without ZeRO-3 it would have one
     return loaded
+
+
+def _drop_unused_renamings(model: Any) -> None:
+    """Have `save_pretrained` undo only those renamings that the checkpoint needed, as without ZeRO-3.
+
+    transformers 5 keeps all of them under ZeRO-3, and would save BERT's `LayerNorm.weight` as `LayerNorm.gamma`.
+    Those that merge or split weights stay: it uses copies of them, so that the used ones cannot be told.
+    """
+    renamings = vars(model).get("_weight_conversions")
+    if not renamings:
+        return
+    from transformers.core_model_loading import WeightRenaming
+
+    model._weight_conversions = [each for each in renamings if not isinstance(each, WeightRenaming) or each.was_used()]
 
 
 def own_device() -> Any:

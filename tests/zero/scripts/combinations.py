@@ -2,7 +2,8 @@
 
 python combinations.py --model FOLDER --output FOLDER --losses FILE [--batch-size 2] [--only NAME ...]
 
-Writes one JSON object: the name of a combination -> the losses of its steps, or the one-line error that ended it.
+Writes one JSON object: the name of a combination -> the losses of its steps, or the error that ended it. The
+error of a combination that is run alone ends the program.
 """
 
 import argparse
@@ -181,6 +182,8 @@ for name, run in COMBINATIONS.items():
     try:
         results[name] = run()
     except Exception as error:
+        if len(options.only) == 1:
+            raise
         results[name] = " ".join(f"{type(error).__name__}: {error}".split())[:400]
     print(name, results[name], flush=True)
     shutil.rmtree(Path(options.output, "resumed"), ignore_errors=True)

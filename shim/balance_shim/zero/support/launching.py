@@ -33,6 +33,20 @@ ROWS = (
         "SLURM_STEP_NUM_TASKS above 1", reason="SLURM's variables become those of torch.distributed",
     ),
     _row(
+        "accelerate", "`accelerate launch`, with a DeepSpeed config of stage 3 or without", "works",
+        "zero/test_launchers.py::test_trains_or_is_refused[accelerate, DeepSpeed config]", "the ranks' variables",
+        reason="the launcher process is left alone; where it starts one process, that becomes several",
+    ),
+    _row(
+        "trl", "TRL's commands (`trl sft`, `trl dpo`, `trl reward`)", "works",
+        "zero/test_launchers.py::test_commands_of_trl", "`trl` is the program",
+        reason="the launcher process is left alone, and the training that it starts becomes several processes",
+    ),
+    _row(
+        "swift", "ms-swift's `swift sft`", "works", "end_to_end/test_swift.py::test_zero3_through_its_own_launcher",
+        "`swift` is the program", reason="NPROC_PER_NODE is set for it",
+    ),
+    _row(
         "sbatch", "sbatch without srun", "works", f"{_RELAUNCH}test_inside_another_launcher",
         "SLURM_PROCID without a step of several tasks",
         reason="the batch script is one process, which becomes several on its own node",
