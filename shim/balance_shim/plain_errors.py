@@ -14,11 +14,14 @@ if TYPE_CHECKING:
     from typing import Any
 
 REMIND = 120  # seconds; a line that was said earlier than that, at the start, is said again where the program ends
-_FILE = ".refused"  # a rank leaves its line beside its notes, for the launcher to say once
+FILE = ".refused"  # a rank leaves its line beside its notes, for the launcher to say once
 
 
 def install() -> None:
-    """Have a `BalanceError` that nobody catches shown as one line. Other errors, and prompts, are as they were."""
+    """Have a `BalanceError` that nobody catches shown as one line. Other errors, and prompts, are as they were.
+
+    So is Ctrl-C while a program loads that is about to become several ranks: they and their launcher show one line.
+    """
     if not isinstance(sys.excepthook, _Hook) and not hasattr(sys, "ps1"):
         sys.excepthook = _Hook(sys.excepthook)
 
@@ -39,6 +42,9 @@ class _Hook:
         from balance_shim import log
         from balance_shim.errors import BalanceError
 
+        if issubclass(kind, KeyboardInterrupt) and _is_before_ranks():
+            log.info("ended by SIGINT")
+            return
         # One with a cause is a failure of the shim's own, which has to be found.
         if not isinstance(error, BalanceError) or error.__cause__ is not None or log.shows("debug"):
             self.before(kind, error, traceback)
@@ -56,17 +62,19 @@ def _left_for_launcher(message: str) -> bool:
     if not folder:
         return False
     try:
-        with open(os.path.join(folder, os.environ.get("RANK", "0") + _FILE), "w", encoding="utf-8") as file:
+        with open(os.path.join(folder, os.environ.get("RANK", "0") + FILE), "w", encoding="utf-8") as file:
             file.write(message)
     except OSError:
         return False
     return True
 
 
-def refusal(folder: str) -> str | None:
-    """Return what a rank that had the notes' `folder` was refused, the first one's first; None where none was."""
-    names = [name for name in os.listdir(folder) if name.endswith(_FILE)]
-    if not names:
-        return None
-    with open(os.path.join(folder, min(names, key=lambda name: (len(name), name))), encoding="utf-8") as file:
-        return file.read()
+def _is_before_ranks() -> bool:
+    """Whether this process trains under ZeRO-3 and has not become the launcher of its ranks yet."""
+    from balance_shim import state
+
+    if hasattr(sys, "ps1") or "torch" not in sys.modules or state.settings().mode != "zero3":
+        return False
+    from balance_shim.zero import relaunch
+
+    return not relaunch.is_launched(os.environ) and not relaunch.is_launcher()

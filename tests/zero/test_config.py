@@ -10,7 +10,7 @@ import transformers
 import balance_shim
 from balance_shim.errors import SettingError
 from balance_shim.seams import loading_dtype
-from balance_shim.zero import config, loading, mean_loss, moe, notes
+from balance_shim.zero import config, loading, mean_loss, moe
 from tests import models
 
 
@@ -192,74 +192,13 @@ def test_a_loss_that_counts_no_tokens_is_not_multiplied(divides, expected):
     assert mean_loss.corrected(trainer, (loss, "outputs"), count) == (torch.tensor(expected), "outputs")
 
 
-ORDERS = {
-    "agree as far as they go": ([0, 1, 2], [0, 1], [], [], None),
-    "skips one": ([0, 1, 2, 3], [0, 2, 3], [], [], "rank 1 skips a.b, which rank 0 runs"),
-    "skips a tower": (
-        [0, 4, 5, 3], [0, 3], ["pixels"], [],
-        "rank 1 skips tower.layers, which rank 0 runs; only the batch of rank 0 has pixels",
-    ),
-    "first rank skips": ([0, 2], [0, 1, 2], [], [], "rank 0 skips a.b, which rank 1 runs"),
-    "others": ([0, 1], [0, 2], [], [], "rank 0 runs a.b where rank 1 runs a.c"),
-}  # fmt: skip
-FULL = [0, 1, 2, 4, 5, 3]
-AFTER_ONE = {
-    "skips one": ([0, 1], [0, 2], "rank 1 skips a.b, which rank 0 runs"),
-    "skips a tower": ([0, 1, 2, 4], [0, 1, 2, 3], "rank 1 skips tower.layers, which rank 0 runs"),
-    "first rank skips": ([0, 1, 2, 3], [0, 1, 2, 4], "rank 0 skips tower.layers, which rank 1 runs"),
-    "neither as before": ([0, 5], [0, 3], "rank 0 runs tower.layers.1 where rank 1 runs head"),
-}
-
-
-NAMES = ["a", "a.b", "a.c", "head", "tower.layers.0", "tower.layers.1"]
-
-
-@pytest.mark.parametrize("name", ORDERS)
-def test_what_distinguishes_two_ranks(name):
-    """The first module that not both run, by its name, and what only one batch holds."""
-    first, second, inputs, others, expected = ORDERS[name]
-    found = notes.difference(
-        {0: {"step": 3, "order": first, "last": [], "inputs": inputs, "failed": ""},
-         1: {"step": 3, "order": second, "last": [], "inputs": others, "failed": ""}}, NAMES)  # fmt: skip
-    if expected is None:
-        assert found is None
-    else:
-        assert f"in step 3: {expected}" in found
-
-
-@pytest.mark.parametrize("name", AFTER_ONE)
-def test_who_skips_is_told_by_the_step_before(name):
-    """Although the rank that runs all has come no further than the first module that the other one leaves out."""
-    *orders, expected = AFTER_ONE[name]
-    given = {
-        rank: {"step": 2, "order": order, "last": FULL, "inputs": [], "failed": ""} for rank, order in enumerate(orders)
-    }
-    assert f"in step 2: {expected}" in notes.difference(given, NAMES)
-
-
-def test_notes_outlive_their_rank(tmp_path):
-    """What one process has noted is read from files by another, at any moment."""
-    for rank, order in ((0, [0, 1, 0]), (1, [0, 0])):
-        written = notes.Notes(["x", "y"], rank, str(tmp_path))
-        written.begin(["labels"])
-        written.add(1)
-        written.begin(["labels"])
-        for index in order:
-            written.add(index)
-    found, names = notes.read(str(tmp_path))
-    assert names == ["x", "y"]
-    assert found[1] == {"step": 2, "order": [0, 0], "last": [1], "inputs": ["labels"], "failed": ""}
-    assert "rank 1 skips y" in notes.difference(found, names)
-
-
-def test_notes_on_a_full_disk(tmp_path):
-    """All of a rank's file is there from the start, or writing to it would end the rank; the rest may be missing."""
-    folder = tmp_path / "notes"
-    folder.mkdir()
-    written = notes.Notes(["x"], 0, str(folder))
-    assert (folder / "0.notes").stat().st_blocks * 512 >= notes._BYTES
-    for file in folder.iterdir():
-        file.unlink()
-    folder.rmdir()  # so that no file can be written
-    written.begin(["labels"])
-    assert written.as_dict()["inputs"] == ["labels"]
+@pytest.mark.parametrize(("bytes_", "expected"), [(None, 1e9), (80 << 30, 1e9), (8 << 30, 214748364)])
+def test_small_devices_keep_fewer_parameters_whole(zero3, monkeypatch, bytes_, expected):
+    """A twentieth of the smallest device, which the launcher tells all ranks; the usual number where nobody tells."""
+    zero3()
+    monkeypatch.delenv("BALANCE_SHIM_SMALLEST_DEVICE", raising=False)
+    if bytes_ is not None:
+        monkeypatch.setenv("BALANCE_SHIM_SMALLEST_DEVICE", str(bytes_))
+    zero = config.for_training(None)[0]["zero_optimization"]
+    assert zero["stage3_max_live_parameters"] == zero["stage3_max_reuse_distance"] == expected
+    assert zero["sub_group_size"] == 1e8

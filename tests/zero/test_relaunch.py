@@ -8,7 +8,7 @@ import pytest
 
 from balance_shim import devices, log, state
 from balance_shim.settings import Settings
-from balance_shim.zero import ranks, relaunch, requirements
+from balance_shim.zero import rank_environment, ranks, relaunch, requirements
 from tests.processes import INJECTED, SHIM, python
 
 WORDS = {
@@ -161,6 +161,21 @@ def test_cores_are_shared_where_ranks_compute_on_the_host(monkeypatch, kind, off
     monkeypatch.setattr(devices, "accelerator_type", lambda: kind)
     monkeypatch.setattr(state, "settings", lambda: Settings(offload=offload))
     assert ("OMP_NUM_THREADS" in relaunch.threads_for(2)) is shared
+
+
+def test_flight_recorder_where_nobody_has_set_it(monkeypatch):
+    """On CUDA ranks get its variables under the names of all torch versions; those that are set stay, also at 0."""
+    monkeypatch.setattr(devices, "accelerator_type", lambda: "cuda")
+    monkeypatch.setattr(rank_environment, "_smallest", lambda kind: 24 << 30)
+    added = rank_environment.variables({})
+    assert added["TORCH_FR_BUFFER_SIZE"] == added["TORCH_NCCL_TRACE_BUFFER_SIZE"] == "2000"
+    assert added["TORCH_NCCL_DUMP_ON_TIMEOUT"] == "1" and added[rank_environment.SMALLEST_DEVICE] == str(24 << 30)
+    assert added["TORCH_FR_DUMP_TEMP_FILE"] == added["TORCH_NCCL_DEBUG_INFO_TEMP_FILE"]
+    users = {"TORCH_NCCL_TRACE_BUFFER_SIZE": "0", "TORCH_NCCL_DUMP_ON_TIMEOUT": "0", "TORCH_FR_DUMP_TEMP_FILE": "x"}
+    assert rank_environment.variables(users) == {rank_environment.SMALLEST_DEVICE: str(24 << 30)}
+    for kind, expected in (("npu", {rank_environment.SMALLEST_DEVICE}), (None, set())):
+        monkeypatch.setattr(devices, "accelerator_type", lambda kind=kind: kind)
+        assert rank_environment.variables({}).keys() == expected
 
 
 @pytest.mark.parametrize(

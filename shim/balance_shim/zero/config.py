@@ -9,6 +9,7 @@ from typing import Any
 
 from .. import state
 from . import config_file
+from .rank_environment import SMALLEST_DEVICE
 
 Config = dict[str, Any]
 
@@ -29,12 +30,13 @@ def own(offload: str = "none") -> Config:
         "stage": 3,
         "contiguous_gradients": True,
         "overlap_comm": False,  # would keep a second set of buckets
-        "sub_group_size": int(1e9),
+        # Parameters in one step of the optimizer, whose float32 gradients exist at a time: 400 MB, not 4 GB.
+        "sub_group_size": int(1e8),
         "reduce_bucket_size": "auto",
         "stage3_prefetch_bucket_size": "auto",
         "stage3_param_persistence_threshold": "auto",
-        "stage3_max_live_parameters": int(1e9),
-        "stage3_max_reuse_distance": int(1e9),
+        "stage3_max_live_parameters": live_parameters(),
+        "stage3_max_reuse_distance": live_parameters(),
         "stage3_gather_16bit_weights_on_model_save": True,
     }
     if offload != "none":
@@ -52,6 +54,15 @@ def own(offload: str = "none") -> Config:
         "zero_force_ds_cpu_optimizer": False,  # with offload too: DeepSpeed's own has to be compiled
         "steps_per_print": 2**31 - 1,
     }
+
+
+def live_parameters() -> int:
+    """Return how many parameters may be whole at a time: a twentieth of the smallest device in 16 bits, at most 1e9.
+
+    All ranks must have the same number, because they gather together; so it comes from their launcher.
+    """
+    text = os.environ.get(SMALLEST_DEVICE, "")
+    return min(int(1e9), int(text) // 40) if text.isdigit() else int(1e9)
 
 
 def for_training(script: Any) -> tuple[Config, list[str]]:

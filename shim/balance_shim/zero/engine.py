@@ -4,7 +4,7 @@ import contextlib
 import os
 from typing import Any
 
-from .. import log, state
+from .. import devices, log, state
 from ..errors import BalanceError
 from ..seams.guard import attempt
 from ..training.actual_workload import checkpoints_already, innermost
@@ -28,16 +28,12 @@ def prepare(trainer: Any) -> None:
             check(trainer.model_wrapped)
             look_whole(trainer.model)  # adapters too, which are partitioned only now
             calls.watch(innermost(trainer.model))
-            stop_watch(trainer)  # of a training that failed and is begun again
             what = "watching for ranks that run different modules"
             trainer._balance_shim_watch = attempt(what, watch_of, trainer, instead="a hang will not be explained")
             if not hasattr(trainer, "_balance_shim_towers") and args.world_size > 1:
                 what = "having every rank run the towers that some rank needs"
                 instead = "batches with pictures on some ranks only will hang"
                 trainer._balance_shim_towers = attempt(what, accompany, trainer.model, instead=instead)
-
-        def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            stop_watch(trainer)
 
     trainer.add_callback(ZeroCheck())
     trainer._balance_shim_checked = True
@@ -60,7 +56,8 @@ def check(engine: Any) -> None:
         )
     log.once(
         "info",
-        f"ZeRO-3 over {counted(wanted, 'process')}; each holds {format_size(share(engine.module))} of weights",
+        f"ZeRO-3 over {counted(wanted, 'process')}; each holds {format_size(share(engine.module))} of weights"
+        + attempt("reading the device's memory", _outside_of_torch, default=""),
     )
 
 
@@ -70,17 +67,10 @@ def accompany(model: Any) -> list[Any]:
 
 
 def watch_of(trainer: Any) -> Watch | None:
-    """Return the watch over the ranks of this training; None for one rank alone."""
+    """Return the watch over the ranks from this training on, evaluations behind it included; None for one rank."""
     if int(os.environ["WORLD_SIZE"]) < 2:
         return None
-    return watch.start(trainer.model_wrapped.module, float(trainer.args.ddp_timeout))
-
-
-def stop_watch(trainer: Any) -> None:
-    """End the watch over the ranks of this training, if there is one."""
-    found = vars(trainer).pop("_balance_shim_watch", None)
-    if found is not None:
-        found.stop()
+    return watch.start(trainer.model_wrapped, float(trainer.args.ddp_timeout))
 
 
 def watched(trainer: Any, inputs: Any) -> contextlib.AbstractContextManager[None]:
@@ -103,6 +93,19 @@ def explain_out_of_memory(trainer: Any) -> None:
     }.get(offload, [])
     remedies.append("shorter rows, or more devices")
     log.error_of_any_rank(f"out of memory under ZeRO-3; what makes it smaller: {', then '.join(remedies)}")
+
+
+def _outside_of_torch() -> str:
+    """Return what the first rank's device holds besides torch's memory, as the end of a sentence: NCCL's part of it."""
+    kind = devices.accelerator_type()
+    if kind is None:
+        return ""
+    import torch
+
+    module: Any = torch.get_device_module(kind)
+    free, total = module.mem_get_info()
+    outside = max(0, total - free - module.memory_reserved())
+    return f"; NCCL's buffers, the {kind} context and other processes hold {format_size(outside)} of its device"
 
 
 def share(model: Any) -> int:

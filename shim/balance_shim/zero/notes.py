@@ -1,6 +1,7 @@
-"""The notes of the ranks of one training: which modules each has run in its present step, and where they part.
+"""The notes of the ranks of one training: which modules each has run in its present pass, and where they part.
 
-They stand in files that the ranks write through shared memory, one each, so that they outlive a rank that is aborted.
+A pass is one forward and backward pass of a training step, or one forward pass outside of any. Notes stand in files
+that the ranks write through shared memory, one each, so that they outlive a rank that is aborted.
 """
 
 import contextlib
@@ -13,31 +14,34 @@ from pathlib import Path
 from typing import Any
 
 FOLDER = "BALANCE_SHIM_NOTES"  # the launcher's variable
-CAPACITY = 1 << 16  # modules run in one step; those after them are not noted
-# Where in a rank's words things stand: the step, the number of modules run in it and in the one before; then those.
-_ORDER, _LAST = 3, 3 + CAPACITY
-_BYTES = (3 + 2 * CAPACITY) * array("l").itemsize
-ADVICE = (
-    "ZeRO-3 needs every rank to run the same modules: give each batch what they need (a picture, if only of one "
-    "colour, in batches that have none), or sort the rows so that the ranks' batches are of one kind"
-)
+CAPACITY = 1 << 16  # modules run in one pass, and gradients made in it; those after them are not noted
+EXPLAINED = "explained"  # a file: the ranks have printed the difference themselves
+# Words ahead of the lists: number of the pass, of the step (negative: outside of it), whether the pass has ended well.
+_PASS, _STEP, _ENDED, _HEADER = 0, 1, 2, 8
+# The lists: modules of this pass and the one before, gradients likewise. Their lengths come first.
+_LISTS = ("order", "last", "gradients", "last_gradients")
+_LENGTH = {name: 3 + place for place, name in enumerate(_LISTS)}
+_START = {name: _HEADER + place * CAPACITY for place, name in enumerate(_LISTS)}
+_ORDER_LENGTH, _ORDER_START = _LENGTH["order"], _START["order"]
+_GRADIENTS_LENGTH, _GRADIENTS_START = _LENGTH["gradients"], _START["gradients"]
+_BYTES = (_HEADER + len(_LISTS) * CAPACITY) * array("l").itemsize
 
 
 class Notes:
-    """What one rank has run in its present step.
+    """What one rank has run in its present pass.
 
     Attributes:
-        names: of the modules that count, the same on all ranks.
-        step: number of the present forward and backward pass, from 1.
-        order: indices of the modules that have begun to run in it.
-        last: those of the step before, which says what was to be expected.
+        names: of the modules, the same on all ranks.
+        parameters: names of what the backward pass reaches, the same on all ranks: parameters and modules.
+        number: of the present pass, from 1.
+        step: number of the present training step, from 1.
         inputs: names of what its batch holds.
-        failed: the type of the exception with which it has left the step.
+        failed: the type of the exception with which it has left the pass.
     """
 
-    def __init__(self, names: list[str], rank: int, folder: str | None = None) -> None:
-        self.names = names
-        self.step = 0
+    def __init__(self, names: list[str], parameters: list[str], rank: int, folder: str | None = None) -> None:
+        self.names, self.parameters = names, parameters
+        self.number = self.step = 0
         self.inputs: list[str] = []
         self.failed = ""
         self._words = memoryview(bytearray(_BYTES)).cast("l")
@@ -48,41 +52,66 @@ class Notes:
                 os.posix_fallocate(file.fileno(), 0, _BYTES)
                 self._words = memoryview(mmap.mmap(file.fileno(), 0)).cast("l")
             self._description = Path(folder, f"{rank}.json")
-            Path(folder, "names.json").write_text(json.dumps(names))
+            Path(folder, "names.json").write_text(json.dumps({"names": names, "parameters": parameters}))
 
-    def begin(self, inputs: list[str]) -> None:
-        """Begin the next step, with a batch that holds `inputs`."""
-        count = self._words[1]
-        self._words[1] = 0  # first: who reads meanwhile must not take these modules for the next step's
-        self._words[2] = 0
-        self._words[_LAST : _LAST + count] = self._words[_ORDER : _ORDER + count]
-        self._words[2] = count
-        self.step += 1
+    def begin(self, inputs: list[str], is_step: bool = True) -> None:
+        """Begin the next pass, with a batch that holds `inputs`; `is_step`: it trains."""
+        for present, last in (("order", "last"), ("gradients", "last_gradients")):
+            count, start, to = self._words[_LENGTH[present]], _START[present], _START[last]
+            # Lengths first: who reads meanwhile must not take these modules for those of the next pass.
+            self._words[_LENGTH[present]] = self._words[_LENGTH[last]] = 0
+            self._words[to : to + count] = self._words[start : start + count]
+            self._words[_LENGTH[last]] = count
+        self.number += 1
+        self.step += is_step
         self.failed = ""
-        self._words[0] = self.step
+        self._words[_ENDED] = 0
+        self._words[_PASS] = self.number
+        self._words[_STEP] = self.step if is_step else -self.step
         if inputs != self.inputs:
             self.inputs = inputs
             self._describe()
 
+    # Both run hundreds of times in a step, hence no common function.
     def add(self, index: int) -> None:
         """Note that the module `names[index]` begins to run."""
-        count = self._words[1]
+        words = self._words
+        count = words[_ORDER_LENGTH]
         if count < CAPACITY:
-            self._words[_ORDER + count] = index
-            self._words[1] = count + 1
+            words[_ORDER_START + count] = index
+            words[_ORDER_LENGTH] = count + 1
+
+    def add_gradient(self, index: int) -> None:
+        """Note that the backward pass has reached `parameters[index]`."""
+        words = self._words
+        count = words[_GRADIENTS_LENGTH]
+        if count < CAPACITY:
+            words[_GRADIENTS_START + count] = index
+            words[_GRADIENTS_LENGTH] = count + 1
+
+    def end(self) -> None:
+        """Note that the present pass has ended well, so that what is not in its notes has not run."""
+        self._words[_ENDED] = 1
 
     def fail(self, error: BaseException) -> None:
-        """Note that the step has ended with `error`."""
+        """Note that the pass has ended with `error`."""
         self.failed = type(error).__name__
         self._describe()
 
     @property
     def count(self) -> int:
-        return int(self._words[1])
+        """How far the present pass has come."""
+        return int(self._words[_LENGTH["order"]] + self._words[_LENGTH["gradients"]])
 
     @property
     def order(self) -> list[int]:
-        return list(self._words[_ORDER : _ORDER + self._words[1]])
+        """Indices of the modules that have begun to run in the present pass."""
+        return _list(self._words, "order")
+
+    @property
+    def gradients(self) -> list[int]:
+        """Indices of what the backward pass has reached in the present pass."""
+        return _list(self._words, "gradients")
 
     def as_dict(self) -> dict[str, Any]:
         return {**_parts(self._words), "inputs": self.inputs, "failed": self.failed}
@@ -94,73 +123,24 @@ class Notes:
             self._description.write_text(json.dumps({"inputs": self.inputs, "failed": self.failed}))
 
 
-def read(folder: str) -> tuple[dict[int, dict[str, Any]], list[str]]:
-    """Return the notes that the ranks have left in `folder`, by rank, and the names of the modules."""
-    found = {}
+def read(folder: str) -> tuple[dict[int, dict[str, Any]], list[str], list[str]]:
+    """Return what the ranks have left in `folder`: their notes by rank, and the names of modules and parameters."""
+    ranks = {}
     for file in Path(folder).glob("*.notes"):
         words = memoryview(file.read_bytes()).cast("l")
         description = file.with_suffix(".json")
         more = json.loads(description.read_text()) if description.exists() else {"inputs": [], "failed": ""}
-        found[int(file.stem)] = {**_parts(words), **more}
+        ranks[int(file.stem)] = {**_parts(words), **more}
     names = Path(folder, "names.json")
-    return found, json.loads(names.read_text()) if names.exists() else []
+    both: Mapping[str, list[str]] = json.loads(names.read_text()) if names.exists() else {}
+    return ranks, both.get("names", []), both.get("parameters", [])
 
 
 def _parts(words: "memoryview[int]") -> dict[str, Any]:
-    return {
-        "step": words[0],
-        "order": list(words[_ORDER : _ORDER + words[1]]),
-        "last": list(words[_LAST : _LAST + words[2]]),
-    }
+    lists: dict[str, Any] = {name: _list(words, name) for name in _LISTS}
+    return {"number": words[_PASS], "step": words[_STEP], "ended": bool(words[_ENDED]), **lists}
 
 
-def difference(notes: Mapping[int, Mapping[str, Any]], names: list[str]) -> str | None:
-    """Return one line on the first module that not all ranks run; None where their notes agree as far as they go.
-
-    Args:
-        notes: by rank: `step`, `order` and `last` (indices into `names`), `inputs` (names of what the batch holds),
-            `failed`.
-    """
-    if 0 not in notes:
-        return None
-    first = notes[0]
-    for rank, other in sorted(notes.items()):
-        if rank == 0 or other["step"] != first["step"]:
-            continue
-        ours, theirs = first["order"], other["order"]
-        place = next((place for place, pair in enumerate(zip(ours, theirs, strict=False)) if pair[0] != pair[1]), None)
-        if place is None:
-            continue
-        line = _which(rank, ours[place:], theirs[place:], first["last"][place:], names)
-        if first["inputs"] != other["inputs"]:
-            more = [
-                sorted(set(a) - set(b))
-                for a, b in ((first["inputs"], other["inputs"]), (other["inputs"], first["inputs"]))
-            ]
-            who, what = (0, more[0]) if more[0] else (rank, more[1])
-            line += f"; only the batch of rank {who} has {', '.join(what)}"
-        return f"ranks run different modules in step {first['step']}: {line}; {ADVICE}"
-    waiting = any(not each["failed"] for each in notes.values())
-    for rank, other in sorted(notes.items()):
-        if waiting and other["failed"] not in ("", "RuntimeError", "AssertionError", "DistBackendError"):
-            return f"rank {rank} has left step {other['step']} with {other['failed']}, and the others wait for it"
-    return None
-
-
-def _which(rank: int, ours: list[int], theirs: list[int], last: list[int], names: list[str]) -> str:
-    """Return who skips what, given the orders from the first difference on, and from there that of the step before.
-
-    Where the rank that runs all has not come far, only the step before tells what the other one has left out.
-    """
-    for skips, runs, skipped, order in ((rank, 0, ours, theirs), (0, rank, theirs, ours)):
-        whole = last if last[:1] == skipped[:1] and order[0] in last else skipped
-        if skipped[0] not in order and order[0] in whole:
-            missing = [names[index] for index in whole[: whole.index(order[0])]]
-            return f"rank {skips} skips {_group(missing)}, which rank {runs} runs"
-    return f"rank 0 runs {names[ours[0]]} where rank {rank} runs {names[theirs[0]]}"
-
-
-def _group(missing: list[str]) -> str:
-    """Return the common parent of several modules, or the first and their number."""
-    common = os.path.commonpath([name.replace(".", "/") for name in missing]).replace("/", ".")
-    return common or f"{missing[0]} and {len(missing) - 1} more"
+def _list(words: "memoryview[int]", name: str) -> list[int]:
+    start = _START[name]
+    return list(words[start : start + words[_LENGTH[name]]])

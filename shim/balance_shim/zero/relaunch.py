@@ -5,6 +5,7 @@ is left over. Only a program that was started plainly is treated so, and only on
 """
 
 import os
+import signal
 import socket
 import sys
 from collections.abc import Mapping, Sequence
@@ -14,7 +15,7 @@ from typing import NoReturn
 from .. import devices, log, simulation, state
 from ..errors import BalanceError
 from ..processes import is_worker
-from . import requirements, support
+from . import rank_environment, requirements, support
 
 # Any of these says that a launcher has started this process, or that it works below one that a launcher has started.
 OF_A_LAUNCHER = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "TORCHELASTIC_RUN_ID", "OMPI_COMM_WORLD_RANK", "PMI_RANK",
@@ -149,7 +150,7 @@ def ensure_launched() -> None:
     where = devices.accelerator_type()
     several = f"{count} processes" if count > 1 else "1 process"
     log.info(f"starting {several} for ZeRO-3, {'on the CPU' if where is None else f'one for each {where}'}")
-    _become(words, threads_for(count))
+    _become(words, {**threads_for(count), **rank_environment.variables(os.environ)})
 
 
 def note_ignored_count(environ: Mapping[str, str]) -> None:
@@ -199,6 +200,8 @@ def _become(words: list[str], variables: Mapping[str, str]) -> NoReturn:
     folder = state.folder_at_start()
     if folder is not None and os.path.isdir(folder):  # a relative path of the script is relative to this
         os.chdir(folder)
+    # Until the launcher can end without a traceback; it unblocks them.
+    signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
     os.execve(words[0], words, {**os.environ, **variables, state.SETTINGS_SAID: "1"})
 
 

@@ -2,8 +2,10 @@
 
 A module's parameters are gathered by all ranks together. A rank that skips the module joins the others in the next
 operation instead: both wait until the time-out, or take parts of one module for those of another. What is to be seen
-then is an error of NCCL or gloo. So each rank notes which modules it runs, and when it gets no further, fails, or has
-ended a step with other notes than the first rank, the notes are compared, over a connection of their own.
+then is an error of NCCL or gloo. Gradients are reduced by all ranks together as well, so a parameter that gets one on
+some ranks only does the same to the backward pass. So each rank notes which modules it runs and which parameters get
+gradients, and when it gets no further, fails, or has ended a step with other notes than the first rank, the notes are
+compared, over a connection of their own.
 """
 
 import atexit
@@ -12,21 +14,24 @@ import json
 import os
 import threading
 import time
-import zlib
 from collections.abc import Iterator, Mapping
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 from .. import log
 from ..errors import BalanceError
 from ..seams.guard import attempt
-from . import notes
+from . import differences, notes, passes
 from .notes import Notes
 
 LONGEST_PATIENCE = 60.0  # seconds without progress before the ranks compare notes; nothing is said if they agree
 POLL = 1.0  # seconds
 STORE_TIMEOUT = 10.0  # seconds
 ANSWER = 5.0  # seconds that the other ranks get to hand in their notes
+LAG = (
+    2.0  # seconds that the first rank waits for the others at the end of a step, where they wait for each other anyway
+)
 
 
 class Watch:
@@ -34,14 +39,18 @@ class Watch:
 
     Args:
         notes: what this rank runs.
+        subject: the modules and parameters that are noted.
         store: a `torch.distributed.Store` that the ranks share.
         patience: seconds without progress after which the ranks compare notes.
     """
 
-    def __init__(self, notes: Notes, rank: int, size: int, store: Any, patience: float) -> None:
+    def __init__(self, notes: Notes, subject: passes.Noted, rank: int, size: int, store: Any, patience: float) -> None:
         self.notes, self.rank, self.size, self.store, self.patience = notes, rank, size, store, patience
-        self.inside = False
-        self.hooks: list[Any] = []  # by which modules are noted
+        self.inside = False  # a training step
+        self.running = False  # the model's forward pass, within a step or not
+        self.hooks: list[Any] = []  # by which modules and gradients are noted
+        self._checksum = passes.Checksum(subject)
+        self._unchecked: dict[int, str] = {}  # step -> checksum of this rank, not compared yet
         self._explained = False
         self._answered = b""
         self._lock = threading.Lock()
@@ -79,27 +88,47 @@ class Watch:
             raise
         finally:
             self.inside = False
+        self.notes.end()
         attempt("comparing what the ranks ran", self._compare_ends)
 
-    def _compare_ends(self) -> None:
-        """Compare the checksums of a step that has ended well, on the first rank, which is one exchange for each."""
-        total = f"{self.notes.step}:{zlib.crc32(repr(self.notes.order).encode())}"
-        if self.rank:
-            self.store.set(f"end/{self.rank}/{self.notes.step % 2}", total)
-            return
-        keys = [f"end/{rank}/{self.notes.step % 2}" for rank in range(1, self.size)]
-        if not self.store.check(keys):
-            return  # they are not as far yet; if they never are, that will show
-        other = [rank for rank, key in enumerate(keys, start=1) if self._differs(self.store.get(key), total)]
-        if other:
-            found = self._explanation()
-            raise BalanceError(
-                found or f"ranks 0 and {other[0]} ran different modules in step {self.notes.step}; {notes.ADVICE}"
-            )
+    def begin_forward(self, kwargs: Mapping[str, Any]) -> None:
+        """Note that the model's forward pass begins, which outside of a training step is a pass of its own."""
+        self.running = True
+        if not self.inside:
+            self.notes.begin(sorted(name for name, value in kwargs.items() if value is not None), is_step=False)
 
-    def _differs(self, theirs: bytes, ours: str) -> bool:
-        step, _, _ = theirs.decode().partition(":")
-        return step == str(self.notes.step) and theirs.decode() != ours
+    def end_forward(self, well: bool) -> None:
+        """Note that the model's forward pass has ended; not `well`: with an exception."""
+        self.running = False
+        if well and not self.inside:
+            self.notes.end()
+
+    def _compare_ends(self) -> None:
+        """Compare the checksums of a step that has ended well on the first rank, before the optimizer's step.
+
+        Where others do not come in time, that step is compared at the end of the next one.
+        """
+        step, total = self.notes.step, self._checksum.of(self.notes)
+        if self.rank:
+            self.store.set(f"end/{self.rank}/{step}", total)
+            self.store.delete_key(f"end/{self.rank}/{step - 3}")  # compared: no rank is a whole step ahead of another
+            return
+        self._unchecked[step] = total
+        with contextlib.suppress(RuntimeError):  # if they never come, that will show
+            self.store.wait([f"end/{rank}/{step}" for rank in range(1, self.size)], timedelta(seconds=LAG))
+        for each in sorted(self._unchecked):
+            keys = [f"end/{rank}/{each}" for rank in range(1, self.size)]
+            if self.store.check(keys):
+                self._check(each, self._unchecked.pop(each), self.store.multi_get(keys))
+        self._unchecked.pop(step - 1, None)
+
+    def _check(self, step: int, ours: str, theirs: list[bytes]) -> None:
+        for rank, total in enumerate(theirs, start=1):
+            if total.decode() != ours:
+                raise BalanceError(
+                    self._explanation()
+                    or f"ranks 0 and {rank} ran different modules in step {step}; {differences.ADVICE}"
+                )
 
     def _explain_failure(self) -> None:
         """Say what is behind an error of this rank, before the launcher ends all others because of it."""
@@ -117,8 +146,8 @@ class Watch:
         """Be the thread that notices that this rank gets no further, or that another one has asked."""
         seen, since = (0, 0), time.monotonic()
         while not self._over.wait(POLL):
-            now = (self.notes.step, self.notes.count)
-            if now != seen or not self.inside:
+            now = (self.notes.number, self.notes.count)
+            if now != seen or not (self.inside or self.running):
                 seen, since = now, time.monotonic()
             try:
                 asked = self.store.check(["asked"])
@@ -132,7 +161,7 @@ class Watch:
                 return
 
     def _is_stuck(self, since: float) -> bool:
-        return self.inside and time.monotonic() - since > self.patience
+        return (self.inside or self.running) and time.monotonic() - since > self.patience
 
     def _ask(self) -> None:
         with contextlib.suppress(RuntimeError):
@@ -156,6 +185,7 @@ class Watch:
             else:
                 self._explained = True
                 log.error(found)
+                attempt("telling the launcher that it is explained", self._tell_launcher)
                 with contextlib.suppress(RuntimeError):
                     self.store.set("explained", "1")
 
@@ -170,21 +200,30 @@ class Watch:
                 for rank in range(self.size):
                     if rank not in found and self.store.check([f"notes/{rank}"]):
                         theirs = json.loads(self.store.get(f"notes/{rank}"))
-                        if theirs["step"] >= self.notes.step or theirs["failed"]:
+                        if theirs["number"] >= self.notes.number or theirs["failed"]:
                             found[rank] = theirs
                 time.sleep(POLL / 10)
-        return notes.difference(found, self.notes.names)
+        return differences.difference(found, self.notes.names, self.notes.parameters)
+
+    def _tell_launcher(self) -> None:
+        folder = os.environ.get(notes.FOLDER)
+        if folder:
+            Path(folder, notes.EXPLAINED).touch()
 
 
-def start(model: Any, timeout: float) -> Watch:
-    """Return a watch on the modules of `model`, whose parameters DeepSpeed has divided already.
+def start(engine: Any, timeout: float) -> Watch:
+    """Return a watch on the modules of the model of DeepSpeed's `engine`, in the place of the one before.
 
     Args:
         timeout: seconds after which collective operations fail.
     """
     import torch.distributed as dist
 
-    gathered = gathered_modules(model)
+    global _current
+    if _current is not None:  # it writes to the same files
+        _current.stop()
+    model = engine.module
+    subject = passes.noted(model, int(getattr(engine.optimizer, "reduce_bucket_size", 0) or 5e8))
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     # A connection of its own: the thread must not wait for a lock that a collective operation holds.
     store = dist.TCPStore(address, port, is_master=False, timeout=timedelta(seconds=STORE_TIMEOUT))
@@ -192,35 +231,23 @@ def start(model: Any, timeout: float) -> Watch:
         f"balance_shim/watch/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}/{_starts()}", store
     )
     rank = dist.get_rank()
-    ours = Notes(list(gathered), rank, os.environ.get(notes.FOLDER))
-    watch = Watch(ours, rank, dist.get_world_size(), named, min(LONGEST_PATIENCE, timeout / 3))
-    watch.hooks = [
-        module.register_forward_pre_hook(lambda *_, index=index: ours.add(index))
-        for index, module in enumerate(gathered.values())
+    ours = Notes(list(subject.modules), passes.reached_in_backward(subject), rank, os.environ.get(notes.FOLDER))
+    watch = Watch(ours, subject, rank, dist.get_world_size(), named, min(LONGEST_PATIENCE, timeout / 3))
+    watch.hooks = [*passes.note(ours, subject), passes.BackwardHook(ours, subject, engine.optimizer)]
+    # Ahead of those of the model itself, which belong to the pass.
+    # Functions, not methods, which a script that copies its model would copy with the whole watch.
+    watch.hooks += [
+        model.register_forward_pre_hook(
+            lambda _, __, kwargs: watch.begin_forward(kwargs), with_kwargs=True, prepend=True
+        ),
+        model.register_forward_hook(lambda _, __, output: watch.end_forward(output is not None), always_call=True),
     ]
+    _current = watch
     return watch
 
 
-def gathered_modules(model: Any) -> dict[str, Any]:
-    """Return by name the modules that make all ranks gather parameters when they run.
-
-    Small parameters stay whole on every rank (`ds_persist`), and leaf modules gather for those inside of them.
-    """
-    found: dict[str, Any] = {}
-    inside: tuple[str, ...] = ()
-    for name, module in model.named_modules():
-        if inside and name.startswith(inside):
-            continue
-        leaf = getattr(module, "_z3_leaf", False)
-        if leaf:
-            inside = (*inside, f"{name}.")
-        parameters = module.parameters(recurse=bool(leaf))
-        if any(hasattr(each, "ds_id") and not getattr(each, "ds_persist", False) for each in parameters):
-            found[name] = module
-    return found
-
-
 _count = 0
+_current: Watch | None = None
 
 
 def _starts() -> int:

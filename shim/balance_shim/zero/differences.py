@@ -1,0 +1,161 @@
+"""Where the notes of ranks part, in one line: which rank skips which module, or which parameter has no gradient."""
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+ADVICE = (
+    "ZeRO-3 needs every rank to run the same modules: give each batch what they need (a picture, if only of one "
+    "colour, in batches that have none), or sort the rows so that the ranks' batches are of one kind"
+)
+# What torch.distributed and DeepSpeed raise in a rank because of another one.
+_CONSEQUENCES = ("", "RuntimeError", "AssertionError", "DistBackendError", "DistNetworkError", "DistStoreError")
+
+
+@dataclass(frozen=True)
+class _Pass:
+    """What a rank has run in one pass. `ended`: all of it has run, so what is not there has been left out."""
+
+    modules: list[int]
+    gradients: list[int]
+    last_modules: list[int]
+    last_gradients: list[int]
+    ended: bool
+
+
+def difference(
+    notes: Mapping[int, Mapping[str, Any]], names: list[str], parameters: list[str], is_lost: bool = True
+) -> str | None:
+    """Return one line on the first difference between the first rank and another; None where notes agree.
+
+    Args:
+        notes: by rank, as `Notes.as_dict` has them.
+        names: of the modules.
+        parameters: names of what the backward pass reaches.
+        is_lost: whether nothing but waiting for each other is wrong with the ranks, so that the pass before may be the
+            reason. It may have ended well although ranks differed, where all weights happened to be there.
+    """
+    if 0 not in notes:
+        return None
+    first = notes[0]
+    for rank, other in sorted(notes.items()):
+        line = None if rank == 0 else _difference_of_two(first, rank, other, names, parameters, is_lost)
+        if line is not None:
+            return line
+    waiting = any(not each["failed"] for each in notes.values())
+    for rank, other in sorted(notes.items()):
+        if waiting and other["failed"] not in _CONSEQUENCES:
+            return f"rank {rank} has left step {abs(other['step'])} with {other['failed']}, and the others wait for it"
+    return None
+
+
+def _difference_of_two(
+    first: Mapping[str, Any],
+    rank: int,
+    other: Mapping[str, Any],
+    names: list[str],
+    parameters: list[str],
+    is_lost: bool,
+) -> str | None:
+    latest = min(first["number"], other["number"])
+    step = (first if first["number"] == latest else other)["step"]
+    for number in (latest - 1, latest) if is_lost else (latest,):
+        ours, theirs = _pass(first, number), _pass(other, number)
+        if ours is None or theirs is None:
+            continue
+        when = f"in an evaluation after step {-step}" if step <= 0 else f"in step {step}"
+        if number < latest and step > 0:
+            when = f"in the pass before step {step}"
+        what, line = "ranks run different modules", _first_difference(rank, ours, theirs, names)
+        if line is None:
+            what = "ranks have different backward passes"
+            line = _first_missing_gradient(rank, ours, theirs, parameters)
+        if line is not None:
+            return f"{what} {when}: {line}{_inputs_of_one(first, rank, other)}; {ADVICE}"
+    return None
+
+
+def _pass(notes: Mapping[str, Any], number: int) -> _Pass | None:
+    """Return what a rank has run in the pass `number`: its present one, or the one before."""
+    if notes["number"] == number:
+        lists = notes["order"], notes["gradients"], notes["last"], notes["last_gradients"]
+        return _Pass(*lists, ended=notes["ended"])
+    if notes["number"] == number + 1:
+        return _Pass(notes["last"], notes["last_gradients"], [], [], ended=True)
+    return None
+
+
+def _first_difference(rank: int, ours: _Pass, theirs: _Pass, names: list[str]) -> str | None:
+    place = _place(ours.modules, ours.ended, theirs.modules, theirs.ended)
+    if place is None:
+        return None
+    left_out = _left_out(rank, place, ours.modules, theirs.modules, ours.last_modules, theirs.last_modules)
+    if left_out is not None:
+        skips, runs, missing = left_out
+        return f"rank {skips} skips {_group([names[index] for index in missing])}, which rank {runs} runs"
+    return f"rank 0 runs {names[ours.modules[place]]} where rank {rank} runs {names[theirs.modules[place]]}"
+
+
+def _first_missing_gradient(rank: int, ours: _Pass, theirs: _Pass, parameters: list[str]) -> str | None:
+    place = _place(ours.gradients, ours.ended, theirs.gradients, theirs.ended)
+    if place is None:
+        return None
+    left_out = _left_out(rank, place, ours.gradients, theirs.gradients, ours.last_gradients, theirs.last_gradients)
+    if left_out is not None:
+        lacks, has, missing = left_out
+        group = _group([parameters[index] for index in missing])
+        return f"only on rank {has}, not on rank {lacks}, gradients reach {group}"
+    here, there = parameters[ours.gradients[place]], parameters[theirs.gradients[place]]
+    return f"gradients reach {here} on rank 0 where they reach {there} on rank {rank}"
+
+
+def _left_out(
+    rank: int, place: int, ours: list[int], theirs: list[int], our_last: list[int], their_last: list[int]
+) -> tuple[int, int, list[int]] | None:
+    """Return which rank leaves out what another one runs, from the first difference on; None where that is not clear.
+
+    Where the rank that runs all has not come far, only the pass before tells what the other one has left out.
+    """
+    mine, other = ours[place:], theirs[place:]
+    for skips, runs, skipped, order, last in (
+        (rank, 0, mine, other, our_last[place:]),
+        (0, rank, other, mine, their_last[place:]),
+    ):
+        if not order:
+            return skips, runs, skipped
+        if not skipped or skipped[0] in order:
+            continue
+        whole = last if last[:1] == skipped[:1] and order[0] in last else skipped
+        if order[0] in whole:
+            return skips, runs, whole[: whole.index(order[0])]
+    return None
+
+
+def _place(ours: Sequence[int], we_ended: bool, theirs: Sequence[int], they_ended: bool) -> int | None:
+    """Return the place of the first difference; None where both agree as far as they go."""
+    for place, (mine, other) in enumerate(zip(ours, theirs, strict=False)):
+        if mine != other:
+            return place
+    if (len(ours) > len(theirs) and they_ended) or (len(theirs) > len(ours) and we_ended):
+        return min(len(ours), len(theirs))
+    return None
+
+
+def _inputs_of_one(first: Mapping[str, Any], rank: int, other: Mapping[str, Any]) -> str:
+    """Return what only one of two ranks' batches has, as the end of a sentence; nothing where they have the same."""
+    if first["number"] != other["number"]:  # one has gone on to another batch
+        return ""
+    for who, mine, theirs in ((0, first, other), (rank, other, first)):
+        more = sorted(set(mine["inputs"]) - set(theirs["inputs"]))
+        if more:
+            return f"; only the batch of rank {who} has {', '.join(more)}"
+    return ""
+
+
+def _group(missing: list[str]) -> str:
+    """Return the common parent of several names, or the first and their number."""
+    if len(missing) == 1:
+        return missing[0]
+    common = os.path.commonpath([name.replace(".", "/") for name in missing]).replace("/", ".")
+    return common or f"{missing[0]} and {len(missing) - 1} more"
