@@ -108,9 +108,12 @@ def test_a_model_that_takes_too_long_is_estimated(monkeypatch):
         for _ in range(6000):
             value = value + 1
 
-    _, found = profiled(behaving(models.llama(), loop))
+    model = behaving(models.llama(), loop)
+    _, found = profiled(model)
     assert found.method.startswith("estimated by a formula, because") and "takes too long" in found.method
     assert len(calls) == 1
+    _, again = profiled(model)  # as the second pass does
+    assert again.source == found.source and again.method.startswith("estimated") and len(calls) == 1
 
 
 def test_a_batch_that_the_host_could_not_hold_is_not_made():

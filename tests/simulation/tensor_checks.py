@@ -411,4 +411,19 @@ def check_experts_can_count_their_tokens():
     assert torch.histc(chosen, bins=3, min=0, max=2).tolist() == [1, 1, 2]
 
 
+def check_recurrent_layers_have_the_numbers_of_the_cpu():
+    """Accelerators have kernels for the steps of LSTM and GRU that the CPU has not."""
+    for kind in (torch.nn.LSTM, torch.nn.GRU):
+        torch.manual_seed(0)
+        plain = kind(6, 8, num_layers=2, bidirectional=True, batch_first=True)
+        simulated = copy.deepcopy(plain).to("npu:1")
+        x = torch.randn(3, 5, 6)
+        expected, seen = plain(x)[0], simulated(x.to("npu:1"))[0]
+        same(seen, expected, 1e-5)
+        expected.square().sum().backward()
+        seen.square().sum().backward()
+        for ours, theirs in zip(simulated.parameters(), plain.parameters(), strict=True):
+            same(ours.grad, theirs.grad, 1e-4)
+
+
 main(globals())

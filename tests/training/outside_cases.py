@@ -10,6 +10,7 @@ import json
 import os
 import sys
 import traceback
+from copy import deepcopy
 from pathlib import Path
 from types import MethodType
 
@@ -131,6 +132,39 @@ def valued(load):
     return model
 
 
+class Adapted(nn.Module):
+    """A module of a layer with an adapter around it, made at `device`."""
+
+    def __init__(self, inner, size, device):
+        super().__init__()
+        self.inner = inner
+        self.down, self.up = nn.Linear(size, 8, device=device), nn.Linear(8, size, device=device)
+
+    def forward(self, hidden):
+        hidden = self.inner(hidden)
+        return hidden + self.up(torch.relu(self.down(hidden)))
+
+
+def new_head(load):
+    model = load(AutoModelForCausalLM)
+    model.lm_head = nn.Linear(model.config.hidden_size, model.config.vocab_size)  # on the host
+    return model
+
+
+def adapted(load):
+    model = load(AutoModelForCausalLM)
+    for layer in model.model.layers:
+        layer.mlp = Adapted(layer.mlp, model.config.hidden_size, model.device)
+    return model
+
+
+def reordered(load):
+    model = load(AutoModelForCausalLM)
+    layers = [model.model.layers[number] for number in (5, 0, 3, 1)]
+    model.model.layers = nn.ModuleList([*layers, deepcopy(layers[0])])
+    return model
+
+
 def lce_forward(self, input_ids=None, labels=None, **_):
     """Stand in for Liger's: a kernel in Triton that reads the head's weight, for which two devices are no good."""
     hidden = self.model(input_ids=input_ids).last_hidden_state
@@ -209,6 +243,7 @@ def train(make, device_map="auto", trainer_class=Trainer, steps=3, moves=False, 
         "evaluated": [entry["eval_loss"] for entry in history if "eval_loss" in entry],
         "first map": first,
         "map": dict(getattr(placed[0], "hf_device_map", {})),
+        "layers": [str(next(layer.parameters()).device) for layer in getattr(placed[0], "model", placed[0]).layers],
         "devices": sorted({str(each.device) for each in placed[0].parameters()}),
         "outside": sorted({str(each.device) for each in outer}),
         "restored": "prediction_step" not in vars(trainer),
@@ -241,6 +276,9 @@ def main():
         options = {"trainer_class": Valued} if make is valued else {}
         case(f"{make.__name__}, one device", make, **one, **options)
         case(f"{make.__name__}, small first", make, caps=SMALL_FIRST, **options)
+    for make in (new_head, adapted, reordered):
+        case(f"{make.__name__}, one device", make, **one)
+        case(make.__name__, make)
     case("fused, one device", fused, **one)
     case("fused", fused, caps=LARGER_LAST)
     case("own_head, alike", own_head)

@@ -50,6 +50,14 @@ class ByTheHead(Trainer):
         return loss + 1e-2 * (base.lm_head.weight * base.model.embed_tokens.weight).sum()
 
 
+class AllLayers(Trainer):
+    """Meets the weights of all layers, in a list that no variable holds."""
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        loss = model(**inputs).loss
+        return loss + 1e-2 * torch.stack([layer.mlp.up_proj.weight for layer in model.model.layers]).square().mean()
+
+
 class OnTheHost(Trainer):
     """Meets the host: a mistake of the script's."""
 
@@ -187,6 +195,7 @@ def main():
         "own loss with LoRA": {"trainer_class": ByTheHead, "lora": True},
         "plain output": {"trainer_class": Replaced},
         "library's output": {"trainer_class": ReplacedOutput},
+        "all layers": {"trainer_class": AllLayers},
     }.items():
         unset = {key: value for key, value in options.items() if key != "environ"}
         cached = {"BALANCE_CACHE": str(result_path.parent / f"cache {name}"), **options.get("environ", {})}

@@ -47,6 +47,22 @@ def test_the_map_of_a_model_in_a_wrapper_without_one_holds(results):
     assert "OwnHead has no device map of its own" in case["said"]
 
 
+@pytest.mark.parametrize("name", ["new_head", "adapted", "reordered"])
+def test_modules_that_were_put_into_a_placed_model(results, name):
+    """A head made on the host, adapters made at the model's device, layers in another order: nothing is repaired."""
+    case = case_of(results, name)
+    assert len(case["devices"]) == 4 and "met on different devices" not in case["said"]
+    assert case["losses"] == pytest.approx(results[f"{name}, one device"]["losses"], rel=1e-3)
+
+
+def test_the_map_has_the_layers_that_the_model_has_now(results):
+    """Layers that were copied, left out and put in another order are in the map by their new names, where they are."""
+    case = case_of(results, "reordered")
+    layers = {name: place for name, place in case["map"].items() if name.startswith("model.layers.")}
+    assert list(layers) == [f"model.layers.{number}" for number in range(5)]
+    assert [f"npu:{place}" for place in layers.values()] == case["layers"]
+
+
 def test_prompts_follow_the_embedding(results):
     """When the embedding moves between two steps, PEFT's prompt encoder and its optimizer state move along."""
     case = case_of(results, "prompt_tuning, moved")

@@ -66,6 +66,15 @@ def test_outputs_come_back_whoever_replaced_forward(results, name):
     assert results[name]["losses"] == pytest.approx(results[f"{name}, one device"]["losses"], rel=1e-4)
 
 
+def test_what_no_map_of_several_devices_holds_goes_to_one_that_has_room(results):
+    """After the library's own map, which stops as well, all of the model is on the first device."""
+    case = results["all layers"]
+    assert "error" not in case, case["traceback"]
+    assert "the library's own map is in force now" in lines(case)[-2]
+    assert "all of it is on npu:0 now" in lines(case)[-1] and set(case["map"].values()) == {0}
+    assert case["losses"] == pytest.approx(results["all layers, one device"]["losses"], rel=1e-4)
+
+
 def test_a_users_map_is_not_changed(results):
     """The program's own error comes through, after one line."""
     case = results["user's map"]

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 ParameterBytes = Callable[[str, "Tensor"], float]
 
+_TOO_LONG: CostSource = "formula, as a trace takes too long"
+
 
 @dataclass(frozen=True)
 class Profile:
@@ -158,9 +160,12 @@ def _trace(
     loss_on_first: bool,
 ) -> "tuple[Traced | None, str, CostSource]":
     """Return what a trace found, None if there can be none, and the method in words and as data."""
+    from .tracing import too_long
     from .tracing.copy import CannotTrace, TakesTooLong
     from .tracing.measure import trace
 
+    if too_long.is_known(model, "trace", workload.seq_len):
+        return None, "estimated by a formula, because a trace took too long before", _TOO_LONG
     reasons: list[str] = []
     for fed in [None] if batch is None else [batch, None]:
         try:
@@ -170,7 +175,8 @@ def _trace(
         except CannotTrace as error:
             reasons.append(str(error))
             if isinstance(error, TakesTooLong):
-                return None, f"estimated by a formula, because {error}", "formula, as a trace takes too long"
+                too_long.note(model, "trace", workload.seq_len)
+                return None, f"estimated by a formula, because {error}", _TOO_LONG
     return None, f"estimated by a formula, because {reasons[0]}", "formula"
 
 

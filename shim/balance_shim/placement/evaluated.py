@@ -45,7 +45,7 @@ def with_evaluation(request: "Request", costed: CostedModel) -> CostedModel:
 
 
 def _traced(request: "Request", costed: CostedModel, workload: Workload) -> dict[str, Any] | None:
-    from ..memory.tracing.copy import CannotTrace
+    from ..memory.tracing.copy import CannotTrace, TakesTooLong
     from ..memory.tracing.evaluate import trace_evaluation
     from ..memory.tracing.machine import tracing_for
 
@@ -57,6 +57,8 @@ def _traced(request: "Request", costed: CostedModel, workload: Workload) -> dict
                 found = trace_evaluation(request.model, costed.blocks, workload, request.trains, batch, costed.bonds)
         except CannotTrace as error:
             reason = reason or str(error)
+            if isinstance(error, TakesTooLong):
+                break
             continue
         return {
             "held": {name: [held.forward, held.kept] for name, held in found.held.items()},

@@ -58,12 +58,14 @@ def trial(
 def _tried(
     request: "Request", costed: CostedModel, device_map: DeviceMap, recomputed: frozenset[str] | None
 ) -> dict[str, Any]:
-    from ..memory.tracing import proof
-    from ..memory.tracing.copy import CannotTrace
+    from ..memory.tracing import proof, too_long
+    from ..memory.tracing.copy import CannotTrace, TakesTooLong
     from ..memory.tracing.machine import tracing_for
     from ..memory.tracing.origins import CrossesDevices
 
     result: dict[str, Any] = {"peaks": {}, "blocks": [], "met": [], "failure": ""}
+    if too_long.is_known(request.model, "trial", costed.workload.seq_len):
+        return {**result, "failure": f"{costed.model_class} took too long to run on shapes before"}
     places = {block.name: int(device_map[block.name]) for block in costed.blocks}
     first = request.devices[0].index
     try:
@@ -74,6 +76,8 @@ def _tried(
     except CrossesDevices as error:
         return {**result, "met": [sorted(blocks, key=str) for blocks in error.met]}
     except CannotTrace as error:
+        if isinstance(error, TakesTooLong):
+            too_long.note(request.model, "trial", costed.workload.seq_len)
         return {**result, "failure": str(error)}
     return {
         **result,

@@ -28,7 +28,7 @@ def show(plan: Plan, report: str, files: int | None = None, number: int = 1) -> 
     """
     if report == "off" or not log.is_first_process():
         return None
-    whose = {"balanced": "balanced map", "map": "the user's map"}[plan.mode]
+    whose = {"balanced": "balanced map", "map": "the user's map", "auto": "map"}[plan.mode]
     headline = (
         f"{whose} for {plan.model_class}{_ordinal(number)} ({_count(plan.parameters)} parameters), predicted for "
         f"{plan.workload.describe()} (GiB):"

@@ -14,6 +14,7 @@ from ..randomness import undisturbed
 from ..report import plan_report
 from ..training import (
     batch_check,
+    changed_modules,
     checkpointing,
     data_parallel,
     micro_batch,
@@ -323,6 +324,8 @@ def _prepare(trainer: Any) -> None:
         _say_unused(trainer)
         return
     model, (plan, _, max_memory, _) = placed
+    what, instead = "placing modules that the script has put into the model", "they stay where they are"
+    plan = attempt(what, changed_modules.settle, trainer, model, plan, default=plan, instead=instead)
     attempt("placing what is around the model", outside.arrange, trainer, model, instead="it stays where it is")
     on_first, looks = computes_loss_on_first_device(model), batch_check.looks_at(trainer)
     outcome = second_pass(trainer, model, plan, on_first, max_memory, may_wait=looks)

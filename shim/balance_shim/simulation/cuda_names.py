@@ -92,7 +92,8 @@ def replacements(machine: Machine, module: ModuleType) -> Iterator[tuple[Any, st
         for name, answer in vars(module).items():
             original = vars(owner).get(name)
             if isinstance(original, FunctionType) and not name.startswith("_"):
-                yield owner, name, _by_caller(original, answer)
+                # Whoever finds default generators asks which device is the current one (transformers' Reformer does).
+                yield owner, name, answer if name == "current_device" else _by_caller(original, answer)
 
 
 def _by_keyword(original: Callable[..., Any]) -> Callable[..., Any]:

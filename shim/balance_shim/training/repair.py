@@ -2,7 +2,8 @@
 
 Two blocks whose tensors meet outside of any module need one device. A dry run finds most of them; what it could not
 reach (a batch of another kind, a loss of the script's own) shows in a step. First the blocks that met are colocated,
-then all that is no layer is put on the first device, and at last the library's own map is put in force.
+then all that is no layer is put on the first device, then the library's own map is put in force, and at last, if it
+fits there, the model is put on one device.
 """
 
 import random
@@ -15,10 +16,11 @@ from weakref import WeakKeyDictionary
 
 from .. import cache, devices, log, state
 from ..memory.blocks import Block
-from ..memory.bonds import of_all_but_layers
+from ..memory.bonds import Bonds, of_all_but_layers
 from ..placement import colocations, compared_heads, planner, proving
 from ..placement.balance import DoesNotFit
 from ..placement.library_map import library_map
+from ..placement.map_file import DeviceMap
 from ..placement.move import LostModelError, MoveError
 from ..placement.plan import CostedModel, Plan, device_of, evaluate
 from ..randomness import undisturbed
@@ -204,9 +206,8 @@ def _change_map(case: _Case, failure: Exception) -> bool:
         names = [block.name for block in costed.blocks]
         seen = crossing.crossing_of(failure, model, names, kind, usable[0].index)
         met = _words(seen, kind)
-        if plan.mode != "balanced":
-            if plan.mode == "map":
-                log.warning(f"{met} met on different devices; the map that was given is not changed")
+        if plan.mode == "map":
+            log.warning(f"{met} met on different devices; the map that was given is not changed")
             return False
         if case.step.repairs >= MOST_REPAIRS:
             return False
@@ -247,6 +248,8 @@ def _repaired_plan(
     """Return the plan of another map, what is to be remembered for it, and what was done, in words; None: no other."""
     model = request.model
     bonds = colocations.of(model).bonds
+    if plan.mode == "auto":
+        return _on_one_device(request, costed, plan, bonds)
     exact = bonds.with_met(seen.blocks) if len(seen.blocks) > 1 else bonds
     exact = exact.with_all(_met_in_dry_run(case, request, costed, plan))
     careful = exact.and_those(of_all_but_layers(costed.blocks))
@@ -270,12 +273,27 @@ def _repaired_plan(
         if better is not None and not _same(better, plan, costed):
             return better, colocations.Colocations(wanted), done
     device_map = library_map(model, request.devices)
-    if device_map is None:
+    if device_map is not None:
+        theirs = replace(evaluate("auto", costed, device_map, request.devices), recomputed=plan.recomputed)
+        if not _same(theirs, plan, costed):
+            remembered = colocations.Colocations(careful, library_map=True)
+            return theirs, remembered, "the library's own map is in force now"
+    return _on_one_device(request, costed, plan, careful)
+
+
+def _on_one_device(
+    request: planner.Request, costed: CostedModel, plan: Plan, bonds: Bonds
+) -> tuple[Plan, colocations.Colocations, str] | None:
+    """Return the plan with all of the model on the first device, if it fits there; None if it does not.
+
+    Not remembered: the next training, of a script that may have been mended, tries the other maps again.
+    """
+    first = request.devices[0].index
+    device_map: DeviceMap = {block.name: first for block in costed.blocks}
+    alone = replace(evaluate("auto", costed, device_map, request.devices), recomputed=plan.recomputed)
+    if alone.shortfall:
         return None
-    theirs = replace(evaluate("auto", costed, device_map, request.devices), recomputed=plan.recomputed)
-    if _same(theirs, plan, costed):
-        return None
-    return theirs, colocations.Colocations(careful, library_map=True), "the library's own map is in force now"
+    return alone, colocations.Colocations(bonds), f"all of it is on {request.devices[0].name} now, where it fits"
 
 
 def _without_end(blocks: Sequence[Block]) -> Sequence[Block]:

@@ -6,6 +6,8 @@ from typing import Any
 
 import torch
 
+from . import recurrent
+
 aten = torch.ops.aten
 
 
@@ -43,4 +45,4 @@ _TEMPORARY: dict[Any, Callable[..., int]] = {
     aten.masked_scatter_backward.default: lambda grad, mask, sizes: math.prod(sizes) * mask.dim() * _INT64,
 }
 
-REAL: dict[Any, Callable[..., Any]] = {aten.histc.default: _histogram}
+REAL: dict[Any, Callable[..., Any]] = {aten.histc.default: _histogram, **recurrent.STEPS}

@@ -170,6 +170,7 @@ def _ctc_loss_backward(_, log_probs, *__, **___):
 
 
 _ANSWERS: dict[Any, Callable[..., Any]] = {
+    **kernels.recurrent.STEPS,
     aten._local_scalar_dense.default: _number,
     aten.equal.default: lambda left, right: left.shape == right.shape,
     aten.is_nonzero.default: lambda raw: bool(_number(raw)),

@@ -13,7 +13,7 @@ from ..blocks import Block, anchors
 from ..bonds import Bonds
 from ..workload import Workload
 from . import batch, layers, measure, run
-from .copy import CannotTrace, Trains, traced_copy, tracing_errors
+from .copy import CannotTrace, TakesTooLong, Trains, traced_copy, tracing_errors
 from .found import ELSEWHERE, Held
 from .inputs import supposed_batches
 from .machine import tracing
@@ -57,6 +57,8 @@ def trace_evaluation(
         sample = layers.sample(model, blocks)
         try:
             return _traced(model, blocks, workload, trains, fed, bonds, sample)
+        except TakesTooLong:
+            raise
         except CannotTrace:
             if sample.whole:
                 raise
