@@ -50,7 +50,8 @@ ONCE = tests/activation/test_expandable_segments.py tests/activation/test_packag
 	tests/simulation/test_installation.py tests/simulation/test_memory.py tests/simulation/test_report.py \
 	tests/simulation/test_spec.py tests/simulation/test_tensors.py tests/test_devices.py tests/test_docs.py \
 	tests/test_settings.py tests/test_units.py tests/zero/test_combinations.py tests/zero/test_ends.py \
-	tests/zero/test_examples.py tests/zero/test_launchers.py tests/zero/test_relaunch.py tests/zero/test_support.py
+	tests/zero/test_differences.py tests/zero/test_examples.py tests/zero/test_launchers.py tests/zero/test_rank_faults.py \
+	tests/zero/test_relaunch.py tests/zero/test_root_cause.py tests/zero/test_support.py
 ONCE_OF_ZERO = tests/zero/test_training.py::test_two_nodes
 
 part-new-zero: .venv/new/.finished
