@@ -44,7 +44,7 @@ class _Hook:
 
         if issubclass(kind, KeyboardInterrupt) and _is_before_ranks():
             log.info("ended by SIGINT")
-            return
+            _end_by_interrupt()
         # One with a cause is a failure of the shim's own, which has to be found.
         if not isinstance(error, BalanceError) or error.__cause__ is not None or log.shows("debug"):
             self.before(kind, error, traceback)
@@ -69,11 +69,23 @@ def _left_for_launcher(message: str) -> bool:
     return True
 
 
+def _end_by_interrupt() -> None:
+    """End this process as Python does after Ctrl-C, which it forgets where a hook imports modules (3.11)."""
+    import atexit
+    import signal
+
+    atexit._run_exitfuncs()
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    os.kill(os.getpid(), signal.SIGINT)
+
+
 def _is_before_ranks() -> bool:
     """Whether this process trains under ZeRO-3 and has not become the launcher of its ranks yet."""
     from balance_shim import state
 
-    if hasattr(sys, "ps1") or "torch" not in sys.modules or state.settings().mode != "zero3":
+    # Their parts stay in there where the interrupt has come while one of the two was imported.
+    loads = any(name.partition(".")[0] in ("torch", "transformers") for name in sys.modules)
+    if hasattr(sys, "ps1") or not loads or state.settings().mode != "zero3":
         return False
     from balance_shim.zero import relaunch
 
