@@ -30,7 +30,15 @@ def test_public_names():
     names = output_of("import balance_shim; print(*balance_shim.__all__, balance_shim.__version__)").split()
     metadata = configparser.ConfigParser()
     metadata.read(REPOSITORY / "setup.cfg")
-    assert names == ["BalanceError", "__version__", "install", "status", "uninstall", metadata["metadata"]["version"]]
+    assert names == [
+        "BalanceError",
+        "__version__",
+        "install",
+        "plan",
+        "status",
+        "uninstall",
+        metadata["metadata"]["version"],
+    ]
 
 
 @pytest.mark.parametrize(
