@@ -182,7 +182,7 @@ def to_text(forecast: Forecast, options: PlanOptions) -> str:
     lines = [
         f"{costed.model_class}, {costed.parameters / 1e9:.2f} B parameters in {forecast.dtype}, on {machine} "
         f"(of which {reserve_text(options.settings.reserve)} is kept free)",
-        costed.workload.describe().partition(";")[0],
+        costed.workload.describe(),
         *(f"note: {note}" for note in (*forecast.notes, *(plan.notes if plan is not None else ()))),
         "",
     ]

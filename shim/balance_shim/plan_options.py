@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, NoReturn
 
 from .errors import BalanceError
-from .settings import VARIABLES, Reserve, Settings, read
+from .settings import VARIABLES, Reserve, Settings, misspelled
 from .simulation.spec import FORMS, SimulationSpec, parse_spec
 
 PRECISIONS = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
@@ -210,8 +210,7 @@ def _unknown_variables(environ: Mapping[str, str]) -> list[str]:
     """Return a line for each variable that looks like a misspelled one of ours."""
     known = {*_BY_NAME, *(option.variable for option in _OPTIONS)}
     others = {name: text for name, text in environ.items() if name.startswith("BALANCE_") and name not in known}
-    _, problems = read(others)
-    return [problem.message for problem in problems if "did you mean" in problem.message]
+    return [f"{fault}; it is ignored" for _, fault in misspelled(others)]
 
 
 def _with_bare_checkpointing(words: Sequence[str]) -> list[str]:

@@ -296,7 +296,7 @@ def read(environ: Mapping[str, str], default_mode: str = "balanced") -> tuple[Se
     fatal when going on would pass over an explicit wish, and each one is when `BALANCE_STRICT` is set.
     """
     fields: dict[str, Any] = {"mode": default_mode}
-    faults: list[tuple[str, str, bool]] = []
+    faults: list[tuple[str, str, str, bool]] = []  # variable, fault, consequence, fatal
     if environ.get("BALANCE_DEVICE_MAP", "").strip():
         fields["mode"] = "map"  # unless BALANCE_MODE, which is read next, says otherwise
     for variable in VARIABLES:
@@ -306,14 +306,14 @@ def read(environ: Mapping[str, str], default_mode: str = "balanced") -> tuple[Se
         if variable.name == "BALANCE_DEVICE_MAP" and fields["mode"] not in ("map", "auto"):
             continue  # not used, so not read: it may be a file of another machine
         if variable.name in ZERO_VARIABLES and fields["mode"] != "zero3":
-            faults.append((variable.name, f"{variable.name} is for BALANCE_MODE=zero3 only; it is ignored", False))
+            faults.append((variable.name, f"{variable.name} is for BALANCE_MODE=zero3 only", "it is ignored", False))
             continue
         try:
             fields[variable.field] = variable.parse(text)
         except DeviceMapError as error:
-            faults.append((variable.name, f"{error}; no model will be loaded with this map", True))
+            faults.append((variable.name, str(error), "no model will be loaded with this map", True))
         except SettingError as error:
-            faults.append((variable.name, f"{error}; no model will be loaded", True))
+            faults.append((variable.name, str(error), "no model will be loaded", True))
         except (ValueError, KeyError, TypeError, AttributeError, OverflowError, OSError, RecursionError):
             fatal = variable.name == "BALANCE_SIMULATE"
             if variable.name == "BALANCE_MODE":
@@ -322,25 +322,23 @@ def read(environ: Mapping[str, str], default_mode: str = "balanced") -> tuple[Se
                 now = "nothing is simulated and the program stops before it touches a device"
             else:
                 now = f"using the default ({variable.default})"
-            faults.append(
-                (variable.name, f"{variable.name}={_shortened(text)!r} is not {variable.allowed}; {now}", fatal)
-            )
+            fault = f"{variable.name}={_shortened(text)!r} is not {variable.allowed}"
+            faults.append((variable.name, fault, now, fatal))
 
     mode = fields["mode"]
     if mode == "map" and not environ.get("BALANCE_DEVICE_MAP", "").strip():
-        text = "BALANCE_MODE=map needs BALANCE_DEVICE_MAP, the path of a JSON file or JSON; no model will be loaded"
-        faults.append(("BALANCE_DEVICE_MAP", text, True))
+        text = "BALANCE_MODE=map needs BALANCE_DEVICE_MAP, the path of a JSON file or JSON"
+        faults.append(("BALANCE_DEVICE_MAP", text, "no model will be loaded", True))
     elif mode in ("balanced", "zero3") and environ.get("BALANCE_DEVICE_MAP", "").strip():
-        text = f"BALANCE_DEVICE_MAP is set but BALANCE_MODE={mode}; the map is not used (BALANCE_MODE=map uses it)"
-        faults.append(("BALANCE_DEVICE_MAP", text, False))
+        text = f"BALANCE_DEVICE_MAP is set but BALANCE_MODE={mode}"
+        faults.append(("BALANCE_DEVICE_MAP", text, "the map is not used (BALANCE_MODE=map uses it)", False))
 
-    faults += [(name, message, False) for name, message in _unknown(environ)]
+    faults += [(name, fault, "it is ignored", False) for name, fault in misspelled(environ)]
     strict = bool(fields.get("strict", False))
     problems = []
-    for name, message, fatal in faults:
-        if strict and not fatal:
-            message = f"{message.rpartition('; ')[0]}; BALANCE_STRICT stops here"
-        problems.append(Problem(name, message, fatal or strict))
+    for name, fault, consequence, fatal in faults:
+        consequence = "BALANCE_STRICT stops here" if strict and not fatal else consequence
+        problems.append(Problem(name, f"{fault}; {consequence}", fatal or strict))
     return Settings(**fields), tuple(problems)
 
 
@@ -348,8 +346,8 @@ def _shortened(text: str) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-def _unknown(environ: Mapping[str, str]) -> list[tuple[str, str]]:
-    """Return a (variable, line) for each name that looks like one of ours and is not: other programs balance, too."""
+def misspelled(environ: Mapping[str, str]) -> list[tuple[str, str]]:
+    """Return a (variable, fault) for each name that looks like one of ours and is not: other programs balance, too."""
     known = [variable.name for variable in VARIABLES]
     lines = []
     for name in sorted(environ):
@@ -359,5 +357,5 @@ def _unknown(environ: Mapping[str, str]) -> list[tuple[str, str]]:
 
         near = get_close_matches(name, known, n=1, cutoff=0.85)
         if near:
-            lines.append((name, f"{name} is not a variable; did you mean {near[0]}? It is ignored"))
+            lines.append((name, f"{name} is not a variable (did you mean {near[0]}?)"))
     return lines

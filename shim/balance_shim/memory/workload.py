@@ -64,7 +64,6 @@ class Workload:
     def describe(self) -> str:
         """Return one line for people: "full, adamw_torch, 1 x 2048 tokens, accumulation 1"."""
         extra = ", checkpointing" if self.gradient_checkpointing else ""
-        extra += "; a guess until the Trainer is known" if self.guessed else ""
         return (
             f"{self.tuning}, {self.optimizer}, {self.batch_size} x {self.seq_len} tokens, "
             f"accumulation {self.accumulation}{extra}"

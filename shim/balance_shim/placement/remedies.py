@@ -1,7 +1,7 @@
 """What other settings would change: those under which everything fits, and what chunks and precision save."""
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..memory.precision import in_dtype, trains_in
 from ..memory.recomputation import is_supported
@@ -11,7 +11,13 @@ from .balance import DoesNotFit, balance
 from .plan import Plan, evaluate
 from .planner import Request, cost, solved
 
-HALVED = "BALANCE_PRECISION=bf16"
+
+class Change(NamedTuple):
+    """What a remedy changes: in words, as fields of `Workload`, and whether the weights are loaded in bfloat16."""
+
+    phrase: str
+    fields: dict[str, Any]
+    halves: bool = False
 
 
 def what_would_fit(plan: Plan, request: Request) -> list[str]:
@@ -39,9 +45,10 @@ class Remedy:
 def remedies_that_fit(plan: Plan, request: Request) -> list[Remedy]:
     """Return the changes of the workload under which everything fits, the mildest first; see `what_would_fit`."""
     found = []
-    for phrase, changes in _remedies(plan.workload, request):
+    for change in _changes(plan.workload, request):
+        changes = change.fields
         other = replace(request, workload=replace(plan.workload, **changes))
-        if phrase == HALVED:
+        if change.halves:
             halved = _in_precision(other, "bfloat16", autocast=True)
             if halved is None:
                 continue
@@ -54,7 +61,7 @@ def remedies_that_fit(plan: Plan, request: Request) -> list[Remedy]:
             other = replace(other, batch=None)
         candidate = _if_it_fits(other)
         if candidate is not None:
-            found.append(Remedy(phrase, changes, candidate))
+            found.append(Remedy(change.phrase, changes, candidate))
     return found
 
 
@@ -111,36 +118,38 @@ def _in_precision(request: Request, dtype: str, autocast: bool) -> Request | Non
     return replace(request, model=model, parameter_bytes=None, workload=replace(request.workload, autocast=autocast))
 
 
-def _remedies(workload: Workload, request: Request) -> list[tuple[str, dict[str, Any]]]:
+def _changes(workload: Workload, request: Request) -> list[Change]:
     import torch
 
-    remedies: list[tuple[str, dict[str, Any]]] = []
+    remedies: list[Change] = []
     if request.may_chunk:
-        remedies.append(("BALANCE_LOSS=chunked", {"loss": "chunked"}))
+        remedies.append(Change("BALANCE_LOSS=chunked", {"loss": "chunked"}))
     evaluation = workload.evaluation
     if evaluation is not None and evaluation.returns != "loss" and evaluation.piles_up:
         shorter = replace(evaluation, kept_rows=evaluation.batch_size)
-        remedies.append(("eval_accumulation_steps=1", {"evaluation": shorter}))
+        remedies.append(Change("eval_accumulation_steps=1", {"evaluation": shorter}))
     if evaluation is not None and evaluation.batch_size > 1:
         smaller = replace(evaluation, batch_size=1, kept_rows=1)
         also = ", eval_accumulation_steps=1" if evaluation.returns != "loss" and evaluation.piles_up else ""
         phrase = f"per_device_eval_batch_size=1{also}"
-        remedies.append((phrase, {"evaluation": smaller}))
+        remedies.append(Change(phrase, {"evaluation": smaller}))
     checkpoints = is_supported(request.model) and not workload.gradient_checkpointing
     if checkpoints:
         phrase = "gradient checkpointing (BALANCE_GRADIENT_CHECKPOINTING=1)"
-        remedies.append((phrase, {"gradient_checkpointing": True}))
+        remedies.append(Change(phrase, {"gradient_checkpointing": True}))
     if workload.batch_size > 1:
         # What is left of the batch is accumulated.
         changes = {"batch_size": 1, "accumulation": workload.accumulation * workload.batch_size}
-        remedies.append(("a micro-batch of 1 (BALANCE_MICRO_BATCH=1)", changes))
+        remedies.append(Change("a micro-batch of 1 (BALANCE_MICRO_BATCH=1)", changes))
     if request.may_halve and trains_in(request.model, torch.float32):
-        remedies.append((HALVED, {}))
+        remedies.append(Change("BALANCE_PRECISION=bf16", {}, halves=True))
     if workload.tuning == "full":
-        remedies.append(("an 8-bit optimizer", {"optimizer": "adamw_8bit"}))
-        remedies.append(("LoRA", {"tuning": "lora"}))
+        remedies.append(Change("an 8-bit optimizer", {"optimizer": "adamw_8bit"}))
+        remedies.append(Change("LoRA", {"tuning": "lora"}))
         if checkpoints:
-            remedies.append(("LoRA with gradient checkpointing", {"tuning": "lora", "gradient_checkpointing": True}))
+            remedies.append(
+                Change("LoRA with gradient checkpointing", {"tuning": "lora", "gradient_checkpointing": True})
+            )
     if workload.seq_len >= 512:
-        remedies.append((f"rows of {workload.seq_len // 2} tokens", {"seq_len": workload.seq_len // 2}))
+        remedies.append(Change(f"rows of {workload.seq_len // 2} tokens", {"seq_len": workload.seq_len // 2}))
     return remedies

@@ -29,9 +29,10 @@ def show(plan: Plan, report: str, files: int | None = None, number: int = 1) -> 
     if report == "off" or not log.is_first_process():
         return None
     whose = {"balanced": "balanced map", "map": "the user's map", "auto": "map"}[plan.mode]
+    assumed = "; a guess until the Trainer is known" if plan.workload.guessed else ""
     headline = (
         f"{whose} for {plan.model_class}{_ordinal(number)} ({_count(plan.parameters)} parameters), predicted for "
-        f"{plan.workload.describe()} (GiB):"
+        f"{plan.workload.describe()}{assumed} (GiB):"
     )
     remarks = [plan.method] if plan.method not in ("", "traced") else []
     remarks += plan.notes if plan.mode == "balanced" else ()
