@@ -156,6 +156,29 @@ def test_layers_that_run_on_one_device_only_get_one():
     assert planner.balanced(request_for(LayersTogether, 3, size=4 * MIB, num_hidden_layers=60)) is None
 
 
+class StacksItsStates(Plain):
+    """Its head gets the mean of what all layers give, which meets in one operation."""
+
+    def forward(self, input_ids, labels=None, **_):
+        hidden, states = self.model.embed_tokens(input_ids), []
+        positions = torch.arange(input_ids.shape[1], device=input_ids.device)[None]
+        angles = self.model.rotary_emb(hidden, positions)
+        for layer in self.model.layers:
+            hidden = layer(hidden, position_embeddings=angles, position_ids=positions)
+            hidden = hidden[0] if isinstance(hidden, tuple) else hidden  # 4.x
+            states.append(hidden)
+        logits = self.lm_head(self.model.norm(torch.stack(states).mean(0)))
+        return {"loss": self.loss_of(logits.flatten(0, 1), labels.flatten())}
+
+
+def test_a_model_that_runs_under_no_map_gets_one_device():
+    """The first that holds it, with a note; none, where none does: the library's own map applies then."""
+    plan = planner.balanced(request_for(StacksItsStates, 3, size=512 * MIB, num_hidden_layers=20))
+    assert plan is not None and set(plan.device_map.values()) == {0} and not plan.shortfall
+    assert "its layers run on one device only, as dry runs show" in plan.notes
+    assert planner.balanced(request_for(StacksItsStates, 3, size=4 * MIB, num_hidden_layers=20)) is None
+
+
 class WorksMoreBesideLayers(Plain):
     """Its head takes 2 GiB for a moment beside a layer on its device, which a trace of each on its own cannot show."""
 

@@ -210,7 +210,21 @@ def _settled(
         if tried.costed == costed:
             break
         costed = tried.costed
-    return best, costed
+    return best or _on_one_device(costed, request.devices, recomputed), costed
+
+
+def _on_one_device(costed: CostedModel, devices: tuple[Device, ...], recomputed: frozenset[str] | None) -> Plan | None:
+    """Return the plan of the whole model on the first device that holds it; None if none does.
+
+    For a model that fails under every map with several devices, the library's own among them in all likelihood.
+    """
+    note = "its layers run on one device only, as dry runs show"
+    for device in devices:
+        device_map: DeviceMap = {block.name: device.index for block in costed.blocks}
+        plan = evaluate("balanced", costed, device_map, devices, [note])
+        if not plan.shortfall:
+            return replace(plan, recomputed=recomputed)
+    return None
 
 
 @dataclass(frozen=True)
