@@ -82,6 +82,7 @@ lint: .venv/new/.finished
 	.venv/new/bin/ruff check .
 	.venv/new/bin/ruff format --check .
 	.venv/new/bin/mypy
+	.venv/new/bin/codespell
 
 # Without this make would delete the inner mark as an intermediate file, and install everything again.
 .PRECIOUS: .venv/%/.packages
