@@ -38,7 +38,6 @@ def sft_arguments(
         "truncation_strategy": "right",
         "tuner_type": tuning,
         "torch_dtype": "float32",
-        "fp16": "false",  # its default for float32 weights, which DeepSpeed takes up on processors with AVX-512 FP16
         "attn_impl": "sdpa",
         "max_steps": steps,
         "per_device_train_batch_size": 1,
