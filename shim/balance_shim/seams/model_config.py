@@ -1,5 +1,6 @@
 """From what a user calls a model (a folder, a file, a name on the hub) to its config and its class."""
 
+import copy
 import json
 import os
 import re
@@ -66,7 +67,8 @@ def of(config: Any, trust_remote_code: bool = False) -> ModelConfig:
     if not hasattr(config, "model_type"):
         raise ModelError(f"{name} is no model, config, path or hub id")
     try:
-        return _with_class(name, config, getattr(config, "name_or_path", ""), trust_remote_code)
+        # A copy: loading writes into a config.
+        return _with_class(name, copy.deepcopy(config), getattr(config, "name_or_path", ""), trust_remote_code)
     except ModelError:
         raise
     except Exception as error:
