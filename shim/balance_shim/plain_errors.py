@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 REMIND = 120  # seconds; a line that was said earlier than that, at the start, is said again where the program ends
-FILE = ".refused"  # a rank leaves its line beside its notes, for the launcher to say once
+FILE = ".refused"  # a rank leaves its message in this file, and the launcher prints it once
 
 
 def install() -> None:

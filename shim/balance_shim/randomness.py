@@ -1,23 +1,36 @@
-"""Random numbers that a look ahead draws are not missing afterwards: same seed, same losses."""
+"""States of random generators on the host, saved and restored: same seed, same losses."""
 
 import contextlib
 import random
 import sys
 from collections.abc import Iterator
+from typing import Any
+
+
+def host_states() -> tuple[Any, Any, Any]:
+    """Return the states of the generators of Python, numpy (None where it is not imported) and torch."""
+    import torch
+
+    numpy = sys.modules.get("numpy")
+    return random.getstate(), numpy.random.get_state() if numpy else None, torch.get_rng_state()
+
+
+def restore(states: tuple[Any, Any, Any]) -> None:
+    """Give the generators the states that `host_states` returned."""
+    import torch
+
+    of_python, of_numpy, of_torch = states
+    random.setstate(of_python)
+    if of_numpy is not None:
+        sys.modules["numpy"].random.set_state(of_numpy)
+    torch.set_rng_state(of_torch)
 
 
 @contextlib.contextmanager
 def undisturbed() -> Iterator[None]:
-    """Give the generators of Python, numpy and torch (of the host) their states back."""
-    import torch
-
-    numpy = sys.modules.get("numpy")
-    python_state = random.getstate()
-    numpy_state = numpy.random.get_state() if numpy else None
-    with torch.random.fork_rng(devices=()):
-        try:
-            yield
-        finally:
-            random.setstate(python_state)
-            if numpy is not None:
-                numpy.random.set_state(numpy_state)
+    """Restore the generators of the host after code that must not consume random numbers."""
+    states = host_states()
+    try:
+        yield
+    finally:
+        restore(states)

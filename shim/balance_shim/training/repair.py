@@ -6,15 +6,13 @@ then all that is no layer is put on the first device, then the library's own map
 fits there, the model is put on one device.
 """
 
-import random
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
-from .. import cache, devices, log, state
+from .. import cache, devices, log, randomness, state
 from ..memory.blocks import Block
 from ..memory.bonds import Bonds, of_all_but_layers
 from ..placement import colocations, compared_heads, planner, proving
@@ -23,7 +21,6 @@ from ..placement.library_map import library_map
 from ..placement.map_file import DeviceMap
 from ..placement.move import LostModelError, MoveError
 from ..placement.plan import CostedModel, Plan, device_of, evaluate
-from ..randomness import undisturbed
 from ..seams import known
 from ..seams.guard import attempt
 from . import beside, crossing, outside
@@ -201,7 +198,7 @@ def _change_map(case: _Case, failure: Exception) -> bool:
     usable = usable_now(case.trainer, model, plan, max_memory)
     workload, batch = actual_workload(case.trainer, plan.workload)
     request = request_for(case.trainer, model, workload, batch, usable, case.loss_on_first(model))
-    with undisturbed():
+    with randomness.undisturbed():
         costed = costs_in_force(request, plan.recomputed)
         names = [block.name for block in costed.blocks]
         seen = crossing.crossing_of(failure, model, names, kind, usable[0].index)
@@ -358,19 +355,15 @@ def _random_state() -> tuple[Any, ...]:
     """Return the states of all generators that a step may draw from: a few kilobytes of host memory."""
     import torch
 
-    numpy = sys.modules.get("numpy")
     module: Any = torch.get_device_module(devices.accelerator_type())
     on_devices = module.get_rng_state_all() if hasattr(module, "get_rng_state_all") else None
-    return random.getstate(), numpy and numpy.random.get_state(), torch.get_rng_state(), on_devices
+    return randomness.host_states(), on_devices
 
 
 def _restore(states: tuple[Any, ...]) -> None:
     import torch
 
-    of_python, of_numpy, of_host, on_devices = states
-    random.setstate(of_python)
-    if of_numpy:
-        sys.modules["numpy"].random.set_state(of_numpy)
-    torch.set_rng_state(of_host)
+    on_host, on_devices = states
+    randomness.restore(on_host)
     if on_devices is not None:
         torch.get_device_module(devices.accelerator_type()).set_rng_state_all(on_devices)

@@ -82,7 +82,7 @@ class _Hook:
         self._before, self._path = before, path
 
     def __call__(self, kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-        if issubclass(kind, KeyboardInterrupt):  # the launcher, which has passed it on, says so once
+        if issubclass(kind, KeyboardInterrupt):  # the launcher has passed it on, and logs it once
             return
         try:
             record = _record(error, trace)

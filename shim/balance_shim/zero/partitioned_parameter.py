@@ -123,7 +123,7 @@ def computed(function: Callable[..., Any], name: str, args: Any, kwargs: Any) ->
     meeting.meet(f"`{name}` of a partitioned weight")
     if not trains:
         return _gathered(function, parts, args, kwargs, writes)
-    if all(gathering.has_optimizer(each) for each in parts if each.requires_grad):
+    if all(gathering.has_optimizer(weight) for weight in parts if weight.requires_grad):
         gathering.hold(parts)
         return function(*args, **kwargs)
     with torch.no_grad():
@@ -137,7 +137,7 @@ def _gathered(function: Callable[..., Any], parts: list[Any], args: Any, kwargs:
     from deepspeed import zero
 
     gathering.await_prefetch(parts)
-    parts = [each for each in parts if is_partitioned(each)]
+    parts = [weight for weight in parts if is_partitioned(weight)]  # others have arrived meanwhile
     if not parts:
         return function(*args, **kwargs)
     with zero.GatheredParameters(parts, modifier_rank=0 if writes else None):

@@ -13,7 +13,7 @@ _ENGINE = "_balance_shim_engine"
 
 
 def stand_by(model: Any) -> None:
-    """Have `model`, which has just been loaded in parts, and each of its modules work when called without an engine."""
+    """Let a partitioned `model` and each of its modules be called although no engine trains them."""
 
     def before_first_call(module: Any, args: Any, kwargs: Any) -> Any:
         for handle in handles:

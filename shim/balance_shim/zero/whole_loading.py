@@ -11,15 +11,14 @@ import contextlib
 import gc
 import json
 import os
-import random
 import socket
-import sys
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import Any
 
 from .. import log
 from ..errors import BalanceError
+from ..randomness import host_states, restore
 from . import session, support
 
 # Not the fault of ZeRO-3: a repeated load would fail the same way.
@@ -41,7 +40,7 @@ def load(original: Callable[..., Any], cls: Any, args: tuple[Any, ...], kwargs: 
     """
     global _loads
     _loads += 1
-    random_state = _random_state()
+    random_states = host_states()
     reason: str | None = IGNORES_SIZES if kwargs.get("ignore_mismatched_sizes") else None
     if reason is None:
         try:
@@ -57,7 +56,7 @@ def load(original: Callable[..., Any], cls: Any, args: tuple[Any, ...], kwargs: 
         return loaded
     loaded = None
     gc.collect()  # the model that was begun
-    _set_random_state(random_state)
+    restore(random_states)
     log.info(support.sentence("loaded_whole", cls=cls.__name__, reason=reason))
     with _one_at_a_time(_loads), _without_zero3():
         loaded = original(cls, *args, **kwargs)
@@ -151,23 +150,6 @@ def _drop_values(model: Any) -> None:
     """Have the parameters of `model` keep their shapes, and no memory."""
     for parameter in model.parameters():
         parameter.data = parameter.data.new_empty(1).expand(parameter.shape)
-
-
-def _random_state() -> tuple[Any, Any, Any]:
-    """Return the states of the generators of Python, numpy and torch (of the host)."""
-    import torch
-
-    numpy = sys.modules.get("numpy")
-    return random.getstate(), numpy.random.get_state() if numpy else None, torch.get_rng_state()
-
-
-def _set_random_state(states: tuple[Any, Any, Any]) -> None:
-    import torch
-
-    random.setstate(states[0])
-    if states[1] is not None:
-        sys.modules["numpy"].random.set_state(states[1])
-    torch.set_rng_state(states[2])
 
 
 def _several() -> bool:
