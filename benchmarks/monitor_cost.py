@@ -74,7 +74,7 @@ def _train(folder: Path) -> None:
         TrainingArguments,
     )
 
-    from balance_shim.monitoring import watching
+    from balance_shim.monitoring import trainer_callback
     from balance_shim.monitoring.readings import Meter
 
     sizes = {"hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 6, "num_attention_heads": 8}
@@ -90,7 +90,7 @@ def _train(folder: Path) -> None:
         began = None
 
         def on_step_begin(self, args, state, control, **_):
-            now, monitor = time.perf_counter(), watching.monitor_of(trainer)
+            now, monitor = time.perf_counter(), trainer_callback.monitor_of(trainer)
             if self.began is not None and state.global_step > 2:
                 times[monitor.running].append(now - self.began)
             if state.global_step == 2:

@@ -14,8 +14,8 @@ from collections.abc import Callable
 from typing import Any
 
 from balance_shim.devices import describe
-from balance_shim.memory.compose import RunPeaks
 from balance_shim.memory.cost import BlockCost
+from balance_shim.memory.peak import RunPeaks
 from balance_shim.placement.solver import Table, least_fill, partition
 from balance_shim.report.table import table
 from balance_shim.settings import Settings

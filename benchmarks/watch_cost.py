@@ -20,7 +20,7 @@ import torch
 import torch.distributed as dist
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from balance_shim.zero import notes, passes
+from balance_shim.zero import flight_record, passes
 
 
 def milliseconds(work: Callable[[], object], repeats: int, clock: Callable[[], float] = time.process_time) -> float:
@@ -50,7 +50,7 @@ def main() -> None:
         model(input_ids=ids, labels=ids).loss.backward()
 
     subject = passes.noted(model, bucket := int(1e6))
-    written = notes.Notes(list(subject.modules), list(subject.parameters), 0)
+    written = flight_record.Notes(list(subject.modules), list(subject.parameters), 0)
     checksum = passes.Checksum(subject)
 
     def noted_step() -> None:

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from balance_shim import cli, plan_options
-from balance_shim.placement import map_file
+from balance_shim import map_file, plan_options
+from balance_shim.cli.main import main
 from balance_shim.settings import VARIABLES
 
 ROOT = Path(__file__).parent.parent
@@ -62,6 +62,6 @@ def test_examples_are_valid(page):
         for line in text.splitlines() if language == "sh" else ():
             words = [word for word in shlex.split(line, comments=True) if "=" not in word or word.startswith("-")]
             if words[:1] == ["balance-shim"]:
-                assert words[1] in cli.COMMANDS, line
+                assert words[1] in main.COMMANDS, line
                 if words[1] == "plan":
                     plan_options.read_options(words[2:], {})

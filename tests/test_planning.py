@@ -7,7 +7,7 @@ import balance_shim
 from balance_shim.errors import BalanceError
 from balance_shim.units import MIB
 from tests import models
-from tests.plan_command.running import together
+from tests.cli.running import together
 
 MACHINE = "4x512MiB"
 

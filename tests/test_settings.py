@@ -3,7 +3,7 @@
 import pytest
 
 from balance_shim import settings
-from balance_shim.memory.optimizer import OPTIMIZERS
+from balance_shim.optimizers import OPTIMIZERS
 from balance_shim.units import GIB
 
 BAD_VALUES = {

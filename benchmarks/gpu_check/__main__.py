@@ -83,7 +83,7 @@ def _run(name: str, simulate: str | None) -> int:
     """Run one part here, and print its records as they come."""
     if simulate:
         from balance_shim import simulation
-        from balance_shim.simulation.spec import parse_spec
+        from balance_shim.device_spec import parse_spec
 
         shapes = ":shapes" if name in SHAPES_ONLY else ""  # real sizes are too much for the host's processor
         simulation.install(parse_spec(f"1x{simulate}{shapes}"))

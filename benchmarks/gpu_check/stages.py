@@ -18,8 +18,8 @@ from torch.utils._pytree import tree_map
 
 from balance_shim.logits.head import deferring, head_of
 from balance_shim.logits.operations import DeferredLogits
-from balance_shim.memory.tracing.copy import traced_copy
 from balance_shim.memory.tracing.machine import TracedTensor, traced, tracing
+from balance_shim.memory.tracing.model_copy import traced_copy
 from balance_shim.memory.tracing.run import wrap_forward
 from balance_shim.memory.workload import Workload
 from balance_shim.virtual.machine import Machine

@@ -24,8 +24,8 @@ CLEAN = {"OMP_NUM_THREADS": "1", "TRANSFORMERS_VERBOSITY": "error", "CUDA_VISIBL
 PRELOADED = (
     "transformers.models.auto.modeling_auto", "transformers.trainer", "transformers.modeling_utils", "accelerate",
     "deepspeed", "einops", "multiprocessing.queues", "balance_shim.placement.planner",
-    "balance_shim.report.plan_report", "balance_shim.training.second_pass",
-    "balance_shim.memory.tracing.measure", "balance_shim.placement.proving",
+    "balance_shim.report.plan_report", "balance_shim.training.replan",
+    "balance_shim.memory.tracing.measure", "balance_shim.placement.verification",
 )  # fmt: skip
 
 

@@ -12,8 +12,8 @@ tells them apart by what the interpreter is doing, so that none of them has to a
 Standard library only, and little of that: torch, transformers and even `typing` are not imported here.
 """
 
-from balance_shim.activation import arm_on_import, install, status, uninstall
-from balance_shim.errors import BalanceError
+from .arming import arm_on_import, install, status, uninstall
+from .errors import BalanceError
 
 __version__ = "0.1.0"
 __all__ = ["BalanceError", "__version__", "install", "plan", "status", "uninstall"]

@@ -1,5 +1,5 @@
 """`python -m balance_shim`: the same as the command `balance-shim`."""
 
-from balance_shim.cli import main
+from .cli.main import main
 
 raise SystemExit(main())

@@ -15,7 +15,7 @@ from . import log
 from .device_rules.kinds import DEFAULT_ARCHITECTURE, Architecture, Capability, Runtime
 from .device_rules.overhead import overhead_of
 from .eligible_devices import describe_display_cards, display_cards, eligible
-from .placement.map_file import ACCELERATOR_TYPES
+from .map_file import ACCELERATOR_TYPES
 from .settings import Settings
 from .units import MIB, format_size, parse_size
 

@@ -5,9 +5,9 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, NoReturn
 
+from .device_spec import FORMS, SimulationSpec, parse_spec
 from .errors import BalanceError
 from .settings import VARIABLES, Reserve, Settings, misspelled
-from .simulation.spec import FORMS, SimulationSpec, parse_spec
 
 PRECISIONS = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
 _CHECKPOINTING = ("1", "true", "yes", "on", "0", "false", "no", "off", "auto")

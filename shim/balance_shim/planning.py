@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from .devices import Device
     from .placement.plan import Plan
     from .placement.planner import Request
-    from .seams.config_only import Unloaded
-    from .seams.model_config import ModelConfig
+    from .upstream.meta_model import Unloaded
+    from .upstream.model_config import ModelConfig
 
 # `plan()` takes the options of the command by these names.
 _WORKLOAD = (
@@ -79,7 +79,7 @@ def subject_of(model: Any, options: PlanOptions) -> Subject:
     Raises:
         ModelError: it cannot be found or built.
     """
-    from .seams import model_config
+    from .upstream import model_config
 
     # Before the libraries are imported, which takes longer than all the rest: most mistakes show here.
     by_name = isinstance(model, (str, os.PathLike))
@@ -89,7 +89,7 @@ def subject_of(model: Any, options: PlanOptions) -> Subject:
 
     import torch
 
-    from .seams.config_only import unloaded
+    from .upstream.meta_model import unloaded
 
     named = getattr(torch, PRECISIONS[options.precision]) if options.precision else model_config.dtype_of(found.config)
     dtype = named or torch.bfloat16
@@ -148,7 +148,7 @@ def _request(model: Any, options: PlanOptions, no_split: Collection[str] | None,
     from . import cache
     from .memory.workload import assume, longest_row
     from .placement.planner import Request
-    from .seams.loss_device import computes_loss_on_first_device
+    from .upstream.loss_device import computes_loss_on_first_device
 
     settings = options.settings
     workload = assume(settings, None, longest_row(model.config))

@@ -12,8 +12,8 @@ from .log import LEVELS
 from .units import GIB, MIB, SIZE_FORMS, parse_size
 
 if TYPE_CHECKING:
-    from .placement.map_file import UserMap
-    from .simulation.spec import SimulationSpec
+    from .device_spec import SimulationSpec
+    from .map_file import UserMap
 
 MODES = ("balanced", "map", "auto", "zero3", "off")
 INTERCEPTABLE = ("auto", "balanced", "balanced_low_0", "sequential", "none")
@@ -185,7 +185,7 @@ def _report(text: str) -> str:
 
 
 def _optimizer(text: str) -> str:
-    from .memory.optimizer import OPTIMIZERS
+    from .optimizers import OPTIMIZERS
 
     return _one_of(tuple(OPTIMIZERS))(text)
 
@@ -204,19 +204,19 @@ def _cache(text: str) -> str | None:
 
 
 def _device_map(text: str) -> "UserMap":
-    from .placement import map_file  # needs json: only those who bring a map pay for it
+    from . import map_file  # needs json: only those who bring a map pay for it
 
     return map_file.read(text)
 
 
 def _zero_config(text: str) -> dict[str, Any]:
-    from .zero import config_file  # needs json
+    from . import zero_config_file  # needs json
 
-    return config_file.read(text)
+    return zero_config_file.read(text)
 
 
 def _simulate(text: str) -> "SimulationSpec":
-    from .simulation.spec import parse_spec
+    from .device_spec import parse_spec
 
     return parse_spec(text)
 

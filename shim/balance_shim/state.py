@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import os
 
-from balance_shim.errors import BalanceError
+from .errors import BalanceError
 
 TYPE_CHECKING = False  # `typing` costs more than everything else arming imports; type checkers know this name
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from balance_shim.settings import Problem, Settings
+    from .settings import Problem, Settings
 
 # With nothing but one of these set there is nothing to validate, so reading the settings, which costs more than the
 # rest of arming, waits until a model library is there. The others need more variables.
@@ -55,7 +55,7 @@ class Arming:
 
     def _settings_and_problems(self) -> tuple[Settings, tuple[Problem, ...]]:
         if self._read is None:
-            from balance_shim.settings import read
+            from .settings import read
 
             self._read = read(self.environ, self.default_mode)
         return self._read

@@ -79,7 +79,7 @@ def test_devices_that_cannot_be_asked_are_problems(monkeypatch):
     """The others are reported all the same, by PCI address, and our own context is nobody else's memory."""
     monkeypatch.setattr("balance_shim.devices.accelerator_type", lambda: "cuda")
     monkeypatch.setattr(torch, "get_device_module", lambda kind: FakeCuda())
-    monkeypatch.setattr("balance_shim.monitoring.others._running", lambda kind, index: [])
+    monkeypatch.setattr("balance_shim.monitoring.other_processes._running", lambda kind, index: [])
     section = accelerators.inventory()
     assert "cuda:0" in section.text and "00000000:65:00.0" in section.text and "00000000:67:00.0" in section.text
     full, exclusive = section.problems

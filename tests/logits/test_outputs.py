@@ -253,7 +253,7 @@ def test_a_model_copied_during_a_step_is_on_its_own():
 
 def test_asking_where_tensors_are_made_does_not_compute_logits():
     """The monitor notes the module that makes each tensor for a step, which may be the one that has no room."""
-    from balance_shim.monitoring.makers import Makers
+    from balance_shim.monitoring.allocation_sites import Makers
 
     model = made()
     makers = Makers(model)

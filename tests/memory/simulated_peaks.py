@@ -24,10 +24,10 @@ from balance_shim.memory.blocks import chain  # noqa: E402
 from balance_shim.memory.workload import Workload  # noqa: E402
 from balance_shim.placement import planner  # noqa: E402
 from balance_shim.placement.plan import evaluate  # noqa: E402
-from balance_shim.seams.loss_device import computes_loss_on_first_device  # noqa: E402
 from balance_shim.settings import Settings  # noqa: E402
 from balance_shim.training.actual_workload import actual_workload  # noqa: E402
-from balance_shim.training.second_pass import evaluating  # noqa: E402
+from balance_shim.training.replan import evaluating  # noqa: E402
+from balance_shim.upstream.loss_device import computes_loss_on_first_device  # noqa: E402
 from balance_shim.virtual import grouped_attention  # noqa: E402
 from tests.memory.simulated_cases import CASES, REAL_CASES, device_map  # noqa: E402
 from tests.simulation.child import main  # noqa: E402

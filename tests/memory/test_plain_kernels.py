@@ -10,7 +10,7 @@ import transformers
 from transformers.models.llama import modeling_llama
 
 from balance_shim.memory.blocks import Block
-from balance_shim.memory.formula import activations
+from balance_shim.memory.estimate import activations
 from balance_shim.memory.workload import Workload
 from tests import models
 from tests.memory.traced_costs import WORKLOAD, profiled

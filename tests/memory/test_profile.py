@@ -6,15 +6,15 @@ import pytest
 import torch
 
 from balance_shim.logits import chunks
-from balance_shim.memory import formula
+from balance_shim.memory import estimate
 from balance_shim.memory.blocks import chain
-from balance_shim.memory.compose import Schedule
-from balance_shim.memory.optimizer import QUANTIZED, SPARES_SINCE
+from balance_shim.memory.peak import Schedule
 from balance_shim.memory.profile import profile
 from balance_shim.memory.ties import parameter_count
 from balance_shim.memory.tracing import measure
-from balance_shim.memory.tracing.copy import CannotTrace
+from balance_shim.memory.tracing.model_copy import CannotTrace
 from balance_shim.memory.workload import Workload
+from balance_shim.optimizers import QUANTIZED, SPARES_SINCE
 from balance_shim.versions import version_of
 from tests import models
 
@@ -183,7 +183,7 @@ def test_the_formula_knows_roles():
     parameters = dict(model.named_parameters())
     for block in chain(model):
         own = [parameters[name] for name in block.parameters]
-        guess, adapters = formula.activations(block, own, WORKLOAD), formula.adapter_values(block, own)
+        guess, adapters = estimate.activations(block, own, WORKLOAD), estimate.adapter_values(block, own)
         assert (adapters > 0) == (block.role == "layer")
         if block.role == "layer":
             outputs = sum(each.shape[0] for each in own if each.dim() == 2)

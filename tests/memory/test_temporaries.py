@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from balance_shim.memory.tracing.copy import copy_of
 from balance_shim.memory.tracing.machine import traced, tracing
+from balance_shim.memory.tracing.model_copy import copy_of
 
 
 class Params4bit(torch.nn.Parameter):

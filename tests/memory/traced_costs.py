@@ -9,7 +9,7 @@ import torch
 from balance_shim.memory.blocks import chain
 from balance_shim.memory.profile import profile
 from balance_shim.memory.workload import Workload
-from balance_shim.seams.loss_device import computes_loss_on_first_device
+from balance_shim.upstream.loss_device import computes_loss_on_first_device
 from tests import models
 
 WORKLOAD = Workload(batch_size=2, seq_len=64)

@@ -2,9 +2,9 @@
 
 import xml.etree.ElementTree as ET
 
+from balance_shim.monitoring import report
 from balance_shim.monitoring.history import MOST_POINTS, History
 from balance_shim.monitoring.readings import Reading
-from balance_shim.report import memory_report
 
 GIB = 1 << 30
 
@@ -28,7 +28,7 @@ def test_long_trainings_keep_their_peaks_in_few_points():
 
 def test_the_table_has_predicted_beside_measured():
     """A row a device, with the difference as a part of the prediction; a device without a plan has blanks."""
-    text = memory_report.predicted_and_measured(history(5, highest_at=3), {"cuda:0": 16 * GIB})
+    text = report.predicted_and_measured(history(5, highest_at=3), {"cuda:0": 16 * GIB})
     first, second = text.splitlines()[2:]
     assert first.split() == ["cuda:0", "16.0", "GiB", "20.0", "GiB", "+25.0%", "1.0", "GiB", "24.0", "GiB"]
     assert second.split() == ["cuda:1", "2.0", "GiB", "0", "B", "24.0", "GiB"]
@@ -37,14 +37,14 @@ def test_the_table_has_predicted_beside_measured():
 def test_the_picture_is_whole():
     """It is well-formed, all of it is inside, and has a line a device, dashed predictions, axes, units and a legend."""
     for steps in (1, 2, 9, 3000):
-        root = ET.fromstring(memory_report.picture(history(steps), {"cuda:0": 16 * GIB, "cuda:1": 3 * GIB}))
+        root = ET.fromstring(report.picture(history(steps), {"cuda:0": 16 * GIB, "cuda:1": 3 * GIB}))
         name = "{http://www.w3.org/2000/svg}"
         lines = root.findall(f"{name}polyline")
         assert len(lines) == 2
         for line in lines:
             for pair in line.attrib["points"].split():
                 x, y = map(float, pair.split(","))
-                assert 0 <= x <= memory_report.WIDTH and 0 <= y <= memory_report.HEIGHT
+                assert 0 <= x <= report.WIDTH and 0 <= y <= report.HEIGHT
         texts = [text.text for text in root.iter(f"{name}text")]
         assert {"optimizer step", "memory (GiB)", "capacity 24.0 GiB", "predicted, same colour"} <= set(texts)
         assert any(text.startswith("cuda:1: 2.0 GiB") for text in texts)

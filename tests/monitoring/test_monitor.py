@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from balance_shim.placement import map_file
+from balance_shim import map_file
 from tests import models
 from tests.seams.cases import results_of
 

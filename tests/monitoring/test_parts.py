@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.testing._internal.two_tensor import TwoTensor
 
-from balance_shim.monitoring import kept, makers, monitor, others
+from balance_shim.monitoring import allocation_sites, leak_search, monitor, other_processes
 from balance_shim.monitoring.batch import size_of
 from balance_shim.monitoring.files import Lines, folder_for, free_name
 from balance_shim.monitoring.readings import Meter, Reading
@@ -102,7 +102,7 @@ class SmallCard(Module):
 def test_our_own_context_is_nobody_elses(monkeypatch):
     """Where nothing tells them apart, an allowance for the context is ours, and the reading is not exact."""
     monkeypatch.setattr(torch, "get_device_module", lambda kind: SmallCard())
-    monkeypatch.setattr(others, "_running", lambda kind, index: [])
+    monkeypatch.setattr(other_processes, "_running", lambda kind, index: [])
     meter = Meter("cuda", [0])
     (reading,) = meter.read()
     assert reading.others == pytest.approx(0.1 * GIB, rel=0.01) and not meter.exact
@@ -113,7 +113,7 @@ def test_nvml_tells_what_is_ours(monkeypatch):
     ours = types.SimpleNamespace(pid=os.getpid(), usedGpuMemory=int(1.3 * GIB))
     theirs = types.SimpleNamespace(pid=1, usedGpuMemory=int(0.3 * GIB))
     monkeypatch.setattr(torch, "get_device_module", lambda kind: SmallCard())
-    monkeypatch.setattr(others, "_running", lambda kind, index: [theirs, ours])
+    monkeypatch.setattr(other_processes, "_running", lambda kind, index: [theirs, ours])
     meter = Meter("cuda", [0])
     (reading,) = meter.read()
     assert reading.others == pytest.approx(0.3 * GIB, rel=0.01) and meter.exact
@@ -125,10 +125,14 @@ def test_paged_optimizer_state_is_ours(monkeypatch):
     state.is_paged, state.page_deviceid = True, 1
     plain = torch.zeros(1000)
     optimizer = types.SimpleNamespace(is_paged=True, state={0: {"state1": state, "step": 3}, 1: {"state1": plain}})
-    assert others.paged_state(types.SimpleNamespace(optimizer=optimizer)) == {1: 1000}
-    assert others.paged_state(torch.optim.SGD([torch.nn.Parameter(plain)])) == {} == others.paged_state(None)
+    assert other_processes.paged_state(types.SimpleNamespace(optimizer=optimizer)) == {1: 1000}
+    assert (
+        other_processes.paged_state(torch.optim.SGD([torch.nn.Parameter(plain)]))
+        == {}
+        == other_processes.paged_state(None)
+    )
     monkeypatch.setattr(torch, "get_device_module", lambda kind: SmallCard())
-    monkeypatch.setattr(others, "_running", lambda kind, index: [])
+    monkeypatch.setattr(other_processes, "_running", lambda kind, index: [])
     meter = Meter("cuda", [0])
     meter.paged = {0: GIB}
     assert meter.read()[0].others == 0
@@ -137,7 +141,7 @@ def test_paged_optimizer_state_is_ours(monkeypatch):
 def test_other_processes_are_named_where_nvml_is_there(monkeypatch):
     """With pynvml the others on a CUDA device have their number and size; without it nothing is said."""
     monkeypatch.setitem(sys.modules, "pynvml", None)
-    assert others.processes_on("cuda", 0) == ""
+    assert other_processes.processes_on("cuda", 0) == ""
     process = types.SimpleNamespace(pid=1, usedGpuMemory=3 << 30)
     nvml = types.SimpleNamespace(
         nvmlInit=lambda: None,
@@ -146,7 +150,10 @@ def test_other_processes_are_named_where_nvml_is_there(monkeypatch):
     )
     monkeypatch.setitem(sys.modules, "pynvml", nvml)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: types.SimpleNamespace(uuid="abc"))
-    assert others.processes_on("cuda", 0) == "process 1 with 3.0 GiB" and others.processes_on("npu", 0) == ""
+    assert (
+        other_processes.processes_on("cuda", 0) == "process 1 with 3.0 GiB"
+        and other_processes.processes_on("npu", 0) == ""
+    )
 
 
 def test_tensorboard_gets_the_highest_values_in_the_runs_own_writer():
@@ -180,7 +187,7 @@ def test_tensors_without_memory_stop_no_step():
             return {"nested": nested, "sparse": x.to_sparse(), "plain": x + 1, "more": [TwoTensor(x, x)]}
 
     model = torch.nn.Sequential(Odd())
-    noting = makers.Makers(model)
+    noting = allocation_sites.Makers(model)
     noting.start()
     try:
         outputs = model(torch.ones(2, 3))
@@ -191,8 +198,8 @@ def test_tensors_without_memory_stop_no_step():
 
 def test_a_hook_that_fails_stops_no_step(monkeypatch):
     """Whatever goes wrong in it, the module's output is what it was."""
-    monkeypatch.setattr(makers, "_storage", lambda tensor: 1 / 0)
-    noting = makers.Makers(model := torch.nn.Sequential(torch.nn.ReLU()))
+    monkeypatch.setattr(allocation_sites, "_storage", lambda tensor: 1 / 0)
+    noting = allocation_sites.Makers(model := torch.nn.Sequential(torch.nn.ReLU()))
     noting.start()
     try:
         assert torch.equal(model(torch.ones(2)), torch.ones(2))
@@ -208,11 +215,11 @@ class Keeper:
 @pytest.fixture
 def kept_on_cpu(monkeypatch):
     """The search, as on a device that held nothing before the test: this process holds tensors of other tests."""
-    every = kept._tensors
+    every = leak_search._tensors
     before = every("cpu")  # kept, so that no new tensor gets the identity of one of them
     known = {id(each) for each in before}
-    monkeypatch.setattr(kept, "_tensors", lambda kind: [each for each in every(kind) if id(each) not in known])
-    return lambda: kept.search("cpu", None, None)
+    monkeypatch.setattr(leak_search, "_tensors", lambda kind: [each for each in every(kind) if id(each) not in known])
+    return lambda: leak_search.search("cpu", None, None)
 
 
 @pytest.mark.parametrize("depth", ["tensors", "tuples", "dicts"])

@@ -2,7 +2,7 @@
 
 from types import SimpleNamespace
 
-from balance_shim.monitoring.explanation import _as_measured
+from balance_shim.training.explain_oom import _as_measured
 from tests.report.test_plan_report import GIB, plan
 
 

@@ -19,7 +19,7 @@ import transformers  # noqa: E402 - as in a script, where the simulation is ther
 from accelerate.hooks import AlignDevicesHook  # noqa: E402
 
 from balance_shim.memory.blocks import chain  # noqa: E402
-from balance_shim.placement import movable, move  # noqa: E402
+from balance_shim.placement import movable_pieces, move  # noqa: E402
 from balance_shim.units import MIB  # noqa: E402
 from tests import models  # noqa: E402
 from tests.simulation.child import main  # noqa: E402
@@ -348,7 +348,7 @@ def check_a_failure_half_way_leaves_the_old_map_working():
     from balance_shim.placement import align_hooks
 
     plain = train("tied", load("tied", spread("tied")), steps=2)
-    cases = [(movable.Piece, "put", position) for position in (0, 1, 7, 40)]
+    cases = [(movable_pieces.Piece, "put", position) for position in (0, 1, 7, 40)]
     cases += [(align_hooks, "align", 0), (move, "_note_map", 0), (align_hooks, "renew_tied_addresses", 0)]
     for first, second in ((spread("tied"), spread("tied", 1)), ({"": 0}, spread("tied", 1)), (spread("tied"), {"": 0})):
         for owner, name, position in cases:
@@ -388,7 +388,7 @@ def fails(owner, name, position, first, second):
 def check_an_interruption_stays_one():
     model = load("llama", spread("llama"))
     before = state(model)
-    patch, restore = failing_at(movable.Piece, "put", 5, KeyboardInterrupt())
+    patch, restore = failing_at(movable_pieces.Piece, "put", 5, KeyboardInterrupt())
     patch()
     try:
         refused(lambda: move.move(model, spread("llama", 1)), reason=KeyboardInterrupt)
@@ -399,7 +399,7 @@ def check_an_interruption_stays_one():
 
 def check_a_way_back_that_fails_is_said():
     model = load("llama", spread("llama"))
-    original = movable.Piece.put
+    original = movable_pieces.Piece.put
     calls = iter(range(1 << 30))
 
     def put(piece, device):
@@ -407,11 +407,11 @@ def check_a_way_back_that_fails_is_said():
             raise torch.OutOfMemoryError("full")
         original(piece, device)
 
-    movable.Piece.put = put
+    movable_pieces.Piece.put = put
     try:
         refused(lambda: move.move(model, spread("llama", 1)), "so did moving them back", reason=move.LostModelError)
     finally:
-        movable.Piece.put = original
+        movable_pieces.Piece.put = original
 
 
 def check_memory_that_runs_out():
@@ -464,7 +464,7 @@ def check_no_device_holds_more_on_the_way_than_at_its_ends():
 
 def check_nothing_to_do_costs_nothing_and_only_changes_are_touched():
     model = load("llama", spread("llama"))
-    patch, restore = failing_at(movable.Piece, "put", 0, AssertionError("touched"))
+    patch, restore = failing_at(movable_pieces.Piece, "put", 0, AssertionError("touched"))
     patch()
     try:
         assert move.move(model, spread("llama")) == move.Moved()

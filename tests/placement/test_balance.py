@@ -9,15 +9,15 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from balance_shim.devices import Device, _levelled, describe
-from balance_shim.memory.compose import Schedule
 from balance_shim.memory.cost import BlockCost
+from balance_shim.memory.peak import Schedule
 from balance_shim.memory.workload import Workload
 from balance_shim.placement import planner
 from balance_shim.placement.balance import WORTH_A_CROSSING, WORTH_LEAVING_HOME, DoesNotFit, balance, takes_inputs
 from balance_shim.placement.chain import chain_of
 from balance_shim.placement.plan import collapse, device_of, evaluate, lower_bound
-from balance_shim.seams.loss_device import computes_loss_on_first_device
 from balance_shim.settings import Settings
+from balance_shim.upstream.loss_device import computes_loss_on_first_device
 from tests import models
 
 MIB = 1 << 20

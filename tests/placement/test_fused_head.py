@@ -4,7 +4,7 @@ from types import MethodType, SimpleNamespace
 
 import pytest
 
-from balance_shim.memory.bonds import NO_BONDS
+from balance_shim.memory.colocation import NO_BONDS
 from balance_shim.placement.fused_head import bonds_for
 from tests import models
 

@@ -3,8 +3,8 @@
 import pytest
 
 from balance_shim.errors import DeviceMapError
+from balance_shim.map_file import UserMap
 from balance_shim.placement.map_check import fit
-from balance_shim.placement.map_file import UserMap
 from balance_shim.placement.plan import device_of
 from tests import models
 

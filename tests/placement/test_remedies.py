@@ -13,7 +13,7 @@ from balance_shim.report.plan_report import precision_line
 from balance_shim.versions import version_of
 from tests import models
 from tests.placement.test_balance import machine
-from tests.placement.test_proving import Plain
+from tests.placement.test_verification import Plain
 
 MIB = 1 << 20
 

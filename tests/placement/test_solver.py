@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from balance_shim.memory.compose import RunPeaks, Schedule
 from balance_shim.memory.cost import BlockCost
+from balance_shim.memory.peak import RunPeaks, Schedule
 from balance_shim.placement.solver import Table, least_fill, partition, worst_fill
 
 # No block is without weights: a chain of nothing is never to be placed.

@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, Trainer, TrainerCallback, Trainin
 import balance_shim
 from balance_shim import log, simulation
 from balance_shim.logits import chunks
-from balance_shim.seams import known
+from balance_shim.placement import placed_models
 
 chunks.CHUNK_BYTES = 32 * chunks.BYTES_PER_LOGIT * 4096
 chunks.MOST_CHUNKS_IN_TRAINING = 1000
@@ -72,7 +72,7 @@ def train(trainer_class=Trainer, device_map="auto", with_labels=True, evaluates=
     trainer = trainer_class(model, arguments, train_dataset=data, callbacks=[StartOfPeaks()])
     trainer.train()
     peaks = [device.peak for device in simulation.usage()]
-    placed = known.placed(trainer.model)
+    placed = placed_models.placed(trainer.model)
     plan = placed and placed[1].plan
     home = model.lm_head.weight.device.index
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]

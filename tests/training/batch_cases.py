@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, Trainer, TrainerCallback, Trainin
 
 import balance_shim
 from balance_shim import simulation
-from balance_shim.seams import known
+from balance_shim.placement import placed_models
 
 model_folder, result_path = Path(sys.argv[1]), Path(sys.argv[2])
 results = {}
@@ -157,7 +157,7 @@ def train(
 
 
 def in_force(trainer):
-    placed = known.placed(trainer.model)
+    placed = placed_models.placed(trainer.model)
     model = trainer.model if placed is None else placed[0]
     return {
         "map": dict(getattr(model, "hf_device_map", {})),

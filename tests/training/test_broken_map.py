@@ -3,13 +3,13 @@
 from dataclasses import replace
 
 from balance_shim import state
-from balance_shim.memory.bonds import NO_BONDS
+from balance_shim.memory.colocation import NO_BONDS
 from balance_shim.placement import planner
 from balance_shim.placement.move import Moved
 from balance_shim.placement.plan import evaluate
 from balance_shim.settings import Settings
-from balance_shim.training import outside, second_pass
-from tests.placement.test_proving import LossWhereLabelsAre, request_for
+from balance_shim.training import outside, replan
+from tests.placement.test_verification import LossWhereLabelsAre, request_for
 
 
 def plan_of(request, head):
@@ -25,13 +25,13 @@ def test_a_map_whose_trial_meets_two_devices_is_given_up_for_any_other(monkeypat
     monkeypatch.setattr(state, "settings", lambda: Settings(report="off"))
     # There are no real devices.
     monkeypatch.setattr(outside, "move_along", lambda _, __, device_map: moves.append(device_map) or Moved())
-    monkeypatch.setattr(second_pass, "WORTH_MOVING", 0)  # no margin is enough
+    monkeypatch.setattr(replan, "WORTH_MOVING", 0)  # no margin is enough
     request = request_for(LossWhereLabelsAre)
-    runs = second_pass.plan_in_force(request, plan_of(request, head=0))
-    assert not runs.broken and not second_pass.moved_if_better(None, runs).moved and not moves
-    broken = second_pass.plan_in_force(request, plan_of(request, head=1))
+    runs = replan.plan_in_force(request, plan_of(request, head=0))
+    assert not runs.broken and not replan.moved_if_better(None, runs).moved and not moves
+    broken = replan.plan_in_force(request, plan_of(request, head=1))
     assert broken.broken
-    outcome = second_pass.moved_if_better(None, broken)
+    outcome = replan.moved_if_better(None, broken)
     assert outcome.moved and not outcome.broken and len(moves) == 1
     assert outcome.plan.device_map["lm_head"] == 0 and outcome.plan.device_map == moves[0]
 
@@ -42,6 +42,6 @@ def test_a_map_that_parts_the_embedding_from_what_feeds_it_is_given_up():
     plan = plan_of(request, head=0)
     away = replace(plan, device_map={**plan.device_map, "model.embed_tokens": 1, "model.rotary_emb": 1})
     fed = replace(request, bonds=NO_BONDS.with_met(frozenset({"model.embed_tokens", None})))
-    assert not second_pass.plan_in_force(request, away).broken
-    assert second_pass.plan_in_force(fed, away).broken
-    assert not second_pass.plan_in_force(fed, plan).broken
+    assert not replan.plan_in_force(request, away).broken
+    assert replan.plan_in_force(fed, away).broken
+    assert not replan.plan_in_force(fed, plan).broken

@@ -9,7 +9,7 @@ from balance_shim.memory.cost import is_estimate
 from balance_shim.memory.workload import Workload
 from balance_shim.placement import planner
 from balance_shim.settings import Settings
-from balance_shim.training import second_pass
+from balance_shim.training import replan
 from balance_shim.units import MIB
 from tests import models
 
@@ -28,15 +28,15 @@ def test_the_first_pass_is_scaled_by_tokens_and_the_map_stays(monkeypatch):
     monkeypatch.setattr(planner, "solved", lambda *_: pytest_fail())
 
     longer = replace(request, workload=replace(request.workload, seq_len=128))
-    outcome = second_pass.plan_in_force(longer, assumed)
+    outcome = replan.plan_in_force(longer, assumed)
     assert outcome.plan.is_estimate and "scaled by the number of tokens" in outcome.plan.notes[-1]
     for before, after in zip(assumed.devices, outcome.plan.devices, strict=True):
         assert after.terms["activations"] == 2 * before.terms["activations"]
         assert after.terms["weights"] == before.terms["weights"]
-    assert second_pass.moved_if_better(None, outcome) is outcome
+    assert replan.moved_if_better(None, outcome) is outcome
 
     other = replace(request, workload=replace(request.workload, gradient_checkpointing=True))
-    estimate = second_pass.plan_in_force(other, assumed).plan
+    estimate = replan.plan_in_force(other, assumed).plan
     assert is_estimate(estimate.source) and not any("scaled" in note for note in estimate.notes)
 
 

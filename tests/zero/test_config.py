@@ -9,7 +9,7 @@ import transformers
 
 import balance_shim
 from balance_shim.errors import SettingError
-from balance_shim.seams import loading_dtype
+from balance_shim.upstream import loading_dtype
 from balance_shim.zero import config, loading, mean_loss, moe
 from tests import models
 

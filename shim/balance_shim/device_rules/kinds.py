@@ -2,7 +2,7 @@
 
 from typing import Literal, NamedTuple
 
-from balance_shim.units import GIB
+from ..units import GIB
 
 Runtime = Literal["cuda", "hip", "npu", "xpu", "other"]
 Capability = tuple[int, int]

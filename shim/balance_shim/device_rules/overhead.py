@@ -1,7 +1,6 @@
 """What the runtime of an accelerator allocates besides tensors once work begins."""
 
-from balance_shim.units import MIB
-
+from ..units import MIB
 from .kinds import Architecture
 
 # Workspaces that cuBLAS and cuBLASLt, or hipBLAS and hipBLASLt, take through torch's allocator: one for each handle,

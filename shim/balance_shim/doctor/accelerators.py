@@ -8,7 +8,7 @@ from typing import Any
 
 from .. import copies, devices
 from ..eligible_devices import has_kernels, name_of
-from ..monitoring.others import outside_allocator
+from ..monitoring.other_processes import outside_allocator
 from ..units import GIB, MIB, format_size
 from .section import Section
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from ..placement.map_file import ACCELERATOR_TYPES
+from ..map_file import ACCELERATOR_TYPES
 from .deferred import DeferredLogits, defer
 from .recipe import Recipe
 

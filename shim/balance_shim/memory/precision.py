@@ -16,7 +16,7 @@ def in_dtype(model: "nn.Module", dtype: Any) -> "nn.Module":
     """
     import torch
 
-    from .tracing.copy import copy_of
+    from .tracing.model_copy import copy_of
 
     parameters = {id(each) for each in model.parameters()}
 

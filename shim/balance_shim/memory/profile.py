@@ -4,12 +4,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from . import formula, replay
+from ..optimizers import Optimizer, optimizer_named
+from . import estimate, replay
 from .blocks import Block
-from .bonds import NO_BONDS, Bonds, of_the_loss
-from .compose import Schedule
+from .colocation import NO_BONDS, Bonds, of_the_loss
 from .cost import BlockCost, CostSource
-from .optimizer import Optimizer, optimizer_named
+from .peak import Schedule
 from .recomputation import is_supported
 from .replay import Record
 from .ties import tied_groups
@@ -18,7 +18,7 @@ from .workload import Workload
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from .tracing.found import Held, Traced
+    from .tracing.result import Held, Traced
 
 ParameterBytes = Callable[[str, "Tensor"], float]
 
@@ -161,8 +161,8 @@ def _trace(
 ) -> "tuple[Traced | None, str, CostSource]":
     """Return what a trace found, None if there can be none, and the method in words and as data."""
     from .tracing import too_long
-    from .tracing.copy import CannotTrace, TakesTooLong
     from .tracing.measure import trace
+    from .tracing.model_copy import CannotTrace, TakesTooLong
 
     if too_long.is_known(model, "trace", workload.seq_len):
         return None, "estimated by a formula, because a trace took too long before", _TOO_LONG
@@ -240,7 +240,7 @@ def _estimated_cost(
 ) -> BlockCost:
     trained = _supposedly_trained(block, own, workload, trains)
     gradients = sum(each.numel() * each.element_size() for each in trained)
-    guess = formula.activations(block, list(own.values()), workload)
+    guess = estimate.activations(block, list(own.values()), workload)
     arriving = 0 if schedule.accumulating else gradients
     return BlockCost(
         weights=weights,
@@ -285,7 +285,7 @@ def _supposedly_trained(
     if trains is not None:
         return [tensor for name, tensor in own.items() if trains(name, tensor)]
     if workload.tuning == "lora":
-        values = formula.adapter_values(block, list(own.values()))
+        values = estimate.adapter_values(block, list(own.values()))
         return [torch.empty(values, dtype=torch.float32, device="meta")] if values else []
     if workload.tuning == "frozen" and block.role == "tower":
         return []

@@ -9,8 +9,8 @@ from dataclasses import astuple, dataclass
 from functools import lru_cache
 from typing import Any
 
-from balance_shim.virtual.allocator import Block, CachingAllocator, NoRoom
-from balance_shim.virtual.allocator_settings import CUDA, AllocatorSettings, Geometry
+from ..virtual.allocator import Block, CachingAllocator, NoRoom
+from ..virtual.allocator_settings import CUDA, AllocatorSettings, Geometry
 
 STEPS = 3  # at most; what is reserved mostly no longer grows after the second one
 MICRO_BATCHES = 2  # of a step with gradient accumulation; later ones are like the second

@@ -5,17 +5,17 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from .. import devices, log
+from ..patching.guard import attempt
 from ..placement.plan import Plan
-from ..report import memory_report
-from ..seams.guard import attempt
 from ..settings import Settings
+from . import report
+from .allocation_sites import Makers
 from .batch import BatchSize, size_of
+from .diagnosis import Finding, Growth, Step
 from .files import Lines, folder_for, free_name
-from .growth import Finding, Growth, Step
 from .history import History
-from .kept import Kept, search
-from .makers import Makers
-from .others import paged_state, processes_on
+from .leak_search import Kept, search
+from .other_processes import paged_state, processes_on
 from .readings import Meter, Reading
 
 # The part of the training's time that asking drivers for free memory may take; with it they are asked less often.
@@ -148,13 +148,13 @@ class Monitor:
             return
         predicted = self._predicted()
         if self._settings.report != "off":
-            log.info(memory_report.predicted_and_measured(self._history, predicted))
+            log.info(report.predicted_and_measured(self._history, predicted))
             if self._lines.path:
                 log.info(f"memory of each step: {self._lines.path}")
         if self._settings.report not in ("text", "off"):
             path = free_name(self._settings.report, self._stem, "svg")
             with open(path, "w", encoding="utf-8") as file:
-                file.write(memory_report.picture(self._history, predicted))
+                file.write(report.picture(self._history, predicted))
 
     def _read(self) -> tuple[Reading, ...]:
         """Return readings, with what others have as often as the budget allows."""

@@ -6,7 +6,7 @@ Only functions that all device modules of torch have are used: cuda (and ROCm), 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from .others import outside_allocator
+from .other_processes import outside_allocator
 
 
 class Reading(NamedTuple):

@@ -9,7 +9,7 @@ different modules, or where one of them has a single device and so no hooks.
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
-from .movable import Places
+from .movable_pieces import Places
 
 if TYPE_CHECKING:
     from torch import nn

@@ -5,11 +5,11 @@ from dataclasses import dataclass, replace
 from itertools import islice, permutations, product
 
 from ..devices import Device
+from ..map_file import DeviceMap
 from ..memory.blocks import Block
-from ..memory.compose import NOTHING, RunPeaks, merged
 from ..memory.cost import BlockCost
+from ..memory.peak import NOTHING, RunPeaks, merged
 from .chain import Chain, Group, Link, chain_of
-from .map_file import DeviceMap
 from .plan import CostedModel, evaluate, lower_bound
 from .solver import least_fill, partition
 

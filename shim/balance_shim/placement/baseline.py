@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..devices import Device
-from .map_file import OFFLOADED, DeviceMap
+from ..map_file import OFFLOADED, DeviceMap
 from .plan import CostedModel, Plan, device_of, evaluate
 
 

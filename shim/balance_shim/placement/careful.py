@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from ..devices import Device
+from ..map_file import DeviceMap
 from ..memory.blocks import Block, within
-from ..memory.bonds import of_untried
+from ..memory.colocation import of_untried
 from .balance import DoesNotFit, balance
-from .map_file import DeviceMap
 from .plan import CostedModel, Plan, evaluate
 
 

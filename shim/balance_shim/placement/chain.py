@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from ..memory.blocks import Block, anchors
-from ..memory.compose import Schedule, merged
 from ..memory.cost import BlockCost
+from ..memory.peak import Schedule, merged
 from .plan import CostedModel
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 from .. import cache
-from ..memory.bonds import NO_BONDS, Bonds
+from ..memory.colocation import NO_BONDS, Bonds
 
 if TYPE_CHECKING:
     from torch import nn

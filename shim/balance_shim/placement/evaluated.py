@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from .. import log
 from ..cache import cached
 from ..memory.blocks import Block
-from ..memory.formula import LOSS_BYTES_PER_LOGIT
+from ..memory.estimate import LOSS_BYTES_PER_LOGIT
 from ..memory.workload import Workload
 from .plan import CostedModel
 
@@ -45,9 +45,9 @@ def with_evaluation(request: "Request", costed: CostedModel) -> CostedModel:
 
 
 def _traced(request: "Request", costed: CostedModel, workload: Workload) -> dict[str, Any] | None:
-    from ..memory.tracing.copy import CannotTrace, TakesTooLong
     from ..memory.tracing.evaluate import trace_evaluation
     from ..memory.tracing.machine import tracing_for
+    from ..memory.tracing.model_copy import CannotTrace, TakesTooLong
 
     fed = request.evaluation_batch
     reason = ""

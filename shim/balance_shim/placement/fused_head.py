@@ -7,7 +7,7 @@ two devices fails, or reads over the link. So the final norm, which makes the hi
 from typing import TYPE_CHECKING, Any
 
 from ..memory.blocks import chain
-from ..memory.bonds import NO_BONDS, Bonds
+from ..memory.colocation import NO_BONDS, Bonds
 from .plan import CostedModel, Plan, device_of
 
 if TYPE_CHECKING:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from ..devices import Device
-from .map_file import OFFLOADED, DeviceMap
+from ..map_file import OFFLOADED, DeviceMap
 
 if TYPE_CHECKING:
     from torch import nn

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 
 from .. import log
 from ..errors import DeviceMapError
+from ..map_file import OFFLOADED, DeviceMap, UserMap
 from ..memory.blocks import Block, chain, layers_of, within
 from ..memory.ties import tied_groups
-from .map_file import OFFLOADED, DeviceMap, UserMap
 from .plan import device_of
 
 if TYPE_CHECKING:

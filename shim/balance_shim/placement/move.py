@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..errors import BalanceError
+from ..map_file import DeviceMap
 from ..units import format_size
-from . import align_hooks, movable
-from .map_file import DeviceMap
-from .movable import MoveError, Piece
+from . import align_hooks, movable_pieces
+from .movable_pieces import MoveError, Piece
 
 if TYPE_CHECKING:
     import torch
@@ -67,9 +67,9 @@ def move(model: "nn.Module", device_map: DeviceMap, optimizers: "Iterable[torch.
     import torch
 
     device_map = dict(device_map)  # the caller's may be the very dict that is changed below
-    places = movable.Places(model, device_map)
-    movable.refuse_unmovable(model)
-    pieces = movable.to_move(model, places, optimizers)
+    places = movable_pieces.Places(model, device_map)
+    movable_pieces.refuse_unmovable(model)
+    pieces = movable_pieces.to_move(model, places, optimizers)
     if not pieces and getattr(model, "hf_device_map", None) == device_map:
         return Moved()
     _check_room(pieces)

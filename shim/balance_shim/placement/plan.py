@@ -5,16 +5,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..devices import Device
+from ..map_file import DeviceMap
 from ..memory.blocks import Block, holder_of
-from ..memory.bonds import NO_BONDS, Bonds
-from ..memory.compose import NOTHING, PLAIN, Schedule, peak, peak_terms
+from ..memory.colocation import NO_BONDS, Bonds
 from ..memory.cost import BlockCost, CostSource, is_estimate
+from ..memory.peak import NOTHING, PLAIN, Schedule, peak, peak_terms
 from ..memory.replay import DeviceRun, Record, replay
 from ..memory.workload import Workload
 from ..units import MIB, format_size
 from ..virtual.allocator_settings import geometry_for
 from ..virtual.allocator_settings import read as read_allocator_settings
-from .map_file import DeviceMap
 
 # No training is known whose allocator reserves this many times the peak of its tensors; a replay need not prove it.
 SURELY_ENOUGH = 1.5

@@ -12,17 +12,17 @@ from .. import log
 from ..cache import cached, digest
 from ..device_rules.kinds import INSISTS_ON_GROUPS, Architecture
 from ..devices import Device, table
+from ..map_file import DeviceMap, UserMap
 from ..memory.blocks import Block, chain
-from ..memory.bonds import NO_BONDS, Bonds, of_all_but_layers
+from ..memory.colocation import NO_BONDS, Bonds, of_all_but_layers
 from ..memory.cost import is_estimate
 from ..memory.fingerprint import fingerprint
 from ..memory.profile import ParameterBytes, Profile, profile
 from ..memory.ties import parameter_count, tied_groups
 from ..memory.workload import Workload
 from ..units import format_size
-from . import careful, compared_heads, evaluated, map_check, proving
+from . import careful, compared_heads, evaluated, map_check, verification
 from .balance import DoesNotFit, balance
-from .map_file import DeviceMap, UserMap
 from .plan import CostedModel, Plan, evaluate
 from .recompute import least_recomputation, recomputable
 
@@ -238,14 +238,14 @@ class Tried:
 
 def as_tried(request: Request, costed: CostedModel, device_map: DeviceMap, recomputed: frozenset[str] | None) -> Tried:
     """Return the plan of `device_map` with what a trial of it shows beyond the prediction."""
-    found = proving.trial(request, costed, device_map, recomputed)
+    found = verification.trial(request, costed, device_map, recomputed)
     # An estimate says already that this model does not run on shapes.
     is_news = found.failure and not is_estimate(costed.source)
     notes = [f"the map was not tried out on shapes: {found.failure}"] if is_news else []
-    for surprise in proving.surprises(found, costed, device_map, request.devices):
+    for surprise in verification.surprises(found, costed, device_map, request.devices):
         notes.append(f"{surprise}")
         if surprise.seen > surprise.predicted:
-            costed = proving.corrected(found, costed, device_map, request.devices[0], surprise)
+            costed = verification.corrected(found, costed, device_map, request.devices[0], surprise)
             notes[-1] += "; the figures here count with that"
     plan = replace(evaluate("balanced", costed, device_map, request.devices, notes), recomputed=recomputed)
     return Tried(plan, costed, found.met)

@@ -109,7 +109,7 @@ def _in_precision(request: Request, dtype: str, autocast: bool) -> Request | Non
     """Return the request for the model in `dtype`; None for a model that cannot be copied."""
     import torch
 
-    from ..memory.tracing.copy import CannotTrace
+    from ..memory.tracing.model_copy import CannotTrace
 
     try:
         model = in_dtype(request.model, getattr(torch, dtype))

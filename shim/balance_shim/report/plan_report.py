@@ -4,10 +4,9 @@ import json
 import os
 from collections.abc import Collection
 
-from .. import log
+from .. import log, map_file
+from ..map_file import DeviceMap
 from ..memory.cost import TERMS
-from ..placement import map_file
-from ..placement.map_file import DeviceMap
 from ..placement.plan import Plan
 from ..units import MIB, format_alike, format_size, gib
 from .table import table

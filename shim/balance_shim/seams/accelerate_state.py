@@ -8,10 +8,10 @@ from collections.abc import Callable
 from typing import Any
 
 from .. import devices
+from ..patching import registry
+from ..patching.guard import SeamMoved
 from ..versions import version_text
 from ..zero import session
-from . import registry
-from .guard import SeamMoved
 
 
 def apply(module: Any) -> None:

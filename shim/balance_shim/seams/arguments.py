@@ -5,12 +5,13 @@ from typing import Any
 
 from .. import devices, state
 from ..errors import BalanceError
+from ..patching import registry
+from ..patching.guard import SeamMoved, attempt, insist
+from ..placement import placed_models
 from ..training import checkpointing, micro_batch, precision
 from ..versions import version_text
 from ..zero import arguments as zero_arguments
 from ..zero import relaunch, session
-from . import known, registry
-from .guard import SeamMoved, attempt, insist
 
 
 def apply(module: Any) -> None:
@@ -43,7 +44,7 @@ def _around_post_init(original: Callable[..., Any]) -> Callable[..., Any]:
         result = original(self, *args, **kwargs)
         if session.is_wanted():
             insist("taking over the DeepSpeed config", zero_arguments.take_over, self)
-        attempt("recording the TrainingArguments", known.remember_arguments, self)
+        attempt("recording the TrainingArguments", placed_models.remember_arguments, self)
         return result
 
     return __post_init__

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from . import registry
+from ..patching import registry
 
 DEEPSPEEDS_LINEAR = "deepspeed.runtime.zero.linear"  # whose class is called in place of torch.nn.functional.linear
 

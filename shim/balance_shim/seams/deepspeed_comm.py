@@ -7,8 +7,8 @@ from collections.abc import Callable
 from typing import Any
 
 from .. import devices
+from ..patching import registry
 from ..zero import session
-from . import registry
 
 
 def apply(module: Any) -> None:

@@ -3,10 +3,10 @@
 from collections.abc import Callable
 from typing import Any
 
+from ..patching import registry
+from ..patching.guard import SeamMoved, insist
 from ..versions import version_text
 from ..zero import gathering, session
-from . import registry
-from .guard import SeamMoved, insist
 
 
 def apply(module: Any) -> None:

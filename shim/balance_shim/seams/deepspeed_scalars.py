@@ -7,10 +7,10 @@ without dimensions. With one dimension it can be sent; `ds_shape`, taken before,
 from collections.abc import Callable
 from typing import Any
 
+from ..patching import registry
+from ..patching.guard import SeamMoved
 from ..versions import version_text
 from ..zero import session
-from . import registry
-from .guard import SeamMoved
 
 
 def apply(module: Any) -> None:

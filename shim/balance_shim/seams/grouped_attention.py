@@ -4,8 +4,9 @@ from collections.abc import Callable
 from typing import Any
 
 from .. import log
+from ..patching import registry
+from ..placement import placed_models
 from ..virtual import grouped_attention
-from . import known, registry
 
 
 def apply(module: Any) -> None:
@@ -19,7 +20,7 @@ def _around(original: Callable[..., bool]) -> Callable[..., bool]:
 
 
 def _is_of_a_placed_model(_: Any) -> bool:
-    return bool(known.placed_models())
+    return bool(placed_models.placed_models())
 
 
 def _log(key: Any) -> None:

@@ -14,25 +14,25 @@ from threading import local
 from typing import Any, NamedTuple
 
 from .. import cache, devices, log, state
-from ..memory.bonds import NO_BONDS
+from ..map_file import DeviceMap
+from ..memory.colocation import NO_BONDS
 from ..memory.workload import assume, longest_row
-from ..placement import colocations, planner
+from ..patching import registry
+from ..patching.guard import SeamMoved, attempt, insist
+from ..placement import colocations, placed_models, planner
 from ..placement.compared_heads import device_of_compared_head
 from ..placement.fused_head import bonds_for as bonds_for_fused_head
-from ..placement.map_file import DeviceMap
 from ..placement.plan import Plan, collapse
 from ..placement.remedies import saved_by_chunks, saved_by_precision, what_would_fit
 from ..report import plan_report
 from ..training import outputs, precision
+from ..upstream.loading_dtype import config_of, dtype_of
+from ..upstream.loss_device import computes_loss_on_first_device
+from ..upstream.weight_sizes import ParameterBytes, for_dtypes, for_request
 from ..versions import version_of, version_text
 from ..zero import loading as zero_loading
 from ..zero import saving, session
-from . import known, registry
-from .guard import SeamMoved, attempt, insist
-from .loading_dtype import config_of, dtype_of
-from .loss_device import computes_loss_on_first_device
 from .model_device import around_device
-from .weight_sizes import ParameterBytes, for_dtypes, for_request
 
 # 4.50 to 4.53 turn device_map="auto" into tensor parallelism when WORLD_SIZE is set, even to 1, before any map is made.
 TENSOR_PARALLEL_TRAP = ((4, 50), (4, 54))
@@ -110,7 +110,7 @@ def _around_from_pretrained(original: Callable[..., Any]) -> Callable[..., Any]:
             _loads.stack.pop()
         model = loaded[0] if isinstance(loaded, tuple) else loaded  # a tuple with output_loading_info=True
         if mapped:
-            known.remember_map(model)
+            placed_models.remember_map(model)
         attempt("watching the outputs", outputs.arm, model, instead="they come back as the library has it")
         return loaded
 
@@ -234,22 +234,24 @@ def _intercepted(device_map: Any) -> bool:
 
 def _place(load: _Load) -> DeviceMap | None:
     settings = state.settings()
-    if known.placed_models():
+    if placed_models.placed_models():
         gc.collect()  # hooks make cycles, so a model that nobody uses any more (the fold before) may still be there
-    usable = devices.inventory(settings, load.max_memory, leaving=known.bytes_leaving())
+    usable = devices.inventory(settings, load.max_memory, leaving=placed_models.bytes_leaving())
     mode = _chosen_mode(settings)
     if mode == "balanced" and len(usable) < 2:
         there = f"{len(usable)} device" if usable else "no device"
         log.once("info", f"{there} to use: nothing to balance, the library places the model")
         return None
-    workload = assume(settings, known.arguments(), longest_row(load.model.config))
+    workload = assume(settings, placed_models.arguments(), longest_row(load.model.config))
     folder = cache.folder_of(settings.cache)
     colocated = colocations.recall(load.model, folder)
     if mode == "balanced" and colocated.library_map:
         log.info("an earlier training ran under no map but the library's own, which applies")
         return None
     what, instead = "looking for a fused head", "norm and head may be on two devices"
-    fused = attempt(what, bonds_for_fused_head, load.model, known.arguments(), default=NO_BONDS, instead=instead)
+    fused = attempt(
+        what, bonds_for_fused_head, load.model, placed_models.arguments(), default=NO_BONDS, instead=instead
+    )
     request = planner.Request(
         load.model,
         workload,
@@ -262,7 +264,7 @@ def _place(load: _Load) -> DeviceMap | None:
         may_halve=precision.could_halve(),
         cache=folder,
         bonds=colocated.bonds.and_those(fused) if mode == "balanced" else NO_BONDS,
-        head_device=device_of_compared_head(load.model, known.compared_models()),
+        head_device=device_of_compared_head(load.model, placed_models.compared_models()),
     )
     plan: Plan | None
     if mode == "map":
@@ -281,11 +283,11 @@ def _place(load: _Load) -> DeviceMap | None:
             plan = replace(plan, notes=(*plan.notes, line))
             if mode == "map":  # whose notes are not among what is shown
                 log.info(line)
-    number = known.next_number()
+    number = placed_models.next_number()
     files = attempt("reporting the plan", plan_report.show, plan, settings.report, None, number, instead=instead)
-    known.remember_placed(load.model, known.Placed(plan, files, load.max_memory, number))
+    placed_models.remember_placed(load.model, placed_models.Placed(plan, files, load.max_memory, number))
     if _loads.stack and not _loads.stack[-1].mapped:
-        known.remember_no_map(load.model)
+        placed_models.remember_no_map(load.model)
     if mode == "balanced" and plan.shortfall and not workload.guessed:
         log.warning(plan_report.shortfall_line(plan, what_would_fit(plan, request)))
     return collapse(plan.device_map)
@@ -315,7 +317,7 @@ def _precision_line(plan: Plan, request: planner.Request) -> str:
     if scripts is None or request.parameter_bytes is not None or plan.recomputed is not None:
         return ""
     dtype = str(scripts).removeprefix("torch.")
-    autocast = precision.autocast_of_script(known.arguments())
+    autocast = precision.autocast_of_script(placed_models.arguments())
     return plan_report.precision_line(
         str(state.settings().precision), dtype, saved_by_precision(plan, request, dtype, autocast)
     )

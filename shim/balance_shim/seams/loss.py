@@ -7,9 +7,9 @@ to the first device, so it has to be moved here, beside the division.
 from collections.abc import Callable
 from typing import Any
 
+from ..patching import registry
+from ..patching.guard import SeamMoved
 from ..versions import version_of, version_text
-from . import registry
-from .guard import SeamMoved
 
 DIVIDES_AS_IT_IS = ((4, 50), (4, 53))
 

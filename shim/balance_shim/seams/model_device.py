@@ -3,8 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from ..placement import align_hooks
-from . import known
+from ..placement import align_hooks, placed_models
 
 
 def around_device(original: Callable[..., Any]) -> Callable[..., Any]:
@@ -16,7 +15,7 @@ def around_device(original: Callable[..., Any]) -> Callable[..., Any]:
 
     def device(self: Any) -> Any:
         found = original(self)
-        home = known.home_of(self)
+        home = placed_models.home_of(self)
         # Without accelerate's hooks it is an ordinary model, and may have been moved as one; so it has on the host.
         if home is None or found.index in (None, home) or not align_hooks.hooks_of(self):
             return found

@@ -3,10 +3,10 @@
 from collections.abc import Callable
 from typing import Any
 
+from ..patching import registry
+from ..patching.guard import SeamMoved
 from ..versions import version_text
 from ..zero import saving, session
-from . import registry
-from .guard import SeamMoved
 
 _NAME = "_unload_and_optionally_merge"
 

@@ -8,8 +8,8 @@ from collections.abc import Callable
 from typing import Any
 
 from .. import devices
+from ..patching import registry
 from ..zero import session
-from . import registry
 
 _NAME = "_collect_token_weights"
 

@@ -7,11 +7,14 @@ from typing import Any
 from weakref import ref
 
 from .. import devices, log, state
-from ..monitoring import watching
+from ..monitoring import trainer_callback
 from ..monitoring.out_of_memory import is_out_of_memory
+from ..patching import registry
+from ..patching.guard import SeamMoved, attempt, insist
+from ..placement import placed_models
 from ..placement.plan import Plan
-from ..randomness import undisturbed
 from ..report import plan_report
+from ..rng import undisturbed
 from ..training import (
     batch_check,
     changed_modules,
@@ -27,12 +30,10 @@ from ..training import (
 )
 from ..training.actual_workload import innermost
 from ..training.chunked_loss import step_context
-from ..training.second_pass import second_pass
+from ..training.replan import second_pass
+from ..upstream.loss_device import computes_loss_on_first_device
 from ..versions import version_of, version_text
-from ..zero import calls, engine, matrix_optimizers, meeting, resume, saving, session, several
-from . import known, registry
-from .guard import SeamMoved, attempt, insist
-from .loss_device import computes_loss_on_first_device
+from ..zero import calls, engine, matrix_optimizers, meeting, multiple_trainers, resume, saving, session
 
 # The versions that count the label tokens of a step, and those that do it in a method of its own.
 COUNTS_ITEMS_SINCE = (4, 46)
@@ -73,7 +74,7 @@ def _around_train(original: Callable[..., Any]) -> Callable[..., Any]:
     def train(self: Any, *args: Any, **kwargs: Any) -> Any:
         # Not when the trainer is made: trainers derived from this one load their other models after that.
         if session.is_wanted():
-            insist("training beside another trainer", several.take_over, self)
+            insist("training beside another trainer", multiple_trainers.take_over, self)
             insist("preparing the training with ZeRO-3", engine.prepare, self)
         if session.is_wanted() or self.model_init is None or not hasattr(self, "_inner_training_loop"):
             _begin(self)
@@ -122,7 +123,7 @@ def _begin(trainer: Any) -> None:
 
 
 def _end(trainer: Any) -> None:
-    attempt("watching memory", watching.end, trainer, instead="its last lines are missing")
+    attempt("watching memory", trainer_callback.end, trainer, instead="its last lines are missing")
     attempt("re-balancing", rebalance.end, trainer, instead="its callback stays")
     attempt("activation checkpointing", checkpointing.end, trainer, instead="its callback stays")
     batch_check.end(trainer)
@@ -156,7 +157,7 @@ def _around_call_model_init(original: Callable[..., Any]) -> Callable[..., Any]:
     def call_model_init(self: Any, *args: Any, **kwargs: Any) -> Any:
         before = getattr(self, "model", None)
         leaving = attempt("counting the model that leaves", replaced_model.leaving, self, before, default={})
-        with known.leaving(leaving, before if hasattr(before, "modules") else None):
+        with placed_models.leaving(leaving, before if hasattr(before, "modules") else None):
             model = original(self, *args, **kwargs)
         if not session.is_wanted():
             what, instead = "keeping the map of a model inside", "the Trainer decides where it goes"
@@ -174,9 +175,9 @@ def _around_create_accelerator(original: Callable[..., Any]) -> Callable[..., An
     def create_accelerator_and_postprocess(self: Any, *args: Any, **kwargs: Any) -> Any:
         if not session.is_wanted():
             return original(self, *args, **kwargs)
-        insist("making room for another trainer", several.make_room, self)
+        insist("making room for another trainer", multiple_trainers.make_room, self)
         result = original(self, *args, **kwargs)
-        insist("remembering the state of accelerate", several.remember, self)
+        insist("remembering the state of accelerate", multiple_trainers.remember, self)
         return result
 
     return create_accelerator_and_postprocess
@@ -185,7 +186,7 @@ def _around_create_accelerator(original: Callable[..., Any]) -> Callable[..., An
 def _around_evaluation_loop(original: Callable[..., Any]) -> Callable[..., Any]:
     def evaluation_loop(self: Any, *args: Any, **kwargs: Any) -> Any:
         if session.is_wanted():
-            insist("evaluating beside another trainer", several.take_over, self)
+            insist("evaluating beside another trainer", multiple_trainers.take_over, self)
             meeting.meet("an evaluation or prediction")
             with calls.together():
                 return original(self, *args, **kwargs)
@@ -264,7 +265,7 @@ def _around_batch_samples(original: Callable[..., Any]) -> Callable[..., Any]:
 
 def _around_step(original: Callable[..., Any]) -> Callable[..., Any]:
     def training_step(self: Any, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
-        watching.saw_batch(self, inputs)
+        trainer_callback.saw_batch(self, inputs)
         rebalance.saw_batch(self, inputs)
         if session.is_wanted():
             with engine.watched(self, inputs), calls.together():
@@ -291,7 +292,7 @@ def _around_step(original: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _loss_context(trainer: Any, model: Any, inputs: Any) -> AbstractContextManager[None]:
-    return step_context(trainer, known.placed(trainer.model) is not None, model, inputs)
+    return step_context(trainer, placed_models.placed(trainer.model) is not None, model, inputs)
 
 
 def _returned(trainer: Any, loss: Any) -> Any:
@@ -319,7 +320,7 @@ def _placeless(trainer: Any, count: Any) -> Any:
 
 def _prepare(trainer: Any) -> None:
     """Bring the placement of the trainer's model in line with what the trainer really does."""
-    placed = known.placed(trainer.model)
+    placed = placed_models.placed(trainer.model)
     if placed is None:
         _say_unused(trainer)
         return
@@ -336,16 +337,16 @@ def _prepare(trainer: Any) -> None:
 
 def _replanned(trainer: Any, plan: Plan) -> None:
     """Remember the plan that is in force now, show it if its map is new, and tell those who work by it."""
-    placed = known.placed(trainer.model)
+    placed = placed_models.placed(trainer.model)
     assert placed is not None, "only placed models are planned again"
     model, before = placed
-    known.remember_placed(model, before._replace(plan=plan))
+    placed_models.remember_placed(model, before._replace(plan=plan))
     report = state.settings().report
     if plan.device_map != before.plan.device_map:
         plan_report.show(plan, report, before.files, before.number)
     elif before.files is not None:
         plan_report.write(plan, report, before.files)
-    watching.replanned(trainer, plan)
+    trainer_callback.replanned(trainer, plan)
     rebalance.replanned(trainer, plan)
 
 
@@ -355,7 +356,7 @@ def _repaired(trainer: Any, plan: Plan) -> None:
 
 
 def _checkpoint(trainer: Any) -> None:
-    placed = known.placed(trainer.model)
+    placed = placed_models.placed(trainer.model)
     if placed is None:
         checkpointing.arrange(trainer, innermost(trainer.model), None)
     else:
@@ -363,18 +364,18 @@ def _checkpoint(trainer: Any) -> None:
 
 
 def _watch(trainer: Any) -> None:
-    placed = known.placed(trainer.model)
-    watching.begin(trainer, None if placed is None else placed[1].plan)
+    placed = placed_models.placed(trainer.model)
+    trainer_callback.begin(trainer, None if placed is None else placed[1].plan)
 
 
 def _rebalance(trainer: Any) -> None:
-    placed = known.placed(trainer.model)
+    placed = placed_models.placed(trainer.model)
     if placed is None or session.is_wanted():
         return
     model, (plan, *_) = placed
 
     def moved(better: Plan) -> None:
-        known.remember_placed(model, placed[1]._replace(plan=better))
+        placed_models.remember_placed(model, placed[1]._replace(plan=better))
         plan_report.show(better, state.settings().report, placed[1].files, placed[1].number)
         batch_check.replanned(trainer, better)
 
@@ -385,18 +386,18 @@ def _explain(trainer: Any, failure: BaseException) -> None:
     if session.is_wanted():  # no map could help
         engine.explain_out_of_memory(trainer)
         return
-    from ..monitoring import explanation  # only where it is needed
+    from ..training import explain_oom  # only where it is needed
 
-    placed = known.placed(trainer.model)
+    placed = placed_models.placed(trainer.model)
     plan = None if placed is None else placed[1].plan
     model = trainer.model if placed is None else placed[0]
-    explanation.explain(trainer, model, plan, failure, computes_loss_on_first_device(model))
+    explain_oom.explain(trainer, model, plan, failure, computes_loss_on_first_device(model))
 
 
 def _say_unused(trainer: Any) -> None:
     """Tell a user who armed the shim, on a machine with several devices, that this model was not placed by it."""
     alone = trainer.args.world_size == 1  # each process of several has its own device, and that is as it should be
-    if alone and devices.count() > 1 and not known.has_map(trainer.model):
+    if alone and devices.count() > 1 and not placed_models.has_map(trainer.model):
         log.once(
             "info",
             "the model was loaded without a device_map, so it was not balanced; device_map='auto' in the script or "

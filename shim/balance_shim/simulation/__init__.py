@@ -12,13 +12,11 @@ import os
 import sys
 from typing import TYPE_CHECKING
 
-from balance_shim.errors import SimulationError
-
-from .spec import SimulationSpec, parse_spec
+from ..device_spec import SimulationSpec, parse_spec
+from ..errors import SimulationError
 
 if TYPE_CHECKING:
-    from balance_shim.virtual.ledger import DeviceUsage
-
+    from ..virtual.ledger import DeviceUsage
     from .installation import Installation
 
 __all__ = [

@@ -5,8 +5,7 @@ For a backend written in Python torch brings the switch but no rules. These foll
 
 import torch
 
-from balance_shim.device_rules.autocast import LOWER, SINGLE, SINGLE_BY_ARGUMENT, WIDEST
-
+from ..device_rules.autocast import LOWER, SINGLE, SINGLE_BY_ARGUMENT, WIDEST
 from .tensor import BACKEND, SimulatedTensor
 
 _KEY = torch._C.DispatchKeySet(torch._C._dispatch_key_parse("AutocastPrivateUse1"))

@@ -7,11 +7,10 @@ from collections import OrderedDict
 
 import torch
 
-from balance_shim.units import format_size
-from balance_shim.virtual.machine import Machine
-
+from ..device_spec import SimulationSpec
+from ..units import format_size
+from ..virtual.machine import Machine
 from . import generators
-from .spec import SimulationSpec
 from .tensor import BACKEND
 
 

@@ -19,8 +19,7 @@ from typing import Any
 
 import torch
 
-from balance_shim.virtual.machine import Machine
-
+from ..virtual.machine import Machine
 from .tensor import BACKEND
 
 _PlainDevice = torch.device  # torch's own class, also once `torch.device` is replaced

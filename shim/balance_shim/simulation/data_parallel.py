@@ -14,10 +14,9 @@ from typing import Any
 
 import torch
 
-from balance_shim import log
-from balance_shim.seams import known
-from balance_shim.virtual.machine import Machine
-
+from .. import log
+from ..placement import placed_models
+from ..virtual.machine import Machine
 from .cuda_names import translated
 from .tensor import BACKEND
 
@@ -100,7 +99,7 @@ def train_one_copy(module: ModuleType) -> None:
     @functools.wraps(original)
     def __init__(self, model=None, args=None, *more, **kwargs):
         # Those that the shim placed it takes care of.
-        placed = hasattr(model, "modules") and known.placed(model) is not None
+        placed = hasattr(model, "modules") and placed_models.placed(model) is not None
         if args is not None and not placed and args.n_gpu > 1:
             copies, args._n_gpu = args.n_gpu, 1
             if len(set((getattr(model, "hf_device_map", None) or {}).values())) < 2:

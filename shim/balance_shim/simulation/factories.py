@@ -4,10 +4,9 @@ import math
 
 import torch
 
-from balance_shim.virtual import shapes
-from balance_shim.virtual.machine import Machine
-from balance_shim.virtual.tensor import wrap
-
+from ..virtual import shapes
+from ..virtual.machine import Machine
+from ..virtual.tensor import wrap
 from .tensor import SimulatedTensor
 
 aten = torch.ops.aten

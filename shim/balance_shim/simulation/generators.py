@@ -13,8 +13,7 @@ from typing import Any
 
 import torch
 
-from balance_shim.virtual.machine import Machine
-
+from ..virtual.machine import Machine
 from .tensor import BACKEND
 
 _Plain = torch._C.Generator  # torch's own class, also once `torch.Generator` is replaced

@@ -7,11 +7,10 @@ from types import ModuleType
 
 import torch
 
-from balance_shim.errors import SimulationError
-from balance_shim.seams import hooks
-
+from ..device_spec import SimulationSpec
+from ..errors import SimulationError
+from ..patching import import_hooks
 from . import data_parallel, hiding
-from .spec import SimulationSpec
 
 
 class Installation:
@@ -28,13 +27,12 @@ class Installation:
             self._install(spec)
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # DeepSpeed would look for internals of a real torch_npu
         _forget_answers()
-        hooks.watch("transformers.training_args", data_parallel.count_devices_as_on_cuda)
-        hooks.watch("transformers.trainer", data_parallel.train_one_copy)
+        import_hooks.watch("transformers.training_args", data_parallel.count_devices_as_on_cuda)
+        import_hooks.watch("transformers.trainer", data_parallel.train_one_copy)
 
     def _install(self, spec: SimulationSpec) -> None:
-        from balance_shim.virtual import attention, dispatch
-        from balance_shim.virtual.machine import Machine
-
+        from ..virtual import attention, dispatch
+        from ..virtual.machine import Machine
         from . import autocast, backend, engine, factories, generators, patches, stand_in
         from .tensor import BACKEND, SimulatedTensor
 

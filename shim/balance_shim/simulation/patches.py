@@ -7,9 +7,8 @@ import importlib
 import torch
 from torch.jit import _builtins
 
-from balance_shim.virtual.machine import Machine
-from balance_shim.virtual.tensor import _plain_data, set_data
-
+from ..virtual.machine import Machine
+from ..virtual.tensor import _plain_data, set_data
 from . import cuda_names, data_parallel, engine
 from .autocast import _CastWeights
 from .generators import Generator

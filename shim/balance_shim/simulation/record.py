@@ -3,8 +3,8 @@
 import json
 import os
 
-from balance_shim import simulation
-from balance_shim.seams.guard import attempt
+from .. import simulation
+from ..patching.guard import attempt
 
 FILE = "simulation.json"
 

@@ -2,9 +2,9 @@
 
 import sys
 
-from balance_shim.report.table import table
-from balance_shim.units import format_size
-from balance_shim.virtual.ledger import DeviceUsage
+from ..report.table import table
+from ..units import format_size
+from ..virtual.ledger import DeviceUsage
 
 
 def summary(usage: "tuple[DeviceUsage, ...]") -> str:

@@ -1,6 +1,6 @@
 """The tensors of a simulated machine."""
 
-from balance_shim.virtual.tensor import VirtualTensor
+from ..virtual.tensor import VirtualTensor
 
 # Trainers support the name "npu" natively, with integer device ids; a name of our own would mean patching all of them.
 BACKEND = "npu"

@@ -9,7 +9,7 @@ from .. import state
 from ..memory import sequence_length
 from ..memory.recomputation import is_supported
 from ..memory.workload import Workload, from_arguments
-from ..seams import known
+from ..placement import placed_models
 from . import chunked_loss
 from .longest_batch import longest_batch
 
@@ -64,7 +64,7 @@ def trained_ahead(model: Any) -> dict[str, Any]:
         tokens = int(getattr(config, "num_virtual_tokens", None) or 0)
         kind = str(getattr(config.peft_type, "value", config.peft_type))
         return {"prefix_tokens" if kind in KEYS_AND_VALUES else "prompt_tokens": tokens}
-    placed = known.placed(model)
+    placed = placed_models.placed(model)
     if placed is None or placed[0] is model:
         return {}
     inside = {id(each) for each in placed[0].parameters()}

@@ -12,19 +12,19 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 from .. import log, state
+from ..patching.guard import attempt
 from ..placement import planner
 from ..placement.balance import DoesNotFit
-from ..placement.measured import scaled
+from ..placement.calibration import scaled
 from ..placement.plan import CostedModel, Plan, evaluate
 from ..placement.remedies import what_would_fit
-from ..randomness import undisturbed
 from ..report import plan_report
-from ..seams.guard import attempt
+from ..rng import undisturbed
 from ..units import format_size
 from . import checkpointing, micro_batch
 from .actual_workload import actual_workload
 from .batch_shapes import BatchShapes, on_host, shapes_of, with_length
-from .second_pass import (
+from .replan import (
     Outcome,
     costs_in_force,
     evaluating,

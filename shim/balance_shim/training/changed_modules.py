@@ -11,9 +11,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from .. import devices, log
+from ..map_file import DeviceMap
 from ..memory.blocks import Block, chain, holder_of
 from ..placement import align_hooks
-from ..placement.map_file import DeviceMap
 from ..placement.move import LostModelError, MoveError
 from ..placement.plan import Plan, device_of
 from ..units import counted

@@ -8,8 +8,8 @@ from typing import Any
 
 from .. import log, state
 from ..memory.recomputation import is_supported, layers_of, recompute_only
+from ..patching.guard import attempt
 from ..placement.plan import Plan
-from ..seams.guard import attempt
 from .checkpoint_inputs import send_inputs_first
 
 

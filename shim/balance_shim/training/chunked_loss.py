@@ -6,7 +6,7 @@ from typing import Any
 
 from .. import log, state
 from ..logits.head import FULL, deferring
-from ..seams.guard import attempt
+from ..patching.guard import attempt
 
 
 def wanted(trainer: Any, placed: bool) -> bool:

@@ -8,7 +8,7 @@ from inspect import signature
 from typing import Any
 
 from .. import log
-from ..seams import known
+from ..placement import placed_models
 
 
 def prevent(init: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -21,12 +21,12 @@ def prevent(init: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     """
     given = signature(init).bind_partial(*args, **kwargs).arguments
     model, arguments = given.get("model"), given.get("args")
-    placed = known.placed(model) if model is not None and hasattr(model, "modules") else None
+    placed = placed_models.placed(model) if model is not None and hasattr(model, "modules") else None
     if placed is None or arguments is None or arguments.world_size > 1:
         return
     copies = arguments.n_gpu
     if copies > 1:
-        if known.had_no_map(placed[0]):
+        if placed_models.had_no_map(placed[0]):
             _say_other_batch(arguments, copies)
         arguments._n_gpu = 1
 

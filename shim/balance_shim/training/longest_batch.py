@@ -11,7 +11,7 @@ from itertools import islice
 from typing import Any
 
 from .. import log
-from ..randomness import undisturbed
+from ..rng import undisturbed
 
 ROWS_READ = 256  # of plain lists; enough to see the longest rows of most data sets, and read in milliseconds
 COLUMN_READ = 20_000  # of data sets that hold columns

@@ -10,7 +10,7 @@ from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
 from .. import devices, state
-from ..seams.guard import attempt
+from ..patching.guard import attempt
 
 _MARK = "_balance_shim_returns_outputs"  # attribute of a module that has the hook; copies of it have both
 MOST_LEVELS = 6  # of containers in containers that are looked through

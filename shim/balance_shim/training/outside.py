@@ -10,11 +10,10 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 from .. import copies, log
-from ..memory.bonds import NO_BONDS, Bonds
-from ..placement import fused_head
-from ..placement.map_file import DeviceMap
+from ..map_file import DeviceMap
+from ..memory.colocation import NO_BONDS, Bonds
+from ..placement import fused_head, placed_models
 from ..placement.move import Moved, MoveError, move
-from ..seams import known
 from ..units import counted
 
 if TYPE_CHECKING:
@@ -109,10 +108,10 @@ def _modules(trainer: Any, model: "nn.Module") -> "list[nn.Module]":
     from torch import nn
 
     passed = {id(each) for each in _prompts(trainer.model)}
-    passed |= {id(each) for one in known.compared_models() for each in one.modules()}
+    passed |= {id(each) for one in placed_models.compared_models() for each in one.modules()}
     found: list[nn.Module] = []
     for outer in (trainer.model, *(each for each in vars(trainer).values() if isinstance(each, nn.Module))):
-        if outer is trainer.model or not known.has_map(outer):
+        if outer is trainer.model or not placed_models.has_map(outer):
             found += [each for each in outer.modules() if id(each) not in passed]
             passed |= {id(each) for each in found}
     return found

@@ -12,17 +12,17 @@ from .. import devices, log, state
 from ..devices import Device
 from ..monitoring.batch import BatchSize, size_of
 from ..monitoring.readings import Meter
+from ..patching.guard import attempt
 from ..placement import planner
-from ..placement.measured import corrected
+from ..placement.calibration import corrected
 from ..placement.move import MoveError
 from ..placement.plan import CostedModel, Plan, evaluate
 from ..report import plan_report
-from ..seams.guard import attempt
 from ..units import counted, format_alike, format_size
-from . import beside, chunked_loss, outside
+from . import chunked_loss, outside, weight_copies
 from .actual_workload import actual_workload
 from .held import held_by, state_bytes
-from .second_pass import WORTH_MOVING, costs_in_force, request_for, worth_moving
+from .replan import WORTH_MOVING, costs_in_force, request_for, worth_moving
 
 STEPS_BEFORE = 1  # that are not measured
 STEPS_MEASURED = 2  # before each decision, at least
@@ -185,7 +185,7 @@ class Rebalancer:
         if better is None or not worth_moving(now, better) or len(set(better.device_map.values())) == 1:
             self._say(f"measured peaks differ from the plan ({fullest}), but no other map is better by a useful margin")
             return False
-        reason = beside.reason_to_stay(self._trainer)
+        reason = weight_copies.reason_to_stay(self._trainer)
         if reason:
             self._say(f"measured peaks differ from the plan ({fullest}), but {reason}")
             return False

@@ -12,21 +12,20 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
-from .. import cache, devices, log, randomness, state
+from .. import cache, devices, log, rng, state
+from ..map_file import DeviceMap
 from ..memory.blocks import Block
-from ..memory.bonds import Bonds, of_all_but_layers
-from ..placement import colocations, compared_heads, planner, proving
+from ..memory.colocation import Bonds, of_all_but_layers
+from ..patching.guard import attempt
+from ..placement import colocations, compared_heads, placed_models, planner, verification
 from ..placement.balance import DoesNotFit
 from ..placement.library_map import library_map
-from ..placement.map_file import DeviceMap
 from ..placement.move import LostModelError, MoveError
 from ..placement.plan import CostedModel, Plan, device_of, evaluate
-from ..seams import known
-from ..seams.guard import attempt
-from . import beside, crossing, outside
+from . import crossing, outside, weight_copies
 from .actual_workload import actual_workload
 from .batch_shapes import on_host
-from .second_pass import costs_in_force, request_for, usable_now
+from .replan import costs_in_force, request_for, usable_now
 
 MOST_REPAIRS = 6  # in one training
 
@@ -143,7 +142,7 @@ def _evaluated(
 
 def _may_repair(trainer: Any) -> bool:
     """Whether the model of `trainer` was placed on several devices, and by this process alone."""
-    placed = known.placed(trainer.model)
+    placed = placed_models.placed(trainer.model)
     return placed is not None and trainer.args.world_size == 1 and len(set(placed[1].plan.device_map.values())) > 1
 
 
@@ -191,14 +190,14 @@ def _again(case: _Case, batch: _MicroBatch) -> Any:
 
 def _change_map(case: _Case, failure: Exception) -> bool:
     """Put a map in force under which what met in `failure` is together; return whether there is one."""
-    placed = known.placed(case.trainer.model)
+    placed = placed_models.placed(case.trainer.model)
     kind = devices.accelerator_type()
     assert placed is not None and kind is not None, "looked at before the step"
     model, (plan, _, max_memory, _) = placed
     usable = usable_now(case.trainer, model, plan, max_memory)
     workload, batch = actual_workload(case.trainer, plan.workload)
     request = request_for(case.trainer, model, workload, batch, usable, case.loss_on_first(model))
-    with randomness.undisturbed():
+    with rng.undisturbed():
         costed = costs_in_force(request, plan.recomputed)
         names = [block.name for block in costed.blocks]
         seen = crossing.crossing_of(failure, model, names, kind, usable[0].index)
@@ -210,7 +209,7 @@ def _change_map(case: _Case, failure: Exception) -> bool:
             return False
         case.step.repairs += 1
         _undo(case, failure)
-        reason = beside.reason_to_stay(case.trainer)
+        reason = weight_copies.reason_to_stay(case.trainer)
         if reason:
             log.warning(f"{met} met on different devices, but {reason}; the map stays")
             return False
@@ -311,7 +310,7 @@ def _met_in_dry_run(
     exact = replace(request, workload=workload, batch=batch)
     places = {block.name: device_of(block.name, plan.device_map) for block in costed.blocks}
     tried = attempt(
-        "the dry run of the batch that failed", proving.trial, exact, costed, places, plan.recomputed,
+        "the dry run of the batch that failed", verification.trial, exact, costed, places, plan.recomputed,
         instead="the traceback tells what met",
     )  # fmt: skip
     return () if tried is None else tuple(tried.met)
@@ -357,13 +356,13 @@ def _random_state() -> tuple[Any, ...]:
 
     module: Any = torch.get_device_module(devices.accelerator_type())
     on_devices = module.get_rng_state_all() if hasattr(module, "get_rng_state_all") else None
-    return randomness.host_states(), on_devices
+    return rng.host_states(), on_devices
 
 
 def _restore(states: tuple[Any, ...]) -> None:
     import torch
 
     on_host, on_devices = states
-    randomness.restore(on_host)
+    rng.restore(on_host)
     if on_devices is not None:
         torch.get_device_module(devices.accelerator_type()).set_rng_state_all(on_devices)

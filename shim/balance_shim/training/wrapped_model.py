@@ -8,7 +8,7 @@ from inspect import signature
 from typing import Any
 
 from .. import log
-from ..seams import known
+from ..placement import placed_models
 
 
 def keep_map(model: Any, arguments: Any) -> None:
@@ -20,7 +20,7 @@ def keep_map(model: Any, arguments: Any) -> None:
     """
     if not hasattr(model, "modules") or getattr(model, "hf_device_map", None) is not None:
         return
-    placed = known.placed(model)
+    placed = placed_models.placed(model)
     if placed is None or arguments is None or arguments.world_size > 1:
         return
     inner = placed[0]

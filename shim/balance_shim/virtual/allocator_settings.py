@@ -8,7 +8,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from balance_shim.units import GIB, KIB, MIB
+from ..units import GIB, KIB, MIB
 
 VARIABLES = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")  # the first one wins; torch before 2.9 knows the second
 UNCACHED = "PYTORCH_NO_CUDA_MEMORY_CACHING"  # set to anything: every tensor is allocated by the driver alone

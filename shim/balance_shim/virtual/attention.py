@@ -12,8 +12,7 @@ from typing import Any
 
 import torch
 
-from balance_shim.device_rules.attention import AttentionCall, decided
-
+from ..device_rules.attention import AttentionCall, decided
 from .dispatch import mismatch
 from .machine import Machine
 from .math_attention import math_attention

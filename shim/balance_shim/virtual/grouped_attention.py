@@ -13,9 +13,8 @@ from typing import Any
 
 import torch
 
-from balance_shim.device_rules.attention import AttentionCall, decided
-from balance_shim.device_rules.kinds import INSISTS_ON_GROUPS, Architecture
-
+from ..device_rules.attention import AttentionCall, decided
+from ..device_rules.kinds import INSISTS_ON_GROUPS, Architecture
 from .tensor import VirtualTensor
 
 MODULE, NAME = "transformers.integrations.sdpa_attention", "use_gqa_in_sdpa"

@@ -13,8 +13,7 @@ from typing import NamedTuple
 
 import torch
 
-from balance_shim.units import format_size
-
+from ..units import format_size
 from . import allocator_settings
 from .allocator import Block, CachingAllocator, NoRoom
 

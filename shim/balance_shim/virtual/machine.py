@@ -6,13 +6,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from balance_shim.device_rules.kinds import DEFAULT_ARCHITECTURE, Architecture
-
+from ..device_rules.kinds import DEFAULT_ARCHITECTURE, Architecture
 from .ledger import Ledger
 
 if TYPE_CHECKING:
-    from balance_shim.device_rules.attention import AttentionCall
-
+    from ..device_rules.attention import AttentionCall
     from .tensor import VirtualTensor
 
 

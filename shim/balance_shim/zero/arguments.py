@@ -6,7 +6,7 @@ from typing import Any
 
 from .. import devices, log, state
 from ..errors import SettingError
-from ..seams.guard import attempt
+from ..patching.guard import attempt
 from . import config, loading, other_ways, session, shared_paths, support
 
 # What a DeepSpeed config says of things that `TrainingArguments` say, too; transformers refuses a difference.

@@ -7,8 +7,7 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from .. import state
-from . import config_file
+from .. import state, zero_config_file
 from .rank_environment import SMALLEST_DEVICE
 
 Config = dict[str, Any]
@@ -78,11 +77,11 @@ def for_training(script: Any) -> tuple[Config, list[str]]:
     settings = state.settings()
     ours = own(settings.offload)
     if isinstance(script, Mapping):
-        theirs = config_file.checked(dict(script), "the DeepSpeed config of the script")
+        theirs = zero_config_file.checked(dict(script), "the DeepSpeed config of the script")
     elif script:
-        theirs = config_file.read(os.fspath(script), "the DeepSpeed config of the script")
+        theirs = zero_config_file.read(os.fspath(script), "the DeepSpeed config of the script")
     else:
-        theirs = config_file.of_accelerate(os.environ)
+        theirs = zero_config_file.of_accelerate(os.environ)
     theirs = merged(theirs, settings.zero_config or {})
     found = merged(ours, theirs)
     found["zero_optimization"]["stage"] = 3

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from .. import log
-from . import towers
+from . import modality_sync
 
 # What a batch with pictures has, by the names of the forward's parameters; the first is the picture itself.
 PARTS = ("pixel_values", "aspect_ratio_ids", "aspect_ratio_mask")
@@ -46,20 +46,20 @@ class _Skipping:
         self.made = False
         self.latest: dict[str, Any] = {}  # the smallest pictures of the latest batch that had some, alike on all ranks
         skipped = (each for layer in layers for each in layer.parameters())
-        self.trains = towers.trains_beside_text(model) or any(each.requires_grad for each in skipped)
+        self.trains = modality_sync.trains_beside_text(model) or any(each.requires_grad for each in skipped)
 
     def before_model(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Give the batch made pictures, if another rank's has some and this one's has not. Ranks do this together."""
         import torch.distributed as dist
 
-        ours = towers.described(kwargs, PARTS) if kwargs.get(PARTS[0]) is not None else {}
+        ours = modality_sync.described(kwargs, PARTS) if kwargs.get(PARTS[0]) is not None else {}
         of_all: list[dict[str, Any]] = [{} for _ in range(dist.get_world_size())]
         dist.all_gather_object(of_all, ours)
         pictures = [each for each in of_all if each]
         if 0 < len(pictures) < len(of_all):
             log.once("info", "not every rank's batch has pictures; those without get made ones, and drop the outcome")
         if pictures:
-            self.latest = min(pictures, key=towers.size)
+            self.latest = min(pictures, key=modality_sync.size)
         # Also where no rank has any: what gets no gradient would be trained with an earlier one's.
         stale = bool(self.latest) and self.trains and module.training
         text = kwargs.get("input_ids") if kwargs.get("input_ids") is not None else kwargs.get("inputs_embeds")
@@ -74,7 +74,7 @@ class _Skipping:
         if not self.made:
             return None
         hidden = output[0] if isinstance(output, tuple) else output
-        dropped = towers.with_nothing_added(args[0], [hidden])
+        dropped = modality_sync.with_nothing_added(args[0], [hidden])
         return (dropped, *output[1:]) if isinstance(output, tuple) else dropped
 
 
@@ -83,7 +83,7 @@ def _made(pictures: Mapping[str, Any], text: Any) -> dict[str, Any]:
     import torch
 
     rows, tokens = text.shape[:2]
-    made = {name: towers.made(each, text.device) for name, each in pictures.items()}
+    made = {name: modality_sync.made(each, text.device) for name, each in pictures.items()}
     made = {name: each[:1].expand(rows, *each.shape[1:]) for name, each in made.items()}
     images, tiles = made[PARTS[0]].shape[1:3]
     made[MASK] = torch.ones(rows, tokens, images, tiles, dtype=torch.long, device=text.device)

@@ -6,12 +6,12 @@ from typing import Any
 
 from .. import devices, log, state
 from ..errors import BalanceError
-from ..seams.guard import attempt
+from ..patching.guard import attempt
 from ..training.actual_workload import checkpoints_already, innermost
 from ..units import counted, format_size
-from . import calls, cross_attention, towers, untrained, watch
+from . import calls, cross_attention, desync, inference_models, modality_sync
+from .desync import Watch
 from .partitioned_parameter import look_whole
-from .watch import Watch
 
 
 def prepare(trainer: Any) -> None:
@@ -19,7 +19,7 @@ def prepare(trainer: Any) -> None:
     from transformers import TrainerCallback
 
     _dismantle(trainer)
-    untrained.take_down(trainer.model)
+    inference_models.take_down(trainer.model)
     if getattr(trainer, "_balance_shim_checked", False):  # it trains again
         return
 
@@ -63,14 +63,14 @@ def check(engine: Any) -> None:
 
 def accompany(model: Any) -> list[Any]:
     """Have every rank run the parts of `model` that some rank's batch needs; returns the hooks that see to it."""
-    return towers.accompany(model) or cross_attention.accompany(innermost(model))
+    return modality_sync.accompany(model) or cross_attention.accompany(innermost(model))
 
 
 def watch_of(trainer: Any) -> Watch | None:
     """Return the watch over the ranks from this training on, evaluations behind it included; None for one rank."""
     if int(os.environ["WORLD_SIZE"]) < 2:
         return None
-    return watch.start(trainer.model_wrapped, float(trainer.args.ddp_timeout))
+    return desync.start(trainer.model_wrapped, float(trainer.args.ddp_timeout))
 
 
 def watched(trainer: Any, inputs: Any) -> contextlib.AbstractContextManager[None]:

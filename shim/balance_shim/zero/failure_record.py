@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 from types import TracebackType
 from typing import Any
 
-from .. import plain_errors
+from .. import excepthook
 
 LONGEST_MESSAGE = 400  # characters
 # The launcher's way to ask a rank that is still running where it is.
@@ -100,7 +100,7 @@ class _Hook:
 
 def read_record(folder: str, rank: int) -> FailureRecord | None:
     """Return what `rank` has left in `folder`; None where it has left nothing."""
-    refused = os.path.join(folder, f"{rank}{plain_errors.FILE}")
+    refused = os.path.join(folder, f"{rank}{excepthook.FILE}")
     try:
         if os.path.exists(refused):
             with open(refused, encoding="utf-8") as file:

@@ -5,9 +5,9 @@ from collections.abc import Callable
 from typing import Any
 
 from .. import devices, log
-from ..seams.guard import attempt, insist
-from ..seams.loading_dtype import config_of, dtype_of
-from . import session, support, untrained, whole_loading
+from ..patching.guard import attempt, insist
+from ..upstream.loading_dtype import config_of, dtype_of
+from . import inference_models, session, support, whole_loading
 from .partitioned_parameter import look_whole
 
 # What transformers refuses together with ZeRO-3, or what has no meaning there.
@@ -29,7 +29,7 @@ def load(original: Callable[..., Any], cls: Any, args: tuple[Any, ...], kwargs: 
     check(model)
     attempt("dropping renamings that were not used", _drop_unused_renamings, model, instead="saving may use old names")
     look_whole(model)
-    untrained.stand_by(model)
+    inference_models.stand_by(model)
     if is_mapped:
         model.hf_device_map = {"": own_device()}  # which a script may print: without ZeRO-3 it would have one
     return loaded

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .notes import Notes
+from .flight_record import Notes
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from ..seams.guard import attempt, insist
+from ..patching.guard import attempt, insist
 from . import meeting, shared_paths
 from .partitioned_parameter import is_partitioned
 

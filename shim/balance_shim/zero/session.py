@@ -7,7 +7,7 @@ from datetime import timedelta
 from typing import Any
 
 from .. import devices, log, state
-from ..seams.guard import attempt
+from ..patching.guard import attempt
 from . import config, ranks, relaunch, requirements
 
 DEFAULT_TIMEOUT = 1800.0  # seconds, as `TrainingArguments.ddp_timeout`; torch's own for NCCL is 600

@@ -18,7 +18,7 @@ from typing import Any
 
 from .. import log
 from ..errors import BalanceError
-from ..randomness import host_states, restore
+from ..rng import host_states, restore
 from . import session, support
 
 # Not the fault of ZeRO-3: a repeated load would fail the same way.

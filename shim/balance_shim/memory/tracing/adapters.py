@@ -8,8 +8,8 @@ from torch import nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from ..blocks import Block, within
-from ..formula import LORA_RANK
-from .copy import CannotTrace, is_quantized_linear
+from ..estimate import LORA_RANK
+from .model_copy import CannotTrace, is_quantized_linear
 
 
 def with_adapters(model: nn.Module, blocks: Sequence[Block]) -> nn.Module:

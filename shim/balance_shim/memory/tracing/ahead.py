@@ -10,11 +10,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from balance_shim.virtual.machine import Machine
-
+from ...virtual.machine import Machine
 from ..workload import Workload
-from .copy import CannotTrace, PassOn
 from .machine import traced
+from .model_copy import CannotTrace, PassOn
 
 IGNORED = -100  # the label of tokens that no loss is computed for
 

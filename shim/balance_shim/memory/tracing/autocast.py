@@ -11,8 +11,7 @@ from typing import Any
 import torch
 from torch.overrides import TorchFunctionMode
 
-from balance_shim.device_rules import autocast
-
+from ...device_rules import autocast
 from .machine import TracedTensor
 
 

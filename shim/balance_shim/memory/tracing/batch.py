@@ -8,8 +8,7 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_map_only
 
-from balance_shim.virtual.machine import Machine
-
+from ...virtual.machine import Machine
 from .machine import traced
 
 

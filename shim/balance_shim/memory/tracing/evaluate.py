@@ -7,16 +7,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from balance_shim.virtual.machine import Machine
-
+from ...virtual.machine import Machine
 from ..blocks import Block, anchors
-from ..bonds import Bonds
+from ..colocation import Bonds
 from ..workload import Workload
 from . import batch, layers, measure, run
-from .copy import CannotTrace, TakesTooLong, Trains, traced_copy, tracing_errors
-from .found import ELSEWHERE, Held
 from .inputs import supposed_batches
 from .machine import tracing
+from .model_copy import CannotTrace, TakesTooLong, Trains, traced_copy, tracing_errors
+from .result import ELSEWHERE, Held
 
 
 @dataclass(frozen=True)

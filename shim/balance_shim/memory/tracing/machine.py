@@ -17,13 +17,13 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from balance_shim.device_rules.attention import AttentionCall
-from balance_shim.device_rules.kinds import DEFAULT_ARCHITECTURE, Architecture
-from balance_shim.randomness import undisturbed
-from balance_shim.virtual import attention, grouped_attention, shapes
-from balance_shim.virtual.dispatch import Dispatcher
-from balance_shim.virtual.machine import Machine
-from balance_shim.virtual.tensor import VirtualTensor, wrap
+from ...device_rules.attention import AttentionCall
+from ...device_rules.kinds import DEFAULT_ARCHITECTURE, Architecture
+from ...rng import undisturbed
+from ...virtual import attention, grouped_attention, shapes
+from ...virtual.dispatch import Dispatcher
+from ...virtual.machine import Machine
+from ...virtual.tensor import VirtualTensor, wrap
 
 MOST_DEVICES = 120  # torch numbers devices with a signed byte
 # Operations in a trace. Models of today take a few thousand; one that goes through its rows token by token (state space

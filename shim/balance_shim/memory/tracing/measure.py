@@ -7,16 +7,16 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from ..blocks import Block, anchors, holder_of, within
-from ..bonds import NO_BONDS, Bonds, of_the_loss
+from ..colocation import NO_BONDS, Bonds, of_the_loss
 from ..recomputation import can_be_recomputed
 from ..ties import tied_groups
 from ..workload import Workload
 from . import adapters, batch, layers, parts
-from .copy import CannotTrace, TakesTooLong, Trains, copy_of, traced_copy, tracing_errors
-from .found import ELSEWHERE, Placed, Traced
 from .inputs import TARGETS, supposed_batches
 from .machine import MOST_DEVICES, tracing
+from .model_copy import CannotTrace, TakesTooLong, Trains, copy_of, traced_copy, tracing_errors
 from .origins import CrossesDevices, Origins
+from .result import ELSEWHERE, Placed, Traced
 from .run import place_inputs, training_step
 
 if TYPE_CHECKING:

@@ -8,11 +8,10 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_map_only
 
-from balance_shim.virtual.machine import Machine
-
+from ...virtual.machine import Machine
 from ..blocks import holder_of
-from .copy import CannotTrace
 from .machine import TracedTensor
+from .model_copy import CannotTrace
 from .run import wrap_forward
 
 _ORIGIN = "_origin"  # attribute of a traced tensor: the name of its block; inputs have none

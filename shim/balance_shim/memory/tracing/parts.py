@@ -8,13 +8,13 @@ import torch
 from torch import nn
 
 from ..blocks import Block, within
-from ..bonds import NO_BONDS
+from ..colocation import NO_BONDS
 from ..recomputation import is_supported
 from ..workload import Workload
 from . import measure
-from .copy import CannotTrace, Trains
-from .found import Held, Traced
 from .inputs import supposed_batches, supposed_pictures
+from .model_copy import CannotTrace, Trains
+from .result import Held, Traced
 
 
 def trace_parts(

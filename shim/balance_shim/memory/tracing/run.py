@@ -8,18 +8,17 @@ from typing import Any
 import torch
 from torch import nn
 
-from balance_shim.logits.head import deferring
-from balance_shim.versions import version_of
-from balance_shim.virtual.machine import Machine
-
+from ...logits.head import deferring
+from ...versions import version_of
+from ...virtual.machine import Machine
 from ..recomputation import recompute_only
 from ..workload import Workload
 from . import ahead
 from .autocast import CudaRules
-from .copy import CannotTrace, TakesTooLong
-from .found import Held
 from .machine import TooManyOperations
+from .model_copy import CannotTrace, TakesTooLong
 from .plain_kernels import fuses_loss, plain_functions
+from .result import Held
 
 PREPARES = "prepare_decoder_input_ids_from_labels"
 TRAINS_WITHOUT_CACHE = (5, 0)  # the Trainer then sets this very attribute; before, the cache fills up in training, too

@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
-from ..copy import CannotTrace, traced_copy
 from ..machine import traced, tracing
+from ..model_copy import CannotTrace, traced_copy
 from .pictures import IMAGE_TOKENS
 from .wants import Batch, Wants
 

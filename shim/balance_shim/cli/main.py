@@ -1,0 +1,134 @@
+"""The command `balance-shim`. Each subcommand is a function that returns the exit code."""
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+
+from .. import __version__
+from . import launch
+
+DESCRIPTION = """\
+Even out the training memory of several devices, whoever wrote the script.
+
+commands:
+  run TARGET ...                      run a program with the shim armed
+  simulate --gpus DEVICES TARGET ...  run it on simulated devices; the peak of each is printed at the end
+  plan MODEL --gpus DEVICES           plan the training of a model from its config, without weights or devices
+  doctor                              examine versions, seams, devices, links, NCCL; name problems and remedies
+  env                                 list the BALANCE_* variables and what they are set to
+
+TARGET is a script, -m and a module, or a program such as swift, each with its own arguments.
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; return the exit code. `run` and `simulate` become the program and do not return."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if hasattr(sys.stdout, "reconfigure"):  # values of variables may hold what this terminal cannot show
+        sys.stdout.reconfigure(errors="backslashreplace")
+    parser = argparse.ArgumentParser(
+        prog="balance-shim",
+        description=DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        usage="balance-shim [-h] [--version] COMMAND ...",
+    )
+    parser.add_argument("--version", action="version", version=f"balance-shim {__version__}")
+    parser.add_argument("command", choices=COMMANDS, metavar="COMMAND", help=argparse.SUPPRESS)
+    command = parser.parse_args(words[:1]).command
+    return COMMANDS[command](words[1:])
+
+
+def _run(words: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="balance-shim run",
+        usage="balance-shim run TARGET ...",
+        description="Run a script, a module (-m pkg) or a program with the shim armed. Options in front of a script "
+        "are Python's. Mode `balanced`, unless BALANCE_MODE or BALANCE_DEVICE_MAP is set.",
+    )
+    if words[:1] in (["-h"], ["--help"]):
+        parser.parse_args(words)
+    return _become(words, {})
+
+
+def _simulate(words: list[str]) -> int:
+    from ..device_spec import FORMS, parse_spec
+
+    parser = argparse.ArgumentParser(
+        prog="balance-shim simulate",
+        usage="balance-shim simulate --gpus DEVICES [--shapes-only] TARGET ...",
+        description="Run a script, a module or a program, with the shim armed, on devices that are not there.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--gpus", required=True, metavar="DEVICES", help=FORMS.replace("%", "%%"))
+    parser.add_argument("--shapes-only", action="store_true", help="tensors have shapes but no numbers: large models")
+    ours, target = _split(words, flags=("--shapes-only", "-h", "--help"), with_value=("--gpus",))
+    options = parser.parse_args(ours)
+    spec = options.gpus.strip()
+    if options.shapes_only and not spec.endswith(":shapes"):
+        spec += ":shapes"
+    try:
+        parse_spec(spec)
+    except ValueError as error:
+        return _fail(f"--gpus {error}", 2)
+    return _become(target, {"BALANCE_SIMULATE": spec})
+
+
+def _plan(words: list[str]) -> int:
+    from . import plan
+
+    return plan.run(words)
+
+
+def _env(words: list[str]) -> int:
+    from ..output import show
+    from ..settings import VARIABLES, read
+
+    argparse.ArgumentParser(
+        prog="balance-shim env", description="List the BALANCE_* variables: value, what is allowed, meaning."
+    ).parse_args(words)
+    for variable in VARIABLES:
+        value = os.environ.get(variable.name, "").strip()
+        show(f"{variable.name} = {value}" if value else f"{variable.name} (not set: {variable.default or 'none'})")
+        show(f"    {variable.meaning}")
+        show(f"    allowed: {variable.allowed}")
+    _, problems = read(os.environ)
+    for problem in problems:
+        show(f"{'error' if problem.fatal else 'warning'}: {problem.message}")
+    return 1 if any(problem.fatal for problem in problems) else 0
+
+
+def _doctor(words: list[str]) -> int:
+    from ..doctor import command
+
+    return command.run(words)
+
+
+COMMANDS: dict[str, Callable[[list[str]], int]] = {
+    "run": _run, "simulate": _simulate, "plan": _plan, "doctor": _doctor, "env": _env,
+}  # fmt: skip
+
+
+def _split(words: list[str], flags: tuple[str, ...], with_value: tuple[str, ...]) -> tuple[list[str], list[str]]:
+    """Return (our options, target). argparse would take the target's options for its own, or refuse a leading `-m`."""
+    place = 0
+    while place < len(words):
+        if words[place] in with_value:
+            place += 2
+        elif words[place] in flags or words[place].startswith(tuple(f"{option}=" for option in with_value)):
+            place += 1
+        else:
+            break
+    return words[:place], words[place:]
+
+
+def _become(target: list[str], variables: dict[str, str]) -> int:
+    try:
+        launch.execute(launch.resolve(target), launch.injected({**os.environ, **variables}))
+    except launch.LaunchError as error:
+        return _fail(str(error), error.code)
+
+
+def _fail(message: str, code: int) -> int:
+    print(f"balance-shim: {message}", file=sys.stderr)
+    return code

@@ -1,0 +1,240 @@
+"""`balance-shim plan`: from a config and a list of devices to a plan, with the library's own map beside it."""
+
+import json
+import os
+import sys
+import traceback
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from .. import log, planning
+from ..errors import BalanceError
+from ..output import show
+from ..plan_options import PRECISIONS, PlanOptions, UsageError, read_options, reserve_text
+from ..units import format_size
+
+if TYPE_CHECKING:
+    from ..devices import Device
+    from ..placement.baseline import Baseline
+    from ..placement.plan import CostedModel, Plan
+
+FITS, DOES_NOT_FIT, NO_PLAN = 0, 1, 2
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """Everything that the command says.
+
+    Attributes:
+        costed: the model with what it takes in training.
+        dtype: what weights are loaded in, by its short name.
+        devices: what was planned for.
+        plan: None when not even the weights fit.
+        baseline: the library's own map; None when it makes none.
+        baseline_failure: why it does not.
+        remedies: what would fit, where the plan does not.
+        notes: what was supposed on the way, a line each.
+    """
+
+    costed: "CostedModel"
+    dtype: str
+    devices: "tuple[Device, ...]"
+    plan: "Plan | None"
+    baseline: "Baseline | None"
+    baseline_failure: str
+    remedies: tuple[str, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def fits(self) -> bool:
+        return self.plan is not None and not self.plan.shortfall
+
+
+def run(words: Sequence[str], environ: Mapping[str, str] = os.environ) -> int:
+    """Run `balance-shim plan` with these words; return the exit code: 0 it fits, 1 it does not, 2 there is no plan."""
+    log.set_level("error")  # what the planner says is about loading; all of it is said here in its own words
+    try:
+        options, warned = read_options(words, environ)
+        for line in warned:
+            _say(f"warning: {line}")
+        with planning.quiet_libraries():
+            forecast = forecast_for(options)
+        show(json.dumps(to_json(forecast), indent=2) if options.as_json else to_text(forecast, options))
+        if options.output is not None:
+            _write(forecast, options.output)
+    except BalanceError as error:
+        for line in str(error).splitlines():
+            _say(line)
+        return NO_PLAN
+    except Exception:  # 1 would say that the model does not fit
+        traceback.print_exc()
+        return NO_PLAN
+    return FITS if forecast.fits else DOES_NOT_FIT
+
+
+def forecast_for(options: PlanOptions) -> Forecast:
+    """Return the plan that `options` ask for, with all that is said beside it.
+
+    Raises:
+        BalanceError: the model cannot be had.
+    """
+    subject = planning.subject_of(options.model, options)
+
+    from ..placement import planner
+    from ..placement.balance import DoesNotFit
+    from ..placement.baseline import judge
+    from ..placement.remedies import saved_by_chunks, what_would_fit
+    from ..report.plan_report import chunks_line
+    from ..upstream.model_config import ModelError
+
+    ready = subject.ready
+    request = planning.request_for(subject, options)
+    usable, workload = request.devices, request.workload
+    plan = None
+    try:
+        costed, recomputed = planner.costed_for(request)
+        plan = planner.solved(request, costed, recomputed)
+        if plan is None:
+            reason = "does not run with its layers on several devices, as a trial on shapes shows"
+            raise ModelError(f"{options.model}: {costed.model_class} {reason}")
+    except DoesNotFit:
+        costed = planner.cost(request)
+    remedies = what_would_fit(plan, request) if plan is not None and plan.shortfall else []
+    notes = [subject.found.note] if subject.found.note else []
+    if subject.named_dtype is None:
+        notes.append("its config names no dtype: bf16 is supposed (--precision)")
+    if workload.guessed:
+        notes.append(f"rows of {workload.seq_len} tokens are a guess (--seq-len)")
+    if costed.method != "traced":
+        notes.append(f"what blocks take is {costed.method}")
+    if plan is not None and plan.recomputed is not None:
+        enough = "as far as it goes" if plan.shortfall else "which is what it takes to fit"
+        notes.append(f"{len(plan.recomputed)} layers are recomputed in the backward pass, {enough}")
+    if plan is not None:
+        line = chunks_line(saved_by_chunks(plan, request))
+        notes += [line] if line else []
+    # Without the shim nobody cuts up the loss or repeats keys and values.
+    alone = replace(costed.workload, loss="full")
+    is_alike = costed.workload == alone and not costed.repeats_grouped_keys
+    without = costed if is_alike else planner.cost(replace(request, workload=alone, repeats_grouped_keys=False))
+    return Forecast(
+        costed=costed,
+        dtype=_short(subject.dtype),
+        devices=usable,
+        plan=plan,
+        baseline=judge(without, ready.auto_map, usable) if ready.auto_map is not None else None,
+        baseline_failure=ready.auto_failure,
+        remedies=tuple(remedies),
+        notes=tuple(notes),
+    )
+
+
+def to_json(forecast: Forecast) -> dict[str, Any]:
+    """Return the plan as in the folder of `BALANCE_REPORT`, with what only this command knows. Sizes in bytes."""
+    from ..placement.plan import lower_bound
+    from ..report.forecast import gap
+
+    costed, plan = forecast.costed, forecast.plan
+    found: dict[str, Any] = {
+        "mode": "balanced",
+        "model": {"class": costed.model_class, "parameters": costed.parameters},
+        "workload": costed.workload.to_json(),
+        "devices": [
+            {
+                "name": device.name,
+                "capacity": device.capacity,
+                "predicted_peak": None,
+                "predicted_reserved": None,
+                "terms": None,
+            }
+            for device in forecast.devices
+        ],
+        "device_map": None,
+        "lower_bound": lower_bound(costed, forecast.devices),
+        "method": costed.method,
+        "recomputed": None,
+        "notes": [],
+    }
+    if plan is not None:
+        found = plan.to_json()
+    found["model"]["dtype"] = forecast.dtype
+    found["notes"] = [*found["notes"], *forecast.notes]
+    return {
+        **found,
+        "fits": forecast.fits,
+        "shortfall": _missing(forecast),
+        "gap": None if plan is None else gap(plan),
+        "remedies": list(forecast.remedies),
+        "baseline": forecast.baseline.to_json() if forecast.baseline is not None else None,
+        "baseline_failure": forecast.baseline_failure or None,
+    }
+
+
+def to_text(forecast: Forecast, options: PlanOptions) -> str:
+    """Return the tables that the command prints."""
+    from ..devices import table
+    from ..report import forecast as report
+    from ..report.plan_report import plan_table, shortfall_line
+
+    costed, plan, baseline = forecast.costed, forecast.plan, forecast.baseline
+    machine = table(forecast.devices)
+    lines = [
+        f"{costed.model_class}, {costed.parameters / 1e9:.2f} B parameters in {forecast.dtype}, on {machine} "
+        f"(of which {reserve_text(options.settings.reserve)} is kept free)",
+        costed.workload.describe(),
+        *(f"note: {note}" for note in (*forecast.notes, *(plan.notes if plan is not None else ()))),
+        "",
+    ]
+    if plan is not None:
+        lines += ["balanced map, predicted (GiB):", plan_table(plan), report.optimum_line(plan), ""]
+        lines.append("it fits" if not plan.shortfall else shortfall_line(plan, list(forecast.remedies)))
+    else:
+        weights = sum(cost.weights for cost in costed.costs)
+        missing = _missing(forecast)
+        lines.append(
+            f"does not fit: its weights alone are {format_size(weights)}, {format_size(missing)} more than {machine}. "
+            "What would help: more or larger devices, loading in 4 or 8 bits, or a half-precision dtype"
+            if missing
+            else f"does not fit: some of its blocks, which stay whole, fit none of {machine} beside the others. "
+            "What would help: larger devices, loading in 4 or 8 bits, or a half-precision dtype"
+        )
+    lines.append("")
+    if baseline is None:
+        lines.append(f"transformers' own auto makes no map for this model: {forecast.baseline_failure}")
+    else:
+        lines += [
+            f"transformers' auto on the same devices, predicted in the same way (GiB): {report.verdict_on(baseline)}",
+            report.comparison(plan, baseline),
+        ]
+    return "\n".join(lines)
+
+
+def _missing(forecast: Forecast) -> int:
+    """Return the bytes that are missing: on the fullest device, or of all devices for the weights alone."""
+    if forecast.plan is not None:
+        return forecast.plan.shortfall
+    weights = sum(cost.weights for cost in forecast.costed.costs)
+    return max(0, weights - sum(device.available for device in forecast.devices))
+
+
+def _short(dtype: Any) -> str:
+    name = str(dtype).removeprefix("torch.")
+    return next((short for short, full in PRECISIONS.items() if full == name), name)
+
+
+def _write(forecast: Forecast, path: str) -> None:
+    from .. import map_file
+    from ..placement.plan import collapse
+
+    if forecast.plan is None:
+        _say(f"--output {path}: not written, because there is no map")
+        return
+    try:
+        map_file.write(collapse(forecast.plan.device_map), path)
+    except OSError as error:
+        raise UsageError(f"--output {path}: cannot be written: {error.strerror or error}") from error
+
+
+def _say(line: str) -> None:
+    print(f"balance-shim plan: {line}", file=sys.stderr)

@@ -1,0 +1,219 @@
+"""A copy of a model to trace: the same modules, with traced tensors, each block on the device it is given.
+
+The original is not touched, so it may be on the meta device, half loaded, or in use.
+"""
+
+import contextlib
+import copy
+import types
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import torch
+from torch import nn
+
+from ...virtual.machine import Machine
+from ..ties import tied_groups
+from .machine import traced
+from .plain_kernels import strip_kernels
+from .quantized import DequantizingLinear
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+# Whose hooks run in a copy; transformers_modules is code that comes with a model.
+LIBRARIES = (
+    "torch", "transformers", "transformers_modules", "accelerate", "peft", "trl", "swift", "bitsandbytes", "unsloth",
+)  # fmt: skip
+
+Trains: TypeAlias = "Callable[[str, Tensor], bool] | None"
+
+
+class CannotTrace(Exception):
+    """This model, or this part of it, cannot be traced; the message says why."""
+
+
+class TakesTooLong(CannotTrace):
+    """Nor can it be traced in another way."""
+
+
+@contextlib.contextmanager
+def tracing_errors() -> Iterator[None]:
+    """Turn whatever goes wrong in the body into `CannotTrace`, and keep warnings back.
+
+    What the libraries have to say they will say in the real training.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    except CannotTrace:
+        raise
+    except (Exception, SystemExit) as error:
+        raise CannotTrace(f"tracing failed ({type(error).__name__}: {error})") from error
+
+
+class PassOn(nn.Module):
+    """In the place of a layer that is like one that runs: gives back what it gets, in the form that layers return."""
+
+    def __init__(self, original: nn.Module, form: "Form") -> None:
+        super().__init__()
+        self.__dict__["_original"] = original  # models ask their layers for attributes such as attention_type
+        self.__dict__["_form"] = form
+
+    def __deepcopy__(self, _: Any) -> "PassOn":
+        return self
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):  # marks of those who have wrapped the original, and nothing that a model asks for
+            raise AttributeError(f"{type(self).__name__} has no attribute {name}")
+        return getattr(self.__dict__["_original"], name)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        hidden = args[0] if args else kwargs["hidden_states"]
+        # Something of its own, where it is: not what the layer before it has made.
+        return self._form.made_of(hidden.view_as(hidden))
+
+
+class Form:
+    """The form of what the layers of one list return: a tensor, or a tuple with nothing else of weight in it."""
+
+    def __init__(self) -> None:
+        self._rest: tuple[Any, ...] | None = None
+
+    def __deepcopy__(self, _: Any) -> "Form":
+        return self  # the layers that learn it and those that follow it stay together
+
+    def learn(self, _: nn.Module, __: Any, output: Any) -> None:
+        """Be a forward hook of a layer that runs."""
+        if isinstance(output, torch.Tensor):
+            self._rest = None
+        elif isinstance(output, tuple) and output and not any(isinstance(each, torch.Tensor) for each in output[1:]):
+            self._rest = output[1:]
+        else:
+            raise CannotTrace("its layers hand on more than hidden states")
+
+    def forget(self, *_: Any) -> None:
+        """Be a forward hook of the model: keep the form only, not the cache that 4.x hands through its layers."""
+        if self._rest is not None:
+            self._rest = (None,) * len(self._rest)
+
+    def made_of(self, hidden: Any) -> Any:
+        return hidden if self._rest is None else (hidden, *self._rest)
+
+
+def copy_of(
+    model: nn.Module, twin_of: "Callable[[str, Tensor], Tensor]", left_out: Iterable[str] = (), trains: Trains = None
+) -> nn.Module:
+    """Return a copy of `model` that has other tensors; tensors that are, or will be, tied are one in it.
+
+    Args:
+        twin_of: (full name, tensor) -> what the copy has in its place.
+        left_out: full names of layers that do not run, because another one speaks for them.
+        trains: which parameters get gradients; None: as they are set in `model`.
+
+    Raises:
+        CannotTrace: something in the model cannot be copied.
+    """
+    modules = dict(model.named_modules(remove_duplicate=False))
+    forms: dict[str, Form] = {}
+    memo: dict[int, Any] = {}
+    for name in left_out:
+        memo[id(modules[name])] = PassOn(modules[name], forms.setdefault(name.rpartition(".")[0], Form()))
+    outside = tuple(f"{name}." for name in left_out)
+    shared = {name: number for number, group in enumerate(tied_groups(model)) for name in group}
+    made: dict[int, nn.Parameter] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        if name.startswith(outside) or id(parameter) in memo:
+            continue
+        if shared.get(name) in made:
+            memo[id(parameter)] = made[shared[name]]
+            continue
+        needs = parameter.requires_grad if trains is None else trains(name, parameter)
+        memo[id(parameter)] = nn.Parameter(
+            twin_of(name, parameter), requires_grad=needs and parameter.is_floating_point()
+        )
+        if name in shared:
+            made[shared[name]] = memo[id(parameter)]
+    for name, buffer in model.named_buffers(remove_duplicate=False):
+        if not name.startswith(outside):
+            memo.setdefault(id(buffer), twin_of(name, buffer))
+    for name, module in modules.items():
+        if not name.startswith(outside) and is_quantized_linear(module):
+            memo[id(module)] = _plain_linear(name, module, twin_of)
+    try:
+        twin: nn.Module = copy.deepcopy(model, memo)
+        _strip(twin)
+    except Exception as error:
+        raise CannotTrace(f"{type(model).__name__} cannot be copied ({type(error).__name__}: {error})") from error
+    for list_name, form in forms.items():
+        for layer in twin.get_submodule(list_name).children():
+            if not isinstance(layer, PassOn):
+                layer.register_forward_hook(form.learn)
+        twin.register_forward_hook(form.forget)
+    return twin
+
+
+def traced_copy(
+    model: nn.Module,
+    machine: Machine,
+    device_of: Callable[[str], int],
+    left_out: Iterable[str] = (),
+    trains: Trains = None,
+) -> nn.Module:
+    """Return a copy of `model` on `machine`; `device_of` gives the index of the device of each tensor by its name.
+
+    Raises:
+        CannotTrace: something in the model cannot be copied.
+    """
+    return copy_of(model, lambda name, tensor: traced(tensor, device_of(name), machine), left_out, trains)
+
+
+def is_quantized_linear(module: nn.Module) -> bool:
+    """Whether `module` is a linear layer whose weight is packed, by whatever library."""
+    weight = getattr(module, "weight", None)
+    if not all(isinstance(getattr(module, side, None), int) for side in ("in_features", "out_features")):
+        return False
+    if type(module).__module__.startswith(("torch.nn.modules", "peft.")) or hasattr(module, "base_layer"):
+        return False
+    if isinstance(weight, torch.Tensor) and weight.is_floating_point():
+        return type(weight).__name__ in ("Params4bit", "Int8Params")
+    own = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
+    # A layer of a model's own that has its weights under other names has nothing but real numbers.
+    packed = any(not each.is_floating_point() for _, each in own)
+    return packed or all(name == "bias" for name, _ in own)
+
+
+def _plain_linear(name: str, module: Any, twin_of: "Callable[[str, Tensor], Tensor]") -> nn.Module:
+    """Return a frozen linear layer for a quantized one, whose kernels do not run on shapes; it keeps the same."""
+    linear = DequantizingLinear(module.in_features, module.out_features)
+    if getattr(module, "compute_type_is_set", False):
+        linear.compute_dtype = module.compute_dtype
+    linear.weight = nn.Parameter(twin_of(f"{name}.weight", linear.weight), requires_grad=False)
+    return linear
+
+
+def _strip(model: nn.Module) -> None:
+    """Take off what accelerate has put on the modules for the real devices, and what scripts have put around them."""
+    if any(hasattr(module, "_hf_hook") for module in model.modules()):
+        from accelerate.hooks import remove_hook_from_submodules
+
+        remove_hook_from_submodules(model)
+    model.__dict__.pop("hf_device_map", None)
+    strip_kernels(model)
+    for module in model.modules():
+        # A plain function is not copied, so it would run the original: with its weights, which would get gradients.
+        own = type(module).forward is not nn.Module.forward
+        if own and isinstance(vars(module).get("forward"), types.FunctionType):
+            del module.forward
+        for hooks in (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks):
+            for handle in [handle for handle, hook in hooks.items() if not _is_of_a_library(hook)]:
+                del hooks[handle]
+
+
+def _is_of_a_library(hook: Any) -> bool:
+    """Whether a hook belongs to how the model works. Those of the user's script count or keep what they see."""
+    function = getattr(hook, "func", hook)  # of a functools.partial
+    where = getattr(function, "__module__", None) or type(function).__module__
+    return str(where).partition(".")[0] in LIBRARIES

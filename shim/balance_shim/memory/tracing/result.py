@@ -1,0 +1,71 @@
+"""What a trace found."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ..colocation import NO_BONDS, Bonds
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Held:
+    """What one device held beside its weights, in bytes.
+
+    Attributes:
+        forward: the most in the forward pass.
+        kept: at its end, when only what backward needs is left.
+        backward: the most in the backward pass; gradients of earlier micro-batches do not count.
+        ran: whether anything was computed there.
+        allocations: (in the forward pass, in the backward pass), each in order; see `memory.replay.Record`.
+    """
+
+    forward: int
+    kept: int
+    backward: int
+    ran: bool
+    allocations: tuple[tuple[int, ...], tuple[int, ...]] = ((), ())
+
+
+ELSEWHERE = Held(0, 0, 0, ran=True)  # for a block whose bytes are counted with those of another one
+
+
+@dataclass(frozen=True)
+class Traced:
+    """What a trace found, for each block that ran in it.
+
+    Attributes:
+        held: block name -> bytes beside weights.
+        trained: block name -> its parameters that train, as meta tensors.
+        first: bytes on the device where inputs arrive and outputs return to.
+        speaks_for: name of any block -> name of the block in the trace that is like it.
+        bonds: which blocks it could only be run with on one device.
+        note: how it was traced, where that was not as a whole; "" otherwise.
+        reached: the names of the blocks that took part in the step, and of those that such blocks speak for.
+        loss_seen: whether the model was given targets, so that its loss was computed.
+    """
+
+    held: dict[str, Held]
+    trained: "dict[str, list[Tensor]]"
+    first: Held
+    speaks_for: dict[str, str]
+    bonds: Bonds = NO_BONDS
+    note: str = ""
+    reached: frozenset[str] = frozenset()
+    loss_seen: bool = True
+
+
+@dataclass(frozen=True)
+class Placed:
+    """A training step of a model with its blocks on devices of the trace.
+
+    Attributes:
+        held: index of each device -> bytes beside weights.
+        trained: block name -> its parameters that train, as meta tensors.
+        reached: the names of the blocks that took part in the step.
+    """
+
+    held: dict[int, Held]
+    trained: "dict[str, list[Tensor]]"
+    reached: frozenset[str]

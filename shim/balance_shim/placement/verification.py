@@ -1,0 +1,163 @@
+"""A map is proved before it is used: the model runs under it, on shapes, and the peaks are as predicted."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from ..cache import cached
+from ..devices import Device
+from ..map_file import DeviceMap
+from ..memory.cost import BlockCost
+from ..memory.peak import peak
+from ..units import format_alike
+from .plan import CostedModel
+
+if TYPE_CHECKING:
+    from .planner import Request
+
+LARGEST_ERROR = 0.05  # of a device's peak; beyond that a plan says so
+LEAST_ERROR = 64 << 20  # bytes; differences below decide nothing
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What became of a model, shortened to a few layers a device, that ran on shapes under a map.
+
+    Attributes:
+        peaks: device index -> the most bytes that it held beside weights and optimizer state.
+        blocks: the names of the blocks that ran.
+        met: for each operation that met tensors on two devices the blocks that they come from, None among them for the
+            inputs: the map cannot be used. Empty otherwise.
+        failure: why the model does not run on shapes, so that nothing is known; "" otherwise.
+    """
+
+    peaks: Mapping[int, int] = field(default_factory=dict)
+    blocks: frozenset[str] = frozenset()
+    met: tuple[frozenset[str | None], ...] = ()
+    failure: str = ""
+
+
+def trial(
+    request: "Request", costed: CostedModel, device_map: DeviceMap, recomputed: frozenset[str] | None = None
+) -> Trial:
+    """Return the trial of `device_map`, which is made once for a model, a map and the layers to recompute."""
+    if costed.source == "formula, as a trace takes too long":
+        return Trial(failure=costed.method)
+    request = replace(request, workload=replace(request.workload, evaluation=None), evaluation_batch=None)
+    costed = replace(costed, workload=replace(costed.workload, evaluation=None))
+    key = request.key("trial", device_map, request.devices[0].index, sorted(recomputed or ()))
+    found = cached(request.cache, key, lambda: _tried(request, costed, device_map, recomputed))
+    return Trial(
+        {int(index): size for index, size in found["peaks"].items()},
+        frozenset(found["blocks"]),
+        tuple(map(frozenset, found["met"])),
+        found["failure"],
+    )
+
+
+def _tried(
+    request: "Request", costed: CostedModel, device_map: DeviceMap, recomputed: frozenset[str] | None
+) -> dict[str, Any]:
+    from ..memory.tracing import dry_run, too_long
+    from ..memory.tracing.machine import tracing_for
+    from ..memory.tracing.model_copy import CannotTrace, TakesTooLong
+    from ..memory.tracing.origins import CrossesDevices
+
+    result: dict[str, Any] = {"peaks": {}, "blocks": [], "met": [], "failure": ""}
+    if too_long.is_known(request.model, "trial", costed.workload.seq_len):
+        return {**result, "failure": f"{costed.model_class} took too long to run on shapes before"}
+    places = {block.name: int(device_map[block.name]) for block in costed.blocks}
+    first = request.devices[0].index
+    try:
+        with tracing_for(request.architectures, request.repeats_grouped_keys):
+            found = dry_run.prove(
+                request.model, costed.blocks, costed.workload, places, first, request.trains, request.batch, recomputed
+            )
+    except CrossesDevices as error:
+        return {**result, "met": [sorted(blocks, key=str) for blocks in error.met]}
+    except CannotTrace as error:
+        if isinstance(error, TakesTooLong):
+            too_long.note(request.model, "trial", costed.workload.seq_len)
+        return {**result, "failure": str(error)}
+    return {
+        **result,
+        "peaks": {str(index): size for index, size in found.peaks.items()},
+        "blocks": sorted(found.blocks),
+    }
+
+
+@dataclass(frozen=True)
+class Surprise:
+    """A device whose peak beside weights and optimizer state, in bytes, was not as predicted."""
+
+    device: Device
+    predicted: int
+    seen: int
+
+    def __str__(self) -> str:
+        seen, predicted = format_alike(self.seen, self.predicted)
+        return (
+            f"{self.device.name}: tried out on shapes, activations and gradients take {seen} where {predicted} were "
+            "predicted"
+        )
+
+
+def surprises(
+    found: Trial, costed: CostedModel, device_map: DeviceMap, devices: Sequence[Device]
+) -> tuple[Surprise, ...]:
+    """Return the devices of the trial whose peaks were off what `costed` predicts."""
+    off: list[Surprise] = []
+    if costed.source == "trace in parts":  # with pictures, which the model as a whole is tried out without
+        return ()
+    for device in devices if found.blocks else ():
+        predicted = _peak_without_state(costed, _ran_on(device, found, costed, device_map, devices[0]))
+        seen = found.peaks.get(device.index, 0)
+        if abs(predicted - seen) > max(LARGEST_ERROR * seen, LEAST_ERROR):
+            off.append(Surprise(device, predicted, seen))
+    return tuple(off)
+
+
+def corrected(
+    found: Trial, costed: CostedModel, device_map: DeviceMap, home: Device, surprise: Surprise
+) -> CostedModel:
+    """Return `costed` with what a device took beyond its prediction, as temporaries of one of the blocks on it.
+
+    Of one that is no layer, if there is any: layers are alike, so one of them would be off everywhere.
+    """
+    costs = _ran_on(surprise.device, found, costed, device_map, home)
+    roles = {block.name: block.role for block in costed.blocks}
+    guilty = max(costs, key=lambda name: (roles.get(name) != "layer", max(costs[name].forward, costs[name].backward)))
+    # With more than enough on top its own moment is the peak, which tells how much would be just enough.
+    enough = _peak_without_state(costed, {**costs, guilty: _raised(costs[guilty], _MUCH)}) - _MUCH
+    raised = _raised(costs[guilty], surprise.seen - enough)
+    if guilty == _ARRIVING:
+        return replace(costed, first=raised)
+    pairs = zip(costed.blocks, costed.costs, strict=True)
+    return replace(costed, costs=tuple(raised if block.name == guilty else cost for block, cost in pairs))
+
+
+_MUCH = 1 << 60
+_ARRIVING = "inputs and outputs"  # beside the names of blocks, which have no spaces
+
+
+def _raised(cost: BlockCost, by: int) -> BlockCost:
+    return replace(cost, forward=cost.forward + by, backward=cost.backward + by)
+
+
+def _ran_on(
+    device: Device, found: Trial, costed: CostedModel, device_map: DeviceMap, home: Device
+) -> dict[str, BlockCost]:
+    """Return the costs of the blocks that ran on `device`, in forward order."""
+    costs = {
+        block.name: cost
+        for block, cost in zip(costed.blocks, costed.costs, strict=True)
+        if block.name in found.blocks and device_map[block.name] == device.index
+    }
+    return {**costs, _ARRIVING: costed.first} if device == home else costs
+
+
+def _peak_without_state(costed: CostedModel, costs: Mapping[str, BlockCost]) -> int:
+    """Return the predicted peak of a device beside weights, optimizer state and gradients of earlier micro-batches."""
+    passing = [replace(cost.in_training(), weights=0, optimizer=0, step=0) for cost in costs.values()]
+    there = sum(cost.gradients for cost in passing) if costed.schedule.accumulating else 0
+    return peak(passing, costed.schedule) - there

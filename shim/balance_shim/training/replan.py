@@ -1,0 +1,280 @@
+"""Where training begins the workload is known: plan again, and move blocks if that pays."""
+
+import gc
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from .. import cache, devices, log, state
+from ..devices import Device
+from ..map_file import DeviceMap
+from ..memory.blocks import chain
+from ..memory.colocation import Bonds
+from ..memory.cost import is_estimate
+from ..memory.workload import Workload
+from ..patching.guard import attempt
+from ..placement import colocations, fused_head, placed_models, planner
+from ..placement.balance import DoesNotFit, takes_inputs
+from ..placement.compared_heads import device_of_compared_head
+from ..placement.move import MoveError
+from ..placement.plan import CostedModel, Plan, device_of, evaluate
+from ..placement.recompute import mixer
+from ..placement.remedies import what_would_fit
+from ..report import plan_report
+from ..units import counted, format_size
+from . import micro_batch, outside, precision, weight_copies
+from .actual_workload import actual_workload
+from .evaluation import evaluation_of
+from .held import held_by
+
+WORTH_MOVING = 0.97  # blocks move when that brings the worst device to this part of what it is, or below
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What planning for a workload leaves behind.
+
+    Attributes:
+        plan: for the real workload and the map that is now in force.
+        request: what it was made for.
+        costed: the costs that it is made of.
+        moved: whether that map is a new one.
+        broken: whether that map does not run: a trial shows so, or it parts the embedding from what the script feeds
+            it with.
+        waits: whether the first batch has to show its shapes before anything is decided.
+    """
+
+    plan: Plan
+    request: planner.Request
+    costed: CostedModel
+    moved: bool = False
+    broken: bool = False
+    waits: bool = False
+
+
+def second_pass(
+    trainer: Any,
+    model: Any,
+    assumed: Plan,
+    loss_on_first: bool,
+    max_memory: Mapping[Any, Any] | None = None,
+    may_wait: bool = False,
+) -> Outcome:
+    """Plan for what `trainer` really does and say so; move the blocks of `model` where that pays.
+
+    Args:
+        trainer: a `transformers.Trainer` about to train.
+        model: the model that was placed: the trainer's, or one inside of it.
+        assumed: the plan that it was placed by.
+        loss_on_first: as in `planner.Request`.
+        max_memory: what the script passed to `from_pretrained`.
+        may_wait: whether somebody looks at the first batch. Then nothing is done for a guess.
+    """
+    settings = state.settings()
+    usable = usable_now(trainer, model, assumed, max_memory)
+    if settings.micro_batch == "auto":
+        micro_batch.take_largest(
+            trainer, lambda: _fits(_request(trainer, model, assumed, usable, loss_on_first), assumed)
+        )
+    request = _request(trainer, model, assumed, usable, loss_on_first)
+    outcome = plan_in_force(request, assumed)
+    outcome = replace(outcome, waits=may_wait and request.batch is None and request.workload.guessed)
+    if settings.report != "off":
+        log.info(plan_report.beside(assumed, outcome.plan, outcome.waits))
+    return outcome if outcome.waits else warned(moved_if_better(trainer, outcome))
+
+
+def plan_in_force(request: planner.Request, assumed: Plan) -> Outcome:
+    """Return the plan for `request` under the map of `assumed`, with the layers recomputed that it takes now."""
+    costed, recomputed = planner.costed_for(request)
+    plan, broken = _as_it_is(request, costed, recomputed, assumed)
+    return Outcome(plan, request, costed, broken=broken)
+
+
+def moved_if_better(trainer: Any, outcome: Outcome, for_any_gain: bool = False) -> Outcome:
+    """Return the outcome with the blocks of the model moved, where that pays; maps of the user's stay.
+
+    Args:
+        for_any_gain: whether blocks move to the best map whatever it gains: the one in force rests on a guess.
+    """
+    plan = outcome.plan
+    # An estimate is no reason to give up a map that was made from a trace.
+    if plan.mode == "balanced" and len(set(plan.device_map.values())) > 1 and not plan.is_estimate:
+        return _better(trainer, outcome, for_any_gain)
+    return outcome
+
+
+def warned(outcome: Outcome) -> Outcome:
+    """Return the outcome, once a line has said that it does not fit, and what would, if that is so."""
+    if outcome.plan.shortfall:
+        log.warning(plan_report.shortfall_line(outcome.plan, what_would_fit(outcome.plan, outcome.request)))
+    return outcome
+
+
+def costs_in_force(request: planner.Request, recomputed: frozenset[str] | None) -> CostedModel:
+    """Return the costs for `request` with these layers recomputed; None: as the workload says."""
+    if recomputed is None:
+        return planner.cost(request)
+    plain, everywhere = (planner.cost(planner.changed(request, gradient_checkpointing=each)) for each in (False, True))
+    return mixer(plain, everywhere)(recomputed)
+
+
+def _as_it_is(
+    request: planner.Request, costed: CostedModel, recomputed: frozenset[str] | None, assumed: Plan
+) -> tuple[Plan, bool]:
+    """Return the plan of the map in force, for what is known now, and whether that map does not run."""
+    if is_estimate(costed.source) and _is_scalable(assumed, request.workload):
+        return _scaled(assumed, request.workload), False
+    placed = {block.name: device_of(block.name, assumed.device_map) for block in costed.blocks}
+    places: DeviceMap = {name: place for name, place in placed.items() if isinstance(place, int)}
+    if assumed.mode == "balanced" and len(places) == len(placed):
+        tried = planner.as_tried(request, costed, places, recomputed)
+        home = request.devices[0].index
+        strays = any(places.get(name, home) != home for name in request.bonds.on_first)
+        # A kernel that gets the addresses of two devices stops in no way that could be repaired.
+        parted = fused_head.breaks(tried.plan, request.bonds, costed)
+        return replace(tried.plan, device_map=assumed.device_map), bool(tried.met) or strays or parted
+    return replace(evaluate(assumed.mode, costed, assumed.device_map, request.devices), recomputed=recomputed), False
+
+
+def _request(
+    trainer: Any, model: Any, assumed: Plan, usable: tuple[Device, ...], loss_on_first: bool
+) -> planner.Request:
+    """Return what is to be planned for `trainer` as it is now."""
+    workload, batch = actual_workload(trainer, assumed.workload)
+    workload, evaluation_batch = evaluating(trainer, workload)
+    return request_for(trainer, model, workload, batch, usable, loss_on_first, evaluation_batch)
+
+
+def evaluating(trainer: Any, workload: Workload) -> tuple[Workload, Mapping[str, Any] | None]:
+    """Return the workload with the evaluation of `trainer`, and the batch of that, if it can be seen."""
+    what, instead = "looking at the evaluation", "the plan is for training alone"
+    evaluation, batch = attempt(what, evaluation_of, trainer, workload, default=(None, None), instead=instead)
+    return replace(workload, evaluation=evaluation), batch
+
+
+def request_for(
+    trainer: Any,
+    model: Any,
+    workload: Workload,
+    batch: Mapping[str, Any] | None,
+    usable: tuple[Device, ...],
+    loss_on_first: bool,
+    evaluation_batch: Mapping[str, Any] | None = None,
+) -> planner.Request:
+    """Return what is to be planned for a model that is about to train, or trains already."""
+    settings = state.settings()
+    return planner.Request(
+        model,
+        workload,
+        usable,
+        trains=lambda _, parameter: parameter.requires_grad,
+        batch=batch,
+        loss_on_first=loss_on_first,
+        selective=settings.gradient_checkpointing == "auto",
+        may_chunk=settings.loss == "full",
+        may_halve=precision.could_halve(),
+        cache=cache.folder_of(settings.cache),
+        bonds=_bonds(trainer, model, usable).and_those(outside.bonds_of(model)),
+        head_device=device_of_compared_head(model, placed_models.compared_models()),
+        evaluation_batch=evaluation_batch,
+    )
+
+
+def _bonds(trainer: Any, model: Any, usable: tuple[Device, ...]) -> Bonds:
+    """Return what steps have shown to need one device, and the embedding where something of the script's own is.
+
+    Soft prompts are concatenated with what the embedding gives, outside of any module.
+    """
+    bonds = colocations.of(model).bonds
+    if usable and weight_copies.has_parts_on(usable[0].index, trainer.model, model):
+        bonds = bonds.with_met(takes_inputs(chain(model)) | {None})
+    return bonds
+
+
+def _fits(request: planner.Request, assumed: Plan) -> bool:
+    """Whether a training fits: under the best map, or under the user's own if he has given one.
+
+    No micro-batch is a remedy for an evaluation.
+    """
+    request = planner.in_training(request)
+    try:
+        costed, recomputed = planner.costed_for(request)
+        if assumed.mode != "balanced":
+            return not evaluate(assumed.mode, costed, assumed.device_map, request.devices).shortfall
+        plan = planner.solved(request, costed, recomputed)
+    except DoesNotFit:
+        return False
+    return plan is not None and not plan.shortfall
+
+
+def _is_scalable(assumed: Plan, workload: Workload) -> bool:
+    """Whether `assumed` was traced for a workload that differs from this one in little but its number of tokens."""
+    alike = ("tuning", "optimizer", "gradient_checkpointing", "autocast", "loss")
+    return not assumed.is_estimate and all(getattr(assumed.workload, name) == getattr(workload, name) for name in alike)
+
+
+def _scaled(assumed: Plan, workload: Workload) -> Plan:
+    """Return the traced plan of the first pass for another number of tokens.
+
+    Better than a formula where the Trainer has put kernels into the model that cannot be traced.
+    """
+    factor = workload.tokens / assumed.workload.tokens
+    with_tokens = ("activations", "temporary")
+    devices = tuple(
+        replace(
+            device,
+            terms={name: int(size * factor) if name in with_tokens else size for name, size in device.terms.items()},
+        )
+        for device in assumed.devices
+    )
+    note = "the model cannot be traced as it trains; the figures are those of loading, scaled by the number of tokens"
+    return replace(assumed, workload=workload, devices=devices, notes=(*assumed.notes, note), source="formula")
+
+
+def _better(trainer: Any, outcome: Outcome, for_any_gain: bool) -> Outcome:
+    """Move the blocks if another map is better by a useful margin."""
+    request, actual = outcome.request, outcome.plan
+    better = planner.solved(request, outcome.costed, actual.recomputed)
+    if better is None or better.device_map == actual.device_map:
+        return outcome
+    gains = for_any_gain and better.worst.filled <= actual.worst.filled
+    if not (outcome.broken or gains or worth_moving(actual, better)):
+        return outcome
+    if len(set(better.device_map.values())) == 1:
+        return outcome
+    reason = weight_copies.reason_to_stay(trainer)
+    if reason:
+        log.info(f"a better map was found for this workload, but {reason}; training goes on with the map it has")
+        return outcome
+    try:
+        moved = outside.move_along(trainer, request.model, better.device_map)
+    except MoveError as error:
+        log.warning(f"a better map was found for this workload, but {error}; training goes on with the map it has")
+        return outcome
+    if state.settings().report != "off":
+        log.info(
+            f"moved {counted(len(moved.blocks), 'block')} ({format_size(moved.size)}) for this workload: worst device "
+            f"{plan_report.worst_devices(better, actual)}"
+        )
+    return replace(outcome, plan=better, moved=True, broken=False)
+
+
+def worth_moving(now: Plan, better: Plan) -> bool:
+    """Whether blocks should move from the map of one plan to that of another."""
+    makes_it_fit = bool(now.shortfall) and not better.shortfall
+    return makes_it_fit or better.worst.filled <= WORTH_MOVING * now.worst.filled
+
+
+def usable_now(
+    trainer: Any, model: Any, assumed: Plan, max_memory: Mapping[Any, Any] | None = None
+) -> tuple[Device, ...]:
+    """Return the devices of a plan with what is free on them now, the model's own share and that of its optimizer too.
+
+    Other models may have come since, or gone: what an earlier one left behind in cycles goes first.
+    """
+    gc.collect()
+    ours = held_by(model, getattr(trainer, "optimizer", None))
+    places = {before.device.index for before in assumed.devices}
+    now = {device.index: device for device in devices.inventory(state.settings(), max_memory, ours, only=places)}
+    return tuple(now.get(before.device.index, before.device) for before in assumed.devices)

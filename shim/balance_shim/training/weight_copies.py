@@ -1,0 +1,47 @@
+"""What a script keeps outside of the placed model: blocks that move may part from it."""
+
+import gc
+from typing import Any
+
+from .. import devices
+from ..monitoring import leak_search
+from ..placement import placed_models
+
+
+def has_parts_on(index: int, trained: Any, placed: Any) -> bool:
+    """Return whether `trained` has parameters outside of `placed` on a device: a head, PEFT's prompt encoder.
+
+    Args:
+        index: of that device.
+        trained: the trainer's model.
+        placed: the model that a plan has placed: `trained`, or one inside of it.
+    """
+    if trained is placed:
+        return False
+    kind, inside = devices.accelerator_type(), {id(each) for each in placed.parameters()}
+    return any(
+        each.device.type == kind and each.device.index == index
+        for each in trained.parameters()
+        if id(each) not in inside
+    )
+
+
+def reason_to_stay(trainer: Any) -> str:
+    """Return why no block of the model of `trainer` may move; "" where nothing speaks against it.
+
+    Another model of the script's that has a device map (a reference model) has the same shapes by its nature; what
+    is computed of both comes from their outputs.
+    """
+    kind = devices.accelerator_type()
+    if kind is None:
+        return ""
+    gc.collect()  # hooks make cycles, so an earlier model may still be there
+    others = {id(each) for model in placed_models.compared_models() for each in (*model.parameters(), *model.buffers())}
+    found = [each for each in leak_search.twins(kind, trainer.model, trainer.optimizer) if id(each) not in others]
+    if not found:
+        return ""
+    first = "x".join(map(str, found[0].shape))
+    return (
+        f"something keeps {len(found)} tensors of the shapes of parameters beside them (one of {first} on "
+        f"{found[0].device}), which would not move along"
+    )

@@ -1,0 +1,199 @@
+"""Batches that have pictures on some ranks only: the others run the tower as well, on a made one, and throw it away.
+
+A tower's weights are gathered by all ranks together, so a rank whose batch has no picture would leave the others
+waiting. It runs the tower where they do, right after the embedding, and adds nothing of the outcome. Values and
+gradients stay what they are, and the backward pass comes through the tower too, with gradients of zero. That is done
+also where no rank has a picture any more: what gets no gradient in a step would be trained with that of an earlier one,
+which DeepSpeed (0.16 to 0.19) keeps in a buffer and fills only where there is a new one. (In such a step an optimizer
+with momentum moves the tower, which one process would leave where it is.)
+"""
+
+import inspect
+import math
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
+
+from .. import log
+from ..errors import BalanceError
+from ..patching.guard import insist
+from ..training.actual_workload import innermost
+
+# What a batch holds -> the method that makes features of it, whose parameters are named like the parts of a batch.
+METHODS = {
+    "pixel_values": "get_image_features",
+    "pixel_values_videos": "get_video_features",
+    "input_features": "get_audio_features",
+}
+
+
+NEUTRAL = 0.5  # of made pictures: Idefics and its like take those of zeros for padding, and throw them away
+
+
+class Described(NamedTuple):
+    """A tensor as other ranks get to know it; with its values only where those are whole numbers: sizes of pictures."""
+
+    shape: tuple[int, ...]
+    dtype: Any
+    values: Any
+
+
+def accompany(model: Any) -> list[Any]:
+    """Have every rank run the towers of `model` that some rank runs; returns the hooks that see to it.
+
+    None where its class has no method that runs a tower by itself.
+    """
+    base = innermost(model)
+    methods = {part: method for part in METHODS if (method := _method(base, part)) is not None}
+    if not methods:
+        return []
+    towers = _Towers(base, methods)
+    embedding = base.get_input_embeddings()
+    return [
+        base.register_forward_pre_hook(towers.before_model, with_kwargs=True),
+        embedding.register_forward_hook(towers.after_embedding),
+    ]
+
+
+class _Towers:
+    """What one rank has to run beside its own batch in the present forward pass."""
+
+    def __init__(self, model: Any, methods: Mapping[str, Callable[..., Any]]) -> None:
+        self.model, self.methods = model, methods
+        self.known: dict[str, dict[str, Any]] = {}  # the latest of each part, the same on all ranks
+        self.trains = trains_beside_text(model)
+        self.missing: list[tuple[str, dict[str, Any]]] = []
+
+    def before_model(self, module: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        """Learn which parts the batches of the others have and this one has not. Ranks do this together."""
+        del args
+        import torch.distributed as dist
+
+        ours = {part: self._described(part, kwargs) for part in self.methods if kwargs.get(part) is not None}
+        everyones: list[dict[str, dict[str, Any]]] = [{} for _ in range(dist.get_world_size())]
+        dist.all_gather_object(everyones, ours)
+        self.missing = []
+        for part in self.methods:
+            theirs = [each[part] for each in everyones if part in each]
+            if theirs:
+                self.known[part] = min(theirs, key=size)  # no more work than need be
+            stale = part in self.known and self.trains and module.training
+            if part not in ours and (theirs or stale):
+                self.missing.append((part, self.known[part]))
+        if any(set(each) != set(ours) for each in everyones):
+            log.once(
+                "info",
+                "not every rank's batch has pictures (or sound); those without run the tower too, on made ones",
+            )
+
+    def after_embedding(self, module: Any, args: tuple[Any, ...], output: Any) -> Any:
+        """Run what is missing, and return the embedding's output, unchanged in value."""
+        del module, args
+        missing, self.missing = self.missing, []
+        return insist("running the tower for other ranks", self._add_nothing, output, missing) if missing else output
+
+    def _add_nothing(self, output: Any, missing: list[tuple[str, dict[str, Any]]]) -> Any:
+        for part, described in missing:
+            features = self.methods[part](**{name: made(each, output.device) for name, each in described.items()})
+            output = with_nothing_added(output, _used(features))
+        return output
+
+    def _described(self, part: str, batch: Mapping[str, Any]) -> dict[str, Any]:
+        """Return what the method is called with, in few bytes."""
+        parameters = inspect.signature(self.methods[part]).parameters
+        found = described(batch, parameters)
+        for name, parameter in parameters.items():
+            if batch.get(name) is None and parameter.default is parameter.empty and hasattr(self.model.config, name):
+                found[name] = getattr(self.model.config, name)  # 4.x: the model passes what its config says
+        return found
+
+
+def described(batch: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
+    """Return the tensors of `batch` that have `names`, in few bytes."""
+    import torch
+
+    found = {}
+    for name in names:
+        value = batch.get(name)
+        if isinstance(value, torch.Tensor):
+            values = None if value.is_floating_point() else value.tolist()
+            found[name] = Described(tuple(value.shape), value.dtype, values)
+    return found
+
+
+def trains_beside_text(model: Any) -> bool:
+    """Whether anything trains but the language model, which is what holds the input embedding, and its head."""
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    name = next(name for name, module in model.named_modules() if module is embedding)
+    parts = [model.get_submodule(name.rpartition(".")[0]), *([] if head is None else [head])]
+    text = {id(parameter) for part in parts for parameter in part.parameters()}
+    return any(each.requires_grad and id(each) not in text for each in model.parameters())
+
+
+def _method(model: Any, part: str) -> Callable[..., Any] | None:
+    found = getattr(model, METHODS[part], None)
+    if found is not None:
+        return found
+    if model.config.model_type not in ("qwen2_vl", "qwen2_5_vl") or part == "input_features":
+        return None
+    visual = model.visual  # up to 4.51 the model's forward calls it itself
+
+    def get_image_features(pixel_values: Any, image_grid_thw: Any) -> Any:
+        return visual(pixel_values.type(visual.dtype), grid_thw=image_grid_thw)
+
+    def get_video_features(pixel_values_videos: Any, video_grid_thw: Any) -> Any:
+        return visual(pixel_values_videos.type(visual.dtype), grid_thw=video_grid_thw)
+
+    return get_image_features if part == "pixel_values" else get_video_features
+
+
+def made(described: Any, device: Any) -> Any:
+    """Return the tensor that is described, one value where its own are not known; anything else as it is."""
+    import torch
+
+    if not isinstance(described, Described):
+        return described
+    if described.values is None:
+        return torch.full(described.shape, NEUTRAL, dtype=described.dtype, device=device)
+    return torch.tensor(described.values, dtype=described.dtype, device=device)
+
+
+def with_nothing_added(output: Any, tensors: list[Any]) -> Any:
+    """Return `output`, from which gradients of zero go to `tensors`.
+
+    Not zero times their sum: that of a half-precision tensor may be infinite.
+    """
+    import torch
+
+    class AddsNothing(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, output: Any, *tensors: Any) -> Any:
+            ctx.likes = [(each.shape, each.dtype, each.device) for each in tensors]
+            return output.view_as(output)
+
+        @staticmethod
+        def backward(ctx: Any, grad: Any) -> Any:
+            return grad, *(torch.zeros(shape, dtype=dtype, device=device) for shape, dtype, device in ctx.likes)
+
+    return AddsNothing.apply(output, *tensors)
+
+
+def size(described: Mapping[str, Any]) -> int:
+    return sum(math.prod(each.shape) for each in described.values() if isinstance(each, Described))
+
+
+def _used(features: Any) -> list[Any]:
+    """Return the tensors that a model takes from a tower; to use others would train what is not trained elsewhere.
+
+    Raises:
+        BalanceError: there are none.
+    """
+    import torch
+    from torch.utils._pytree import tree_leaves
+
+    if getattr(features, "pooler_output", None) is not None:  # transformers 5
+        # Features of inner layers go to the language model, too, where a tower gives them (Qwen3-VL).
+        features = [features.pooler_output, getattr(features, "deepstack_features", None)]
+    tensors = [each for each in tree_leaves(features) if isinstance(each, torch.Tensor) and each.is_floating_point()]
+    if not tensors:
+        raise BalanceError("a tower gave no features")
+    return tensors
