@@ -20,6 +20,7 @@ from models import MODELS
 from balance_shim.devices import Device
 from balance_shim.memory.workload import Workload
 from balance_shim.placement import planner
+from balance_shim.placement.request import Request
 
 GIB = 2**30
 CASES = (("Qwen2.5-7B", 4, 80), ("Qwen2.5-72B", 16, 80), ("Mixtral-8x7B", 8, 80))
@@ -57,7 +58,7 @@ def plan(name: str, count: int, size: int, workload: Workload, folder: Path | No
     start = time.perf_counter()
     with torch.device("meta"):
         model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
-    found = planner.balanced(planner.Request(model, workload, devices, cache=folder))
+    found = planner.balanced(Request(model, workload, devices, cache=folder))
     assert found is not None
     return time.perf_counter() - start
 

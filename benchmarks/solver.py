@@ -90,6 +90,7 @@ def planning(counts: list[int], kinds: list[int]) -> None:
     from balance_shim.memory.workload import Workload
     from balance_shim.placement import planner
     from balance_shim.placement.balance import balance
+    from balance_shim.placement.request import Request
 
     transformers.logging.set_verbosity_error()
     devices = tuple(describe(index, f"cuda:{index}", 80 * GIB, Settings()) for index in range(8))
@@ -110,7 +111,7 @@ def planning(counts: list[int], kinds: list[int]) -> None:
         return made
 
     def row(made: Any, first: str) -> list[str]:
-        request = planner.Request(made, workload, devices)
+        request = Request(made, workload, devices)
         costed = []
         to_cost = timed(lambda: costed.append(planner.cost(request)))
         to_place = timed(lambda: balance(costed[0], devices))

@@ -14,6 +14,7 @@ from balance_shim.memory import profile as profiling
 from balance_shim.memory.fingerprint import fingerprint
 from balance_shim.memory.workload import Workload
 from balance_shim.placement import planner
+from balance_shim.placement.request import Request
 from tests import models
 
 DEVICES = tuple(Device(index, f"npu:{index}", 1 << 30, 1 << 30) for index in range(2))
@@ -128,7 +129,7 @@ def traces(monkeypatch):
 
 
 def request(folder, model=None, **changes):
-    return planner.Request(model or models.llama(), Workload(seq_len=64, **changes), DEVICES, cache=folder)
+    return Request(model or models.llama(), Workload(seq_len=64, **changes), DEVICES, cache=folder)
 
 
 def test_the_same_plan_comes_from_the_cache(tmp_path, traces):
@@ -189,7 +190,7 @@ def test_a_file_of_another_version_is_not_used(tmp_path, traces, monkeypatch):
     monkeypatch.setattr(cache, "__version__", "0.0.0")
     planner.cost(request(tmp_path))
     assert len(traces) == 2
-    assert transformers.__version__ in str(planner.fingerprint(models.llama(), None, None))
+    assert transformers.__version__ in str(fingerprint(models.llama(), None, None))
 
 
 def test_files_are_plain_json(tmp_path):

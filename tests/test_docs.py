@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from balance_shim import map_file, plan_options
-from balance_shim.cli.main import main
+from balance_shim.cli import main
 from balance_shim.settings import VARIABLES
 
 ROOT = Path(__file__).parent.parent

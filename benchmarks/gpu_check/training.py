@@ -12,6 +12,7 @@ import torch
 from balance_shim.memory.workload import Workload
 from balance_shim.placement import planner
 from balance_shim.placement.plan import DevicePlan, evaluate
+from balance_shim.placement.request import Request
 
 from . import configs
 from .card import LIMITLESS, Card, Peaks
@@ -73,7 +74,7 @@ def predicted(card: Card, wanted: Case) -> DevicePlan:
     device = card.as_planned(0, LIMITLESS)
     model = configs.build(wanted.model, DTYPES[wanted.precision], "meta")
     batch = batch_of(wanted) if wanted.padded else None
-    costed = planner.cost(planner.Request(model, wanted.workload, (device,), batch=batch))
+    costed = planner.cost(Request(model, wanted.workload, (device,), batch=batch))
     return evaluate("balanced", costed, {block.name: 0 for block in costed.blocks}, (device,)).devices[0]
 
 

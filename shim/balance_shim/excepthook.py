@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from typing import Any
 
 REMIND = 120  # seconds; a line that was said earlier than that, at the start, is said again where the program ends
-FILE = ".refused"  # a rank leaves its message in this file, and the launcher prints it once
 
 
 def install() -> None:
@@ -49,24 +48,11 @@ class _Hook:
         if not isinstance(error, BalanceError) or error.__cause__ is not None or log.shows("debug"):
             self.before(kind, error, traceback)
             return
+        from .zero import refusal_file
+
         message = " ".join(str(error).split())
-        if not _left_for_launcher(message) and not log.is_fresh(message, REMIND):
+        if not refusal_file.leave(message) and not log.is_fresh(message, REMIND):
             log.error(message)
-
-
-def _left_for_launcher(message: str) -> bool:
-    """Whether the launcher will say it: all ranks are refused alike, and one line is enough."""
-    from .zero.flight_record import FOLDER
-
-    folder = os.environ.get(FOLDER)
-    if not folder:
-        return False
-    try:
-        with open(os.path.join(folder, os.environ.get("RANK", "0") + FILE), "w", encoding="utf-8") as file:
-            file.write(message)
-    except OSError:
-        return False
-    return True
 
 
 def _end_by_interrupt() -> None:

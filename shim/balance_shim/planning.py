@@ -15,7 +15,7 @@ from .plan_options import PRECISIONS, PlanOptions, read_options
 if TYPE_CHECKING:
     from .devices import Device
     from .placement.plan import Plan
-    from .placement.planner import Request
+    from .placement.request import Request
     from .upstream.meta_model import Unloaded
     from .upstream.model_config import ModelConfig
 
@@ -147,7 +147,7 @@ def _request_for_model(model: Any, options: PlanOptions) -> "Request":
 def _request(model: Any, options: PlanOptions, no_split: Collection[str] | None, **more: Any) -> "Request":
     from . import cache
     from .memory.workload import assume, longest_row
-    from .placement.planner import Request
+    from .placement.request import Request
     from .upstream.loss_device import computes_loss_on_first_device
 
     settings = options.settings

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from . import zero_support
 from .errors import SettingError
-from .zero import support
 
 OBJECTS = ("zero_optimization", "bf16", "fp16", "optimizer", "scheduler")  # what we and transformers look into
 
@@ -64,5 +64,5 @@ def checked(found: Any, shown: str) -> dict[str, Any]:
             raise SettingError(f"{shown}: {name} is {found[name]!r}, not an object")
     stage = found.get("zero_optimization", {}).get("stage", 3)
     if stage not in (3, "3", "auto"):
-        raise SettingError(support.sentence("other_stage", source=shown, stage=stage))
+        raise SettingError(zero_support.sentence("other_stage", source=shown, stage=stage))
     return found

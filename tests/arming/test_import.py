@@ -156,7 +156,7 @@ def test_a_spawned_worker_repeats_nothing(tmp_path):
 
 def test_threads_that_arm_and_import_at_once(tmp_path):
     """Arming and disarming in some threads while others import the libraries neither blocks nor fails."""
-    from tests.seams import stand_in_library
+    from tests.patching import stand_in_library
 
     text = """
         from prelude import *
@@ -180,7 +180,7 @@ def test_threads_that_arm_and_import_at_once(tmp_path):
         assert not failures and not any(thread.is_alive() for thread in threads), failures
         armed = balance_shim.status().armed
         leaf = sys.modules["library.leaf"]
-        from balance_shim.seams import registry
+        from balance_shim.patching import registry
         assert registry.is_ours(leaf.get_device_map) is armed
         assert any(type(finder).__module__ == "balance_shim.patching.import_hooks" for finder in sys.meta_path) is armed
         """

@@ -24,6 +24,7 @@ from balance_shim.memory.blocks import chain  # noqa: E402
 from balance_shim.memory.workload import Workload  # noqa: E402
 from balance_shim.placement import planner  # noqa: E402
 from balance_shim.placement.plan import evaluate  # noqa: E402
+from balance_shim.placement.request import Request  # noqa: E402
 from balance_shim.settings import Settings  # noqa: E402
 from balance_shim.training.actual_workload import actual_workload  # noqa: E402
 from balance_shim.training.replan import evaluating  # noqa: E402
@@ -176,7 +177,7 @@ def compare(name, case):
     workload, evaluation_batch = evaluating(trainer, workload)
     treated = grouped_queries(case.repeats)
     devices = inventory(Settings())[: case.devices]
-    request = planner.Request(
+    request = Request(
         placed,
         workload,
         devices,

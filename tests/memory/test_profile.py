@@ -11,8 +11,8 @@ from balance_shim.memory.blocks import chain
 from balance_shim.memory.peak import Schedule
 from balance_shim.memory.profile import profile
 from balance_shim.memory.ties import parameter_count
-from balance_shim.memory.tracing import measure
-from balance_shim.memory.tracing.model_copy import CannotTrace
+from balance_shim.memory.tracing import trace
+from balance_shim.memory.tracing.errors import CannotTrace
 from balance_shim.memory.workload import Workload
 from balance_shim.optimizers import QUANTIZED, SPARES_SINCE
 from balance_shim.versions import version_of
@@ -43,7 +43,7 @@ def way(request, monkeypatch):
         def refuse(*_):
             raise CannotTrace("this test says so")
 
-        monkeypatch.setattr(measure, "trace", refuse)
+        monkeypatch.setattr(trace, "trace", refuse)
     return request.param
 
 

@@ -14,7 +14,7 @@ from balance_shim.memory.blocks import chain
 from balance_shim.memory.profile import profile
 from balance_shim.memory.tracing import layers, machine
 from balance_shim.memory.tracing.machine import TracedTensor, traced, tracing
-from balance_shim.memory.tracing.measure import trace
+from balance_shim.memory.tracing.trace import trace
 from balance_shim.memory.workload import Workload
 from tests import models
 from tests.memory.traced_costs import WORKLOAD, costs_of, nothing_changes, profiled

@@ -30,7 +30,7 @@ def get_device_map(model, device_map=None):
 ''',
     # Counts how often the wrapper acts in one call, which must never be more than once.
     "stand_in_seam.py": """
-from balance_shim.seams import registry
+from balance_shim.patching import registry
 
 acted = []
 
@@ -51,7 +51,7 @@ def apply(module):
     "prelude.py": """
 import os, sys
 os.environ["BALANCE_MODE"] = "off"  # importing does not arm; the test does
-from balance_shim import activation, seams
+from balance_shim import arming, seams
 import balance_shim
 del os.environ["BALANCE_MODE"]
 seams.SEAMS.clear()

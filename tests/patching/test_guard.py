@@ -2,8 +2,8 @@
 
 import pytest
 
+from tests.patching import stand_in_library
 from tests.processes import SHIM, code
-from tests.seams import stand_in_library
 
 ATTEMPT = """
 from prelude import *
@@ -50,7 +50,7 @@ def test_strict_raises_the_failure_itself(library):
 
 
 MOVED = """
-from balance_shim.seams import registry
+from balance_shim.patching import registry
 from balance_shim.patching.guard import SeamMoved
 
 def apply(module):

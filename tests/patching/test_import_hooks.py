@@ -8,7 +8,7 @@ HOOK = """
 import sys
 import os
 os.environ["BALANCE_MODE"] = "off"
-from balance_shim.seams import hooks
+from balance_shim.patching import import_hooks as hooks
 fired = []
 def note(module):
     fired.append((module.__name__, hasattr(module, "last_line")))

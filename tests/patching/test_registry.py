@@ -4,8 +4,8 @@ import pytest
 
 from balance_shim import state
 from balance_shim.patching import registry
+from tests.patching import stand_in_library
 from tests.processes import SHIM, code, output_of
-from tests.seams import stand_in_library
 
 
 @pytest.fixture(scope="module")
@@ -218,7 +218,7 @@ def test_a_neighbour_that_asks_for_the_signature_of_the_trainer():
         import inspect
         import balance_shim
         from transformers.trainer import Trainer
-        from balance_shim.seams import registry
+        from balance_shim.patching import registry
         for name in ("train", "training_step"):
             assert registry.is_ours(vars(Trainer)[name])
         patched = inspect.signature(Trainer.train)

@@ -25,6 +25,7 @@ from balance_shim.devices import Device  # noqa: E402
 from balance_shim.memory.workload import Workload  # noqa: E402
 from balance_shim.placement import planner  # noqa: E402
 from balance_shim.placement.plan import evaluate  # noqa: E402
+from balance_shim.placement.request import Request  # noqa: E402
 
 INPUTS = 256 << 10  # bytes; ids, labels and the like, which plans do not count
 # Of a device that plans leave free, and that what does not fit may be off by: as true as predictions of this kind are.
@@ -152,7 +153,7 @@ def devices(capacities) -> tuple[Device, ...]:
 
 
 def request(case: Case, model, capacities):
-    return planner.Request(
+    return Request(
         model,
         case.workload,
         devices(capacities),

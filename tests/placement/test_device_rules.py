@@ -10,6 +10,7 @@ from balance_shim.devices import describe
 from balance_shim.memory.workload import Workload
 from balance_shim.placement import planner
 from balance_shim.placement.plan import evaluate
+from balance_shim.placement.request import Request
 from balance_shim.settings import Settings
 from balance_shim.units import MIB
 from tests import models
@@ -23,7 +24,7 @@ def request_for(dtype, *architectures, **changes):
         describe(index, f"cuda:{index}", 64 * MIB, Settings(), each) for index, each in enumerate(architectures)
     )
     model = models.on_meta(transformers.LlamaForCausalLM, config).to(dtype)
-    return replace(planner.Request(model, Workload(seq_len=256), machine), **changes)
+    return replace(Request(model, Workload(seq_len=256), machine), **changes)
 
 
 def layer_of(costed):

@@ -15,6 +15,7 @@ from balance_shim.placement import planner, verification
 from balance_shim.placement.balance import balance
 from balance_shim.placement.plan import evaluate
 from balance_shim.placement.remedies import what_would_fit
+from balance_shim.placement.request import Request
 from balance_shim.settings import Reserve, Settings
 from balance_shim.training.replan import worth_moving
 from balance_shim.versions import version_of
@@ -64,7 +65,7 @@ def request_for(model_class, devices=2, size=64 * MIB, **sizes):
     config = transformers.LlamaConfig(**{**models.SIZES, **sizes}, num_key_value_heads=2, tie_word_embeddings=False)
     settings = Settings(reserve=Reserve(fraction=0.08))
     machine = tuple(describe(index, f"cuda:{index}", size, settings) for index in range(devices))
-    return planner.Request(models.on_meta(model_class, config), WORKLOAD, machine)
+    return Request(models.on_meta(model_class, config), WORKLOAD, machine)
 
 
 @pytest.mark.parametrize(
@@ -273,7 +274,7 @@ def test_layers_that_differ_in_what_they_recompute_are_tried_out_as_they_are():
     workload = Workload(batch_size=2, seq_len=2048)
     for size in range(1200, 1500, 60):
         devices = tuple(describe(index, f"cuda:{index}", size * MIB, Settings()) for index in range(2))
-        request = planner.Request(model, workload, devices, selective=True)
+        request = Request(model, workload, devices, selective=True)
         plan = planner.balanced(request)
         costed, recomputed = planner.costed_for(request)
         assert recomputed == plan.recomputed

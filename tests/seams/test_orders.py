@@ -4,8 +4,8 @@ import itertools
 
 import pytest
 
+from tests.patching import stand_in_library
 from tests.processes import SHIM, output_of
-from tests.seams import stand_in_library
 
 STEPS = {
     "import": "import library.leaf",
@@ -126,7 +126,7 @@ def test_real_transformers(name):
             assert ("transformers.modeling_utils.PreTrainedModel.from_pretrained" in targets) is armed, targets
             assert ("transformers.training_args.TrainingArguments.__post_init__" in targets) is armed, targets
             assert ("transformers.trainer.Trainer.train" in targets) is armed, targets
-            from balance_shim.seams import registry
+            from balance_shim.patching import registry
             modeling, arguments, trainer = (sys.modules["transformers." + leaf] for leaf in LEAVES)
             found = (
                 vars(modeling.PreTrainedModel)["from_pretrained"].__func__,

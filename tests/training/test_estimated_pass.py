@@ -8,6 +8,7 @@ from balance_shim.devices import describe
 from balance_shim.memory.cost import is_estimate
 from balance_shim.memory.workload import Workload
 from balance_shim.placement import planner
+from balance_shim.placement.request import Request
 from balance_shim.settings import Settings
 from balance_shim.training import replan
 from balance_shim.units import MIB
@@ -19,7 +20,7 @@ def test_the_first_pass_is_scaled_by_tokens_and_the_map_stays(monkeypatch):
     config = transformers.LlamaConfig(**models.SIZES, num_key_value_heads=2, tie_word_embeddings=False)
     machine = tuple(describe(index, f"cuda:{index}", 64 * MIB, Settings()) for index in range(2))
     model = models.on_meta(transformers.LlamaForCausalLM, config)
-    request = planner.Request(model, Workload(batch_size=1, seq_len=64), machine)
+    request = Request(model, Workload(batch_size=1, seq_len=64), machine)
     assumed = planner.balanced(request)
     assert assumed is not None and not assumed.is_estimate
     costed, recomputed = planner.costed_for(request)

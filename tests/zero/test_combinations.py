@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from balance_shim.zero.support import TABLE
+from balance_shim.zero_support import TABLE
 from tests import models
 from tests.end_to_end.run import SHIM, run_command
 

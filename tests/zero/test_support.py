@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from balance_shim.errors import BalanceError
-from balance_shim.zero.support import AREAS, TABLE, configuration, launching, refusal, sentence, training
-from balance_shim.zero.support import models as models_and_weights
+from balance_shim.zero_support import AREAS, TABLE, configuration, launching, refusal, sentence, training
+from balance_shim.zero_support import models as models_and_weights
 from tests import models
 from tests.end_to_end.run import on_python_path, run_command
 

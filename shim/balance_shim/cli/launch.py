@@ -11,7 +11,7 @@ from typing import NamedTuple, NoReturn
 
 from .. import expandable_segments
 
-INJECTION = os.path.join(os.path.dirname(os.path.abspath(__file__)), "injection")
+INJECTION = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "injection")
 
 
 class LaunchError(Exception):

@@ -56,7 +56,7 @@ def _is_linear(module: nn.Module) -> bool:
         return _is_linear(inner)
     if type(module).forward is nn.Linear.forward:
         return True
-    from ..memory.tracing.model_copy import is_quantized_linear
+    from ..upstream.quantized import is_quantized_linear
 
     # Classes of quantizers compute the same in another way; one of the script's own may do anything, draw noise too.
     return is_quantized_linear(module) or (isinstance(module, nn.Linear) and module.weight.element_size() == 1)

@@ -5,16 +5,22 @@ Shapes: N rows, H hidden size, V vocabulary; rows may have any leading dimension
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import torch
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.checkpoint import checkpoint
 
-if TYPE_CHECKING:
-    from . import deferred
-
 Step: TypeAlias = Callable[[torch.Tensor], torch.Tensor]
+
+
+class TrainingStep(Protocol):
+    """The training step that logits belong to, which knows every tensor that stands for them (`deferred.Step`)."""
+
+    shells: list[Any]
+
+    def settle(self) -> None:
+        """Make the values of all of them."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +44,7 @@ class Recipe:
     sample: torch.Tensor
     parameters: tuple[torch.Tensor, ...]
     chunk: int
-    step: "deferred.Step"
+    step: TrainingStep
     steps: tuple[Step, ...] = ()
     view: Step | None = None
     differentiable: bool = True

@@ -161,8 +161,8 @@ def _trace(
 ) -> "tuple[Traced | None, str, CostSource]":
     """Return what a trace found, None if there can be none, and the method in words and as data."""
     from .tracing import too_long
-    from .tracing.measure import trace
-    from .tracing.model_copy import CannotTrace, TakesTooLong
+    from .tracing.errors import CannotTrace, TakesTooLong
+    from .tracing.trace import trace
 
     if too_long.is_known(model, "trace", workload.seq_len):
         return None, "estimated by a formula, because a trace took too long before", _TOO_LONG

@@ -12,7 +12,7 @@ from ..memory.workload import Workload
 from .plan import CostedModel
 
 if TYPE_CHECKING:
-    from .planner import Request
+    from .request import Request
 
 
 def with_evaluation(request: "Request", costed: CostedModel) -> CostedModel:
@@ -45,9 +45,9 @@ def with_evaluation(request: "Request", costed: CostedModel) -> CostedModel:
 
 
 def _traced(request: "Request", costed: CostedModel, workload: Workload) -> dict[str, Any] | None:
+    from ..memory.tracing.errors import CannotTrace, TakesTooLong
     from ..memory.tracing.evaluate import trace_evaluation
     from ..memory.tracing.machine import tracing_for
-    from ..memory.tracing.model_copy import CannotTrace, TakesTooLong
 
     fed = request.evaluation_batch
     reason = ""

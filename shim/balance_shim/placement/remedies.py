@@ -9,7 +9,8 @@ from ..memory.workload import Workload
 from ..units import format_size
 from .balance import DoesNotFit, balance
 from .plan import Plan, evaluate
-from .planner import Request, cost, solved
+from .planner import cost, solved
+from .request import Request
 
 
 class Change(NamedTuple):
@@ -109,7 +110,7 @@ def _in_precision(request: Request, dtype: str, autocast: bool) -> Request | Non
     """Return the request for the model in `dtype`; None for a model that cannot be copied."""
     import torch
 
-    from ..memory.tracing.model_copy import CannotTrace
+    from ..memory.tracing.errors import CannotTrace
 
     try:
         model = in_dtype(request.model, getattr(torch, dtype))

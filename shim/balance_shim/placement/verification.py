@@ -13,7 +13,7 @@ from ..units import format_alike
 from .plan import CostedModel
 
 if TYPE_CHECKING:
-    from .planner import Request
+    from .request import Request
 
 LARGEST_ERROR = 0.05  # of a device's peak; beyond that a plan says so
 LEAST_ERROR = 64 << 20  # bytes; differences below decide nothing
@@ -59,8 +59,8 @@ def _tried(
     request: "Request", costed: CostedModel, device_map: DeviceMap, recomputed: frozenset[str] | None
 ) -> dict[str, Any]:
     from ..memory.tracing import dry_run, too_long
+    from ..memory.tracing.errors import CannotTrace, TakesTooLong
     from ..memory.tracing.machine import tracing_for
-    from ..memory.tracing.model_copy import CannotTrace, TakesTooLong
     from ..memory.tracing.origins import CrossesDevices
 
     result: dict[str, Any] = {"peaks": {}, "blocks": [], "met": [], "failure": ""}

@@ -24,6 +24,7 @@ from ..placement.compared_heads import device_of_compared_head
 from ..placement.fused_head import bonds_for as bonds_for_fused_head
 from ..placement.plan import Plan, collapse
 from ..placement.remedies import saved_by_chunks, saved_by_precision, what_would_fit
+from ..placement.request import Request
 from ..report import plan_report
 from ..training import outputs, precision
 from ..upstream.loading_dtype import config_of, dtype_of
@@ -252,7 +253,7 @@ def _place(load: _Load) -> DeviceMap | None:
     fused = attempt(
         what, bonds_for_fused_head, load.model, placed_models.arguments(), default=NO_BONDS, instead=instead
     )
-    request = planner.Request(
+    request = Request(
         load.model,
         workload,
         usable,
@@ -293,7 +294,7 @@ def _place(load: _Load) -> DeviceMap | None:
     return collapse(plan.device_map)
 
 
-def _balanced(request: planner.Request, max_memory: Any) -> Plan | None:
+def _balanced(request: Request, max_memory: Any) -> Plan | None:
     """Return the balanced plan, without display cards unless nothing fits without them."""
     larger, left_out = devices.without_display_cards(request.devices, state.settings(), max_memory)
     if not left_out:
@@ -308,11 +309,11 @@ def _balanced(request: planner.Request, max_memory: Any) -> Plan | None:
     return plan
 
 
-def _chunks_line(plan: Plan, request: planner.Request) -> str:
+def _chunks_line(plan: Plan, request: Request) -> str:
     return plan_report.chunks_line(saved_by_chunks(plan, request))
 
 
-def _precision_line(plan: Plan, request: planner.Request) -> str:
+def _precision_line(plan: Plan, request: Request) -> str:
     scripts = _loads.stack[-1].dtype if _loads.stack else None
     if scripts is None or request.parameter_bytes is not None or plan.recomputed is not None:
         return ""

@@ -18,6 +18,7 @@ from ..placement.balance import DoesNotFit
 from ..placement.calibration import scaled
 from ..placement.plan import CostedModel, Plan, evaluate
 from ..placement.remedies import what_would_fit
+from ..placement.request import Request
 from ..report import plan_report
 from ..rng import undisturbed
 from ..units import format_size
@@ -57,7 +58,7 @@ def begin(
 
     Args:
         outcome: of the second pass.
-        loss_on_first: as in `planner.Request`.
+        loss_on_first: as in `Request`.
         max_memory: what the script passed to `from_pretrained`.
         replanned: takes the plan in force when that has changed.
     """
@@ -209,7 +210,7 @@ class BatchCheck:
                     return 1
         return self._in_portions(batch, counted, Outcome(plan, request, costed))
 
-    def _moved_for(self, request: planner.Request) -> Outcome | None:
+    def _moved_for(self, request: Request) -> Outcome | None:
         """Put another map, or more recomputation, in force with which `request` fits; None if there is none."""
         try:
             outcome = plan_in_force(request, self._plan)
@@ -275,14 +276,14 @@ class BatchCheck:
         costed = costs_in_force(request, self._plan.recomputed)
         return not evaluate(self._plan.mode, costed, self._plan.device_map, request.devices).shortfall
 
-    def _portion(self, count: int, batch: dict[str, Any], rows: int) -> planner.Request:
+    def _portion(self, count: int, batch: dict[str, Any], rows: int) -> Request:
         """Return what is to be planned for the largest of `count` portions of `batch`."""
         largest = max(micro_batch.portions(batch, rows, count), key=lambda each: micro_batch.rows_of(each) or 0)
         request = self._request(largest)
         # Behind the first portion there are gradients, as with accumulation.
         return planner.changed(request, accumulation=count * request.workload.accumulation)
 
-    def _request(self, batch: dict[str, Any]) -> planner.Request:
+    def _request(self, batch: dict[str, Any]) -> Request:
         workload, _ = actual_workload(self._trainer, self._plan.workload, batch)
         if not self._evaluates:
             workload = replace(workload, evaluation=None)

@@ -23,6 +23,7 @@ from ..placement import planner
 from ..placement.balance import DoesNotFit
 from ..placement.plan import CostedModel, Plan, device_of, evaluate
 from ..placement.remedies import Remedy, remedies_that_fit
+from ..placement.request import Request
 from ..report import plan_report
 from ..report.table import table
 from ..units import format_alike, format_size
@@ -58,7 +59,7 @@ class _Scene:
     better: Plan | None = None
     largest_before: int = 0
     kept: Finding | None = None
-    request: planner.Request | None = None
+    request: Request | None = None
 
     @property
     def name(self) -> str:
@@ -80,7 +81,7 @@ def explain(trainer: Any, model: Any, plan: Plan | None, failure: BaseException,
         model: what was placed: the trainer's model, or one inside of it.
         plan: the plan that placed it, or None.
         failure: as it was raised; it is only read.
-        loss_on_first: as in `planner.Request`.
+        loss_on_first: as in `Request`.
     """
     kind = devices.accelerator_type()
     if kind is None or not log.is_first_process():
@@ -133,7 +134,7 @@ def _planned(scene: _Scene, trainer: Any, model: Any, loss_on_first: bool) -> _S
     usable = devices.inventory(settings, ours=ours, only=places)
     workload = _workload(scene, trainer, model)
     inputs = scene.place.inputs if scene.place.batch.row_tokens else None
-    request = planner.Request(
+    request = Request(
         model,
         workload,
         usable,

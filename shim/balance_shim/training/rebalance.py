@@ -17,6 +17,7 @@ from ..placement import planner
 from ..placement.calibration import corrected
 from ..placement.move import MoveError
 from ..placement.plan import CostedModel, Plan, evaluate
+from ..placement.request import Request
 from ..report import plan_report
 from ..units import counted, format_alike, format_size
 from . import chunked_loss, outside, weight_copies
@@ -42,7 +43,7 @@ def begin(trainer: Any, model: Any, plan: Plan, loss_on_first: bool, moved: Call
         trainer: a `transformers.Trainer` about to train.
         model: what was placed: the trainer's model, or one inside of it.
         plan: the plan in force.
-        loss_on_first: as in `planner.Request`.
+        loss_on_first: as in `Request`.
         moved: is told the new plan when blocks have moved.
     """
     if not state.settings().rebalance:
@@ -203,7 +204,7 @@ class Rebalancer:
         self._moved(better)
         return True
 
-    def _corrected(self, when: str) -> tuple[planner.Request, CostedModel, tuple[Device, ...]]:
+    def _corrected(self, when: str) -> tuple[Request, CostedModel, tuple[Device, ...]]:
         """Return what to plan for: the micro-batch to expect, costs and devices as the measured steps show them."""
         planned = self._plan.workload
         seen = planned
@@ -222,7 +223,7 @@ class Rebalancer:
         method = f"{target.method}, corrected by the peaks measured in {when}"
         return replace(request, devices=usable), replace(target, method=method), usable
 
-    def _costs(self, request: planner.Request) -> CostedModel:
+    def _costs(self, request: Request) -> CostedModel:
         """Return the costs with the layers recomputed that are, and the optimizer state that there is."""
         costed = costs_in_force(request, self._plan.recomputed)
         kept = _optimizer_state(self._trainer.optimizer, self._model, costed)

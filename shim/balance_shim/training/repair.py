@@ -22,6 +22,7 @@ from ..placement.balance import DoesNotFit
 from ..placement.library_map import library_map
 from ..placement.move import LostModelError, MoveError
 from ..placement.plan import CostedModel, Plan, device_of, evaluate
+from ..placement.request import Request
 from . import crossing, outside, weight_copies
 from .actual_workload import actual_workload
 from .batch_shapes import on_host
@@ -64,7 +65,7 @@ def run(
         perform: runs forward and backward pass of one micro-batch.
         model: as wrapped as it is in the step.
         inputs: of the micro-batch.
-        loss_on_first: model -> what `planner.Request` has under this name.
+        loss_on_first: model -> what `Request` has under this name.
         replanned: takes the plan of a map that has been put in force.
 
     Raises:
@@ -239,7 +240,7 @@ def _undo(case: _Case, failure: Exception) -> None:
 
 
 def _repaired_plan(
-    case: _Case, request: planner.Request, costed: CostedModel, plan: Plan, seen: crossing.Crossing
+    case: _Case, request: Request, costed: CostedModel, plan: Plan, seen: crossing.Crossing
 ) -> tuple[Plan, colocations.Colocations, str] | None:
     """Return the plan of another map, what is to be remembered for it, and what was done, in words; None: no other."""
     model = request.model
@@ -278,7 +279,7 @@ def _repaired_plan(
 
 
 def _on_one_device(
-    request: planner.Request, costed: CostedModel, plan: Plan, bonds: Bonds
+    request: Request, costed: CostedModel, plan: Plan, bonds: Bonds
 ) -> tuple[Plan, colocations.Colocations, str] | None:
     """Return the plan with all of the model on the first device, if it fits there; None if it does not.
 
@@ -299,7 +300,7 @@ def _without_end(blocks: Sequence[Block]) -> Sequence[Block]:
 
 
 def _met_in_dry_run(
-    case: _Case, request: planner.Request, costed: CostedModel, plan: Plan
+    case: _Case, request: Request, costed: CostedModel, plan: Plan
 ) -> tuple[frozenset[str | None], ...]:
     """Return what a dry run of the very batch that failed shows to meet, under the map in force."""
     inputs = case.current.inputs

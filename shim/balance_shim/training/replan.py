@@ -20,6 +20,7 @@ from ..placement.move import MoveError
 from ..placement.plan import CostedModel, Plan, device_of, evaluate
 from ..placement.recompute import mixer
 from ..placement.remedies import what_would_fit
+from ..placement.request import Request
 from ..report import plan_report
 from ..units import counted, format_size
 from . import micro_batch, outside, precision, weight_copies
@@ -45,7 +46,7 @@ class Outcome:
     """
 
     plan: Plan
-    request: planner.Request
+    request: Request
     costed: CostedModel
     moved: bool = False
     broken: bool = False
@@ -66,7 +67,7 @@ def second_pass(
         trainer: a `transformers.Trainer` about to train.
         model: the model that was placed: the trainer's, or one inside of it.
         assumed: the plan that it was placed by.
-        loss_on_first: as in `planner.Request`.
+        loss_on_first: as in `Request`.
         max_memory: what the script passed to `from_pretrained`.
         may_wait: whether somebody looks at the first batch. Then nothing is done for a guess.
     """
@@ -84,7 +85,7 @@ def second_pass(
     return outcome if outcome.waits else warned(moved_if_better(trainer, outcome))
 
 
-def plan_in_force(request: planner.Request, assumed: Plan) -> Outcome:
+def plan_in_force(request: Request, assumed: Plan) -> Outcome:
     """Return the plan for `request` under the map of `assumed`, with the layers recomputed that it takes now."""
     costed, recomputed = planner.costed_for(request)
     plan, broken = _as_it_is(request, costed, recomputed, assumed)
@@ -111,7 +112,7 @@ def warned(outcome: Outcome) -> Outcome:
     return outcome
 
 
-def costs_in_force(request: planner.Request, recomputed: frozenset[str] | None) -> CostedModel:
+def costs_in_force(request: Request, recomputed: frozenset[str] | None) -> CostedModel:
     """Return the costs for `request` with these layers recomputed; None: as the workload says."""
     if recomputed is None:
         return planner.cost(request)
@@ -120,7 +121,7 @@ def costs_in_force(request: planner.Request, recomputed: frozenset[str] | None) 
 
 
 def _as_it_is(
-    request: planner.Request, costed: CostedModel, recomputed: frozenset[str] | None, assumed: Plan
+    request: Request, costed: CostedModel, recomputed: frozenset[str] | None, assumed: Plan
 ) -> tuple[Plan, bool]:
     """Return the plan of the map in force, for what is known now, and whether that map does not run."""
     if is_estimate(costed.source) and _is_scalable(assumed, request.workload):
@@ -137,9 +138,7 @@ def _as_it_is(
     return replace(evaluate(assumed.mode, costed, assumed.device_map, request.devices), recomputed=recomputed), False
 
 
-def _request(
-    trainer: Any, model: Any, assumed: Plan, usable: tuple[Device, ...], loss_on_first: bool
-) -> planner.Request:
+def _request(trainer: Any, model: Any, assumed: Plan, usable: tuple[Device, ...], loss_on_first: bool) -> Request:
     """Return what is to be planned for `trainer` as it is now."""
     workload, batch = actual_workload(trainer, assumed.workload)
     workload, evaluation_batch = evaluating(trainer, workload)
@@ -161,10 +160,10 @@ def request_for(
     usable: tuple[Device, ...],
     loss_on_first: bool,
     evaluation_batch: Mapping[str, Any] | None = None,
-) -> planner.Request:
+) -> Request:
     """Return what is to be planned for a model that is about to train, or trains already."""
     settings = state.settings()
-    return planner.Request(
+    return Request(
         model,
         workload,
         usable,
@@ -192,7 +191,7 @@ def _bonds(trainer: Any, model: Any, usable: tuple[Device, ...]) -> Bonds:
     return bonds
 
 
-def _fits(request: planner.Request, assumed: Plan) -> bool:
+def _fits(request: Request, assumed: Plan) -> bool:
     """Whether a training fits: under the best map, or under the user's own if he has given one.
 
     No micro-batch is a remedy for an evaluation.

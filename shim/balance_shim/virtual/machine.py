@@ -11,7 +11,6 @@ from .ledger import Ledger
 
 if TYPE_CHECKING:
     from ..device_rules.attention import AttentionCall
-    from .tensor import VirtualTensor
 
 
 class Machine:
@@ -31,7 +30,7 @@ class Machine:
         self,
         kind: str,
         capacities: Sequence[int],
-        tensor_class: "type[VirtualTensor]",
+        tensor_class: type[torch.Tensor],
         shapes_only: bool = False,
         separates_host: bool = True,
         architectures: Sequence[Architecture] | None = None,

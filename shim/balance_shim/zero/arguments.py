@@ -4,10 +4,10 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from .. import devices, log, state
+from .. import devices, log, state, zero_support
 from ..errors import SettingError
 from ..patching.guard import attempt
-from . import config, loading, other_ways, session, shared_paths, support
+from . import config, loading, other_ways, session, shared_paths
 
 # What a DeepSpeed config says of things that `TrainingArguments` say, too; transformers refuses a difference.
 SHARED = {
@@ -34,7 +34,7 @@ def prepare(arguments: Any) -> None:
     attempt("sharing the folders of the first rank", shared_paths.use_folders_of_first_rank, arguments)
     found, added = config.for_training(arguments.deepspeed)
     if added:
-        log.once("info", support.sentence("own_config", added=", ".join(added)))
+        log.once("info", zero_support.sentence("own_config", added=", ".join(added)))
     arguments.deepspeed = found
     carry_over(state.settings().zero_config or {}, arguments)
     seconds = state.settings().nccl_timeout

@@ -22,7 +22,7 @@ from typing import Any
 from .. import log
 from ..errors import BalanceError
 from ..patching.guard import attempt
-from . import differences, flight_record, passes
+from . import differences, flight_record, passes, refusal_file
 from .flight_record import Notes
 
 LONGEST_PATIENCE = 60.0  # seconds without progress before the ranks compare notes; nothing is said if they agree
@@ -206,7 +206,7 @@ class Watch:
         return differences.difference(found, self.notes.names, self.notes.parameters)
 
     def _tell_launcher(self) -> None:
-        folder = os.environ.get(flight_record.FOLDER)
+        folder = os.environ.get(refusal_file.FOLDER)
         if folder:
             Path(folder, flight_record.EXPLAINED).touch()
 
@@ -231,7 +231,7 @@ def start(engine: Any, timeout: float) -> Watch:
         f"balance_shim/watch/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}/{_starts()}", store
     )
     rank = dist.get_rank()
-    ours = Notes(list(subject.modules), passes.reached_in_backward(subject), rank, os.environ.get(flight_record.FOLDER))
+    ours = Notes(list(subject.modules), passes.reached_in_backward(subject), rank, os.environ.get(refusal_file.FOLDER))
     watch = Watch(ours, subject, rank, dist.get_world_size(), named, min(LONGEST_PATIENCE, timeout / 3))
     watch.hooks = [*passes.note(ours, subject), passes.BackwardHook(ours, subject, engine.optimizer)]
     # Ahead of those of the model itself, which belong to the pass.

@@ -17,12 +17,12 @@ from dataclasses import asdict, dataclass
 from types import TracebackType
 from typing import Any
 
-from .. import excepthook
+from . import refusal_file
 
 LONGEST_MESSAGE = 400  # characters
 # The launcher's way to ask a rank that is still running where it is.
 ASK = getattr(signal, "SIGRTMIN", 0) + 6 if hasattr(faulthandler, "register") else 0
-_FOLDER, _LAUNCHER = "BALANCE_SHIM_NOTES", "BALANCE_SHIM_LAUNCHER"  # variables that the launcher sets
+_LAUNCHER = "BALANCE_SHIM_LAUNCHER"  # a variable that the launcher sets
 # gloo and NCCL report through RuntimeError in torch before 2.7 at least; their texts name the library or the socket.
 _COMMUNICATION = (
     "gloo/transport",
@@ -65,7 +65,7 @@ def leave_word() -> None:
     For processes that our launcher has started, and only those: not for what they start themselves.
     """
     global _stack_file
-    folder, launcher = os.environ.get(_FOLDER, ""), os.environ.get(_LAUNCHER, "")
+    folder, launcher = os.environ.get(refusal_file.FOLDER, ""), os.environ.get(_LAUNCHER, "")
     if not os.path.isdir(folder) or launcher != str(os.getppid()) or isinstance(sys.excepthook, _Hook):
         return
     sys.excepthook = _Hook(sys.excepthook, os.path.join(folder, os.environ.get("RANK", "0")))
@@ -100,7 +100,7 @@ class _Hook:
 
 def read_record(folder: str, rank: int) -> FailureRecord | None:
     """Return what `rank` has left in `folder`; None where it has left nothing."""
-    refused = os.path.join(folder, f"{rank}{excepthook.FILE}")
+    refused = refusal_file.path(folder, rank)
     try:
         if os.path.exists(refused):
             with open(refused, encoding="utf-8") as file:

@@ -13,7 +13,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-FOLDER = "BALANCE_SHIM_NOTES"  # the launcher's variable
 CAPACITY = 1 << 16  # modules run in one pass, and gradients made in it; those after them are not noted
 EXPLAINED = "explained"  # a file: the ranks have printed the difference themselves
 # Words ahead of the lists: number of the pass, of the step (negative: outside of it), whether the pass has ended well.

@@ -103,7 +103,7 @@ def _change_context(api: Any, signalled: type[BaseException], folder: str, cause
 
 def _settled(context: Any, folder: str) -> Any:
     """Return why ranks have failed, once it is certain, or as sure as it gets; None where none has."""
-    from . import failure_record, root_cause
+    from balance_shim.zero import failure_record, root_cause
 
     processes = {rank: handler.proc for rank, handler in context.subprocess_handlers.items()}
     started, asked = time.monotonic(), False
@@ -134,7 +134,7 @@ def _settled(context: Any, folder: str) -> Any:
 
 def _farewell(folder: str, cause: Any) -> tuple[str, int]:
     """Return the words on why the ranks have ended, and the exit code; shows the traceback that nothing explains."""
-    from . import differences, failure_record, flight_record
+    from balance_shim.zero import differences, failure_record, flight_record
 
     if cause is not None and cause.kind == "refusal":
         return cause.text, cause.exit_code
@@ -156,7 +156,7 @@ def _farewell(folder: str, cause: Any) -> tuple[str, int]:
 
 def _recorded() -> str:
     """Return where NCCL's flight recorder has written what the ranks did last, as the end of a sentence."""
-    from .rank_environment import record_prefix
+    from balance_shim.zero.rank_environment import record_prefix
 
     prefix = record_prefix(os.getpid())
     if not glob.glob(f"{prefix}*"):

@@ -4,10 +4,10 @@ import os
 from collections.abc import Callable
 from typing import Any
 
-from .. import devices, log
+from .. import devices, log, zero_support
 from ..patching.guard import attempt, insist
 from ..upstream.loading_dtype import config_of, dtype_of
-from . import inference_models, session, support, whole_loading
+from . import inference_models, session, whole_loading
 from .partitioned_parameter import look_whole
 
 # What transformers refuses together with ZeRO-3, or what has no meaning there.
@@ -125,14 +125,14 @@ def _prepared(cls: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[s
     adopt_precision()
     dropped = [name for name in DROPPED if kwargs.get(name) is not None]
     if "device_map" in dropped:
-        log.once("info", support.sentence("device_map", device_map=_shortened(kwargs["device_map"])))
+        log.once("info", zero_support.sentence("device_map", device_map=_shortened(kwargs["device_map"])))
     return {name: value for name, value in kwargs.items() if name not in DROPPED}
 
 
 def _refuse_tensor_parallel(cls: Any, kwargs: dict[str, Any]) -> None:
     for name in TENSOR_PARALLEL:
         if kwargs.get(name) is not None:
-            raise support.refusal("tensor_parallel", cls=cls.__name__, name=name)
+            raise zero_support.refusal("tensor_parallel", cls=cls.__name__, name=name)
 
 
 def _shortened(device_map: Any) -> str:
@@ -142,4 +142,4 @@ def _shortened(device_map: Any) -> str:
 def _refuse_quantized(cls: Any, config: Any, kwargs: dict[str, Any]) -> None:
     asked = any(kwargs.get(name) for name in ("quantization_config", "load_in_4bit", "load_in_8bit"))
     if asked or getattr(config, "quantization_config", None):
-        raise support.refusal("quantized", cls=cls.__name__)
+        raise zero_support.refusal("quantized", cls=cls.__name__)

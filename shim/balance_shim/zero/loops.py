@@ -7,8 +7,8 @@ The Trainer hands accelerate a DeepSpeed plugin that `TrainingArguments` have ma
 import os
 from typing import Any
 
-from .. import log
-from . import config, other_ways, session, support
+from .. import log, zero_support
+from . import config, other_ways, session
 
 _ours: list[Any] = []  # the plugins that were made here
 
@@ -51,7 +51,7 @@ def check_clipping(accelerator: Any, max_norm: Any) -> None:
         return
     clipping = plugin.deepspeed_config.get("gradient_clipping")
     if clipping != float(max_norm):
-        raise support.refusal("clip_by_norm", norm=float(max_norm), configured=clipping or "no clipping")
+        raise zero_support.refusal("clip_by_norm", norm=float(max_norm), configured=clipping or "no clipping")
 
 
 def refuse_clipping_by_value(accelerator: Any) -> None:
@@ -61,7 +61,7 @@ def refuse_clipping_by_value(accelerator: Any) -> None:
         BalanceError: always, under a plugin of ours.
     """
     if any(getattr(accelerator.state, "deepspeed_plugin", None) is each for each in _ours):
-        raise support.refusal("clip_by_value")
+        raise zero_support.refusal("clip_by_value")
 
 
 def refuse_bare_loop(model: Any) -> None:
@@ -74,4 +74,4 @@ def refuse_bare_loop(model: Any) -> None:
 
     trains = any(each.requires_grad for each in model.parameters())
     if model.training and torch.is_grad_enabled() and trains:
-        raise support.refusal("bare_loop", model=type(model).__name__)
+        raise zero_support.refusal("bare_loop", model=type(model).__name__)

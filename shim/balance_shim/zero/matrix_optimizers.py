@@ -2,8 +2,7 @@
 
 from typing import Any
 
-from .. import log
-from . import support
+from .. import log, zero_support
 
 # Parts of class names, in lower case: transformers' and torch's own, and those of galore-torch, apollo-torch, dion, ...
 NAMES = ("adafactor", "galore", "apollo", "muon", "shampoo", "soap", "came", "dion")
@@ -14,4 +13,4 @@ def warn(optimizer: Any) -> None:
     inner = getattr(optimizer, "optimizer", optimizer)
     name = type(inner).__name__
     if any(each in name.lower() for each in NAMES):
-        log.once("warning", support.sentence("matrix_optimizer", optimizer=name))
+        log.once("warning", zero_support.sentence("matrix_optimizer", optimizer=name))

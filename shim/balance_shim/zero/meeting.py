@@ -2,10 +2,10 @@
 
 import time
 
-from .. import log
+from .. import log, zero_support
 from ..errors import BalanceError
 from ..units import counted
-from . import session, support
+from . import process_group
 
 FIRST_LINE = 30.0  # seconds until a rank that waits tells for whom
 LONGEST_PAUSE = 0.2  # seconds between two looks
@@ -22,15 +22,14 @@ def meet(what: str, remedy: str = "Let every rank do it, not only the first") ->
         BalanceError: some rank has not come in time, or cannot come any more.
     """
     import torch.distributed as dist
-    from torch.distributed import distributed_c10d
 
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return
     number = _meetings[what] = _meetings.get(what, 0) + 1
-    store, rank, key = distributed_c10d._get_default_store(), dist.get_rank(), f"balance_shim/{what}/{number}"
+    store, rank, key = process_group.store(), dist.get_rank(), f"balance_shim/{what}/{number}"
     others = [each for each in range(dist.get_world_size()) if each != rank]
     began, pause, has_told = time.monotonic(), 0.001, False
-    limit = session.timeout() * 0.9  # before the others, who wait elsewhere, end with a bare time-out
+    limit = process_group.timeout() * 0.9  # before the others, who wait elsewhere, end with a bare time-out
     try:
         store.set(f"{key}/{rank}", "1")
         while not store.check([f"{key}/{each}" for each in others]):
@@ -62,14 +61,13 @@ def meet(what: str, remedy: str = "Let every rank do it, not only the first") ->
 def leave() -> None:
     """Tell the other ranks that the program of this one has ended."""
     import torch.distributed as dist
-    from torch.distributed import distributed_c10d
 
     if dist.is_initialized() and dist.get_world_size() > 1:
-        distributed_c10d._get_default_store().set(f"balance_shim/left/{dist.get_rank()}", "1")
+        process_group.store().set(f"balance_shim/left/{dist.get_rank()}", "1")
 
 
 def _refusal(what: str, rank: int, why: str, remedy: str) -> BalanceError:
-    return support.refusal("one_rank_alone", what=what, rank=rank, why=why, remedy=remedy)
+    return zero_support.refusal("one_rank_alone", what=what, rank=rank, why=why, remedy=remedy)
 
 
 def _ranks(ranks: list[int]) -> str:

@@ -6,7 +6,7 @@ The libraries refuse some of them, too, but name DeepSpeed, of which the script 
 from collections.abc import Mapping
 from typing import Any
 
-from . import support
+from .. import zero_support
 
 # What `accelerate launch` sets for its options or its config file.
 OF_ACCELERATE = {
@@ -26,11 +26,11 @@ def refuse_in_arguments(arguments: Any, environ: Mapping[str, str]) -> None:
     _refuse_those_of_launcher(environ)
     fsdp = getattr(arguments, "fsdp", None)
     if fsdp:
-        raise support.refusal("fsdp", value=fsdp)
+        raise zero_support.refusal("fsdp", value=fsdp)
     if getattr(arguments, "parallelism_config", None) is not None:
-        raise support.refusal("parallelism_config")
+        raise zero_support.refusal("parallelism_config")
     if getattr(arguments, "auto_find_batch_size", False):
-        raise support.refusal("auto_batch")
+        raise zero_support.refusal("auto_batch")
 
 
 def refuse_in_accelerator(arguments: Mapping[str, Any], environ: Mapping[str, str]) -> None:
@@ -41,13 +41,13 @@ def refuse_in_accelerator(arguments: Mapping[str, Any], environ: Mapping[str, st
     """
     for plugin in PLUGINS:
         if arguments.get(plugin) is not None:
-            raise support.refusal("other_plugin", plugin=plugin)
+            raise zero_support.refusal("other_plugin", plugin=plugin)
     _refuse_those_of_launcher(environ)
     if arguments.get("parallelism_config") is not None:
-        raise support.refusal("parallelism_config")
+        raise zero_support.refusal("parallelism_config")
 
 
 def _refuse_those_of_launcher(environ: Mapping[str, str]) -> None:
     for variable, way in OF_ACCELERATE.items():
         if environ.get(variable, "").strip().lower() in ("1", "true", "yes", "y", "t", "on"):
-            raise support.refusal("accelerate_launch", way=way, variable=variable)
+            raise zero_support.refusal("accelerate_launch", way=way, variable=variable)

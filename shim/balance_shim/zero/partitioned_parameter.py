@@ -13,7 +13,8 @@ from typing import Any
 
 import torch
 
-from . import gathering, meeting, support
+from .. import zero_support
+from . import gathering, meeting
 
 # Packages whose own code knows of, or does not care for, the empty tensors. transformers gathers before it looks.
 KNOWING = ("deepspeed", "torch", "accelerate", "transformers", "peft", "balance_shim")
@@ -69,7 +70,7 @@ class PartitionedParameter(torch.nn.Parameter):
     @property
     def data(self) -> torch.Tensor:
         if is_partitioned(self) and not _asked_by_the_knowing():
-            raise support.refusal("weights_data", shape=tuple(self.ds_shape))
+            raise zero_support.refusal("weights_data", shape=tuple(self.ds_shape))
         return _plain_data.__get__(self)
 
     @data.setter
@@ -159,7 +160,7 @@ class _WithoutGradient(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
         name, shape = ctx.where
-        raise support.refusal("weights_in_loss", operation=name, shape=shape)
+        raise zero_support.refusal("weights_in_loss", operation=name, shape=shape)
 
 
 def _asked_by_the_knowing() -> bool:

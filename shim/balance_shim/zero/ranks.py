@@ -7,7 +7,8 @@ import os
 import sys
 from collections.abc import MutableMapping
 
-from . import support
+from .. import zero_support
+from . import meeting
 from .relaunch import steps_of_slurm
 
 LAUNCHER_PROCESS = "BALANCE_SHIM_LAUNCHER"  # the launcher's variable: its process number
@@ -44,7 +45,7 @@ def complete_environment(environ: MutableMapping[str, str]) -> None:
     environ.setdefault("LOCAL_RANK", environ["RANK"])
     environ.setdefault("WORLD_SIZE", "1")
     if "MASTER_ADDR" not in environ:
-        raise support.refusal("mpirun", rank=environ["RANK"], size=environ["WORLD_SIZE"])
+        raise zero_support.refusal("mpirun", rank=environ["RANK"], size=environ["WORLD_SIZE"])
 
 
 def use_visible_device(environ: MutableMapping[str, str], count: int) -> None:
@@ -64,7 +65,7 @@ def use_visible_device(environ: MutableMapping[str, str], count: int) -> None:
     if count == 0 or not local.isdigit() or int(local) < count:
         return
     if count > 1:
-        raise support.refusal("ranks_above_devices", processes=int(local) + 1, devices=count)
+        raise zero_support.refusal("ranks_above_devices", processes=int(local) + 1, devices=count)
     environ["LOCAL_RANK"] = "0"
     if "OMPI_COMM_WORLD_LOCAL_RANK" in environ:
         environ["OMPI_COMM_WORLD_LOCAL_RANK"] = "0"
@@ -88,8 +89,6 @@ def leave_group_at_exit() -> None:
 
     def leave() -> None:
         import torch.distributed as dist
-
-        from . import meeting  # which needs the session, which needs this
 
         if dist.is_initialized() and getattr(sys, "last_value", None) is None:
             with contextlib.suppress(RuntimeError):  # the store is gone

@@ -12,10 +12,10 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import NoReturn
 
-from .. import devices, log, simulation, state
+from .. import devices, log, simulation, state, zero_support
 from ..errors import BalanceError
 from ..processes import is_worker
-from . import rank_environment, requirements, support
+from . import rank_environment, requirements
 
 # Any of these says that a launcher has started this process, or that it works below one that a launcher has started.
 OF_A_LAUNCHER = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "TORCHELASTIC_RUN_ID", "OMPI_COMM_WORLD_RANK", "PMI_RANK",
@@ -89,21 +89,21 @@ def program(words: Sequence[str]) -> list[str]:
     arguments = list(words[1:])
     place = _script_place(arguments)
     if place >= len(arguments):
-        raise Unrepeatable(support.sentence("interactive"))
+        raise Unrepeatable(zero_support.sentence("interactive"))
     word = arguments[place]
     if word == "-":
-        raise Unrepeatable(support.sentence("standard_input"))
+        raise Unrepeatable(zero_support.sentence("standard_input"))
     if word.startswith("-"):
         letter, rest = _last_option(word)
         if letter == "c":
-            raise Unrepeatable(support.sentence("python_c"))
+            raise Unrepeatable(zero_support.sentence("python_c"))
         if not rest:
             place += 1
         module = rest or (arguments[place] if place < len(arguments) else "")
         if module.partition(".")[0] in NOTEBOOKS:
-            raise Unrepeatable(support.sentence("notebook"))
+            raise Unrepeatable(zero_support.sentence("notebook"))
     elif os.path.basename(word) in NOTEBOOKS:
-        raise Unrepeatable(support.sentence("notebook"))
+        raise Unrepeatable(zero_support.sentence("notebook"))
     return arguments
 
 
@@ -138,10 +138,10 @@ def ensure_launched() -> None:
         return
     requirements.check()
     if simulation.is_active():
-        raise support.refusal("simulated")
+        raise zero_support.refusal("simulated")
     count = process_count()
     if count == 1 and state.settings().nproc is None and state.settings().offload == "none":
-        raise support.refusal("one_device")
+        raise zero_support.refusal("one_device")
     try:
         words = command(sys.orig_argv, count, os.environ)
     except Unrepeatable as error:
@@ -158,7 +158,7 @@ def note_ignored_count(environ: Mapping[str, str]) -> None:
     wanted, there = state.settings().nproc, environ.get("LOCAL_WORLD_SIZE") or environ.get("WORLD_SIZE") or "1"
     ours = environ.get("BALANCE_SHIM_LAUNCHER")
     if wanted is not None and not ours and there != str(wanted) and environ.get("LOCAL_RANK", "0") == "0":
-        log.once("warning", support.sentence("nproc_ignored", wanted=wanted, there=there))
+        log.once("warning", zero_support.sentence("nproc_ignored", wanted=wanted, there=there))
 
 
 def process_count() -> int:
@@ -170,9 +170,9 @@ def process_count() -> int:
     there = devices.count()
     count = state.settings().nproc or there
     if count < 1:
-        raise support.refusal("no_accelerator")
+        raise zero_support.refusal("no_accelerator")
     if count > there > 0:
-        raise support.refusal("nproc_above_devices", count=count, devices=there)
+        raise zero_support.refusal("nproc_above_devices", count=count, devices=there)
     return count
 
 
@@ -211,13 +211,13 @@ def _check_port(environ: Mapping[str, str]) -> None:
         return
     host = environ.get("MASTER_ADDR", "").strip() or "127.0.0.1"
     if not (text.isdigit() and 0 < int(text) < 65536):
-        raise support.refusal("no_port", port=text)
+        raise zero_support.refusal("no_port", port=text)
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, int(text)))
         except OSError as error:
-            raise support.refusal("port_in_use", port=text, host=host, reason=error.strerror) from None
+            raise zero_support.refusal("port_in_use", port=text, host=host, reason=error.strerror) from None
 
 
 def _script_place(arguments: Sequence[str]) -> int:

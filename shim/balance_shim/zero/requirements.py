@@ -1,8 +1,7 @@
 """What ZeRO-3 needs to be installed, said in one line before any process is started for it."""
 
-from .. import devices
+from .. import devices, zero_support
 from ..versions import numbers, version_text
-from . import support
 
 IMPORTS_WITHOUT_TOOLKIT = "0.19.8"  # DeepSpeed#8216; older ones look for nvcc when imported on a machine with a GPU
 OLDEST = {"deepspeed": "0.16.0", "accelerate": "1.0.0"}
@@ -17,12 +16,12 @@ def check() -> None:
     for library, oldest in OLDEST.items():
         found = version_text(library)
         if not found:
-            raise support.refusal("library_missing", library=library, oldest=oldest)
+            raise zero_support.refusal("library_missing", library=library, oldest=oldest)
         if numbers(found) < numbers(oldest):
-            raise support.refusal("library_too_old", library=library, oldest=oldest, version=found)
+            raise zero_support.refusal("library_too_old", library=library, oldest=oldest, version=found)
     found = version_text("deepspeed")
     if lacks_toolkit(found):
-        raise support.refusal("toolkit_missing", version=found, enough=IMPORTS_WITHOUT_TOOLKIT)
+        raise zero_support.refusal("toolkit_missing", version=found, enough=IMPORTS_WITHOUT_TOOLKIT)
 
 
 def lacks_toolkit(version: str) -> bool:

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 from weakref import WeakSet
 
-from .. import log
+from .. import log, zero_support
 from ..units import counted
-from . import support
+from . import process_group
 
 _SHARD = re.compile(
     r"zero_pp_rank_(\d+)_mp_rank_\d+_optim_states\.pt|bf16_zero_pp_rank_(\d+)_mp_rank_\d+_optim_states\.pt"
@@ -43,7 +43,7 @@ def prepare(engine: Any, folder: str) -> None:
     done = Path(folder, "latest_universal")  # DeepSpeed writes it last
     failure = _first_rank_converts(step, universal, is_there=universal.is_dir() and done.exists(), folder=folder)
     if failure:
-        raise support.refusal(
+        raise zero_support.refusal(
             "unconvertible", folder=folder, wrote=counted(wrote, "process"), processes=dist.get_world_size(),
             reason=failure, processes_then=wrote,
         )  # fmt: skip
@@ -59,10 +59,9 @@ def _first_rank_converts(step: Path, universal: Path, is_there: bool, folder: st
     """
     global _conversions
     import torch.distributed as dist
-    from torch.distributed import distributed_c10d
 
     _conversions += 1
-    store, key = distributed_c10d._get_default_store(), f"balance_shim/conversion/{_conversions}"
+    store, key = process_group.store(), f"balance_shim/conversion/{_conversions}"
     if dist.get_rank() == 0:
         failure = None
         if not is_there:

@@ -8,13 +8,11 @@ from typing import Any
 
 from .. import devices, log, state
 from ..patching.guard import attempt
-from . import config, ranks, relaunch, requirements
+from . import config, process_group, ranks, relaunch, requirements
 
-DEFAULT_TIMEOUT = 1800.0  # seconds, as `TrainingArguments.ddp_timeout`; torch's own for NCCL is 600
 # transformers keeps only a weak reference to the config that counts, in every version.
 _alive: list[Any] = []
 _ready = False
-_timeout = DEFAULT_TIMEOUT
 _dtype: Any = None
 
 
@@ -32,16 +30,16 @@ def begin(ddp_timeout: float | None = None) -> None:
     Raises:
         BalanceError: that cannot be done.
     """
-    global _ready, _timeout
+    global _ready
     relaunch.ensure_launched()
-    seconds = float(state.settings().nccl_timeout or ddp_timeout or DEFAULT_TIMEOUT)
+    seconds = float(state.settings().nccl_timeout or ddp_timeout or process_group.DEFAULT_TIMEOUT)
     timeout = timedelta(seconds=seconds)
     if _ready:
         if ddp_timeout is not None:  # the model came first, when they were not known
-            _timeout = seconds
+            process_group.remember_timeout(seconds)
             _use_timeout(timeout)
         return
-    _timeout = seconds
+    process_group.remember_timeout(seconds)
     requirements.check()
     ranks.complete_environment(os.environ)
     ranks.use_visible_device(os.environ, devices.count())
@@ -52,7 +50,7 @@ def begin(ddp_timeout: float | None = None) -> None:
     _start_group(timeout)
     from torch.autograd import function
 
-    from ..seams import autograd_function
+    from . import autograd_function
 
     autograd_function.apply(function)
     _ready = True
@@ -82,11 +80,6 @@ def live_config() -> Any:
 
     reference = deepspeed._hf_deepspeed_config_weak_ref
     return None if reference is None else reference()
-
-
-def timeout() -> float:
-    """Return the seconds that ranks wait for each other."""
-    return _timeout
 
 
 def remember_dtype(dtype: Any) -> None:

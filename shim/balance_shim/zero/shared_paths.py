@@ -14,6 +14,7 @@ from datetime import timedelta
 from typing import Any
 
 from .. import log
+from . import process_group
 
 FOLDERS = ("output_dir", "logging_dir", "run_name")  # of `TrainingArguments`, which not all versions have
 PATIENCE = 60.0  # seconds that the other ranks wait for the first one
@@ -35,7 +36,7 @@ def use_folders_of_first_rank(arguments: Any) -> None:
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return
     _arguments_made += 1
-    store, key = _store(), f"balance_shim/folders/{_arguments_made}"
+    store, key = process_group.store(), f"balance_shim/folders/{_arguments_made}"
     ours = {name: getattr(arguments, name) for name in FOLDERS if isinstance(getattr(arguments, name, None), str)}
     if dist.get_rank() == 0:
         store.set(key, json.dumps(ours))
@@ -67,7 +68,7 @@ def writes_itself(path: Any) -> bool:
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return True
     _models_saved += 1
-    store, folder = _store(), os.path.realpath(os.fspath(path))
+    store, folder = process_group.store(), os.path.realpath(os.fspath(path))
     if dist.get_rank() == 0:
         store.set(f"balance_shim/saves/{folder}", "1")
         store.set(f"balance_shim/saves/{_models_saved}", "1")
@@ -87,16 +88,11 @@ def has_written(path: Any) -> None:
     import torch.distributed as dist
 
     if dist.is_initialized() and dist.get_rank() == 0:
-        _store().set(f"balance_shim/written/{os.path.realpath(os.fspath(path))}", "1")
+        process_group.store().set(f"balance_shim/written/{os.path.realpath(os.fspath(path))}", "1")
 
 
 def wait_until_written(path: Any) -> None:
     """Go on once the first rank has written to `path`: what the script does next may need the files."""
     with contextlib.suppress(RuntimeError):  # it takes longer, or fails, which ends this rank as well
-        _store().wait([f"balance_shim/written/{os.path.realpath(os.fspath(path))}"], timedelta(seconds=PATIENCE))
-
-
-def _store() -> Any:
-    from torch.distributed import distributed_c10d
-
-    return distributed_c10d._get_default_store()
+        written = f"balance_shim/written/{os.path.realpath(os.fspath(path))}"
+        process_group.store().wait([written], timedelta(seconds=PATIENCE))

@@ -16,10 +16,10 @@ from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import Any
 
-from .. import log
+from .. import log, zero_support
 from ..errors import BalanceError
 from ..rng import host_states, restore
-from . import session, support
+from . import process_group
 
 # Not the fault of ZeRO-3: a repeated load would fail the same way.
 _SAME_EVERYWHERE = (OSError, ImportError, BalanceError)
@@ -57,7 +57,7 @@ def load(original: Callable[..., Any], cls: Any, args: tuple[Any, ...], kwargs: 
     loaded = None
     gc.collect()  # the model that was begun
     restore(random_states)
-    log.info(support.sentence("loaded_whole", cls=cls.__name__, reason=reason))
+    log.info(zero_support.sentence("loaded_whole", cls=cls.__name__, reason=reason))
     with _one_at_a_time(_loads), _without_zero3():
         loaded = original(cls, *args, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded  # output_loading_info=True
@@ -107,12 +107,12 @@ def _tell(number: int, outcome: str, error: BaseException | None = None) -> str 
         return reason if outcome == "cannot" else None
     import torch.distributed as dist
 
-    store, key = _store(), f"balance_shim/load/{number}"
+    store, key = process_group.store(), f"balance_shim/load/{number}"
     store.set(f"{key}/{dist.get_rank()}", json.dumps([outcome, reason]))
     if outcome == "fails":
         return None
     keys = [f"{key}/{rank}" for rank in range(dist.get_world_size())]
-    store.wait(keys, timedelta(seconds=session.timeout()))
+    store.wait(keys, timedelta(seconds=process_group.timeout()))
     outcomes = [json.loads(store.get(each)) for each in keys]
     return next((theirs for ended, theirs in outcomes if ended == "cannot"), None)
 
@@ -123,7 +123,7 @@ def _one_at_a_time(number: int) -> Iterator[None]:
     if not _several():
         yield
         return
-    store, key = _store(), f"balance_shim/turn/{number}/{socket.gethostname()}"
+    store, key = process_group.store(), f"balance_shim/turn/{number}/{socket.gethostname()}"
     turn = store.add(f"{key}/tickets", 1)
     if turn > 1:
         store.wait([f"{key}/done/{turn - 1}"], LONGEST_WAIT)
@@ -156,9 +156,3 @@ def _several() -> bool:
     import torch.distributed as dist
 
     return dist.is_initialized() and dist.get_world_size() > 1
-
-
-def _store() -> Any:
-    from torch.distributed import distributed_c10d
-
-    return distributed_c10d._get_default_store()

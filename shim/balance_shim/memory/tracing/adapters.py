@@ -7,9 +7,10 @@ import torch
 from torch import nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
+from ...upstream.quantized import is_quantized_linear
 from ..blocks import Block, within
 from ..estimate import LORA_RANK
-from .model_copy import CannotTrace, is_quantized_linear
+from .errors import CannotTrace
 
 
 def with_adapters(model: nn.Module, blocks: Sequence[Block]) -> nn.Module:

@@ -12,8 +12,9 @@ from torch import nn
 
 from ...virtual.machine import Machine
 from ..workload import Workload
+from .errors import CannotTrace
 from .machine import traced
-from .model_copy import CannotTrace, PassOn
+from .model_copy import PassOn
 
 IGNORED = -100  # the label of tokens that no loss is computed for
 

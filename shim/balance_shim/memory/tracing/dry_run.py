@@ -10,8 +10,9 @@ from torch import nn
 from ..blocks import Block
 from ..workload import Workload
 from . import layers, measure
+from .errors import CannotTrace, TakesTooLong, tracing_errors
 from .inputs import supposed_batches
-from .model_copy import CannotTrace, TakesTooLong, Trains, tracing_errors
+from .model_copy import Trains
 from .origins import CrossesDevices
 
 LAYERS_A_DEVICE = 2  # of each list that run on a device; the rest is like them

@@ -12,9 +12,10 @@ from ..blocks import Block, anchors
 from ..colocation import Bonds
 from ..workload import Workload
 from . import batch, layers, measure, run
+from .errors import CannotTrace, TakesTooLong, tracing_errors
 from .inputs import supposed_batches
 from .machine import tracing
-from .model_copy import CannotTrace, TakesTooLong, Trains, traced_copy, tracing_errors
+from .model_copy import Trains, traced_copy
 from .result import ELSEWHERE, Held
 
 

@@ -11,10 +11,11 @@ from ..colocation import NO_BONDS, Bonds, of_the_loss
 from ..recomputation import can_be_recomputed
 from ..ties import tied_groups
 from ..workload import Workload
-from . import adapters, batch, layers, parts
-from .inputs import TARGETS, supposed_batches
+from . import adapters, batch, layers
+from .errors import CannotTrace, TakesTooLong
+from .inputs import TARGETS
 from .machine import MOST_DEVICES, tracing
-from .model_copy import CannotTrace, TakesTooLong, Trains, copy_of, traced_copy, tracing_errors
+from .model_copy import Trains, copy_of, traced_copy
 from .origins import CrossesDevices, Origins
 from .result import ELSEWHERE, Placed, Traced
 from .run import place_inputs, training_step
@@ -24,51 +25,6 @@ if TYPE_CHECKING:
 
 LAYER_DROP = ("layerdrop", "encoder_layerdrop", "decoder_layerdrop")  # attributes: how often a layer is left out
 MOST_ROUNDS = 6  # of looking for bonds; one run finds all that its own device map shows
-
-
-def trace(
-    model: nn.Module,
-    blocks: Sequence[Block],
-    workload: Workload,
-    trains: Trains = None,
-    real_batch: Mapping[str, Any] | None = None,
-    loss_on_first: bool = False,
-) -> Traced:
-    """Run a training step of `model` on shapes, each distinct block once and on a device of its own.
-
-    Args:
-        trains: which parameters get gradients; None: what `workload.tuning` supposes.
-        real_batch: what the model gets in training, on any device; None: what its config suggests.
-        loss_on_first: whether what comes behind the layers has to be where inputs arrive.
-
-    Raises:
-        CannotTrace: the model cannot be copied or does not run on shapes.
-    """
-    with tracing_errors():
-        if real_batch is not None:
-            return trace_with(model, blocks, workload, trains, real_batch, loss_on_first)
-        try:
-            return _trace_supposed(model, blocks, workload, trains, loss_on_first)
-        except TakesTooLong:
-            raise
-        except CannotTrace as error:
-            whole = error
-        return parts.trace_parts(model, blocks, workload, trains, loss_on_first, whole)
-
-
-def _trace_supposed(
-    model: nn.Module, blocks: Sequence[Block], workload: Workload, trains: Trains, loss_on_first: bool
-) -> Traced:
-    """Trace `model` fed with the first of the supposed batches that it runs on."""
-    reasons: list[CannotTrace] = []
-    for fed in supposed_batches(model, workload):
-        try:
-            return trace_with(model, blocks, workload, trains, fed, loss_on_first)
-        except TakesTooLong:
-            raise
-        except CannotTrace as error:
-            reasons.append(error)
-    raise reasons[0]
 
 
 def trace_with(

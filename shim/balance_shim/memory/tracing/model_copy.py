@@ -3,18 +3,18 @@
 The original is not touched, so it may be on the meta device, half loaded, or in use.
 """
 
-import contextlib
 import copy
 import types
-import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from torch import nn
 
+from ...upstream.quantized import is_quantized_linear
 from ...virtual.machine import Machine
 from ..ties import tied_groups
+from .errors import CannotTrace
 from .machine import traced
 from .plain_kernels import strip_kernels
 from .quantized import DequantizingLinear
@@ -28,30 +28,6 @@ LIBRARIES = (
 )  # fmt: skip
 
 Trains: TypeAlias = "Callable[[str, Tensor], bool] | None"
-
-
-class CannotTrace(Exception):
-    """This model, or this part of it, cannot be traced; the message says why."""
-
-
-class TakesTooLong(CannotTrace):
-    """Nor can it be traced in another way."""
-
-
-@contextlib.contextmanager
-def tracing_errors() -> Iterator[None]:
-    """Turn whatever goes wrong in the body into `CannotTrace`, and keep warnings back.
-
-    What the libraries have to say they will say in the real training.
-    """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    except CannotTrace:
-        raise
-    except (Exception, SystemExit) as error:
-        raise CannotTrace(f"tracing failed ({type(error).__name__}: {error})") from error
 
 
 class PassOn(nn.Module):
@@ -168,21 +144,6 @@ def traced_copy(
         CannotTrace: something in the model cannot be copied.
     """
     return copy_of(model, lambda name, tensor: traced(tensor, device_of(name), machine), left_out, trains)
-
-
-def is_quantized_linear(module: nn.Module) -> bool:
-    """Whether `module` is a linear layer whose weight is packed, by whatever library."""
-    weight = getattr(module, "weight", None)
-    if not all(isinstance(getattr(module, side, None), int) for side in ("in_features", "out_features")):
-        return False
-    if type(module).__module__.startswith(("torch.nn.modules", "peft.")) or hasattr(module, "base_layer"):
-        return False
-    if isinstance(weight, torch.Tensor) and weight.is_floating_point():
-        return type(weight).__name__ in ("Params4bit", "Int8Params")
-    own = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
-    # A layer of a model's own that has its weights under other names has nothing but real numbers.
-    packed = any(not each.is_floating_point() for _, each in own)
-    return packed or all(name == "bias" for name, _ in own)
 
 
 def _plain_linear(name: str, module: Any, twin_of: "Callable[[str, Tensor], Tensor]") -> nn.Module:

@@ -10,8 +10,8 @@ from torch.utils._pytree import tree_map_only
 
 from ...virtual.machine import Machine
 from ..blocks import holder_of
+from .errors import CannotTrace
 from .machine import TracedTensor
-from .model_copy import CannotTrace
 from .run import wrap_forward
 
 _ORIGIN = "_origin"  # attribute of a traced tensor: the name of its block; inputs have none

@@ -12,8 +12,9 @@ from ..colocation import NO_BONDS
 from ..recomputation import is_supported
 from ..workload import Workload
 from . import measure
+from .errors import CannotTrace
 from .inputs import supposed_batches, supposed_pictures
-from .model_copy import CannotTrace, Trains
+from .model_copy import Trains
 from .result import Held, Traced
 
 

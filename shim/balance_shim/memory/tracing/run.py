@@ -15,8 +15,8 @@ from ..recomputation import recompute_only
 from ..workload import Workload
 from . import ahead
 from .autocast import CudaRules
+from .errors import CannotTrace, TakesTooLong
 from .machine import TooManyOperations
-from .model_copy import CannotTrace, TakesTooLong
 from .plain_kernels import fuses_loss, plain_functions
 from .result import Held
 

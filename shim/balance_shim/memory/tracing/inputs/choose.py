@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from ...workload import Workload
-from ..model_copy import CannotTrace
+from ..errors import CannotTrace
 from .pictures import IMAGE_TOKENS, pictures
 from .placeholders import PICTURE, SOUND, with_placeholders
 from .sound import sound

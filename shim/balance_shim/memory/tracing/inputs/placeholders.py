@@ -6,8 +6,9 @@ from typing import Any
 
 import torch
 
+from ..errors import CannotTrace
 from ..machine import traced, tracing
-from ..model_copy import CannotTrace, traced_copy
+from ..model_copy import traced_copy
 from .pictures import IMAGE_TOKENS
 from .wants import Batch, Wants
 

@@ -5,7 +5,7 @@ The code that refuses a combination raises `refusal(key, ...)`; one that trains 
 `tests/zero/test_support.py` walks it. Standard library only: part of it is raised before torch is imported.
 """
 
-from ...errors import BalanceError
+from ..errors import BalanceError
 from . import configuration, launching, models, training
 from .combination import AREAS, Area, Combination, Outcome
 
