@@ -1,4 +1,4 @@
-"""Host time per training step of the notes that ranks take under ZeRO-3 (`zero/passes.py`, `zero/watch.py`).
+"""Host time per training step of the notes that ranks take under ZeRO-3 (`zero/passes.py`, `zero/desync.py`).
 
 python benchmarks/watch_cost.py [--layers 32] [--steps 50]
 

@@ -1,6 +1,6 @@
 """Even out the training memory of several devices, whoever wrote the script.
 
-Importing this package arms the shim, unless `BALANCE_MODE=off`. Three kinds of importers differ, and `activation`
+Importing this package arms the shim, unless `BALANCE_MODE=off`. Three kinds of importers differ, and `arming`
 tells them apart by what the interpreter is doing, so that none of them has to announce itself:
 
 * A script: mode `balanced` unless the environment says otherwise, and a `SettingError` is raised here.

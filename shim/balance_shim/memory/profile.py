@@ -96,11 +96,11 @@ def profile(
         model: the model that `blocks` was made from, on any device, the meta device included; left as it is.
         workload: what to train with.
         parameter_bytes: the bytes of a whole parameter as it will be loaded; by default as it is now. Quantizers
-            know better (see `seams/weight_sizes.py`).
+            know better (see `upstream/weight_sizes.py`).
         trains: which parameters get gradients; by default what `workload.tuning` supposes. Where it is given, adapters
             are parameters of the model already and none are supposed.
         batch: what the model gets in training; by default what its config suggests.
-        loss_on_first: whether the model computes its loss where its inputs arrive; see `seams/loss_device.py`.
+        loss_on_first: whether the model computes its loss where its inputs arrive; see `upstream/loss_device.py`.
     """
     optimizer = optimizer_named(workload.optimizer)
     schedule = Schedule(workload.accumulation > 1, optimizer.at_once)

@@ -40,7 +40,7 @@ class Request:
         selective: whether layers are recomputed only as far as it takes to fit, whatever `workload` says.
         may_chunk: whether the loss is computed from full logits for no other reason than that the user says so.
         may_halve: whether `BALANCE_PRECISION=bf16` is a remedy: the devices compute in it, and nobody has set another.
-        loss_on_first: whether the model computes its loss where its inputs arrive; see `seams/loss_device.py`.
+        loss_on_first: whether the model computes its loss where its inputs arrive; see `upstream/loss_device.py`.
         repeats_grouped_keys: whether keys and values are repeated where that saves the S x S matrices of attention, as
             the shim does for models that it places; see `virtual/grouped_attention.py`.
     """

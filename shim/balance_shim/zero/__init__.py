@@ -2,5 +2,5 @@
 
 In the order in which it happens: `relaunch` makes several processes of one, `session` has DeepSpeed and the process
 group ready before the first model loads, `config` is what DeepSpeed is told, `loading` and `engine` check that it came
-true, `watch` explains ranks that wait for each other in different places.
+true, `desync` explains ranks that wait for each other in different places.
 """
