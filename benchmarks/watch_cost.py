@@ -1,4 +1,4 @@
-"""Host time per training step of the notes that ranks take under ZeRO-3 (`zero/passes.py`, `zero/desync.py`).
+"""Host time per training step of the notes that ranks take under ZeRO-3 (`zero/divergence/passes.py`, `desync.py`).
 
 python benchmarks/watch_cost.py [--layers 32] [--steps 50]
 
@@ -20,7 +20,7 @@ import torch
 import torch.distributed as dist
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from balance_shim.zero import flight_record, passes
+from balance_shim.zero.divergence import flight_record, passes
 
 
 def milliseconds(work: Callable[[], object], repeats: int, clock: Callable[[], float] = time.process_time) -> float:

@@ -73,7 +73,7 @@ def arm_on_import() -> None:
 
 def _arm(arming: Arming, may_raise: bool) -> None:
     if "BALANCE_SHIM_NOTES" in os.environ:  # one of the ranks that our launcher has started, or below one
-        from .zero.failure_record import leave_word
+        from .zero.launching.failure_record import leave_word
 
         leave_word()
     fatal = [problem.message for problem in arming.problems if problem.fatal]

@@ -48,7 +48,7 @@ class _Hook:
         if not isinstance(error, BalanceError) or error.__cause__ is not None or log.shows("debug"):
             self.before(kind, error, traceback)
             return
-        from .zero import refusal_file
+        from .zero.launching import refusal_file
 
         message = " ".join(str(error).split())
         if not refusal_file.leave(message) and not log.is_fresh(message, REMIND):
@@ -73,6 +73,6 @@ def _is_before_ranks() -> bool:
     loads = any(name.partition(".")[0] in ("torch", "transformers") for name in sys.modules)
     if hasattr(sys, "ps1") or not loads or state.settings().mode != "zero3":
         return False
-    from .zero import relaunch
+    from .zero.launching import relaunch
 
     return not relaunch.is_launched(os.environ) and not relaunch.is_launcher()

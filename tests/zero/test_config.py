@@ -10,7 +10,8 @@ import transformers
 import balance_shim
 from balance_shim.errors import SettingError
 from balance_shim.upstream import loading_dtype
-from balance_shim.zero import config, loading, mean_loss, moe
+from balance_shim.zero import config, mean_loss, moe
+from balance_shim.zero.weights import loading
 from tests import models
 
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from balance_shim.zero import differences, flight_record, passes
+from balance_shim.zero.divergence import differences, flight_record, passes
 
 NAMES = ["a", "a.b", "a.c", "head", "tower.layers.0", "tower.layers.1"]
 PARAMETERS = ["head.weight", "a.weight", "tower.0.weight", "tower.1.weight"]

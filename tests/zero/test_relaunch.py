@@ -8,7 +8,8 @@ import pytest
 
 from balance_shim import devices, log, state
 from balance_shim.settings import Settings
-from balance_shim.zero import rank_environment, ranks, relaunch, requirements
+from balance_shim.zero import ranks
+from balance_shim.zero.launching import rank_environment, relaunch, requirements
 from tests.processes import INJECTED, SHIM, python
 
 WORDS = {

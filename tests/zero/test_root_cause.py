@@ -10,9 +10,9 @@ from datetime import timedelta
 import pytest
 import torch.distributed as dist
 
-from balance_shim.zero import failure_record
-from balance_shim.zero.failure_record import FailureRecord, Frame
-from balance_shim.zero.root_cause import RankEnd, judge
+from balance_shim.zero.launching import failure_record
+from balance_shim.zero.launching.failure_record import FailureRecord, Frame
+from balance_shim.zero.launching.root_cause import RankEnd, judge
 from tests.end_to_end.run import child_environment
 
 LOST = FailureRecord(10.0, "RuntimeError", "Connection closed by peer", "", True)
@@ -73,7 +73,7 @@ RANK = """
 import os, sys
 sys.path.insert(0, {shim!r})
 os.environ["BALANCE_SHIM_LAUNCHER"] = str(os.getppid())
-from balance_shim.zero.failure_record import leave_word
+from balance_shim.zero.launching.failure_record import leave_word
 leave_word()
 {body}
 """

@@ -8,7 +8,7 @@ from .. import devices, status
 from ..seams import KNOWN_TO_WORK, SEAMS
 from ..settings import Settings
 from ..versions import numbers, version_text
-from ..zero import requirements
+from ..zero.launching import requirements
 from .section import Section
 
 # As they are called on PyPI.

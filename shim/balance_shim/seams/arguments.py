@@ -11,7 +11,8 @@ from ..placement import placed_models
 from ..training import checkpointing, micro_batch, precision
 from ..versions import version_text
 from ..zero import arguments as zero_arguments
-from ..zero import relaunch, session
+from ..zero import session
+from ..zero.launching import relaunch
 
 
 def apply(module: Any) -> None:

@@ -6,7 +6,8 @@ from typing import Any
 from ..patching import registry
 from ..patching.guard import SeamMoved, insist
 from ..versions import version_text
-from ..zero import config, loading, moe, session
+from ..zero import config, moe, session
+from ..zero.weights import loading
 
 
 def apply(module: Any) -> None:

@@ -6,7 +6,8 @@ from typing import Any
 from ..patching import registry
 from ..patching.guard import SeamMoved, insist
 from ..versions import version_text
-from ..zero import gathering, session
+from ..zero import session
+from ..zero.weights import gathering
 
 
 def apply(module: Any) -> None:

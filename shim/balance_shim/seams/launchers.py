@@ -5,7 +5,7 @@ from typing import Any
 
 from .. import log, state
 from ..units import counted
-from ..zero import relaunch, requirements
+from ..zero.launching import relaunch, requirements
 
 
 def apply(module: Any) -> None:

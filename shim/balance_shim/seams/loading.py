@@ -31,8 +31,9 @@ from ..upstream.loading_dtype import config_of, dtype_of
 from ..upstream.loss_device import computes_loss_on_first_device
 from ..upstream.weight_sizes import ParameterBytes, for_dtypes, for_request
 from ..versions import version_of, version_text
-from ..zero import loading as zero_loading
-from ..zero import saving, session
+from ..zero import session
+from ..zero.weights import loading as zero_loading
+from ..zero.weights import saving
 from .model_device import around_device
 
 # 4.50 to 4.53 turn device_map="auto" into tensor parallelism when WORLD_SIZE is set, even to 1, before any map is made.

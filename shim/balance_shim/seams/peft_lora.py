@@ -6,7 +6,8 @@ from typing import Any
 from ..patching import registry
 from ..patching.guard import SeamMoved
 from ..versions import version_text
-from ..zero import saving, session
+from ..zero import session
+from ..zero.weights import saving
 
 _NAME = "_unload_and_optionally_merge"
 

@@ -33,7 +33,8 @@ from ..training.chunked_loss import step_context
 from ..training.replan import second_pass
 from ..upstream.loss_device import computes_loss_on_first_device
 from ..versions import version_of, version_text
-from ..zero import calls, engine, matrix_optimizers, meeting, multiple_trainers, resume, saving, session
+from ..zero import calls, engine, matrix_optimizers, meeting, multiple_trainers, resume, session
+from ..zero.weights import saving
 
 # The versions that count the label tokens of a step, and those that do it in a method of its own.
 COUNTS_ITEMS_SINCE = (4, 46)

@@ -7,7 +7,9 @@ from typing import Any
 from .. import devices, log, state, zero_support
 from ..errors import SettingError
 from ..patching.guard import attempt
-from . import config, loading, other_ways, session, shared_paths
+from . import config, session, shared_paths
+from .launching import other_ways
+from .weights import loading
 
 # What a DeepSpeed config says of things that `TrainingArguments` say, too; transformers refuses a difference.
 SHARED = {

@@ -18,7 +18,7 @@ def apply(module: Any) -> None:
 
 
 def _around_apply(original: Callable[..., Any]) -> Callable[..., Any]:
-    from . import partitioned_parameter
+    from .weights import partitioned_parameter
 
     kind = partitioned_parameter.PartitionedParameter
 

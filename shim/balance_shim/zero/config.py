@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from .. import state, zero_config_file
-from .rank_environment import SMALLEST_DEVICE
+from .launching.rank_environment import SMALLEST_DEVICE
 
 Config = dict[str, Any]
 

@@ -9,9 +9,11 @@ from ..errors import BalanceError
 from ..patching.guard import attempt
 from ..training.actual_workload import checkpoints_already, innermost
 from ..units import counted, format_size
-from . import calls, cross_attention, desync, inference_models, modality_sync
-from .desync import Watch
-from .partitioned_parameter import look_whole
+from . import calls
+from .divergence import cross_attention, desync, modality_sync
+from .divergence.desync import Watch
+from .weights import inference_models
+from .weights.partitioned_parameter import look_whole
 
 
 def prepare(trainer: Any) -> None:

@@ -8,7 +8,8 @@ import os
 from typing import Any
 
 from .. import log, zero_support
-from . import config, other_ways, session
+from . import config, session
+from .launching import other_ways
 
 _ours: list[Any] = []  # the plugins that were made here
 

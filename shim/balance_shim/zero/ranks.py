@@ -9,7 +9,7 @@ from collections.abc import MutableMapping
 
 from .. import zero_support
 from . import meeting
-from .relaunch import steps_of_slurm
+from .launching.relaunch import steps_of_slurm
 
 LAUNCHER_PROCESS = "BALANCE_SHIM_LAUNCHER"  # the launcher's variable: its process number
 

@@ -8,7 +8,8 @@ from typing import Any
 
 from .. import devices, log, state
 from ..patching.guard import attempt
-from . import config, process_group, ranks, relaunch, requirements
+from . import config, process_group, ranks
+from .launching import relaunch, requirements
 
 # transformers keeps only a weak reference to the config that counts, in every version.
 _alive: list[Any] = []

@@ -67,7 +67,7 @@ def other_plugin():
 def one_device():
     """As a program that nobody has launched, on a machine with one device."""
     from balance_shim import devices
-    from balance_shim.zero import relaunch
+    from balance_shim.zero.launching import relaunch
 
     ranks = {name: os.environ.pop(name) for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE")}
     count, devices.count = devices.count, lambda: 1

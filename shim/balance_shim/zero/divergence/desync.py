@@ -19,10 +19,11 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from .. import log
-from ..errors import BalanceError
-from ..patching.guard import attempt
-from . import differences, flight_record, passes, refusal_file
+from ... import log
+from ...errors import BalanceError
+from ...patching.guard import attempt
+from ..launching import refusal_file
+from . import differences, flight_record, passes
 from .flight_record import Notes
 
 LONGEST_PATIENCE = 60.0  # seconds without progress before the ranks compare notes; nothing is said if they agree
@@ -55,7 +56,7 @@ class Watch:
         self._answered = b""
         self._lock = threading.Lock()
         self._over = threading.Event()
-        self._thread = threading.Thread(target=self._look, name="balance_shim.zero.desync", daemon=True)
+        self._thread = threading.Thread(target=self._look, name="balance_shim.zero.divergence.desync", daemon=True)
         self._thread.start()
         # A thread that is inside the store when the interpreter goes takes the process down with SIGABRT.
         atexit.register(self.stop)

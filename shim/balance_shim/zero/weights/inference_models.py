@@ -6,8 +6,8 @@ TRL makes one for its reference models. For the rest one is made at the first ca
 
 from typing import Any
 
-from ..patching.guard import insist
-from . import calls, config, loops, meeting
+from ...patching.guard import insist
+from .. import calls, config, loops, meeting
 
 _ENGINE = "_balance_shim_engine"
 

@@ -16,10 +16,10 @@ from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import Any
 
-from .. import log, zero_support
-from ..errors import BalanceError
-from ..rng import host_states, restore
-from . import process_group
+from ... import log, zero_support
+from ...errors import BalanceError
+from ...rng import host_states, restore
+from .. import process_group
 
 # Not the fault of ZeRO-3: a repeated load would fail the same way.
 _SAME_EVERYWHERE = (OSError, ImportError, BalanceError)

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from ..patching.guard import attempt, insist
-from . import meeting, shared_paths
+from ...patching.guard import attempt, insist
+from .. import meeting, shared_paths
 from .partitioned_parameter import is_partitioned
 
 

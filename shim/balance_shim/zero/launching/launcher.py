@@ -103,7 +103,7 @@ def _change_context(api: Any, signalled: type[BaseException], folder: str, cause
 
 def _settled(context: Any, folder: str) -> Any:
     """Return why ranks have failed, once it is certain, or as sure as it gets; None where none has."""
-    from balance_shim.zero import failure_record, root_cause
+    from balance_shim.zero.launching import failure_record, root_cause
 
     processes = {rank: handler.proc for rank, handler in context.subprocess_handlers.items()}
     started, asked = time.monotonic(), False
@@ -134,7 +134,8 @@ def _settled(context: Any, folder: str) -> Any:
 
 def _farewell(folder: str, cause: Any) -> tuple[str, int]:
     """Return the words on why the ranks have ended, and the exit code; shows the traceback that nothing explains."""
-    from balance_shim.zero import differences, failure_record, flight_record
+    from balance_shim.zero.divergence import differences, flight_record
+    from balance_shim.zero.launching import failure_record
 
     if cause is not None and cause.kind == "refusal":
         return cause.text, cause.exit_code
@@ -156,7 +157,7 @@ def _farewell(folder: str, cause: Any) -> tuple[str, int]:
 
 def _recorded() -> str:
     """Return where NCCL's flight recorder has written what the ranks did last, as the end of a sentence."""
-    from balance_shim.zero.rank_environment import record_prefix
+    from balance_shim.zero.launching.rank_environment import record_prefix
 
     prefix = record_prefix(os.getpid())
     if not glob.glob(f"{prefix}*"):
@@ -188,5 +189,5 @@ def _say(text: str) -> None:
 
 if __name__ == "__main__":
     # Python puts this file's folder first, whose modules have everyday names; the package's own place takes it over.
-    sys.path[0] = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+    sys.path[0] = str(Path(os.path.abspath(__file__)).parents[3])
     sys.exit(main(sys.argv[1:]))

@@ -12,9 +12,9 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import NoReturn
 
-from .. import devices, log, simulation, state, zero_support
-from ..errors import BalanceError
-from ..processes import is_worker
+from ... import devices, log, simulation, state, zero_support
+from ...errors import BalanceError
+from ...processes import is_worker
 from . import rank_environment, requirements
 
 # Any of these says that a launcher has started this process, or that it works below one that a launcher has started.

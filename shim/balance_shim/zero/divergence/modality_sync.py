@@ -13,10 +13,10 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
-from .. import log
-from ..errors import BalanceError
-from ..patching.guard import insist
-from ..training.actual_workload import innermost
+from ... import log
+from ...errors import BalanceError
+from ...patching.guard import insist
+from ...training.actual_workload import innermost
 
 # What a batch holds -> the method that makes features of it, whose parameters are named like the parts of a batch.
 METHODS = {

@@ -6,7 +6,7 @@ The libraries refuse some of them, too, but name DeepSpeed, of which the script 
 from collections.abc import Mapping
 from typing import Any
 
-from .. import zero_support
+from ... import zero_support
 
 # What `accelerate launch` sets for its options or its config file.
 OF_ACCELERATE = {

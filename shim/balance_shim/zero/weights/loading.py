@@ -4,10 +4,11 @@ import os
 from collections.abc import Callable
 from typing import Any
 
-from .. import devices, log, zero_support
-from ..patching.guard import attempt, insist
-from ..upstream.loading_dtype import config_of, dtype_of
-from . import inference_models, session, whole_loading
+from ... import devices, log, zero_support
+from ...patching.guard import attempt, insist
+from ...upstream.loading_dtype import config_of, dtype_of
+from .. import session
+from . import inference_models, whole_loading
 from .partitioned_parameter import look_whole
 
 # What transformers refuses together with ZeRO-3, or what has no meaning there.

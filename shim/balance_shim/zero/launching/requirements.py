@@ -1,7 +1,7 @@
 """What ZeRO-3 needs to be installed, said in one line before any process is started for it."""
 
-from .. import devices, zero_support
-from ..versions import numbers, version_text
+from ... import devices, zero_support
+from ...versions import numbers, version_text
 
 IMPORTS_WITHOUT_TOOLKIT = "0.19.8"  # DeepSpeed#8216; older ones look for nvcc when imported on a machine with a GPU
 OLDEST = {"deepspeed": "0.16.0", "accelerate": "1.0.0"}

@@ -14,6 +14,7 @@ import sys
 import time
 import traceback
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -36,7 +37,7 @@ _COMMUNICATION = (
     "wait timeout",
 )
 _NOT_THE_USERS = ("site-packages", "dist-packages", "<frozen", os.path.dirname(os.__file__),
-                  os.path.dirname(os.path.dirname(os.path.abspath(__file__))))  # fmt: skip
+                  str(Path(os.path.abspath(__file__)).parents[2]))  # fmt: skip
 _stack_file: Any = None
 
 

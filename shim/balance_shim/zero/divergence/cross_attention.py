@@ -10,7 +10,7 @@ import inspect
 from collections.abc import Mapping
 from typing import Any
 
-from .. import log
+from ... import log
 from . import modality_sync
 
 # What a batch with pictures has, by the names of the forward's parameters; the first is the picture itself.

@@ -5,8 +5,8 @@ import tempfile
 from collections.abc import Mapping
 from typing import Any
 
-from .. import devices
-from ..patching.guard import attempt
+from ... import devices
+from ...patching.guard import attempt
 
 SMALLEST_DEVICE = "BALANCE_SHIM_SMALLEST_DEVICE"  # bytes of the smallest device that a rank may get
 EVENTS = 2000  # collective operations that the flight recorder keeps, as torch's own default from 2.9 on

@@ -13,8 +13,9 @@ from typing import Any
 
 import torch
 
-from .. import zero_support
-from . import gathering, meeting
+from ... import zero_support
+from .. import meeting
+from . import gathering
 
 # Packages whose own code knows of, or does not care for, the empty tensors. transformers gathers before it looks.
 KNOWING = ("deepspeed", "torch", "accelerate", "transformers", "peft", "balance_shim")
