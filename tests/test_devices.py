@@ -78,7 +78,7 @@ def test_a_device_that_cannot_be_asked_is_left_out_alone(machine, lines):
     full = RuntimeError("CUDA error: out of memory\nCompile with TORCH_USE_CUDA_DSA")
     machine([20 * GIB, full, 20 * GIB])
     assert indices(Settings()) == [0, 2]
-    assert lines == ["cuda:1 is not used, because it cannot be asked for its memory: CUDA error: out of memory"]
+    assert lines == ["cuda:1 is not used, because querying its memory failed: CUDA error: out of memory"]
 
 
 def test_excluded_devices_are_not_asked(machine):

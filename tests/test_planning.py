@@ -66,5 +66,5 @@ def test_what_cannot_be_planned(llama, monkeypatch, arguments, error, words):
 
 def test_what_is_no_model():
     """An object of another kind is named."""
-    with pytest.raises(BalanceError, match="dict is no model, config, path or hub id"):
+    with pytest.raises(BalanceError, match="dict is not a model, config, path or hub id"):
         balance_shim.plan({}, MACHINE)

@@ -1,4 +1,4 @@
-"""Even out the training memory of several devices, whoever wrote the script.
+"""Use the memory of all GPUs when you train, without changing the training script.
 
 Importing this package arms the shim, unless `BALANCE_MODE=off`. Three kinds of importers differ, and `arming`
 tells them apart by what the interpreter is doing, so that none of them has to announce itself:

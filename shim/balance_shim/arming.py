@@ -124,7 +124,7 @@ def _apply_seam(module: ModuleType) -> None:
     if state.enabled():
         from .patching.guard import attempt
 
-        attempt(f"patching {module.__name__}", _patch, module, instead="it runs without balance_shim")
+        attempt(f"patching {module.__name__}", _patch, module, instead="continuing without balance_shim")
         if not state.enabled():  # uninstalled by another thread meanwhile
             _settle()
 
@@ -147,7 +147,7 @@ def _patch(module: ModuleType) -> None:
         log.once(
             "warning",
             f"{library} {failure.version} has no {failure.what}, which balance_shim patches"
-            f" (known to work: {library} {' to '.join(KNOWN_TO_WORK[library])}); it runs without balance_shim",
+            f" (known to work: {library} {' to '.join(KNOWN_TO_WORK[library])}); continuing without balance_shim",
         )
     else:
         for patch in _patches_of(name, before):
@@ -184,7 +184,7 @@ def _simulate_with(arming: Arming) -> None:
             reason = f"{type(failure).__name__}: {failure}"
             raise SimulationError(f"BALANCE_SIMULATE: simulated devices cannot be set up ({reason})") from failure
         if arming.mode == "off" and "BALANCE_MODE" not in arming.environ:
-            log.info("devices are simulated and nothing is balanced: BALANCE_MODE is not set")
+            log.info("devices are simulated but nothing is balanced: BALANCE_MODE is not set")
 
     import_hooks.watch("torch", simulate)
 

@@ -52,7 +52,7 @@ def cached(folder: Path | None, key: str, make: Callable[[], Any]) -> Any:
         try:
             _write(path, key, content)
         except OSError as error:
-            log.debug(f"{folder}: what was found out is not kept ({error.strerror})")
+            log.debug(f"{folder}: results are not cached ({error.strerror})")
     return content
 
 
@@ -67,7 +67,7 @@ def store(folder: Path | None, key: str, content: Any) -> None:
         try:
             _write(folder / f"{key}.json", key, content)
         except OSError as error:
-            log.debug(f"{folder}: what was found out is not kept ({error.strerror})")
+            log.debug(f"{folder}: results are not cached ({error.strerror})")
 
 
 def _read(path: Path, key: str) -> Any:

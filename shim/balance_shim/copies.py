@@ -1,4 +1,4 @@
-"""Copies between devices, checked: on some machines they arrive changed, without an error.
+"""Copies between devices, checked: on some machines they arrive corrupted, without an error.
 
 Boards whose driver offers peer access that does not work (RTX 4090 with some drivers, ACS or an IOMMU between the
 slots) copy zeros or garbage from one device to the other, while the way over host memory is right
@@ -26,7 +26,7 @@ _patterns = 0
 
 
 def moved(tensor: Any, target: "torch.device") -> Any:
-    """Return `tensor` on `target`, over host memory where direct copies between the two devices arrive changed."""
+    """Return `tensor` on `target`, over host memory where direct copies between the two devices arrive corrupted."""
     source = tensor.device
     if "cpu" in (source.type, target.type) or source == target or arrive_unchanged(source, target):
         return direct(tensor, target)
@@ -46,8 +46,8 @@ def arrive_unchanged(source: "torch.device", target: "torch.device") -> bool:
             return True
         if not _checked[pair]:
             log.warning(
-                f"copies from {source} to {target} arrive changed, so blocks move over host memory; what the model "
-                f"computes across these devices is wrong under any map: {REMEDY}"
+                f"copies from {source} to {target} arrive corrupted, so blocks move through host memory; results "
+                f"computed across these devices are wrong under any map: {REMEDY}"
             )
     return _checked[pair]
 

@@ -50,7 +50,7 @@ def parse_spec(text: str) -> SimulationSpec:
     for group in machine.split("+"):
         number, device = _counted(group)
         if number is not None and not number.strip().isdecimal():
-            raise ValueError(f"{text!r}: {number.strip()!r} is no number of devices; {FORMS}")
+            raise ValueError(f"{text!r}: {number.strip()!r} is not a device count; {FORMS}")
         count = 1 if number is None else int(number)
         try:
             capacity, kind = _device(device)

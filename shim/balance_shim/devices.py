@@ -125,7 +125,7 @@ def inventory(
             architecture = _architecture(module, kind, index)
         except Exception as error:  # accelerate, too, goes on with the other devices
             first_line = str(error).strip().partition("\n")[0] or type(error).__name__
-            log.once("warning", f"{kind}:{index} is not used, because it cannot be asked for its memory: {first_line}")
+            log.once("warning", f"{kind}:{index} is not used, because querying its memory failed: {first_line}")
             continue
         going = (leaving or {}).get(index, 0)
         available = free + going

@@ -41,7 +41,7 @@ def read(text: str) -> UserMap:
         message = f"{source}: not JSON, line {error.lineno} column {error.colno}: {error.msg}"
         raise DeviceMapError(message) from None
     except ValueError as error:  # an integer of thousands of digits
-        raise DeviceMapError(f"{source}: not JSON that can be read: {error}") from None
+        raise DeviceMapError(f"{source}: cannot be parsed as JSON: {error}") from None
     except RecursionError:
         raise DeviceMapError(f"{source}: nested too deep to be a device map") from None
     if not isinstance(raw, _Pairs):
@@ -86,7 +86,7 @@ def _content(path: str, source: str) -> str:
         with open(path, encoding="utf-8-sig") as file:
             content = file.read(LARGEST_FILE + 1)
         if len(content) > LARGEST_FILE:
-            raise DeviceMapError(f"{source}: larger than {LARGEST_FILE >> 20} MiB, which no device map is")
+            raise DeviceMapError(f"{source}: larger than {LARGEST_FILE >> 20} MiB, too large for a device map")
         return content
     except UnicodeDecodeError as error:
         raise DeviceMapError(f"{source}: not a text file (byte {error.start} is not UTF-8)") from None

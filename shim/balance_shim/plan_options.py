@@ -21,7 +21,7 @@ read, and no accelerator is needed.
 BALANCE_* variables are defaults for the options of the same name, BALANCE_SIMULATE for --gpus; BALANCE_RESERVE,
 BALANCE_MAX_MEMORY and BALANCE_CACHE hold as in training.
 """
-EXIT_CODES = "Exit code: 0 if the plan fits, 1 if it does not, 2 if something asked for cannot be and there is no plan."
+EXIT_CODES = "Exit code: 0 if the plan fits, 1 if it does not, 2 if the request is invalid or no plan exists."
 
 
 class UsageError(BalanceError):
@@ -94,16 +94,16 @@ def _like(name: str, flag: str, meaning: str) -> _Option:
 
 _OPTIONS = (
     _Option("--gpus", "BALANCE_SIMULATE", parse_spec, FORMS, "the devices, such as 4x24GiB, 8xH100 or 4x20GiB@RTX4090"),
-    _like("BALANCE_BATCH_SIZE", "--batch-size", "rows in a micro-batch (1)"),
-    _like("BALANCE_SEQ_LEN", "--seq-len", "tokens a row (2048, or what the model takes at most)"),
+    _like("BALANCE_BATCH_SIZE", "--batch-size", "sequences per micro-batch (1)"),
+    _like("BALANCE_SEQ_LEN", "--seq-len", "tokens per sequence (2048, or the model's maximum)"),
     _Option("--accumulation", None, _BY_NAME["BALANCE_BATCH_SIZE"].parse, "a whole number from 1",
             "micro-batches before an optimizer step (1)"),
-    _like("BALANCE_TUNING", "--tuning", "what trains: full, lora, or frozen (everything but towers) (full)"),
+    _like("BALANCE_TUNING", "--tuning", "parameters that train: full, lora, or frozen (all but towers) (full)"),
     _like("BALANCE_OPTIMIZER", "--optimizer", "as in TrainingArguments(optim=...) (adamw_torch)"),
     _Option("--precision", "BALANCE_PRECISION", _key_of(PRECISIONS), "one of " + ", ".join(PRECISIONS),
-            "what weights are loaded in (what the config says, else bf16)"),
+            "dtype of the loaded weights (the config's, else bf16)"),
     _like("BALANCE_GRADIENT_CHECKPOINTING", "--gradient-checkpointing",
-          "recompute layers in the backward pass: 1 all, 0 none, auto no more than it takes; alone it means 1 (0)"),
+          "recompute layers in the backward pass: 1 all, 0 none, auto as few as fit; without a value 1 (0)"),
     _like("BALANCE_LOSS", "--loss", "chunked or full: the loss of causal models with or without full logits (chunked)"),
     _Option("--output", None, _output, "the path of a file",
             "write the device map there, for device_map=json.load(...), BALANCE_DEVICE_MAP, and ms-swift"),
@@ -166,7 +166,7 @@ def _overwritten_config(model: str, output: str | None) -> list[str]:
     taken = {os.path.realpath(each) for each in (place, os.path.join(place, "config.json"))}
     if output is None or os.path.realpath(output) not in taken:
         return []
-    return [f"--output={output!r} is the model's own config, which has to stay what it is"]
+    return [f"--output={output!r} is the model's own config, which must not be overwritten"]
 
 
 def _absent_devices(found: Mapping[str, Any]) -> list[str]:
@@ -252,5 +252,5 @@ def _parser() -> argparse.ArgumentParser:
         shown = "DEVICES" if option.flag == "--gpus" else "FILE" if option.flag == "--output" else "VALUE"
         parser.add_argument(option.flag, metavar=shown, help=option.meaning.replace("%", "%%"))
     parser.add_argument("--json", action="store_true", help="print one JSON object, sizes in bytes, and nothing else")
-    parser.add_argument("--trust-remote-code", action="store_true", help="let code that comes with the model run")
+    parser.add_argument("--trust-remote-code", action="store_true", help="run the code that comes with the model")
     return parser

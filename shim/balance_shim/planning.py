@@ -177,7 +177,7 @@ def _solved(request: "Request") -> "Plan":
     except DoesNotFit as gap:
         raise BalanceError(f"{name} fits under no map: {gap}") from None
     if found is None:
-        raise BalanceError(f"{name} does not run with its layers on several devices, as a dry run shows")
+        raise BalanceError(f"{name} cannot run with its layers on several devices, as a dry run shows")
     return found
 
 

@@ -337,7 +337,7 @@ def read(environ: Mapping[str, str], default_mode: str = "balanced") -> tuple[Se
     strict = bool(fields.get("strict", False))
     problems = []
     for name, fault, consequence, fatal in faults:
-        consequence = "BALANCE_STRICT stops here" if strict and not fatal else consequence
+        consequence = "BALANCE_STRICT stops the program" if strict and not fatal else consequence
         problems.append(Problem(name, f"{fault}; {consequence}", fatal or strict))
     return Settings(**fields), tuple(problems)
 

@@ -94,7 +94,7 @@ def test_a_config_without_a_class_gets_one_supposed(tmp_path):
     config.save_pretrained(tmp_path)
     found = planned(tmp_path / "config.json", "--gpus", MACHINE, *SHORT)
     assert found["model"]["class"] == "LlamaForCausalLM"
-    assert any("LlamaForCausalLM is supposed" in note for note in found["notes"])
+    assert any("assuming LlamaForCausalLM" in note for note in found["notes"])
 
 
 def test_remote_code_runs_only_when_allowed_and_off_standard_output(tmp_path):

@@ -142,7 +142,7 @@ def test_copies_that_arrive_changed():
 
         copies.direct = direct
         section = accelerators.links()
-        wrong = [problem for problem in section.problems if "arrive changed" in problem]
+        wrong = [problem for problem in section.problems if "arrive corrupted" in problem]
         assert len(wrong) == 1 and wrong[0].startswith("copies from npu:0 to npu:1"), section.problems
         assert "disable ACS" in wrong[0]
         assert "WRONG" in section.text
@@ -159,7 +159,7 @@ def test_copies_that_arrive_changed():
         """,
     )
     assert done.returncode == 0, done.stderr
-    assert done.stderr.count("copies from npu:0 to npu:1 arrive changed, so blocks move over host memory") == 1
+    assert done.stderr.count("copies from npu:0 to npu:1 arrive corrupted, so blocks move through host memory") == 1
 
 
 @pytest.mark.slow

@@ -119,7 +119,7 @@ def partitioned():
 
 @pytest.mark.parametrize(
     ("make", "reason"),
-    [(lora_with_dropout, "dropout"), (mixing, "MixingHead may mix tokens"), (partitioned, "several processes"),
+    [(lora_with_dropout, "dropout"), (mixing, "MixingHead may mix tokens"), (partitioned, "sharded over processes"),
      (dropping, "DroppingHead may mix tokens")],
 )  # fmt: skip
 def test_unknown_heads_stay_in_full_and_that_is_said(make, reason, monkeypatch):

@@ -34,7 +34,7 @@ def test_logits_work_when_they_are_read(capsys):
     torch.testing.assert_close(outputs.logits + 0, expected, rtol=0, atol=0)
     assert torch.equal(outputs.to_tuple()[1], expected)
     assert outputs.logits.detach().numpy().shape == expected.shape
-    assert capsys.readouterr().err.count("the logits are read in full") <= 1
+    assert capsys.readouterr().err.count("reads the full logits") <= 1
 
 
 def test_gradients_flow_through_logits_that_are_read():

@@ -32,7 +32,7 @@ def test_tensors_kept_alive():
     (found,) = findings(leak, devices=2)
     assert found.kind == "kept" and found.step == 21 and found.devices == (0, 1)
     assert found.rate == pytest.approx(100 * MIB)
-    assert "100.0 MiB a step" in found.text and "full at about step" in found.text
+    assert "100.0 MiB per step" in found.text and "full at about step" in found.text
 
 
 def test_one_very_long_batch():
@@ -48,7 +48,7 @@ def test_batches_that_get_longer_until_a_device_is_full():
     """Only when a device is almost full; the batches are named as the reason, and nothing is said to be kept."""
     steps = [{"size": 4096 + 100 * number, "peak": 8 * GIB + number * GIB // 8} for number in range(120)]
     (found,) = findings(steps)
-    assert found.kind == "longer batches" and "because batches have got longer" in found.text
+    assert found.kind == "longer batches" and "because batches grew" in found.text
     assert findings(steps[:80]) == []
 
 
@@ -83,9 +83,9 @@ def test_what_cuda_may_have_taken_itself_is_no_alarm_on_a_small_card():
     before = [{"others": 0}] * 9
     assert findings([*before, *[{"others": 800 * MIB}] * 10], **card) == []
     (found,) = findings([*before, *[{"others": 2 * GIB}] * 10], **card)
-    assert "other processes (or CUDA itself) have taken 2.0 GiB" in found.text
+    assert "other processes (or CUDA itself) took 2.0 GiB" in found.text
     (found,) = findings([*before, *[{"others": 800 * MIB}] * 10], total=10 * GIB)
-    assert "other processes have taken" in found.text
+    assert "other processes took" in found.text
 
 
 def healthy(seed):

@@ -90,10 +90,10 @@ def test_losses_kept_with_their_graphs(results):
     case = results["keeps losses"]
     (alarm,) = [line for line in alarms(case) if "warning" in line]
     assert "since step 4," in alarm and "npu:0, npu:1, npu:2, npu:3" in alarm
-    assert "in the list `losses` of module" in alarm and "each holds the graph that made it" in alarm
+    assert "in the list `losses` of module" in alarm and "each retains the graph that made it" in alarm
     assert "x ()" in alarm and "at monitor_cases.py:" in alarm and "in on_step_end" in alarm
     assert [finding["kind"] for finding in findings(case)] == ["kept"]
-    assert "kept from step to step since step 4" in explanation(case) and "wrong" not in explanation(case)
+    assert "retained since step 4" in explanation(case) and "wrong" not in explanation(case)
     assert case["record"][-1]["unfinished"] is True
 
 
@@ -120,7 +120,7 @@ def test_one_very_long_batch(results):
 def test_a_second_process_and_a_device_that_starts_half_full(results):
     """Both are named as other processes' memory, with device and size, and are not taken for a leak."""
     (alarm,) = alarms(results["second process"])
-    assert "other processes have taken 3.0 MiB of npu:2 by step" in alarm
+    assert "other processes took 3.0 MiB of npu:2 by step" in alarm
     (alarm,) = alarms(results["half full"])
     assert "npu:1 starts 50% full: 4.0 MiB of 8.0 MiB are used by other processes" in alarm
     assert "4.0 MiB" in results["half full"]["said"].partition("memory of this training")[2]
@@ -141,7 +141,7 @@ def test_out_of_memory_by_a_long_batch(results):
     """Device, phase, block, batch, and that it is larger than any before; no map would have held it."""
     text = explanation(results["memory runs out: long batch"])
     assert "in the forward pass of model.layers." in text and "batch of 1 x 1500 tokens" in text
-    assert "times as large as any before" in text and "nothing that the shim can set" in text
+    assert "times as large as any before" in text and "no setting of the shim would have fit" in text
 
 
 @pytest.mark.parametrize("name", ["map", "explicit map", "half full", "second process"])

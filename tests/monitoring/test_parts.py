@@ -249,5 +249,5 @@ def test_tensors_with_graphs_come_first(kept_on_cpu):
     weight = torch.ones(3, requires_grad=True)
     losses = [(weight * number).sum() for number in range(4)]
     found = kept_on_cpu()
-    assert found.graphs == 4 and "list `losses`" in found.describe() and "each holds the graph" in found.describe()
+    assert found.graphs == 4 and "list `losses`" in found.describe() and "each retains the graph" in found.describe()
     assert len(large) == 5 and len(losses) == 4

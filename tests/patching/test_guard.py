@@ -73,7 +73,7 @@ def test_a_seam_that_has_moved(tmp_path):
     assert done.stdout == "['Model', 'm', None]\n"
     assert done.stderr == (
         "balance_shim: warning: library 9.0 has no library.leaf.make_map, which balance_shim patches (known to work: "
-        "library 1.0 to 1.2); it runs without balance_shim\n"
+        "library 1.0 to 1.2); continuing without balance_shim\n"
     )
 
 
@@ -89,5 +89,5 @@ def test_a_seam_that_fails(tmp_path):
     done = code(USE, paths=(SHIM, stand_in_library.write(tmp_path, seam=MOVED.format(error="ZeroDivisionError('x')"))))
     assert done.stdout == "['Model', 'm', None]\n"
     assert done.stderr == (
-        "balance_shim: warning: patching library.leaf failed (ZeroDivisionError: x); it runs without balance_shim\n"
+        "balance_shim: warning: patching library.leaf failed (ZeroDivisionError: x); continuing without balance_shim\n"
     )

@@ -49,7 +49,7 @@ def layers_of(choice):
 @pytest.mark.parametrize("workload", [Workload(seq_len=64), Workload(seq_len=256, accumulation=2)])
 @pytest.mark.parametrize("tied", [True, False])
 def test_the_worst_device_is_below_that_of_any_other_map_of_whole_layers(tied, workload):
-    """No way of cutting the layers, with any host for the head, has a lower worst device worth a crossing.
+    """No way of cutting the layers, with any host for the head, has a lower fullest device worth a crossing.
 
     With the embedding away from the first device none is lower by what is worth leaving it.
     """

@@ -68,7 +68,7 @@ def test_tables_and_run_peaks_are_solved_alike():
 
 
 def test_the_other_devices_are_even_too():
-    """One heavy block decides the worst device; the rest is spread evenly instead of packed to that level."""
+    """One heavy block decides the fullest device; the rest is spread evenly instead of packed to that level."""
     cuts = partition([runs([40, 10, 10, 10, 10, 10, 10])] * 4, [100.0] * 4, 7)
     assert cuts == [0, 1, 3, 5, 7]
 

@@ -212,7 +212,7 @@ def test_a_peak_off_the_prediction_is_in_the_figures_where_no_other_map_helps():
     plan = planner.balanced(request)
     assert 2 << 30 < plan.worst.predicted_peak - plan.worst.terms["overhead"] < 1.1 * (2 << 30)
     (note,) = plan.notes
-    assert note.startswith("cuda:0: tried out on shapes") and note.endswith("the figures here count with that")
+    assert note.startswith("cuda:0: in a dry run") and note.endswith("the figures here include it")
 
 
 def test_blocks_move_for_three_percent_or_to_make_a_plan_fit():

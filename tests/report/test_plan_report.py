@@ -33,7 +33,7 @@ def test_unequal_devices_are_compared_by_how_full_they_are():
 def test_what_does_not_fit_is_told_in_one_unit():
     """Needed, capacity and what is missing can be added up."""
     line = shortfall_line(plan((24.5 * GIB, 24 * GIB)), [])
-    assert "cuda:0 needs 24.50 GiB of 24.00 GiB, 0.50 GiB too many" in line
+    assert "cuda:0 needs 24.50 GiB of 24.00 GiB, 0.50 GiB too much" in line
 
 
 def test_blocks_of_encoder_and_decoder_are_told_apart():

@@ -82,7 +82,7 @@ def test_caps_keep_a_device_lighter(results):
 def test_what_does_not_fit_is_said_and_left_to_the_library(results):
     """Never a silent spill: one warning with the figures, then what the library does."""
     said = results["too small"]["said"]
-    assert len(said) == 1 and "does not fit 4 x 2.0 MiB" in said[0] and "too many" in said[0]
+    assert len(said) == 1 and "does not fit 4 x 2.0 MiB" in said[0] and "too much" in said[0]
     assert results["too small"]["map"] == results["library's own"]["map"]
 
 
@@ -120,8 +120,8 @@ def test_the_users_map_is_used(results, name):
 
 def test_mode_auto_says_why(results):
     """It takes the map if there is one, else balances, and says so."""
-    assert any("auto takes map" in line for line in results["mode auto with a map"]["said"])
-    assert any("auto takes balanced" in line for line in results["mode auto without a map"]["said"])
+    assert any("auto chooses map" in line for line in results["mode auto with a map"]["said"])
+    assert any("auto chooses balanced" in line for line in results["mode auto without a map"]["said"])
     assert results["mode auto without a map"]["map"] == results["auto"]["map"]
 
 

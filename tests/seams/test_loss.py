@@ -79,7 +79,9 @@ def test_auto_leaves_models_alone_that_the_shim_has_not_placed(results):
 def test_logits_that_are_read_are_right_and_that_is_said_once(results):
     """A trainer that looks at the logits of each step gets them; one line says what that costs."""
     assert len(results["auto, read"]["seen"]) == 4 and all(0.1 < each < 0.3 for each in results["auto, read"]["seen"])
-    lines = {name: [line for line in found["said"] if "read in full" in line] for name, found in results.items()}
+    lines = {
+        name: [line for line in found["said"] if "reads the full logits" in line] for name, found in results.items()
+    }
     assert len(lines.pop("auto, read")) == 1 and not any(lines.values())
 
 

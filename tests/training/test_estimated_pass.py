@@ -24,7 +24,7 @@ def test_the_first_pass_is_scaled_by_tokens_and_the_map_stays(monkeypatch):
     assumed = planner.balanced(request)
     assert assumed is not None and not assumed.is_estimate
     costed, recomputed = planner.costed_for(request)
-    refused = replace(costed, source="formula", method="estimated by a formula, because it does not run on shapes")
+    refused = replace(costed, source="formula", method="estimated by a formula, because it fails in a dry run")
     monkeypatch.setattr(planner, "costed_for", lambda request: (refused, recomputed))
     monkeypatch.setattr(planner, "solved", lambda *_: pytest_fail())
 

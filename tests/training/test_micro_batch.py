@@ -54,7 +54,7 @@ def test_a_number_that_does_not_divide_is_rounded_down(folder):
     """Six does not divide sixteen rows: four are taken, and said."""
     result, stderr = train(folder, "cpu", BALANCE_MODE="map", BALANCE_DEVICE_MAP='{"": 0}', BALANCE_MICRO_BATCH="6")
     assert set(result["sizes"]) == {4}
-    assert "BALANCE_MICRO_BATCH=6 does not divide the effective batch of 16 rows; taking 4" in stderr
+    assert "BALANCE_MICRO_BATCH=6 does not divide the effective batch of 16 sequences; using 4" in stderr
 
 
 def test_auto_trains_where_the_library_alone_runs_out(folder, plain):
@@ -64,7 +64,7 @@ def test_auto_trains_where_the_library_alone_runs_out(folder, plain):
     result, stderr = train(folder, BALANCE_MICRO_BATCH="auto", **tight)
     assert result["losses"] == pytest.approx(plain["losses"], **SAME) and result["steps"] == 2
     assert len(set(result["sizes"])) == 1 and result["sizes"][0] < 8
-    assert "out of memory" not in stderr and "16 rows a step" in stderr
+    assert "out of memory" not in stderr and "16 sequences per step" in stderr
 
 
 def test_auto_takes_more_rows_where_there_is_room(folder, plain):

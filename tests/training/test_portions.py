@@ -110,7 +110,7 @@ def test_a_loss_that_ignores_the_count_is_left_whole(monkeypatch):
     said = []
     monkeypatch.setattr("balance_shim.log.once", lambda level, line: said.append(line))
     micro_batch.take_largest(trainer(OfItsOwn), lambda: pytest.fail("nothing is to be tried"))
-    assert "compute_loss of OfItsOwn makes no use of num_items_in_batch" in said[0]
+    assert "compute_loss of OfItsOwn ignores num_items_in_batch" in said[0]
 
 
 @COUNTS

@@ -29,4 +29,4 @@ def test_what_a_processor_cannot_do_is_said(folder):
     """The CPU has no fp16 training: bf16 is the nearest, in one line."""
     result, stderr = train(folder, "cpu", BALANCE_PRECISION="fp16")
     assert result["loaded"] == "torch.bfloat16" and result["arguments"] == [True, False]
-    assert stderr.count("the CPU does not compute in it here; taking bf16") == 1
+    assert stderr.count("the CPU does not support it; using bf16") == 1

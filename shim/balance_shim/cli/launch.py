@@ -109,8 +109,8 @@ def _check_python_options(words: Sequence[str]) -> None:
             return
         for place, letter in enumerate(word[1:], start=2):
             if letter in "IES":
-                why = f"python -{letter} does not read what arms it; import balance_shim in the script instead"
-                raise LaunchError(why, 2)
+                why = f"python -{letter} ignores PYTHONPATH or sitecustomize, which arms the shim"
+                raise LaunchError(f"{why}; import balance_shim in the script instead", 2)
             if letter in "mc":
                 return
             if letter in "WX":  # the rest of this word is its argument, or else the next word

@@ -9,11 +9,11 @@ from .. import __version__
 from . import launch
 
 DESCRIPTION = """\
-Even out the training memory of several devices, whoever wrote the script.
+Use the memory of all GPUs when you train, without changing the training script.
 
 commands:
   run TARGET ...                      run a program with the shim armed
-  simulate --gpus DEVICES TARGET ...  run it on simulated devices; the peak of each is printed at the end
+  simulate --gpus DEVICES TARGET ...  run it on simulated devices and print the peak of each
   plan MODEL --gpus DEVICES           plan the training of a model from its config, without weights or devices
   doctor                              examine versions, seams, devices, links, NCCL; name problems and remedies
   env                                 list the BALANCE_* variables and what they are set to
@@ -57,11 +57,13 @@ def _simulate(words: list[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="balance-shim simulate",
         usage="balance-shim simulate --gpus DEVICES [--shapes-only] TARGET ...",
-        description="Run a script, a module or a program, with the shim armed, on devices that are not there.",
+        description="Run a script, a module or a program, with the shim armed, on simulated devices.",
         allow_abbrev=False,
     )
     parser.add_argument("--gpus", required=True, metavar="DEVICES", help=FORMS.replace("%", "%%"))
-    parser.add_argument("--shapes-only", action="store_true", help="tensors have shapes but no numbers: large models")
+    parser.add_argument(
+        "--shapes-only", action="store_true", help="tensors have shapes but no values, for large models"
+    )
     ours, target = _split(words, flags=("--shapes-only", "-h", "--help"), with_value=("--gpus",))
     options = parser.parse_args(ours)
     spec = options.gpus.strip()
@@ -85,7 +87,7 @@ def _env(words: list[str]) -> int:
     from ..settings import VARIABLES, read
 
     argparse.ArgumentParser(
-        prog="balance-shim env", description="List the BALANCE_* variables: value, what is allowed, meaning."
+        prog="balance-shim env", description="List the BALANCE_* variables: value, allowed values, meaning."
     ).parse_args(words)
     for variable in VARIABLES:
         value = os.environ.get(variable.name, "").strip()

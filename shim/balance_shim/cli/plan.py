@@ -96,20 +96,20 @@ def forecast_for(options: PlanOptions) -> Forecast:
         costed, recomputed = planner.costed_for(request)
         plan = planner.solved(request, costed, recomputed)
         if plan is None:
-            reason = "does not run with its layers on several devices, as a trial on shapes shows"
+            reason = "cannot run with its layers on several devices, as a dry run shows"
             raise ModelError(f"{options.model}: {costed.model_class} {reason}")
     except DoesNotFit:
         costed = planner.cost(request)
     remedies = what_would_fit(plan, request) if plan is not None and plan.shortfall else []
     notes = [subject.found.note] if subject.found.note else []
     if subject.named_dtype is None:
-        notes.append("its config names no dtype: bf16 is supposed (--precision)")
+        notes.append("the config names no dtype, assuming bf16; set --precision")
     if workload.guessed:
-        notes.append(f"rows of {workload.seq_len} tokens are a guess (--seq-len)")
+        notes.append(f"sequence length unknown, assuming {workload.seq_len} tokens; set --seq-len")
     if costed.method != "traced":
-        notes.append(f"what blocks take is {costed.method}")
+        notes.append(f"memory of the blocks: {costed.method}")
     if plan is not None and plan.recomputed is not None:
-        enough = "as far as it goes" if plan.shortfall else "which is what it takes to fit"
+        enough = "as many as possible" if plan.shortfall else "as few as fit"
         notes.append(f"{len(plan.recomputed)} layers are recomputed in the backward pass, {enough}")
     if plan is not None:
         line = chunks_line(saved_by_chunks(plan, request))
@@ -193,15 +193,15 @@ def to_text(forecast: Forecast, options: PlanOptions) -> str:
         weights = sum(cost.weights for cost in costed.costs)
         missing = _missing(forecast)
         lines.append(
-            f"does not fit: its weights alone are {format_size(weights)}, {format_size(missing)} more than {machine}. "
-            "What would help: more or larger devices, loading in 4 or 8 bits, or a half-precision dtype"
+            f"does not fit: its weights alone are {format_size(weights)}, {format_size(missing)} more than {machine}; "
+            "use more or larger devices, 4- or 8-bit loading, or a half-precision dtype"
             if missing
-            else f"does not fit: some of its blocks, which stay whole, fit none of {machine} beside the others. "
-            "What would help: larger devices, loading in 4 or 8 bits, or a half-precision dtype"
+            else f"does not fit: blocks are not split, and some fit on none of {machine} together with the others; "
+            "use larger devices, 4- or 8-bit loading, or a half-precision dtype"
         )
     lines.append("")
     if baseline is None:
-        lines.append(f"transformers' own auto makes no map for this model: {forecast.baseline_failure}")
+        lines.append(f"transformers' auto fails for this model: {forecast.baseline_failure}")
     else:
         lines += [
             f"transformers' auto on the same devices, predicted in the same way (GiB): {report.verdict_on(baseline)}",

@@ -20,7 +20,7 @@ FULL = 0.1  # of a device's memory in other processes is a problem
 # What drivers say of a device that cannot be used, and what helps.
 _REMEDIES = {
     "out of memory": "its memory is full: end the processes that use it (nvidia-smi lists them)",
-    "busy or unavailable": "another process has it for itself: end that, or nvidia-smi -c 0 ends exclusive mode",
+    "busy or unavailable": "another process uses it exclusively: end that process or exclusive mode (nvidia-smi -c 0)",
     "no kernel image": "this torch has no kernels for its architecture: install another build of torch",
 }
 _LEAVE_OUT = "leave it out (CUDA_VISIBLE_DEVICES), or reset it"
@@ -46,7 +46,7 @@ def inventory() -> Section:
 def links() -> Section | None:
     """Return the bandwidth from each device to each other, measured; None where there are not two. Takes seconds.
 
-    Each pair copies a pattern first: copies that arrive changed are problems.
+    Each pair copies a pattern first: copies that arrive corrupted are problems.
     """
     kind = devices.accelerator_type()
     if kind is None or devices.count() < 2:
@@ -64,7 +64,7 @@ def links() -> Section | None:
             try:
                 if not copies.pattern_arrives(torch.device(source), torch.device(target)):
                     cells[source, target] = "WRONG"
-                    problems.append(f"copies from {source} to {target} arrive changed: {copies.REMEDY}")
+                    problems.append(f"copies from {source} to {target} arrive corrupted: {copies.REMEDY}")
                     continue
                 speeds[source, target] = _bandwidth(module, torch, source, target)
                 cells[source, target] = f"{speeds[source, target] / GIB:.1f}"
@@ -106,8 +106,8 @@ def _device(module: Any, kind: str, index: int) -> tuple[list[str], list[str]]:
     others = total - free - ours
     if others >= FULL * total:
         problems.append(
-            f"other processes use {format_size(others)} of {name}: end them (nvidia-smi lists them), or leave the "
-            "device out"
+            f"other processes use {format_size(others)} of {name}: end them (nvidia-smi lists them), or exclude the "
+            "device"
         )
     return [*row, format_size(total), format_size(free)], problems
 

@@ -31,7 +31,9 @@ def versions(settings: Settings) -> Section:
         if found and oldest and numbers(found) < numbers(oldest):
             problems.append(f"{name} {found} is older than any tested version: pip install '{name}>={oldest}'")
     if not version_text("wrapt"):
-        problems.append("wrapt is not installed, so others see that functions are patched: pip install wrapt")
+        problems.append(
+            "wrapt is not installed, so patched functions do not look like the originals: pip install wrapt"
+        )
     if settings.mode == "zero3":
         try:
             requirements.check()
@@ -56,6 +58,6 @@ def seams() -> Section:
     patched = status().seams
     for module in NEVER_EMPTY:
         if module in sys.modules and not any(seam.target.startswith(module) for seam in patched):
-            problems.append(f"nothing of {module} could be patched, so this version runs without the shim")
+            problems.append(f"no function of {module} could be patched, so this version runs without the shim")
     rows = [[seam.target, seam.version] for seam in patched]
     return Section.of_table("Seams patched", ["function", "version"], rows, problems, left=2)

@@ -35,7 +35,7 @@ def examine() -> Section:
         return Section("NCCL and CUDA", f"  this torch is built for {kind}")
     lines = (
         f"  torch is built for CUDA {stack.built_for}; the driver runs up to CUDA {stack.driver or 'unknown'}",
-        f"  NCCL {stack.loaded or 'unknown'} is loaded; the package beside torch is {stack.packaged or 'unknown'}",
+        f"  NCCL {stack.loaded or 'unknown'} is loaded; the installed package is {stack.packaged or 'unknown'}",
     )
     return Section("NCCL and CUDA", "\n".join(lines), tuple(problems(stack)))
 
@@ -70,6 +70,6 @@ def problems(stack: Stack) -> list[str]:
         where = f"; LD_LIBRARY_PATH={stack.search_path}" if stack.search_path else ""
         found.append(
             f"NCCL {stack.loaded} is loaded although {stack.packaged} was installed with torch{where}: another copy is "
-            "found first; take it off LD_LIBRARY_PATH and LD_PRELOAD"
+            "found first; remove it from LD_LIBRARY_PATH and LD_PRELOAD"
         )
     return found

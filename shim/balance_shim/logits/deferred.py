@@ -181,6 +181,6 @@ def _in_full(value: Any, func: Any, detached: bool = False) -> Any:
     if value.full is None:
         recipe = value.recipe
         if recipe.rows.numel() // recipe.rows.shape[-1] > recipe.chunk:
-            log.once("info", f"the logits are read in full (by {_name(func)!r}), so their memory is needed after all")
+            log.once("info", f"{_name(func)!r} reads the full logits, which takes their memory after all")
         value.full = recipe.in_full()
     return value.full.detach() if detached else value.full

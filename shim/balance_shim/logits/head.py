@@ -38,9 +38,9 @@ def reason_for_full(head: nn.Module) -> str:
     """Return why `head` cannot run in chunks; "" if it can."""
     for parameter in head.parameters():
         if hasattr(parameter, "ds_id") or type(parameter).__name__ in ("DTensor", "FlatParameter"):
-            return "the head's weight is in parts on several processes"
+            return "the head's weight is sharded over processes"
     if any(isinstance(module, nn.Dropout) and module.p > 0 for module in head.modules()):
-        return "the head has dropout, which chunks would draw anew"
+        return "the head has dropout, whose mask would differ in chunks"
     if not _is_linear(head):
         return f"a head of class {type(head).__name__} may mix tokens"
     hook = getattr(head, "_hf_hook", None)
@@ -72,7 +72,7 @@ def deferring(model: Any) -> contextlib.AbstractContextManager[Step | None]:
         return contextlib.nullcontext()
     reason = reason_for_full(head)
     if not reason and _is_compiled(model, head):
-        reason = "the model is compiled, and would be again in each step"
+        reason = "the model is compiled, and chunks would recompile it in each step"
     if reason:
         log.once("info", FULL + reason)
         return contextlib.nullcontext()
@@ -111,7 +111,7 @@ class _Forward:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         made = attempt(
             "deferring the logits", _deferred, self._head, self._inner, self._step, args, kwargs,
-            instead="they are made in full",
+            instead="full logits are computed",
         )  # fmt: skip
         return self._inner(*args, **kwargs) if made is None else made
 

@@ -7,7 +7,7 @@ TERMS = ("weights", "gradients", "optimizer", "activations", "temporary", "overh
 
 
 # How the costs of a model were found.
-CostSource = Literal["trace", "trace in parts", "formula", "formula, as a trace takes too long"]
+CostSource = Literal["trace", "blockwise trace", "formula", "formula after time-out"]
 
 
 def is_estimate(source: CostSource) -> bool:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 ParameterBytes = Callable[[str, "Tensor"], float]
 
-_TOO_LONG: CostSource = "formula, as a trace takes too long"
+_TOO_LONG: CostSource = "formula after time-out"
 
 
 @dataclass(frozen=True)
@@ -170,8 +170,8 @@ def _trace(
     for fed in [None] if batch is None else [batch, None]:
         try:
             found = trace(model, blocks, workload, trains, fed, loss_on_first)
-            supposed = f"traced with a supposed batch, because {reasons[0]}" if reasons else "traced"
-            return found, found.note or supposed, "trace in parts" if found.note else "trace"
+            supposed = f"traced with an assumed batch, because {reasons[0]}" if reasons else "traced"
+            return found, found.note or supposed, "blockwise trace" if found.note else "trace"
         except CannotTrace as error:
             reasons.append(str(error))
             if isinstance(error, TakesTooLong):

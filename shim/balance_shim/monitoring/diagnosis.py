@@ -143,8 +143,8 @@ class Growth:
         reading = step.readings[worst]
         room = self._totals[worst] - self._others[worst] - reading.allocated - (reading.peak - reading.allocated)
         text = (
-            f"memory that is kept from step to step grows on {', '.join(self._names[each] for each in devices)} since "
-            f"step {since}, by {format_size(rate)} a step on {self._names[worst]}, which is full at about step "
+            f"retained memory grows on {', '.join(self._names[each] for each in devices)} since "
+            f"step {since}, by {format_size(rate)} per step on {self._names[worst]}, which will be full at about step "
             f"{step.number + int(max(0, room) / rate)}"
         )
         return [Finding("kept", since, devices, text, rate)]
@@ -182,10 +182,9 @@ class Growth:
         self._told.add("longer batches")
         worst = full[0]
         text = (
-            f"{self._names[worst]} is almost full since step {step.number}, because batches have got longer: "
+            f"{self._names[worst]} has been almost full since step {step.number}, because batches grew: "
             f"{format_size(self._early_peaks[worst])} in the first steps, {format_size(step.readings[worst].peak)} "
-            f"now, with a batch {step.size / max(1, self._early_size):.1f} times as large as those were "
-            f"({_amount(step)})"
+            f"now, with a batch {step.size / max(1, self._early_size):.1f} times as large ({_amount(step)})"
         )
         return [Finding("longer batches", step.number, tuple(full), text)]
 
@@ -199,8 +198,8 @@ class Growth:
             since = self._history[began([each[device] for _, _, each in self._history])][0]
             text = (
                 f"fragmentation on {self._names[device]} since step {since}: the allocator holds {format_size(slack)} "
-                f"more than tensors have ever needed, and {format_size(rate)} more each step; "
-                "PYTORCH_ALLOC_CONF=expandable_segments:True (PYTORCH_CUDA_ALLOC_CONF before torch 2.9) usually ends it"
+                f"more than tensors have ever needed, {format_size(rate)} more each step; "
+                "PYTORCH_ALLOC_CONF=expandable_segments:True (PYTORCH_CUDA_ALLOC_CONF before torch 2.9) usually helps"
             )
             found.append(Finding("fragmentation", since, (device,), text, rate))
         return found
@@ -221,7 +220,7 @@ class Growth:
                 text = (
                     f"{self._names[device]} has {format_size(idle)} in the allocator's cache since step {since} that "
                     f"steps do not use (evaluation or saving did), and only {format_size(max(0, free))} free; "
-                    "torch_empty_cache_steps in the TrainingArguments, or a smaller evaluation batch, gives it back"
+                    "torch_empty_cache_steps in the TrainingArguments, or a smaller evaluation batch, releases it"
                 )
                 found.append(Finding("cache", since, (device,), text))
         return found
@@ -239,8 +238,8 @@ class Growth:
             if reading.others - base >= least:
                 self._base[device] = reading.others
                 text = (
-                    f"{self._who()} have taken {format_size(reading.others - base)} of {self._names[device]} by step "
-                    f"{step.number}; they have {format_size(reading.others)} of {format_size(self._totals[device])} now"
+                    f"{self._who()} took {format_size(reading.others - base)} of {self._names[device]} by step "
+                    f"{step.number}; they use {format_size(reading.others)} of {format_size(self._totals[device])} now"
                 )
                 found.append(Finding("others", step.number, (device,), text))
         return found

@@ -44,10 +44,10 @@ class Kept(NamedTuple):
 
     def describe(self) -> str:
         """Return what they are in one phrase."""
-        what = f"{len(self.tensors)} tensors are kept ({self.shapes})"
+        what = f"{len(self.tensors)} tensors are retained ({self.shapes})"
         if self.graphs:
             names = Counter(type(each.grad_fn).__name__ for each in self.tensors if each.grad_fn is not None)
-            which = "each holds" if self.graphs == len(self.tensors) else f"{self.graphs} of them hold"
+            which = "each retains" if self.graphs == len(self.tensors) else f"{self.graphs} of them retain"
             what += f"; {which} the graph that made it ({names.most_common(1)[0][0]}) and with it a step's activations"
         if self.holder:
             what += f"; in the {self.holder}"

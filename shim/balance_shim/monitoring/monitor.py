@@ -55,7 +55,7 @@ class Monitor:
         if not self.running:
             return
         began = time.perf_counter()
-        done = attempt("watching memory", _done, what, args, default=False, instead="nothing is watched any more")
+        done = attempt("watching memory", _done, what, args, default=False, instead="monitoring stops")
         self.spent += time.perf_counter() - began
         if not done:
             self.running = False
@@ -178,7 +178,7 @@ class Monitor:
             makers.stop()
         kept: Kept | None = search(self._meter.kind, self._trainer.model, self._trainer.optimizer, self)
         if kept is None:
-            return finding._replace(text=f"{finding.text}; no tensors that Python knows of are the reason")
+            return finding._replace(text=f"{finding.text}; no tensor that Python can reach explains it")
         made = makers.of(kept.tensors) if makers is not None else ""
         return finding._replace(text=f"{finding.text}. {kept.describe()}{f'; {made}' if made else ''}")
 

@@ -18,7 +18,7 @@ def begin(trainer: Any, plan: Plan | None) -> None:
         return
     watched = watched_devices(trainer, plan)
     if watched is None:
-        log.once("info", "BALANCE_MONITOR=1: the model is on no accelerator, so there is no memory to watch")
+        log.once("info", "BALANCE_MONITOR=1: the model is not on an accelerator, so no memory is monitored")
         return
     monitor = Monitor(trainer, Meter(*watched), plan, settings)
     callback = _callback(monitor)

@@ -131,7 +131,9 @@ def _proxy(original: Callable[..., Any], wrapper: Callable[..., Any], acts: Call
     try:
         from .proxy import proxy
     except ModuleNotFoundError:  # put on PYTHONPATH rather than installed
-        log.once("warning", "wrapt is not installed; others will see that functions are patched (pip install wrapt)")
+        log.once(
+            "warning", "wrapt is not installed; patched functions do not look like the originals (pip install wrapt)"
+        )
         return _plain_function(original, wrapper, acts)
     return proxy(original, wrapper, acts)
 

@@ -13,7 +13,7 @@ from .chain import Chain, Group, Link, chain_of
 from .plan import CostedModel, evaluate, lower_bound
 from .solver import least_fill, partition
 
-# A crossing more costs time in each step, so that it must bring the worst device down by this part at least.
+# A crossing more costs time in each step, so that it must bring the fullest device down by this part at least.
 WORTH_A_CROSSING = 0.005
 # Split towers are where cross-device errors of vision-language models come from.
 WORTH_A_SPLIT = 0.02

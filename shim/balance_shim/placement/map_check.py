@@ -45,7 +45,7 @@ def fit(
     completed = _by_modules(completed, source, model)
     offloaded = sorted(name for name, device in completed.items() if device in OFFLOADED)
     if offloaded:
-        kept = f"{_listed(offloaded)}: kept on {completed[offloaded[0]]}, as the map says"
+        kept = f"{_listed(offloaded)}: kept on {completed[offloaded[0]]}, as in the map"
         log.warning(f"{source}: {kept}; weights that are not on an accelerator do not train")
     return completed, tuple(f"{source}: {note}" for note in notes)
 
@@ -108,7 +108,7 @@ def _complete(
         assert device is not None, "neighbours are chosen among what the map covers"
         for name in [block.name] if whole else missing:
             completed[name] = device
-            notes.append(f"{name} was not in the map and goes to {device}, to {why}")
+            notes.append(f"{name} is missing from the map and is placed on {device}, to {why}")
     if lost:
         of = f"of {type(model).__name__}; add {'them' if len(lost) > 1 else 'it'} to the map"
         raise DeviceMapError(f"{source}: no device for {_listed(lost)} {of}")

@@ -145,7 +145,7 @@ def refuse_unmovable(model: "nn.Module") -> None:
         elif isinstance(module, torch.jit.ScriptModule):
             why = "it is a compiled TorchScript module"
         elif type(module).__name__ in ("HQQLinear", "Mxfp4GptOssExperts", "FullyShardedDataParallel"):
-            why = f"{type(module).__name__} keeps device memory in places of its own"
+            why = f"{type(module).__name__} manages device memory of its own"
         elif any(vars(module).get(handle) is not None for handle in ("q4", "q_handle")):
             why = "its quantized weights are known to a kernel by their address"
         for key, parameter in module._parameters.items():

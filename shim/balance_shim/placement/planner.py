@@ -163,14 +163,14 @@ class Tried:
 def as_tried(request: Request, costed: CostedModel, device_map: DeviceMap, recomputed: frozenset[str] | None) -> Tried:
     """Return the plan of `device_map` with what a trial of it shows beyond the prediction."""
     found = verification.trial(request, costed, device_map, recomputed)
-    # An estimate says already that this model does not run on shapes.
+    # An estimate says already that this model fails in a dry run.
     is_news = found.failure and not is_estimate(costed.source)
-    notes = [f"the map was not tried out on shapes: {found.failure}"] if is_news else []
+    notes = [f"the map has had no dry run: {found.failure}"] if is_news else []
     for surprise in verification.surprises(found, costed, device_map, request.devices):
         notes.append(f"{surprise}")
         if surprise.seen > surprise.predicted:
             costed = verification.corrected(found, costed, device_map, request.devices[0], surprise)
-            notes[-1] += "; the figures here count with that"
+            notes[-1] += "; the figures here include it"
     plan = replace(evaluate("balanced", costed, device_map, request.devices, notes), recomputed=recomputed)
     return Tried(plan, costed, found.met)
 
@@ -243,11 +243,11 @@ def changed(request: Request, **changes: Any) -> Request:
 def _say_does_not_fit(model_class: str, gap: DoesNotFit, request: Request) -> None:
     log.warning(
         f"{model_class} does not fit {table(request.devices)}: its weights alone are "
-        f"{format_size(gap.needed)}, {format_size(gap.needed - gap.available)} too many. The library's own map "
-        "applies, which keeps the rest in host memory or on disk, where it cannot be trained. What would help: "
-        "more devices, loading in 4 or 8 bits, or a half-precision dtype"
+        f"{format_size(gap.needed)}, {format_size(gap.needed - gap.available)} too much. The library's own map "
+        "applies, which keeps the rest in host memory or on disk, where it cannot be trained. Use more devices, "
+        "4- or 8-bit loading, or a half-precision dtype"
         if gap.needed > gap.available
-        else f"{model_class} has blocks that fit none of {table(request.devices)} together; the library's own map "
+        else f"{model_class} has blocks that do not fit {table(request.devices)} together; the library's own map "
         "applies"
     )
 

@@ -29,7 +29,7 @@ def what_would_fit(plan: Plan, request: Request) -> list[str]:
         request: what it was made for.
     """
     return [
-        f"{remedy.phrase} (worst device {format_size(remedy.plan.worst.predicted_peak)})"
+        f"{remedy.phrase} (fullest device {format_size(remedy.plan.worst.predicted_peak)})"
         for remedy in remedies_that_fit(plan, request)
     ]
 

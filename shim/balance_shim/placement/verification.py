@@ -28,7 +28,7 @@ class Trial:
         blocks: the names of the blocks that ran.
         met: for each operation that met tensors on two devices the blocks that they come from, None among them for the
             inputs: the map cannot be used. Empty otherwise.
-        failure: why the model does not run on shapes, so that nothing is known; "" otherwise.
+        failure: why the model fails in a dry run, so that nothing is known; "" otherwise.
     """
 
     peaks: Mapping[int, int] = field(default_factory=dict)
@@ -41,7 +41,7 @@ def trial(
     request: "Request", costed: CostedModel, device_map: DeviceMap, recomputed: frozenset[str] | None = None
 ) -> Trial:
     """Return the trial of `device_map`, which is made once for a model, a map and the layers to recompute."""
-    if costed.source == "formula, as a trace takes too long":
+    if costed.source == "formula after time-out":
         return Trial(failure=costed.method)
     request = replace(request, workload=replace(request.workload, evaluation=None), evaluation_batch=None)
     costed = replace(costed, workload=replace(costed.workload, evaluation=None))
@@ -65,7 +65,7 @@ def _tried(
 
     result: dict[str, Any] = {"peaks": {}, "blocks": [], "met": [], "failure": ""}
     if too_long.is_known(request.model, "trial", costed.workload.seq_len):
-        return {**result, "failure": f"{costed.model_class} took too long to run on shapes before"}
+        return {**result, "failure": f"{costed.model_class} took too long in an earlier dry run"}
     places = {block.name: int(device_map[block.name]) for block in costed.blocks}
     first = request.devices[0].index
     try:
@@ -97,8 +97,7 @@ class Surprise:
     def __str__(self) -> str:
         seen, predicted = format_alike(self.seen, self.predicted)
         return (
-            f"{self.device.name}: tried out on shapes, activations and gradients take {seen} where {predicted} were "
-            "predicted"
+            f"{self.device.name}: in a dry run activations and gradients take {seen}, where {predicted} was predicted"
         )
 
 
@@ -107,7 +106,7 @@ def surprises(
 ) -> tuple[Surprise, ...]:
     """Return the devices of the trial whose peaks were off what `costed` predicts."""
     off: list[Surprise] = []
-    if costed.source == "trace in parts":  # with pictures, which the model as a whole is tried out without
+    if costed.source == "blockwise trace":  # with pictures, which the model as a whole is tried out without
         return ()
     for device in devices if found.blocks else ():
         predicted = _peak_without_state(costed, _ran_on(device, found, costed, device_map, devices[0]))

@@ -17,8 +17,8 @@ def optimum_line(plan: Plan) -> str:
     least = f"{plan.lower_bound / largest.capacity:.0%}" if _differ(plan) else format_size(plan.lower_bound)
     most = f"{worst.filled:.0%}" if _differ(plan) else format_size(worst.predicted_peak)
     return (
-        f"fullest device: {worst.name} with {most}; under any map it is at least {least}, so this one is at most "
-        f"{gap(plan):.1%} above the best there can be"
+        f"fullest device: {worst.name} with {most}; lower bound for any map: {least} "
+        f"(this plan is within {gap(plan):.1%} of it)"
     )
 
 
@@ -42,11 +42,11 @@ def comparison(plan: Plan | None, baseline: Baseline) -> str:
         rows.append(row)
     header = [
         "device",
-        "auto puts there",
-        *(["balanced", "filled"] if plan is not None else []),
+        "placed by auto",
+        *(["balanced", "used"] if plan is not None else []),
         "auto",
-        "filled",
-        "of",
+        "used",
+        "capacity",
     ]
     lines = [table(header, rows, left=2)]
     for offload in baseline.offloads:
@@ -58,7 +58,7 @@ def comparison(plan: Plan | None, baseline: Baseline) -> str:
 
 
 def verdict_on(baseline: Baseline) -> str:
-    """Return what would come of a training under the library's map, in a few words."""
+    """Return whether a training under the library's map would fit, in a few words."""
     if baseline.offloads:
         return f"not trainable, because part of it stays on {' and '.join(each.place for each in baseline.offloads)}"
     over = [device for device in baseline.plan.devices if device.filled > 1]

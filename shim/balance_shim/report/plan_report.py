@@ -28,7 +28,7 @@ def show(plan: Plan, report: str, files: int | None = None, number: int = 1) -> 
     if report == "off" or not log.is_first_process():
         return None
     whose = {"balanced": "balanced map", "map": "the user's map", "auto": "map"}[plan.mode]
-    assumed = "; a guess until the Trainer is known" if plan.workload.guessed else ""
+    assumed = "; assumed until the Trainer is known" if plan.workload.guessed else ""
     headline = (
         f"{whose} for {plan.model_class}{_ordinal(number)} ({_count(plan.parameters)} parameters), predicted for "
         f"{plan.workload.describe()}{assumed} (GiB):"
@@ -49,7 +49,7 @@ def plan_table(plan: Plan) -> str:
         reserved = device.predicted_reserved
         figures += [f"{device.filled:.0%}", "-" if reserved is None else gib(reserved, largest)]
         rows.append([device.name, summary(plan.device_map, device.device.index), *figures])
-    return table(["device", "holds", *TERMS, "peak", "of", "filled", "reserved"], rows, left=2)
+    return table(["device", "blocks", *TERMS, "peak", "capacity", "used", "reserved"], rows, left=2)
 
 
 def beside(assumed: Plan, actual: Plan, waits: bool = False) -> str:
@@ -60,14 +60,14 @@ def beside(assumed: Plan, actual: Plan, waits: bool = False) -> str:
     """
     differing = assumed.workload.differences(actual.workload)
     unseen = (
-        f"; how long its rows are cannot be seen: {actual.workload.seq_len} tokens are a guess, "
-        f"{'until the first batch is there' if waits else 'BALANCE_SEQ_LEN says it'}"
+        f"; sequence length unknown, assuming {actual.workload.seq_len} tokens"
+        f"{' until the first batch' if waits else '; set BALANCE_SEQ_LEN'}"
         if actual.workload.guessed
         else ""
     )
     if not differing:
         worst = format_size(actual.worst.predicted_peak)
-        return f"the Trainer's workload is as planned for; worst device {worst}{unseen}"
+        return f"the Trainer's workload is as planned; fullest device {worst}{unseen}"
     changes = ", ".join(f"{name} {before} -> {after}" for name, (before, after) in differing.items())
     pairs = list(zip(assumed.devices, actual.devices, strict=True))
     largest = max(max(before.predicted_peak, after.predicted_peak, after.capacity) for before, after in pairs)
@@ -75,8 +75,8 @@ def beside(assumed: Plan, actual: Plan, waits: bool = False) -> str:
     for before, after in pairs:
         sizes = [gib(size, largest) for size in (before.predicted_peak, after.predicted_peak, after.capacity)]
         rows.append([before.name, *sizes, f"{after.filled:.0%}"])
-    peaks = table(["device", "as planned", "as trained", "of", "filled"], rows)
-    differs = f"the Trainer's workload differs from what was planned for ({changes}){unseen}"
+    peaks = table(["device", "as planned", "as trained", "capacity", "used"], rows)
+    differs = f"the Trainer's workload differs from the plan ({changes}){unseen}"
     return f"{differs}; predicted peaks (GiB):\n{peaks}"
 
 
@@ -154,7 +154,7 @@ def write(plan: Plan, folder: str, number: int | None = None) -> int | None:
         map_file.write(plan.device_map, os.path.join(folder, f"device_map{suffix}.json"))
         return number
     except OSError as error:
-        log.warning(f"BALANCE_REPORT={folder}: cannot be written ({error.strerror}); the plan is not kept")
+        log.warning(f"BALANCE_REPORT={folder}: cannot be written ({error.strerror}); the plan is not saved")
         return None
 
 
@@ -182,7 +182,7 @@ def precision_line(precision: str, dtype: str, saved: dict[str, int]) -> str:
 def shortfall_line(plan: Plan, remedies: list[str]) -> str:
     """Return the line on a plan that does not fit: by how much, and what would."""
     scarcest = max(plan.devices, key=lambda device: device.shortfall)
-    guess = f" (if rows have {plan.workload.seq_len} tokens, which is a guess)" if plan.workload.guessed else ""
+    guess = f" (assuming sequences of {plan.workload.seq_len} tokens)" if plan.workload.guessed else ""
     would = "; ".join(remedies) if remedies else "none of the usual changes alone; more or larger devices"
     needed, capacity, missing = format_alike(scarcest.predicted_peak, scarcest.capacity, plan.shortfall)
     needs = f"needs {needed} of {capacity}"
@@ -194,4 +194,4 @@ def shortfall_line(plan: Plan, remedies: list[str]) -> str:
             f"has tensors of {format_size(scarcest.predicted_peak)}, for which its allocator needs to reserve "
             f"{reserved_text} of {available_text}"
         )
-    return f"predicted not to fit{guess}: {scarcest.name} {needs}, {missing} too many. What would fit: {would}"
+    return f"predicted not to fit{guess}: {scarcest.name} {needs}, {missing} too much. What would fit: {would}"

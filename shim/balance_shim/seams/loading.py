@@ -113,7 +113,7 @@ def _around_from_pretrained(original: Callable[..., Any]) -> Callable[..., Any]:
         model = loaded[0] if isinstance(loaded, tuple) else loaded  # a tuple with output_loading_info=True
         if mapped:
             placed_models.remember_map(model)
-        attempt("watching the outputs", outputs.arm, model, instead="they come back as the library has it")
+        attempt("watching the outputs", outputs.arm, model, instead="outputs stay where the library puts them")
         return loaded
 
     return from_pretrained
@@ -248,7 +248,7 @@ def _place(load: _Load) -> DeviceMap | None:
     folder = cache.folder_of(settings.cache)
     colocated = colocations.recall(load.model, folder)
     if mode == "balanced" and colocated.library_map:
-        log.info("an earlier training ran under no map but the library's own, which applies")
+        log.info("an earlier training ran only under the library's own map, which is used again")
         return None
     what, instead = "looking for a fused head", "norm and head may be on two devices"
     fused = attempt(
@@ -278,7 +278,7 @@ def _place(load: _Load) -> DeviceMap | None:
         plan = _balanced(request, load.max_memory)
     if plan is None:
         return None
-    instead = "the plan is used all the same"
+    instead = "the plan is used anyway"
     for what, compared in (("a loss in chunks", _chunks_line), ("the script's own precision", _precision_line)):
         line = attempt(f"comparing with {what}", compared, plan, request, default="", instead=instead)
         if line:
@@ -304,7 +304,7 @@ def _balanced(request: Request, max_memory: Any) -> Plan | None:
     if plan is None:
         return planner.balanced(request)
     log.info(
-        f"{left_out} not used, for less than a tenth of the largest device's memory; a device that BALANCE_MAX_MEMORY "
+        f"{left_out} not used: less than a tenth of the largest device's memory; a device that BALANCE_MAX_MEMORY "
         "names (INDEX=SIZE) is used anyway"
     )
     return plan
@@ -329,7 +329,7 @@ def _chosen_mode(settings: Any) -> str:
     if settings.mode != "auto":
         return str(settings.mode)
     mode, why = ("map", "BALANCE_DEVICE_MAP is set") if settings.device_map else ("balanced", "no map was given")
-    log.once("info", f"mode auto takes {mode}: {why}")
+    log.once("info", f"mode auto chooses {mode}: {why}")
     return mode
 
 

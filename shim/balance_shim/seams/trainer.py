@@ -75,12 +75,12 @@ def _around_train(original: Callable[..., Any]) -> Callable[..., Any]:
     def train(self: Any, *args: Any, **kwargs: Any) -> Any:
         # Not when the trainer is made: trainers derived from this one load their other models after that.
         if session.is_wanted():
-            insist("training beside another trainer", multiple_trainers.take_over, self)
+            insist("training with several trainers", multiple_trainers.take_over, self)
             insist("preparing the training with ZeRO-3", engine.prepare, self)
         if session.is_wanted() or self.model_init is None or not hasattr(self, "_inner_training_loop"):
             _begin(self)
         else:
-            what, instead = "activation checkpointing", "layers are recomputed as the script says"
+            what, instead = "activation checkpointing", "the script decides which layers are recomputed"
             attempt(what, checkpointing.switch_off_unsupported, self, innermost(self.model), instead=instead)
         try:
             result = original(self, *args, **kwargs)
@@ -114,11 +114,11 @@ def _around_init(original: Callable[..., Any]) -> Callable[..., Any]:
 def _begin(trainer: Any) -> None:
     """Do what is to be done before the model that the trainer has now begins to train."""
     if not session.is_wanted():
-        attempt("planning for the real workload", _prepare, trainer, instead="training goes on with the map it has")
-        attempt("watching the outputs", outputs.arm, trainer.model, instead="they come back as the library has it")
-    attempt("activation checkpointing", _checkpoint, trainer, instead="layers are recomputed as the script says")
+        attempt("planning for the real workload", _prepare, trainer, instead="training continues with its map")
+        attempt("watching the outputs", outputs.arm, trainer.model, instead="outputs stay where the library puts them")
+    attempt("activation checkpointing", _checkpoint, trainer, instead="the script decides which layers are recomputed")
     attempt("preparing micro-batches", micro_batch.begin, trainer, instead="they stay as they are")
-    attempt("watching memory", _watch, trainer, instead="nothing is watched")
+    attempt("watching memory", _watch, trainer, instead="memory is not monitored")
     attempt("preparing to re-balance", _rebalance, trainer, instead="no block moves")
     trainer._balance_shim_begun = ref(trainer.model)
 
@@ -140,7 +140,7 @@ def _around_inner_training_loop(original: Callable[..., Any]) -> Callable[..., A
         if begun is not None:
             _end(self)
         del begun
-        attempt("letting go of the model before", replaced_model.let_go, self, instead="it goes later")
+        attempt("releasing the previous model", replaced_model.let_go, self, instead="it is released later")
         with undisturbed():  # the seed is set by now
             _begin(self)
         if args and not self.args.auto_find_batch_size:
@@ -187,7 +187,7 @@ def _around_create_accelerator(original: Callable[..., Any]) -> Callable[..., An
 def _around_evaluation_loop(original: Callable[..., Any]) -> Callable[..., Any]:
     def evaluation_loop(self: Any, *args: Any, **kwargs: Any) -> Any:
         if session.is_wanted():
-            insist("evaluating beside another trainer", multiple_trainers.take_over, self)
+            insist("evaluating with several trainers", multiple_trainers.take_over, self)
             meeting.meet("an evaluation or prediction")
             with calls.together():
                 return original(self, *args, **kwargs)
@@ -328,7 +328,7 @@ def _prepare(trainer: Any) -> None:
     model, (plan, _, max_memory, _) = placed
     what, instead = "placing modules that the script has put into the model", "they stay where they are"
     plan = attempt(what, changed_modules.settle, trainer, model, plan, default=plan, instead=instead)
-    attempt("placing what is around the model", outside.arrange, trainer, model, instead="it stays where it is")
+    attempt("placing the modules around the model", outside.arrange, trainer, model, instead="it stays where it is")
     on_first, looks = computes_loss_on_first_device(model), batch_check.looks_at(trainer)
     outcome = second_pass(trainer, model, plan, on_first, max_memory, may_wait=looks)
     _replanned(trainer, outcome.plan)

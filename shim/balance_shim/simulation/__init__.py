@@ -39,8 +39,8 @@ def install(spec: SimulationSpec) -> None:
     if _installation is not None:
         if _installation.spec != spec:
             raise SimulationError(
-                "another machine is already simulated in this process, and torch takes one for the life of a process; "
-                "simulate one machine a run"
+                "a machine is already simulated in this process, and torch allows one per process; "
+                "simulate one machine per run"
             )
         return
     from .installation import Installation

@@ -21,7 +21,7 @@ def summary(usage: "tuple[DeviceUsage, ...]") -> str:
     ]
     mean = sum(device.peak for device in usage) / len(usage)
     evenness = max(device.peak for device in usage) / mean if mean else 1
-    columns = ["device", "capacity", "peak", "filled", "reserved peak"]
+    columns = ["device", "capacity", "peak", "used", "reserved peak"]
     return f"{table(columns, rows)}\n  max/mean of the peaks: {evenness:.2f}"
 
 

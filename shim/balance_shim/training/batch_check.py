@@ -162,7 +162,7 @@ class BatchCheck:
         assumed = self._plan
         outcome = plan_in_force(self._request(longest), assumed)
         if state.settings().report != "off" and assumed.workload.differences(outcome.plan.workload):
-            log.info(f"the first batch is there: {plan_report.beside(assumed, outcome.plan)}")
+            log.info(f"first batch: {plan_report.beside(assumed, outcome.plan)}")
         outcome = self._kept_in_training(moved_if_better(self._trainer, outcome, assumed.workload.guessed))
         if outcome.plan.shortfall and shapes_of(longest, None) != shapes_of(batch, None):
             exact = plan_in_force(self._request(batch), outcome.plan)
@@ -253,7 +253,7 @@ class BatchCheck:
             log.warning(
                 f"micro-batches as large as the one of {plan.workload.batch_size} x {plan.workload.seq_len} tokens are "
                 f"predicted not to fit ({worst.name}: {format_size(worst.predicted_peak)} of "
-                f"{format_size(worst.capacity)}) and run in portions; the losses stay as they are",
+                f"{format_size(worst.capacity)}) and run in portions; the losses do not change",
             )
             return count
         self._hopeless.append(shapes)

@@ -95,8 +95,8 @@ def _wanted(trainer: Any, model: Any, plan: Plan | None) -> frozenset[str] | Non
     if wish == "auto" and chosen is None:
         log.once(
             "info",
-            "BALANCE_GRADIENT_CHECKPOINTING=auto acts where the shim makes the map, which it has not for this model; "
-            "it trains as the script says",
+            "BALANCE_GRADIENT_CHECKPOINTING=auto needs a map made by the shim, which this model does not have; "
+            "the script decides",
         )
         return None
     layers = layers_of(model)
@@ -118,5 +118,5 @@ def choose_again(trainer: Any, model: Any, before: Plan, plan: Plan) -> None:
 
 
 def _say(plan: Plan, chosen: frozenset[str], layers: int) -> None:
-    enough = "as far as it goes" if plan.shortfall else "which is what it takes to fit"
+    enough = "as many as possible" if plan.shortfall else "as few as fit"
     log.info(f"{len(chosen)} of {layers} layers are recomputed in the backward pass, {enough}")

@@ -26,9 +26,9 @@ def wanted(trainer: Any, placed: bool) -> bool:
 def reason_for_full(trainer: Any) -> str:
     """Return why the loss of `trainer` stays in full; "" if it need not."""
     if getattr(trainer, "is_deepspeed_enabled", False):
-        return "DeepSpeed keeps weights in its own way"
+        return "DeepSpeed manages the weights"
     if getattr(trainer, "is_fsdp_enabled", False):
-        return "FSDP keeps weights in parts"
+        return "FSDP shards the weights"
     if getattr(trainer.args, "torch_compile", False):
         return "torch.compile does not see through chunks"
     if trainer.args.n_gpu > 1 and not trainer.is_model_parallel:
@@ -54,4 +54,4 @@ def deferring_for_a_step(model: Any) -> Iterator[None]:
     with deferring(model) as step:
         yield
     if step is not None:  # and nothing has failed
-        attempt("making the logits that are kept", step.end, instead="they may be those after the step")
+        attempt("computing the retained logits", step.end, instead="they may be those after the step")

@@ -37,6 +37,6 @@ def _say_other_batch(arguments: Any, copies: int) -> None:
     log.once(
         "warning",
         f"without BALANCE_INTERCEPT=none this script would train {copies} copies of the model (torch.nn.DataParallel), "
-        f"{copies * each * accumulated} sequences a step; balanced, it trains one copy, {each * accumulated} a step; "
-        f"gradient_accumulation_steps={copies * accumulated} keeps the steps as they were",
+        f"{copies * each * accumulated} sequences per step; balanced, it trains one copy, {each * accumulated} per "
+        f"step; gradient_accumulation_steps={copies * accumulated} keeps the number of sequences per step",
     )

@@ -226,7 +226,7 @@ def _headline(scene: _Scene, trainer: Any) -> str:
     inside = f" (block {block})" if block and block != place.module else ""
     sizes = (scene.readings[scene.failed].allocated, place.wanted, scene.meter.totals[scene.failed])
     allocated, asked, total = format_alike(*sizes)
-    wanted = f", {asked} more wanted" if place.wanted else ""
+    wanted = f", {asked} more requested" if place.wanted else ""
     batch = f", batch of {place.batch.rows} x {place.batch.row_tokens} tokens" if place.batch.tokens else ""
     step = f", step {trainer.state.global_step + 1}"
     return (
@@ -245,9 +245,9 @@ def _block_of(module: str, scene: _Scene) -> str:
 def _on_device(scene: _Scene) -> str:
     plan = scene.planned or scene.actual
     if plan is None:
-        return "of no one block: autograd and optimizers do not say which"
+        return "block unknown: autograd and optimizers do not report it"
     held = plan_report.summary(plan.device_map, scene.meter.indices[scene.failed])
-    return f"which does not say of which block; {scene.name} holds {held}"
+    return f"the traceback does not name the block; blocks of {scene.name}: {held}"
 
 
 def _causes(scene: _Scene) -> list[str]:
@@ -269,7 +269,7 @@ def _causes(scene: _Scene) -> list[str]:
         if batch.tokens > planned.tokens:
             found.append(
                 f"cause: this micro-batch has {batch.rows} x {batch.row_tokens} tokens, the plan was for "
-                f"{planned.batch_size} x {planned.seq_len}{', a guess' if planned.guessed else ''}"
+                f"{planned.batch_size} x {planned.seq_len}{', assumed' if planned.guessed else ''}"
             )
     if scene.largest_before and batch.elements >= LONG_BATCH * scene.largest_before:
         times = batch.elements / scene.largest_before
@@ -283,16 +283,16 @@ def _causes(scene: _Scene) -> list[str]:
         )
     if scene.kept is not None:
         found.append(
-            f"cause: tensors have been kept from step to step since step {scene.kept.step}, "
-            f"{format_size(scene.kept.rate)} a step; who keeps them is said above"
+            f"cause: tensors have been retained since step {scene.kept.step}, "
+            f"{format_size(scene.kept.rate)} per step; their owner is named above"
         )
     elif scene.planned is not None and scene.planned.mode == "map" and _had_room(scene):
         found.append("cause: the map that was given is wrong for this training; see below")
     beyond = _beyond_prediction(scene)
     if not found and beyond >= UNEXPLAINED * total:
         found.append(
-            f"cause: not known; {format_size(beyond)} more than predicted is in use on {scene.name}. "
-            "BALANCE_MONITOR=1 tells what grows from step to step"
+            f"cause: unknown; {format_size(beyond)} more than predicted is in use on {scene.name}. "
+            "BALANCE_MONITOR=1 shows what grows from step to step"
         )
     return found
 
@@ -364,7 +364,7 @@ def _what_fits(scene: _Scene, trainer: Any) -> list[str]:
         return []
     lines, remedies = [], []
     if scene.kept is not None:
-        return ["remedy: let go of them (detach() what is kept for a record, or keep numbers: item())"]
+        return ["remedy: release them (detach() tensors kept for logging, or keep numbers with item())"]
     if _had_room(scene):
         assert scene.better is not None
         room = _names_with_room(scene)
@@ -381,7 +381,7 @@ def _what_fits(scene: _Scene, trainer: Any) -> list[str]:
         needed, capacity = format_alike(worst.predicted_peak, worst.capacity)
         predicted = f"{needed} of {capacity} on {worst.name}"
         lines.append(f"remedy {number}: {setting} (predicted {predicted})")
-    return lines or ["nothing that the shim can set would have fitted: more or larger devices, or a smaller model"]
+    return lines or ["no setting of the shim would have fit; use more or larger devices, or a smaller model"]
 
 
 def _names_with_room(scene: _Scene) -> list[str]:
@@ -424,7 +424,7 @@ def _setting(remedy: Remedy, workload: Workload) -> str:
         elif field == "tuning":
             parts.append("LoRA (PEFT) in the script")
         elif field == "seq_len":
-            parts.append(f"rows of at most {value} tokens in the script")
+            parts.append(f"sequences of at most {value} tokens in the script")
         else:
             parts.append(remedy.phrase)
     return " and ".join(parts) or remedy.phrase

@@ -37,7 +37,7 @@ def longest_batch(trainer: Any, batch_size: int, dataset: Any = None) -> Mapping
             if _rectangular(batch) and _length(rows[-1]) == _length(rows[0]) and len(rows) > 1:
                 batch = _padded(trainer, dataset, collator, rows, batch)
     except Exception as error:  # the training itself will say what is wrong with it, in its own words
-        log.debug(f"the collator makes no batch of the longest rows ({type(error).__name__}: {error})")
+        log.debug(f"the collator fails on the longest sequences ({type(error).__name__}: {error})")
         return None
     return dict(batch) if isinstance(batch, Mapping) and batch else None
 

@@ -35,7 +35,7 @@ def adjust_arguments(arguments: Any) -> None:
     if size != wanted:
         log.once(
             "warning",
-            f"BALANCE_MICRO_BATCH={wanted} does not divide the effective batch of {effective} rows; taking {size}",
+            f"BALANCE_MICRO_BATCH={wanted} does not divide the effective batch of {effective} sequences; using {size}",
         )
     before = arguments.per_device_train_batch_size, arguments.gradient_accumulation_steps
     arguments.per_device_train_batch_size, arguments.gradient_accumulation_steps = size, effective // size
@@ -55,7 +55,7 @@ def take_largest(trainer: Any, fits: Callable[[], bool]) -> None:
     """
     arguments = trainer.args
     if arguments.auto_find_batch_size:
-        log.once("warning", "BALANCE_MICRO_BATCH=auto: the script has auto_find_batch_size, which stays in charge")
+        log.once("warning", "BALANCE_MICRO_BATCH=auto: the script sets auto_find_batch_size, which takes precedence")
         return
     before = arguments.per_device_train_batch_size
     effective = before * arguments.gradient_accumulation_steps
@@ -74,7 +74,9 @@ def take_largest(trainer: Any, fits: Callable[[], bool]) -> None:
     set_size(trainer, sizes[low], effective // sizes[low])
     if sizes[low] != before:
         accumulation = effective // sizes[low]
-        log.info(f"micro-batch {sizes[low]} instead of {before}, accumulation {accumulation}: {effective} rows a step")
+        log.info(
+            f"micro-batch {sizes[low]} instead of {before}, accumulation {accumulation}: {effective} sequences per step"
+        )
 
 
 def set_size(trainer: Any, size: int, accumulation: int) -> None:
@@ -110,16 +112,16 @@ def _reason_against(trainer: Any, before: int, size: int) -> str:
         return ""
     if ignores_count(trainer):
         return (
-            f"compute_loss of {type(trainer).__name__} makes no use of num_items_in_batch, and transformers adds up "
+            f"compute_loss of {type(trainer).__name__} ignores num_items_in_batch, and transformers adds up "
             "its losses over the accumulation, so another micro-batch gives other losses"
         )
     if trainer.args.dataloader_drop_last:
         try:
             rows = len(trainer.train_dataset)
         except TypeError:
-            return "dataloader_drop_last leaves rows out by the micro-batch, of a dataset without a length"
+            return "dataloader_drop_last drops sequences per micro-batch, of a dataset of unknown length"
         if rows // before * before != rows // size * size:
-            return f"dataloader_drop_last leaves out other rows of {rows} with micro-batches of {size}"
+            return f"dataloader_drop_last would drop other sequences of {rows} with micro-batches of {size}"
     return ""
 
 
@@ -205,8 +207,8 @@ class Portions:
             model.zero_grad(set_to_none=True)
             _free()
             log.warning(
-                f"out of memory: micro-batches of {rows_of(inputs)} rows are run in {self.count} portions from now on; "
-                "the step is repeated, nothing is lost"
+                f"out of memory: micro-batches of {rows_of(inputs)} sequences run in {self.count} portions from now "
+                "on; the step is repeated, nothing is lost"
             )
 
     def _can_halve(self, trainer: Any, inputs: Inputs) -> bool:

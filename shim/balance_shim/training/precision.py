@@ -32,7 +32,7 @@ def chosen() -> str | None:
         taken = "fp16"
     if taken != asked:
         where = "the CPU" if kind is None else kind
-        log.once("warning", f"BALANCE_PRECISION={asked}: {where} does not compute in it here; taking {taken}")
+        log.once("warning", f"BALANCE_PRECISION={asked}: {where} does not support it; using {taken}")
     return taken
 
 
@@ -44,7 +44,7 @@ def adjust_arguments(arguments: Any) -> None:
     before = next((kind for kind in ("bf16", "fp16") if getattr(arguments, kind)), None)
     vars(arguments)[_SCRIPTS] = before is not None
     if before not in (None, precision):
-        log.once("info", f"BALANCE_PRECISION={precision}: mixed precision is that instead of the script's {before}")
+        log.once("info", f"BALANCE_PRECISION={precision}: overrides the script's mixed precision, {before}")
     arguments.bf16, arguments.fp16 = precision == "bf16", precision == "fp16"
 
 

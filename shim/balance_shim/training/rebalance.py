@@ -49,7 +49,7 @@ def begin(trainer: Any, model: Any, plan: Plan, loss_on_first: bool, moved: Call
     if not state.settings().rebalance:
         return
     if plan.mode != "balanced":
-        log.once("info", "BALANCE_REBALANCE=1 is for maps of the shim's own; a map that was given stays as it is")
+        log.once("info", "BALANCE_REBALANCE=1 applies to maps made by the shim; a given map is not changed")
         return
     kind = devices.accelerator_type()
     if kind is None or trainer.args.world_size > 1 or len(set(plan.device_map.values())) < 2:
@@ -193,11 +193,11 @@ class Rebalancer:
         try:
             moved = outside.move_along(self._trainer, self._model, better.device_map)
         except MoveError as error:
-            log.warning(f"a better map was found for what was measured, but {error}; training goes on as it is")
+            log.warning(f"a better map was found for what was measured, but {error}; training continues unchanged")
             return False
         self._say(
             f"measured peaks of {when} differ from the plan ({fullest}): moved {counted(len(moved.blocks), 'block')} "
-            f"({format_size(moved.size)}, optimizer state included), predicted peak of the worst device "
+            f"({format_size(moved.size)}, optimizer state included), predicted peak of the fullest device "
             f"{plan_report.worst_devices(better, now)}"
         )
         self._plan = better

@@ -251,11 +251,14 @@ def _repaired_plan(
     exact = exact.with_all(_met_in_dry_run(case, request, costed, plan))
     careful = exact.and_those(of_all_but_layers(costed.blocks))
     parted = compared_heads.parted(plan, costed)
-    attempts = [(exact, "they are on one device now"), (careful, "all that is no layer is on the first device now")]
+    attempts = [
+        (exact, "they are on one device now"),
+        (careful, "everything but the layers is on the first device now"),
+    ]
     if request.head_device not in (None, request.devices[0].index):
         # The head is compared with that of another model: all else is tried before it leaves that device.
         ahead = exact.and_those(of_all_but_layers(_without_end(costed.blocks)))
-        attempts.insert(1, (ahead, "all ahead of the layers is on the first device now"))
+        attempts.insert(1, (ahead, "everything before the layers is on the first device now"))
     if parted:
         attempts.insert(0, (bonds, "the heads of models of one vocabulary are on one device now"))
     for wanted, done in attempts:
@@ -312,7 +315,7 @@ def _met_in_dry_run(
     places = {block.name: device_of(block.name, plan.device_map) for block in costed.blocks}
     tried = attempt(
         "the dry run of the batch that failed", verification.trial, exact, costed, places, plan.recomputed,
-        instead="the traceback tells what met",
+        instead="see the traceback",
     )  # fmt: skip
     return () if tried is None else tuple(tried.met)
 

@@ -28,7 +28,7 @@ from .actual_workload import actual_workload
 from .evaluation import evaluation_of
 from .held import held_by
 
-WORTH_MOVING = 0.97  # blocks move when that brings the worst device to this part of what it is, or below
+WORTH_MOVING = 0.97  # blocks move when that brings the fullest device to this part of what it is, or below
 
 
 @dataclass(frozen=True)
@@ -147,7 +147,7 @@ def _request(trainer: Any, model: Any, assumed: Plan, usable: tuple[Device, ...]
 
 def evaluating(trainer: Any, workload: Workload) -> tuple[Workload, Mapping[str, Any] | None]:
     """Return the workload with the evaluation of `trainer`, and the batch of that, if it can be seen."""
-    what, instead = "looking at the evaluation", "the plan is for training alone"
+    what, instead = "looking at the evaluation", "the plan covers training only"
     evaluation, batch = attempt(what, evaluation_of, trainer, workload, default=(None, None), instead=instead)
     return replace(workload, evaluation=evaluation), batch
 
@@ -244,17 +244,17 @@ def _better(trainer: Any, outcome: Outcome, for_any_gain: bool) -> Outcome:
         return outcome
     reason = weight_copies.reason_to_stay(trainer)
     if reason:
-        log.info(f"a better map was found for this workload, but {reason}; training goes on with the map it has")
+        log.info(f"a better map was found for this workload, but {reason}; training continues with its map")
         return outcome
     try:
         moved = outside.move_along(trainer, request.model, better.device_map)
     except MoveError as error:
-        log.warning(f"a better map was found for this workload, but {error}; training goes on with the map it has")
+        log.warning(f"a better map was found for this workload, but {error}; training continues with its map")
         return outcome
     if state.settings().report != "off":
         log.info(
-            f"moved {counted(len(moved.blocks), 'block')} ({format_size(moved.size)}) for this workload: worst device "
-            f"{plan_report.worst_devices(better, actual)}"
+            f"moved {counted(len(moved.blocks), 'block')} ({format_size(moved.size)}) for this workload: fullest "
+            f"device {plan_report.worst_devices(better, actual)}"
         )
     return replace(outcome, plan=better, moved=True, broken=False)
 

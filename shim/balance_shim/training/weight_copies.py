@@ -42,6 +42,6 @@ def reason_to_stay(trainer: Any) -> str:
         return ""
     first = "x".join(map(str, found[0].shape))
     return (
-        f"something keeps {len(found)} tensors of the shapes of parameters beside them (one of {first} on "
-        f"{found[0].device}), which would not move along"
+        f"{len(found)} tensors with the shapes of parameters (one of {first} on {found[0].device}) are held elsewhere "
+        "and would not move along"
     )

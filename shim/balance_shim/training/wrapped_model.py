@@ -33,8 +33,8 @@ def keep_map(model: Any, arguments: Any) -> None:
             each.data = each.data.to(arguments.device)  # where the Trainer would bring all of it
     model.hf_device_map = device_map  # the same dict: blocks may move
     log.info(
-        f"{type(model).__name__} has no device map of its own; the {type(inner).__name__} inside of it stays on its "
-        f"{len(set(device_map.values()))} devices, what is around it is on {arguments.device}"
+        f"{type(model).__name__} has no device map of its own; the {type(inner).__name__} inside it stays on its "
+        f"{len(set(device_map.values()))} devices, the modules around it are on {arguments.device}"
     )
 
 

@@ -54,7 +54,7 @@ def find(model: str, trust_remote_code: bool = False) -> ModelConfig:
     except ModelError:
         raise
     except Exception as error:  # code of a model's author, and imports that it asks for
-        raise ModelError(f"{model}: its class cannot be had: {one_line(error)}") from error
+        raise ModelError(f"{model}: its class cannot be found: {one_line(error)}") from error
 
 
 def of(config: Any, trust_remote_code: bool = False) -> ModelConfig:
@@ -65,14 +65,14 @@ def of(config: Any, trust_remote_code: bool = False) -> ModelConfig:
     """
     name = type(config).__name__
     if not hasattr(config, "model_type"):
-        raise ModelError(f"{name} is no model, config, path or hub id")
+        raise ModelError(f"{name} is not a model, config, path or hub id")
     try:
         # A copy: loading writes into a config.
         return _with_class(name, copy.deepcopy(config), getattr(config, "name_or_path", ""), trust_remote_code)
     except ModelError:
         raise
     except Exception as error:
-        raise ModelError(f"{name}: its class cannot be had: {one_line(error)}") from error
+        raise ModelError(f"{name}: its class cannot be found: {one_line(error)}") from error
 
 
 def dtype_of(config: Any) -> Any | None:
@@ -145,7 +145,7 @@ def _config(model: str, where: str, trust_remote_code: bool) -> Any:
     if is_local:
         raise ModelError(f"{model}: {one_line(failure or OSError())}") from failure
     unreachable = "connect" in str(failure) or "offline" in str(failure)
-    then = "the hub cannot be reached" if unreachable else "the hub gives no config.json for it"
+    then = "the hub cannot be reached" if unreachable else "the hub has no config.json for it"
     raise ModelError(f"{model}: neither a file nor a folder, nor in the cache of the hub; {then}") from failure
 
 
@@ -174,7 +174,7 @@ def _with_class(model: str, config: Any, where: str, trust_remote_code: bool) ->
             if found.can_generate() or not name.endswith("Model"):
                 return ModelConfig(config, found)
         elif found is not None:
-            needed = ", ".join(getattr(found, "_backends", ())) or "packages that are not there"
+            needed = ", ".join(getattr(found, "_backends", ())) or "packages that are not installed"
             raise ModelError(f"{model}: {name} needs {needed}")
         elif reference is not None:
             raise ModelError(f"{model}: {_TRUST}")
@@ -182,7 +182,7 @@ def _with_class(model: str, config: Any, where: str, trust_remote_code: bool) ->
     if guessed is not None:
         missing = f"{named[0]} has no head to train" if named and hasattr(transformers, named[0]) else ""
         missing = missing or (f"{named[0]} is not in this transformers" if named else "its config names no class")
-        return ModelConfig(config, guessed, f"{missing}: {guessed.__name__} is supposed")
+        return ModelConfig(config, guessed, f"{missing}, assuming {guessed.__name__}")
     which = f"class {named[0]}" if named else f"a class for model type {getattr(config, 'model_type', '')!r}"
     raise ModelError(f"{model}: transformers {version_text('transformers')} has no {which}")
 

@@ -68,7 +68,7 @@ def carry_over(wanted: Mapping[str, Any], arguments: Any) -> None:
         setattr(arguments, name, value)
         changed.append(f"{name}={value!r} instead of {before!r}")
     if changed:
-        log.once("info", f"BALANCE_ZERO_CONFIG wins over the script: {', '.join(changed)}")
+        log.once("info", f"BALANCE_ZERO_CONFIG overrides the script: {', '.join(changed)}")
 
 
 def take_over(arguments: Any) -> None:
@@ -78,7 +78,5 @@ def take_over(arguments: Any) -> None:
     if half.get("enabled") is True and not loading.is_supported("fp16"):
         # ms-swift asks for it wherever weights are float32. DeepSpeed would refuse to start.
         half["enabled"] = False
-        log.once(
-            "info", "fp16 is nothing that these processors compute with: training is in the precision of the weights"
-        )
+        log.once("info", "fp16 is not supported on these CPUs; training uses the precision of the weights")
     loading.adopt_precision()

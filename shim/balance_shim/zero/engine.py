@@ -93,8 +93,8 @@ def explain_out_of_memory(trainer: Any) -> None:
         "none": ["BALANCE_OFFLOAD=optimizer", "BALANCE_OFFLOAD=all"],
         "optimizer": ["BALANCE_OFFLOAD=all"],
     }.get(offload, [])
-    remedies.append("shorter rows, or more devices")
-    log.error_of_any_rank(f"out of memory under ZeRO-3; what makes it smaller: {', then '.join(remedies)}")
+    remedies.append("shorter sequences, or more devices")
+    log.error_of_any_rank(f"out of memory under ZeRO-3; to reduce memory: {', then '.join(remedies)}")
 
 
 def _outside_of_torch() -> str:

@@ -49,7 +49,7 @@ ROWS = (
     _row(
         "own_config", "a DeepSpeed config of the script, or of `accelerate launch`", "works with a note",
         "zero/test_config.py::test_the_users_config_wins_key_by_key", "`TrainingArguments.deepspeed`, "
-        "ACCELERATE_DEEPSPEED_CONFIG_FILE", "your DeepSpeed config wins; added to it: {added}",
+        "ACCELERATE_DEEPSPEED_CONFIG_FILE", "your DeepSpeed config takes precedence; added to it: {added}",
     ),
     _row(
         "offload", "BALANCE_OFFLOAD=optimizer and =all", "works",
@@ -65,7 +65,7 @@ ROWS = (
     _row(
         "auto_batch", "`auto_find_batch_size=True`", "refused", f"{_REFUSED}[auto_batch]",
         "`TrainingArguments.auto_find_batch_size`",
-        "auto_find_batch_size cannot be had with ZeRO-3, whose engine is made for one batch size; set "
+        "auto_find_batch_size is not supported with ZeRO-3, whose engine is built for one batch size; set "
         "per_device_train_batch_size",
     ),
     _row(

@@ -106,8 +106,9 @@ ROWS = (
     _unrepeatable("standard_input", "a program from standard input", '"-" is the program'),
     _unrepeatable("python_c", "python -c", "-c"),
     _row(
-        "no_port", "MASTER_PORT that is no port", "refused", f"{_RELAUNCH}test_what_cannot_be_had_is_one_line[no port]",
-        "MASTER_PORT", "MASTER_PORT={port!r} is not a port; unset it to have one chosen",
+        "no_port", "MASTER_PORT that is not a port", "refused",
+        f"{_RELAUNCH}test_what_cannot_be_had_is_one_line[no port]", "MASTER_PORT",
+        "MASTER_PORT={port!r} is not a port; unset it to have one chosen",
     ),
     _row(
         "port_in_use", "MASTER_PORT that is in use", "refused",

@@ -37,7 +37,7 @@ def fed(model: nn.Module, batch: Mapping[str, Any], workload: Workload, machine:
         return inputs
     embedding = getattr(model, "get_input_embeddings", lambda: None)()
     if not isinstance(embedding, nn.Module):
-        raise CannotTrace(f"{type(model).__name__} has no embedding that prompts could go with")
+        raise CannotTrace(f"{type(model).__name__} has no embedding to place prompts with")
     if not workload.prompt_tokens:
         embedding.register_forward_hook(_requires_gradients)
         return inputs
@@ -74,7 +74,7 @@ def _with_keys_and_values(model: nn.Module, inputs: dict[str, Any], tokens: int,
     config: Any = getattr(model, "config", None)
     ids = inputs.get("input_ids")
     if config is None or ids is None or getattr(config, "is_encoder_decoder", False):
-        raise CannotTrace(f"{type(model).__name__} is no decoder that is known to take keys and values")
+        raise CannotTrace(f"{type(model).__name__} is not known to accept cached keys and values")
     config = config.get_text_config()
     layers = _layers(model, config.num_hidden_layers)
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads

@@ -50,7 +50,7 @@ def prove(
 
     Raises:
         CrossesDevices: an operation meets tensors of two devices, so that the map cannot be used.
-        CannotTrace: this model does not run on shapes, so nothing is proved.
+        CannotTrace: this model fails in a dry run, so nothing is proved.
     """
     places = sorted({first, *device_map.values()}, key=lambda index: (index != first, index))
     with tracing_errors():

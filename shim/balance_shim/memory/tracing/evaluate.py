@@ -50,7 +50,7 @@ def trace_evaluation(
         bonds: of the blocks, as the trace of a training step has shown them.
 
     Raises:
-        CannotTrace: the model cannot be copied or does not run on shapes.
+        CannotTrace: the model cannot be copied or fails in a dry run.
     """
     with tracing_errors():
         fed = next(iter(supposed_batches(model, workload))) if fed is None else fed

@@ -65,7 +65,7 @@ def _bonded(trace_under: Callable[[Bonds], Traced], bonds: Bonds, free: frozense
             if more == bonds or not free.isdisjoint(frozenset().union(*error.met)):
                 raise
             bonds = more
-    raise CannotTrace("the model computes across its blocks in ever new places")
+    raise CannotTrace("the model keeps computing across other blocks")
 
 
 def _trace(

@@ -68,7 +68,7 @@ class Form:
         elif isinstance(output, tuple) and output and not any(isinstance(each, torch.Tensor) for each in output[1:]):
             self._rest = output[1:]
         else:
-            raise CannotTrace("its layers hand on more than hidden states")
+            raise CannotTrace("its layers pass on more than hidden states")
 
     def forget(self, *_: Any) -> None:
         """Be a forward hook of the model: keep the form only, not the cache that 4.x hands through its layers."""

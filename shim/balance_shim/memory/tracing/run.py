@@ -75,7 +75,7 @@ def training_step(
         recomputed: name of each layer that runs -> whether it recomputes its activations; None: as the workload says.
 
     Raises:
-        CannotTrace: the model does not run on shapes, or gives no loss to go backward from.
+        CannotTrace: the model fails in a dry run, or gives no loss to go backward from.
     """
     try:
         prepare(model, workload, supposed)
@@ -86,10 +86,10 @@ def training_step(
     except CannotTrace:
         raise
     except TooManyOperations as error:
-        raise TakesTooLong(f"{type(model).__name__} takes too long to run on shapes ({error})") from error
+        raise TakesTooLong(f"{type(model).__name__} takes too long in a dry run ({error})") from error
     except (Exception, SystemExit) as error:  # a model may end the program over what it is fed with
         text = str(error).splitlines()[0] if str(error) else ""
-        raise CannotTrace(f"{type(model).__name__} does not run on shapes ({type(error).__name__}: {text})") from error
+        raise CannotTrace(f"{type(model).__name__} fails in a dry run ({type(error).__name__}: {text})") from error
 
 
 def _training_step(model: nn.Module, batch: Mapping[str, Any], workload: Workload, machine: Machine) -> dict[int, Held]:
@@ -165,7 +165,7 @@ def _forward(model: nn.Module, batch: Mapping[str, Any], workload: Workload, mac
         outputs = call()
         loss = _loss(outputs) if labels is None else _smoothed_loss(model, outputs, labels, workload)
     if not loss.requires_grad and any(each.requires_grad for each in model.parameters()):
-        raise CannotTrace(f"{type(model).__name__} gives no loss that trains anything")
+        raise CannotTrace(f"{type(model).__name__} returns no loss with gradients")
     return loss
 
 
@@ -204,7 +204,7 @@ def _loss(outputs: Any) -> torch.Tensor:
         values = [outputs] if isinstance(outputs, torch.Tensor) else values
         found = next((each for each in values if isinstance(each, torch.Tensor) and each.is_floating_point()), None)
     if found is None:
-        raise CannotTrace("its outputs hold no loss")
+        raise CannotTrace("its outputs contain no loss")
     return found if found.dim() == 0 else found.sum()
 
 

@@ -31,7 +31,7 @@ def trace(
         loss_on_first: whether what comes behind the layers has to be where inputs arrive.
 
     Raises:
-        CannotTrace: the model cannot be copied or does not run on shapes.
+        CannotTrace: the model cannot be copied or fails in a dry run.
     """
     with tracing_errors():
         if real_batch is not None:

@@ -57,7 +57,7 @@ class _Skipping:
         dist.all_gather_object(of_all, ours)
         pictures = [each for each in of_all if each]
         if 0 < len(pictures) < len(of_all):
-            log.once("info", "not every rank's batch has pictures; those without get made ones, and drop the outcome")
+            log.once("info", "some ranks have batches without pictures; they use dummy ones and discard the result")
         if pictures:
             self.latest = min(pictures, key=modality_sync.size)
         # Also where no rank has any: what gets no gradient would be trained with an earlier one's.

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 ADVICE = (
-    "ZeRO-3 needs every rank to run the same modules: give each batch what they need (a picture, if only of one "
-    "colour, in batches that have none), or sort the rows so that the ranks' batches are of one kind"
+    "ZeRO-3 needs every rank to run the same modules: give each batch the inputs they need (a blank "
+    "picture in batches without one), or group the samples so that all ranks get batches of one kind"
 )
 # What torch.distributed and DeepSpeed raise in a rank because of another one.
 _CONSEQUENCES = ("", "RuntimeError", "AssertionError", "DistBackendError", "DistNetworkError", "DistStoreError")

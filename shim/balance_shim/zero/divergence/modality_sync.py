@@ -82,7 +82,7 @@ class _Towers:
         if any(set(each) != set(ours) for each in everyones):
             log.once(
                 "info",
-                "not every rank's batch has pictures (or sound); those without run the tower too, on made ones",
+                "some ranks have batches without pictures (or sound); they run the tower on dummy ones",
             )
 
     def after_embedding(self, module: Any, args: tuple[Any, ...], output: Any) -> Any:

@@ -65,8 +65,8 @@ def check(model: Any) -> None:
     whole = [name for name, parameter in model.named_parameters() if not hasattr(parameter, "ds_id")]
     if whole:
         log.warning(
-            f"{len(whole)} parameters of {type(model).__name__} were loaded whole by every process ({whole[0]}, ...): "
-            "ZeRO-3 divides them only once training begins, so loading needs room for the whole model in each"
+            f"every process loaded {len(whole)} parameters of {type(model).__name__} in full ({whole[0]}, ...): ZeRO-3 "
+            "partitions them when training begins, so each process needs room for the whole model"
         )
 
 

@@ -24,13 +24,13 @@ def supposed_batches(model: nn.Module, workload: Workload) -> list[Batch]:
         CannotTrace: nothing is known about what this model takes, or it is more than this machine could hold.
     """
     if workload.tokens > MOST_TOKENS:
-        raise CannotTrace(f"{workload.batch_size} x {workload.seq_len} tokens are more than can be tried out")
+        raise CannotTrace(f"{workload.batch_size} x {workload.seq_len} tokens are too many for a dry run")
     wants = Wants(model, workload.batch_size, workload.seq_len)
     reads = "input_ids" in wants.accepted
     tokens = text(wants) if reads else {}
     seen_and_heard = {**pictures(wants), **sound(wants)}
     if not tokens and not seen_and_heard:
-        raise CannotTrace(f"{wants.kind} takes neither tokens nor pictures nor sound that are known here")
+        raise CannotTrace(f"{wants.kind} takes inputs of no known kind")
     reasons: list[str] = []
     made: list[Batch] = []
     if seen_and_heard:
@@ -64,7 +64,7 @@ def supposed_pictures(model: nn.Module, tower: nn.Module, workload: Workload) ->
     vision: Any = getattr(tower, "config", None)
     size, patch = getattr(vision, "image_size", None), getattr(vision, "patch_size", None)
     if size is None or patch is None:
-        raise CannotTrace("what its tower takes is unknown")
+        raise CannotTrace("the inputs of its tower are not known")
     height, width = pair(size)
     patch = pair(patch)[0]
     shrunk = getattr(getattr(model, "config", None), "downsample_ratio", 1) ** 2  # InternVL's word for merging patches

@@ -77,7 +77,7 @@ def _features(wants: Wants, batch: Batch, method: str) -> int | None:
         try:
             made = getattr(twin, method)(**arguments)
         except Exception as error:
-            raise CannotTrace(f"{wants.kind}.{method} does not run on shapes ({type(error).__name__})") from error
+            raise CannotTrace(f"{wants.kind}.{method} fails in a dry run ({type(error).__name__})") from error
         total = sum(each.numel() for each in _tensors(made))
     return None if not width else total // width
 
