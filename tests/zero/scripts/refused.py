@@ -120,12 +120,12 @@ def one_rank_alone():
     import torch.distributed as dist
     from torch.testing._internal.distributed import fake_pg  # registers the backend
 
-    from balance_shim.zero import meeting, session
+    from balance_shim.zero import meeting, process_group
 
     dist.destroy_process_group()
     del fake_pg
     dist.init_process_group("fake", store=dist.HashStore(), rank=0, world_size=2)
-    session._timeout = 1.0
+    process_group.remember_timeout(1.0)
     meeting.meet("save_pretrained")
 
 
