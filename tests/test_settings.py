@@ -71,7 +71,7 @@ def test_a_bad_value_gives_one_line_and_leaves_the_default(name, value):
 
 @pytest.mark.parametrize(("name", "value"), [(name, values[0]) for name, values in BAD_VALUES.items()])
 def test_strict_makes_every_problem_fatal(name, value):
-    """Without BALANCE_STRICT only a wish that would be passed over in silence is fatal."""
+    """Without BALANCE_STRICT only a request that would be ignored silently is fatal."""
     environ = with_its_mode(name, value)
     _, problems = settings.read(environ)
     assert problems[0].fatal == (name in ("BALANCE_DEVICE_MAP", "BALANCE_SIMULATE", "BALANCE_ZERO_CONFIG"))

@@ -37,7 +37,7 @@ def install(**settings: object) -> None:
             `device_map={"model.layers.0": 0}`, `max_memory="20GiB"`.
 
     Raises:
-        SettingError: a value that cannot be used where going on would pass over an explicit wish.
+        SettingError: a value that cannot be used where continuing would ignore an explicit request.
         TypeError: there is no setting of that name.
     """
     if settings or not state.enabled():
@@ -206,7 +206,7 @@ def _is_simulation_refused(arming: Arming) -> bool:
 
 
 def _say_problems(arming: Arming, may_raise: bool) -> None:
-    """Say each problem in one line, once: not those about to be raised, nor what a parent process has said."""
+    """Log each problem once, except those about to be raised and those that a parent process logged."""
     if not arming.problems or is_worker() or state.SETTINGS_SAID in os.environ:
         return
 
@@ -239,7 +239,7 @@ def _environment_with(settings: dict[str, object]) -> dict[str, str]:
 
 
 def _as_text(value: object) -> str:
-    """Write `value` as it would stand in the environment, so that there is one reader and one set of rules."""
+    """Return `value` as the text of a variable, so that one parser and one set of rules apply."""
     if value is None:
         return ""
     if isinstance(value, bool):

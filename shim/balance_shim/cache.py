@@ -1,4 +1,4 @@
-"""Small results on disk, each under a key of everything it depends on; what is stale or damaged is made again.
+"""Small results on disk, keyed by everything that they depend on; stale or damaged entries are recomputed.
 
 A file holds the key in full and a checksum of the content. It is trusted when both are right, and written under
 another name first, so that two processes, or one that is killed, leave nothing half-written under the final one.
@@ -42,7 +42,7 @@ def digest(*parts: Any) -> str:
 
 
 def cached(folder: Path | None, key: str, make: Callable[[], Any]) -> Any:
-    """Return what `make` returns, which has to be JSON, from the cache if it is there. Disks' errors cost only time."""
+    """Return the result of `make`, a JSON value, from the cache if it is there. Disk errors cost only time."""
     if folder is None:
         return make()
     path = folder / f"{key}.json"
@@ -57,7 +57,7 @@ def cached(folder: Path | None, key: str, make: Callable[[], Any]) -> Any:
 
 
 def stored(folder: Path | None, key: str) -> Any:
-    """Return what `store` has kept under `key`; None for nothing."""
+    """Return the value stored under `key`, or None."""
     return None if folder is None else _read(folder / f"{key}.json", key)
 
 

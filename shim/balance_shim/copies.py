@@ -34,7 +34,7 @@ def moved(tensor: Any, target: "torch.device") -> Any:
 
 
 def arrive_unchanged(source: "torch.device", target: "torch.device") -> bool:
-    """Whether copies from `source` to `target` are right; tried once a process for each pair.
+    """Whether copies from `source` to `target` arrive intact; checked once per process and pair.
 
     Where the pattern cannot be copied at all (a full device), nothing is known, and the copy to come decides.
     """
@@ -53,7 +53,7 @@ def arrive_unchanged(source: "torch.device", target: "torch.device") -> bool:
 
 
 def pattern_arrives(source: "torch.device", target: "torch.device") -> bool:
-    """Copy a pattern from `source` to `target`, and return whether it is there.
+    """Copy a pattern from `source` to `target`, and return whether it arrives intact.
 
     Raises:
         RuntimeError: it cannot be copied.

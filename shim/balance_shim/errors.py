@@ -2,7 +2,7 @@
 
 
 class BalanceError(RuntimeError):
-    """An explicit wish of the user that cannot be honoured; the message says what, where and what to do."""
+    """An explicit request of the user that cannot be met; the message names what, where, and what to do."""
 
 
 class SettingError(BalanceError):

@@ -47,7 +47,7 @@ def error(message: str) -> None:
 
 
 def is_fresh(message: str, seconds: float) -> bool:
-    """Whether the error `message` has been said within the last `seconds`."""
+    """Whether the error `message` was logged within the last `seconds`."""
     return message in _errors and time.monotonic() - _errors[message] < seconds
 
 

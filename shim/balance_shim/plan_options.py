@@ -1,4 +1,4 @@
-"""The words after `balance-shim plan`, and the variables that stand in for them, read into `PlanOptions`."""
+"""The options of `balance-shim plan`, with variables as defaults, parsed into `PlanOptions`."""
 
 import argparse
 import os
@@ -53,7 +53,7 @@ class PlanOptions(NamedTuple):
 
 
 class _Option(NamedTuple):
-    """One option with a value: how it is read, and which variable stands in for it."""
+    """One option: how its value is parsed, and the variable that is its default."""
 
     flag: str
     variable: str | None
@@ -112,7 +112,7 @@ _SETTINGS = ("BALANCE_RESERVE", "BALANCE_MAX_MEMORY", "BALANCE_CACHE")
 
 
 def read_options(words: Sequence[str], environ: Mapping[str, str]) -> tuple[PlanOptions, list[str]]:
-    """Return what the command line asks for, with the variables where it says nothing; and warnings, a line each.
+    """Return the options of the command line, with variables as defaults, and the warnings, one line each.
 
     Raises:
         UsageError: a line for each thing that cannot be used.

@@ -28,7 +28,7 @@ _SETTINGS = ("reserve", "max_memory", "cache")
 
 @dataclass(frozen=True)
 class Subject:
-    """A model on the meta device, with what the library says of it.
+    """A model on the meta device, with its config, class and dtype.
 
     Attributes:
         found: its config and class.
@@ -120,7 +120,7 @@ def devices_of(options: PlanOptions) -> "tuple[Device, ...]":
 
 @contextlib.contextmanager
 def quiet_libraries() -> Iterator[None]:
-    """Keep what libraries and remote code say off standard output, and their warnings to themselves.
+    """Keep the output of libraries and remote code off standard output, and drop their warnings.
 
     They are about loading and running, which does not happen here.
     """

@@ -97,7 +97,7 @@ class Variable(NamedTuple):
 
 
 class Problem(NamedTuple):
-    """A value that cannot be used. `message` is the whole line; `fatal` when an explicit wish would be ignored."""
+    """A value that cannot be used. `message` is the whole line; `fatal` when an explicit request would be ignored."""
 
     variable: str
     message: str
@@ -293,7 +293,7 @@ def read(environ: Mapping[str, str], default_mode: str = "balanced") -> tuple[Se
     """Return the settings that `environ` asks for, and each value in it that cannot be used.
 
     A bad value leaves its field at the default, except that a bad `BALANCE_MODE` leaves the shim off. A problem is
-    fatal when going on would pass over an explicit wish, and each one is when `BALANCE_STRICT` is set.
+    fatal when continuing would ignore an explicit request, and each one is when `BALANCE_STRICT` is set.
     """
     fields: dict[str, Any] = {"mode": default_mode}
     faults: list[tuple[str, str, str, bool]] = []  # variable, fault, consequence, fatal

@@ -1,6 +1,6 @@
-"""What arming decided: written by `activation`, read by the seams and all that runs behind them.
+"""What arming decided: written by `arming`, read by the seams and all that runs behind them.
 
-A module of its own because the seams must not import `activation`, which imports them.
+A module of its own because the seams must not import `arming`, which imports them.
 """
 
 from __future__ import annotations
@@ -125,14 +125,14 @@ def is_pending() -> bool:
 
 
 def raise_pending() -> None:
-    """Raise what is wrong with an explicit wish and could not be raised when that was found.
+    """Raise the problem of an explicit request that could not be raised when it was found.
 
     At interpreter start nothing may be raised, and libraries turn what comes from an import into errors of their own.
 
     Wrappers call this before they act, outside of `guard.attempt`: at the first model rather than never.
 
     Raises:
-        BalanceError: an explicit wish in a `BALANCE_*` variable cannot be honoured.
+        BalanceError: an explicit request in a `BALANCE_*` variable cannot be met.
     """
     if _arming is not None and _arming.pending is not None:
         raise type(_arming.pending)(str(_arming.pending))

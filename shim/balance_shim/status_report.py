@@ -1,4 +1,4 @@
-"""What the shim has done to this process. Apart from `activation` because arming must not import `typing`."""
+"""What the shim has done to this process. Apart from `arming` because arming must not import `typing`."""
 
 import sys
 from typing import NamedTuple

@@ -85,7 +85,7 @@ def test_install_takes_settings():
     [("nothing=1", "TypeError"), ("mode='map'", "SettingError"), ("mode='x', strict=True", "SettingError")],
 )
 def test_install_refuses(arguments, error):
-    """An unknown setting and a wish that cannot be honoured raise, and leave what was armed as it was."""
+    """An unknown setting and an explicit request that cannot be met raise, and leave what was armed as it was."""
     text = f"""
         import balance_shim
         try:
@@ -126,7 +126,7 @@ def test_a_problem_is_one_line():
 
 
 def test_a_fatal_problem_is_raised_by_the_import():
-    """An explicit wish that cannot be honoured stops the script where it imports us; nothing is armed."""
+    """An explicit request that cannot be met stops the script where it imports us; nothing is armed."""
     text = """
         import sys
         before = list(sys.meta_path)

@@ -30,7 +30,7 @@ def test_a_failure_is_one_line_and_a_default(library):
 
 @pytest.mark.parametrize("error", ["BalanceError('no')", "KeyboardInterrupt()", "SystemExit(3)"])
 def test_what_is_never_swallowed(library, error):
-    """A wish that cannot be honoured and the user's own interrupt go through."""
+    """A request that cannot be met and the user's own interrupt go through."""
     text = """
 try:
     attempt('planning', fails, wish)

@@ -168,7 +168,7 @@ def test_a_failing_callback_when_strict(folder):
     assert "a hook on leaf failed" in done.stderr and done.stderr.endswith("ZeroDivisionError: division by zero\n")
 
 
-def test_a_wish_that_cannot_be_honoured_stops_the_import(folder):
+def test_a_request_that_cannot_be_met_stops_the_import(folder):
     """A BalanceError in a callback is the importer's to see."""
     text = """
 from balance_shim.errors import BalanceError

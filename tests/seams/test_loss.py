@@ -114,11 +114,11 @@ def test_ways_of_training_that_stay_in_full(changes, reason):
 
 
 @pytest.mark.parametrize(
-    ("wish", "placed", "expected"),
+    ("setting", "placed", "expected"),
     [("auto", True, True), ("auto", False, False), ("chunked", False, True), ("full", True, False)],
 )
-def test_what_the_variable_means(wish, placed, expected, monkeypatch):
+def test_what_the_variable_means(setting, placed, expected, monkeypatch):
     """auto: models that the shim has placed; chunked: any; full: none."""
-    monkeypatch.setattr(state, "settings", lambda: SimpleNamespace(loss=wish))
+    monkeypatch.setattr(state, "settings", lambda: SimpleNamespace(loss=setting))
     assert chunked_loss.wanted(trainer(), placed) is expected
     assert not chunked_loss.wanted(trainer(is_fsdp_enabled=True), placed)

@@ -263,7 +263,7 @@ metadata.version = version
 @pytest.mark.slow
 @pytest.mark.parametrize("name", REFUSALS)
 def test_what_cannot_be_had_is_one_line(name, tmp_path):
-    """A wish that cannot be met ends the program before anything is trained, with one line that says why."""
+    """A request that cannot be met ends the program before anything is trained, with one line that gives the reason."""
     import socket
 
     arguments, variables, expected = REFUSALS[name]

@@ -62,7 +62,7 @@ def resolve(target: Sequence[str]) -> Program:
 
 
 def injected(environ: Mapping[str, str]) -> dict[str, str]:
-    """Return `environ` with which every Python below is armed, in mode `balanced` unless it names another.
+    """Return `environ` that arms every Python started below, in mode `balanced` unless it names another.
 
     Only our folder goes on `PYTHONPATH`. It finds the package around itself where an interpreter does not have it, so
     the site-packages of this interpreter need not be there: they would come before the standard library of others.
@@ -96,7 +96,7 @@ def _python(arguments: Sequence[str]) -> Program:
 
 
 def _check_python_options(words: Sequence[str]) -> None:
-    """Refuse options with which Python would not look at what arms it: the wish could not be honoured."""
+    """Refuse options that make Python ignore what arms the shim."""
     is_argument = False
     for word in words:
         if is_argument:

@@ -1,4 +1,4 @@
-"""`balance-shim plan`: from a config and a list of devices to a plan, with the library's own map beside it."""
+"""`balance-shim plan`: from a config and a list of devices to a plan, next to the library's own map."""
 
 import json
 import os
@@ -24,7 +24,7 @@ FITS, DOES_NOT_FIT, NO_PLAN = 0, 1, 2
 
 @dataclass(frozen=True)
 class Forecast:
-    """Everything that the command says.
+    """Everything that the command prints.
 
     Attributes:
         costed: the model with what it takes in training.
@@ -74,10 +74,10 @@ def run(words: Sequence[str], environ: Mapping[str, str] = os.environ) -> int:
 
 
 def forecast_for(options: PlanOptions) -> Forecast:
-    """Return the plan that `options` ask for, with all that is said beside it.
+    """Return the plan that `options` ask for, and everything printed with it.
 
     Raises:
-        BalanceError: the model cannot be had.
+        BalanceError: the model cannot be built.
     """
     subject = planning.subject_of(options.model, options)
 

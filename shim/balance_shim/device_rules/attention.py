@@ -28,7 +28,7 @@ _ROCM_FUSED = ((9, 0), (9, 4), (9, 5), (11, 0), (12, 0))  # gfx90a, gfx94x, gfx9
 
 
 class AttentionCall(NamedTuple):
-    """What torch decides by.
+    """The properties of a call that torch decides by.
 
     Attributes:
         dtype: of query, key and value.

@@ -1,6 +1,6 @@
-"""The devices, the room on them, whether copies between them arrive, and how fast.
+"""The devices: free memory, and whether and how fast copies between them arrive.
 
-A device or a pair that cannot be asked is a problem of its own; the others are reported all the same.
+A device or a pair that cannot be queried is a problem by itself; the others are still reported.
 """
 
 import time

@@ -81,7 +81,7 @@ def _report(sections: Sequence[Section]) -> dict[str, Any]:
 
 
 def _guarded(title: str, part: Callable[[], Section | None]) -> Section | None:
-    """Return a section; one that fails is a problem, and the report goes on."""
+    """Return a section; one that fails becomes a problem, and the report continues."""
     try:
         return part()
     except Exception as error:

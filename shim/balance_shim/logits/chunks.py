@@ -1,4 +1,4 @@
-"""How many rows of logits are there at once. A row is one token; sizes in bytes."""
+"""How many rows of logits exist at a time. A row is one token; sizes in bytes."""
 
 CHUNK_BYTES = 512 * 1024**2
 
@@ -11,7 +11,7 @@ MOST_CHUNKS_IN_TRAINING = 16
 
 
 def rows_in_chunk(rows: int, vocabulary: int, head_trains: bool) -> int:
-    """Return the rows of a chunk, which is `rows` or more where it does not pay to cut them up."""
+    """Return the rows of a chunk, which is `rows` or more where chunks do not pay."""
     fitting = max(1, CHUNK_BYTES // (BYTES_PER_LOGIT * vocabulary))
     chunk = 1 << (fitting.bit_length() - 1)  # kernels like powers of two
     if head_trains:

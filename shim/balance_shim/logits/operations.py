@@ -1,4 +1,4 @@
-"""What can be done to deferred logits without having them all: row by row, to the rows, and sums over the vocabulary.
+"""Operations on deferred logits that need no full logits: row by row, on the rows, and sums over the vocabulary.
 
 Each handler returns NotImplemented for arguments that it does not know, and the operation then gets the logits in full.
 """

@@ -1,4 +1,4 @@
-"""What deferred logits are made of: rows of hidden states, the head, and what is done to its output row by row.
+"""How deferred logits are computed: from rows of hidden states, the head, and operations on its output row by row.
 
 Shapes: N rows, H hidden size, V vocabulary; rows may have any leading dimensions.
 """

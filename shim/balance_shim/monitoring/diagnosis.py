@@ -58,7 +58,7 @@ class Finding(NamedTuple):
 
 
 class Growth:
-    """Takes one step after the other and says what it finds, each kind once.
+    """Examines step after step and reports each kind of finding once.
 
     `exact`: whether readings tell other processes from what CUDA itself takes; it may become False while it runs.
     """

@@ -9,7 +9,7 @@ MOST_POINTS = 1000  # a picture is not wider
 
 
 class Point(NamedTuple):
-    """Some steps in a row: the number of the last one, and of each device the most that there was, in bytes."""
+    """Consecutive steps: the number of the last one, and the highest value of each device in bytes."""
 
     step: int
     peaks: tuple[int, ...]

@@ -23,9 +23,9 @@ BUDGET = 0.001
 
 
 class Monitor:
-    """Watches one call of `Trainer.train`.
+    """Monitors one call of `Trainer.train`.
 
-    Any failure in here ends the watching with one warning, and the training goes on.
+    A failure in here ends the monitoring with one warning; training continues.
     """
 
     def __init__(self, trainer: Any, meter: Meter, plan: Plan | None, settings: Settings) -> None:
@@ -132,7 +132,7 @@ class Monitor:
         self._since_log.clear()
 
     def finish(self) -> None:
-        """Say what is left to say, and write the picture. Whether the training ended or failed."""
+        """Log what is left to log, and write the picture, whether the training ended or failed."""
         if self._pending is not None:
             self._say(self._explained())
         if self._batches:  # a step that failed half-way

@@ -50,7 +50,7 @@ def paged_state(optimizer: Any) -> dict[int, int]:
 
 
 def _running(kind: str, index: int) -> list[Any]:
-    """Return what NVIDIA's library knows of processes on a device; nothing where it is not installed or not allowed."""
+    """Return the processes on a device as NVML lists them; none where NVML is missing or not permitted."""
     if kind != "cuda":
         return []
     try:

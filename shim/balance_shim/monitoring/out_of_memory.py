@@ -34,7 +34,7 @@ class Place(NamedTuple):
 
     Attributes:
         device: the index of the device, if the message has it.
-        wanted: bytes asked for in vain; 0 where the message does not say.
+        wanted: bytes of the failed request; 0 where the message does not name them.
         phase: "forward pass", "backward pass", "optimizer step", "gradient clipping", "evaluation", or "training".
         module: full name of the innermost module at work; "" where none was, as in most of a backward pass.
         batch: the micro-batch in work; all zero where it is not to be seen.
@@ -50,7 +50,7 @@ class Place(NamedTuple):
 
 
 def is_out_of_memory(failure: BaseException) -> bool:
-    """Whether `failure` says that a device has no memory left; each platform has words, and some a class, for it."""
+    """Whether `failure` reports a full device; platforms word it differently, and some have a class for it."""
     import torch
 
     if isinstance(failure, getattr(torch, "OutOfMemoryError", torch.cuda.OutOfMemoryError)):

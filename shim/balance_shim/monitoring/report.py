@@ -1,4 +1,4 @@
-"""The end of a watched training: predicted beside measured peaks as a table, and memory over time as a picture."""
+"""The end of a monitored training: a table of predicted and measured peaks, and a chart of memory over time."""
 
 from collections.abc import Mapping
 from html import escape
@@ -13,7 +13,7 @@ WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 960, 440, 76, 210, 40, 52
 
 
 def predicted_and_measured(history: History, predicted: Mapping[str, int]) -> str:
-    """Return a row a device: predicted and measured peak of the steps, by how much they differ, and what others had."""
+    """Return a table of each device's predicted and measured peak, their difference, and memory of other processes."""
     measured, others = history.highest("peaks"), history.highest("others")
     rows = []
     for name, peak, used, total in zip(history.names, measured, others, history.totals, strict=True):

@@ -27,7 +27,7 @@ def begin(trainer: Any, plan: Plan | None) -> None:
 
 
 def saw_batch(trainer: Any, inputs: Any) -> None:
-    """Take the inputs of a micro-batch; nothing happens where nobody watches."""
+    """Record the inputs of a micro-batch, if memory is monitored."""
     if _monitors:
         monitor, _ = _monitors.get(trainer, (None, None))
         if monitor is not None:
@@ -59,7 +59,7 @@ def _callback(monitor: Monitor) -> Any:
     from transformers import TrainerCallback
 
     class MemoryMonitor(TrainerCallback):
-        """Has no state of its own for checkpoints, and changes no control."""
+        """Keeps no state in checkpoints, and changes no control flow."""
 
         def on_train_begin(self, *_: Any, **__: Any) -> None:
             monitor.guarded(monitor.train_begin)

@@ -1,4 +1,4 @@
-"""A steady rise told from a jump and from noise: pure arithmetic on numbers that come in one by one."""
+"""Tell a steady rise from a jump and from noise, by pure arithmetic on a stream of numbers."""
 
 from collections import deque
 from collections.abc import Sequence

@@ -27,7 +27,7 @@ def attempt(
     default: Any = None,
     instead: str = "the library's own behaviour applies",
 ) -> Any:
-    """Return `function(*args)`; if it fails, say so in one warning and return `default`.
+    """Return `function(*args)`; if it fails, log one warning and return `default`.
 
     The original of a patched function never belongs in here: its errors are the program's own.
 
@@ -37,7 +37,7 @@ def attempt(
         instead: what happens now, for the warning.
 
     Raises:
-        BalanceError: raised by `function`, for a wish that cannot be honoured.
+        BalanceError: raised by `function`, for an explicit request that cannot be met.
         Exception: anything else raised by `function`, where `BALANCE_STRICT` is set.
     """
     try:
@@ -55,7 +55,7 @@ def attempt(
 
 
 def insist(what: str, function: Callable[..., Any], *args: Any) -> Any:
-    """Return `function(*args)`, for what the user has asked for in so many words: nothing else may happen instead.
+    """Return `function(*args)`, for an explicit request of the user: there is no fallback.
 
     Raises:
         BalanceError: it failed.

@@ -1,4 +1,4 @@
-"""What stands in for a patched function: wrapt's proxy, which shows the original's code, defaults and signature.
+"""The stand-in for a patched function: wrapt's proxy, which shows the original's code, defaults and signature.
 
 A module of its own because `import wrapt` costs more than all of arming; beside the patched library it is nothing.
 """

@@ -1,4 +1,4 @@
-"""What `balance-shim plan` prints: the plan, how far it is from the best there can be, and the library's map beside."""
+"""The output of `balance-shim plan`: the plan, its distance from the lower bound, and the library's map."""
 
 from collections.abc import Sequence
 
@@ -29,7 +29,7 @@ def gap(plan: Plan) -> float:
 
 
 def comparison(plan: Plan | None, baseline: Baseline) -> str:
-    """Return a row a device: its predicted peak under our map and under the library's, and what that one offloads."""
+    """Return a table of each device's predicted peak under our map and the library's, and what the latter offloads."""
     ours = plan.devices if plan is not None else ()
     theirs = baseline.plan.devices
     largest = max(max(device.predicted_peak, device.capacity) for device in (*ours, *theirs))

@@ -15,7 +15,7 @@ WORTH_SAYING = 256 * 1024**2  # bytes
 
 
 def show(plan: Plan, report: str, files: int | None = None, number: int = 1) -> int | None:
-    """Say what was planned, as `BALANCE_REPORT` asks: "text", "off", or a folder for files beside the text.
+    """Log the plan as `BALANCE_REPORT` asks: "text", "off", or a folder for files beside the text.
 
     Args:
         files: the number of the files of an earlier plan for the same model; None: there are none.
@@ -40,7 +40,7 @@ def show(plan: Plan, report: str, files: int | None = None, number: int = 1) -> 
 
 
 def plan_table(plan: Plan) -> str:
-    """Return a row a device: what is on it, its predicted peak by term, and what its allocator reserves, in GiB."""
+    """Return a table in GiB: each device's blocks, predicted peak by term, and what its allocator reserves."""
     largest = max(max(device.predicted_peak, device.capacity) for device in plan.devices)
     rows = []
     for device in plan.devices:
@@ -53,7 +53,7 @@ def plan_table(plan: Plan) -> str:
 
 
 def beside(assumed: Plan, actual: Plan, waits: bool = False) -> str:
-    """Return the workload that turned out beside the one that was planned for, and a row a device with both peaks.
+    """Return how the actual workload differs from the assumed one, and a table of both predicted peaks.
 
     Args:
         waits: whether the first batch decides.
@@ -165,7 +165,7 @@ def chunks_line(saved: tuple[str, int]) -> str:
 
 
 def precision_line(precision: str, dtype: str, saved: dict[str, int]) -> str:
-    """Return the line on what `remedies.saved_by_precision` has found, by term; "" where nothing is worth saying.
+    """Return the line on the savings of `remedies.saved_by_precision` by term; "" where there are none.
 
     Args:
         dtype: in which the script would have loaded.

@@ -31,9 +31,9 @@ def actual_workload(
         fields.setdefault("seq_len", longest)
     fields["tuning"] = tuning(trainer.model)
     fields |= trained_ahead(trainer.model)
-    wish = state.settings().gradient_checkpointing
-    if isinstance(wish, bool):
-        fields["gradient_checkpointing"] = wish and is_supported(innermost(trainer.model))
+    setting = state.settings().gradient_checkpointing
+    if isinstance(setting, bool):
+        fields["gradient_checkpointing"] = setting and is_supported(innermost(trainer.model))
     else:
         fields["gradient_checkpointing"] |= checkpoints_already(trainer.model)
     if batch is None:

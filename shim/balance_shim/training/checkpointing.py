@@ -15,11 +15,11 @@ from .checkpoint_inputs import send_inputs_first
 
 def adjust_arguments(arguments: Any) -> None:
     """Put `1` or `0` into `TrainingArguments` that are being made; how it is done stays what the script says."""
-    wish = state.settings().gradient_checkpointing
-    if not isinstance(wish, bool):
+    setting = state.settings().gradient_checkpointing
+    if not isinstance(setting, bool):
         return
-    _switch(arguments, wish)
-    if wish and options_of(arguments) is None:
+    _switch(arguments, setting)
+    if setting and options_of(arguments) is None:
         # Without re-entrance inputs need no gradients, so frozen embeddings need no hooks.
         setattr(arguments, f"{_names(arguments)[0]}_kwargs", {"use_reentrant": False})
 
@@ -83,16 +83,16 @@ def end(trainer: Any) -> None:
 
 def _wanted(trainer: Any, model: Any, plan: Plan | None) -> frozenset[str] | None:
     """Return the names of the layers to recompute; None: as the script and the arguments say."""
-    wish = state.settings().gradient_checkpointing
+    setting = state.settings().gradient_checkpointing
     chosen = None if plan is None else plan.recomputed
-    if wish is None:
+    if setting is None:
         return None
     if not is_supported(model):
-        if wish is True or chosen:
+        if setting is True or chosen:
             _switch(trainer.args, False)  # the Trainer would stop
             log.warning(f"{type(model).__name__} does not support activation checkpointing; nothing is recomputed")
         return None
-    if wish == "auto" and chosen is None:
+    if setting == "auto" and chosen is None:
         log.once(
             "info",
             "BALANCE_GRADIENT_CHECKPOINTING=auto needs a map made by the shim, which this model does not have; "
@@ -100,9 +100,9 @@ def _wanted(trainer: Any, model: Any, plan: Plan | None) -> frozenset[str] | Non
         )
         return None
     layers = layers_of(model)
-    if wish is True and not layers:
+    if setting is True and not layers:
         return None  # what the arguments say has to do
-    wanted = (frozenset(layers) if wish is True else frozenset()) if chosen is None else chosen
+    wanted = (frozenset(layers) if setting is True else frozenset()) if chosen is None else chosen
     if plan is not None and chosen is not None:
         _say(plan, chosen, len(layers))
     return wanted

@@ -14,8 +14,8 @@ def wanted(trainer: Any, placed: bool) -> bool:
 
     A way that they do not go with is said once. `placed`: whether the shim has placed the model of `trainer`.
     """
-    wish = state.settings().loss
-    if wish == "full" or (wish == "auto" and not placed):
+    setting = state.settings().loss
+    if setting == "full" or (setting == "auto" and not placed):
         return False
     reason = reason_for_full(trainer)
     if reason:

@@ -266,7 +266,7 @@ def _callback(rebalancer: Rebalancer) -> Any:
     from transformers import TrainerCallback
 
     class Rebalancing(TrainerCallback):
-        """Has no state of its own for checkpoints, and changes no control."""
+        """Keeps no state in checkpoints, and changes no control flow."""
 
         def on_train_begin(self, *_: Any, **__: Any) -> None:
             rebalancer.guarded(rebalancer.train_begin)

@@ -89,7 +89,7 @@ def dtype_of(config: Any) -> Any | None:
 
 
 def one_line(error: BaseException) -> str:
-    """Return what `error` says, in one line of reasonable length."""
+    """Return the message of `error` in one line of reasonable length."""
     text = " ".join(str(error).split())
     text = text if len(text) <= 300 else f"{text[:297]}..."
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
