@@ -108,3 +108,14 @@ def test_a_parametrized_weight_does_not_make_layers():
     model.positions = nn.utils.parametrizations.weight_norm(nn.Conv1d(8, 8, 3))
     model.layers = nn.ModuleList(nn.Linear(8, 8) for _ in range(2))
     assert [block.name for block in chain(model)] == ["positions", "layers.0", "layers.1"]
+
+
+def test_a_list_of_embeddings_does_not_make_layers():
+    """What MarkupLM embeds per depth of a path, and concatenates, is part of its embeddings, and not a hundred layers."""
+    from torch import nn
+
+    model = nn.Module()
+    model.embeddings = nn.Module()
+    model.embeddings.per_depth = nn.ModuleList(nn.Embedding(8, 8) for _ in range(3))
+    model.layers = nn.ModuleList(nn.Sequential(nn.Linear(8, 8), nn.ReLU()) for _ in range(2))
+    assert [block.name for block in chain(model)] == ["embeddings", "layers.0", "layers.1"]

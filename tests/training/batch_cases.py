@@ -104,6 +104,26 @@ class AtTheStart(TrainerCallback):
         self.after = [torch.rand(1).item(), random.random()]
 
 
+class Unseen(torch.utils.data.Dataset):
+    """Rows of a data set of the script's own, into which nobody looks before it is used."""
+
+    def __init__(self, rows):
+        self.rows = rows
+
+    def __len__(self):
+        return len(self.rows)
+
+    def __getitem__(self, number):
+        return self.rows[number]
+
+
+def measured(prediction):
+    return {"rows": len(prediction.predictions), "mean": float(prediction.predictions.astype("float64").mean())}
+
+
+SEEN, UNSEEN = 1, 2  # whether the planner sees the data to evaluate on
+
+
 def train(
     dataset,
     trainer_class=InOrder,
@@ -113,7 +133,8 @@ def train(
     numbers=False,
     again=0,
     init=False,
-    metrics=False,
+    metrics=0,
+    ragged=False,
     **options,
 ):
     set_seed(7)
@@ -133,9 +154,15 @@ def train(
 
             model = peft.get_peft_model(model, peft.LoraConfig(r=4, target_modules="all-linear"))
         given = {"model": model}
+    seen = []
     if metrics:
-        given["eval_dataset"] = [row(number, 200) for number in range(10)]
-        given["compute_metrics"] = lambda prediction: {"rows": len(prediction.predictions)}
+        rows = [row(number, 200 - 30 * ragged * (number % 4)) for number in range(10)]
+        given["eval_dataset"] = rows if metrics == SEEN else Unseen(rows)
+        given["compute_metrics"] = measured
+        given["model"].register_forward_pre_hook(
+            lambda model, args, kwargs: None if model.training else seen.append([*kwargs["input_ids"].shape]),
+            with_kwargs=True,
+        )
     set_seed(7)
     watch = AtTheStart()
     collator = of_numbers if numbers else collate
@@ -150,6 +177,12 @@ def train(
         "trainings": trainings,
         **trainings[-1],
         "forwards": trainer.forwards,
+        "evaluated": seen,
+        "metrics": [
+            {name: value for name, value in entry.items() if name in ("eval_loss", "eval_rows", "eval_mean")}
+            for entry in trainer.state.log_history
+            if "eval_loss" in entry
+        ],
         "looked": getattr(dataset, "looked", None),
         "random": [watch.random, watch.after],
         "peaks": [device.peak for device in simulation.usage()],
@@ -231,11 +264,17 @@ case("model_init", Own([LONG]), init=True, again=1)
 case("model_init, off", Own([LONG]), init=True, mode="off")
 case("model_init, recomputing", Own([LONG]), init=True,
      environ={"BALANCE_MAX_MEMORY": "0=20MiB,1=20MiB,2=0", "BALANCE_GRADIENT_CHECKPOINTING": "auto"})  # fmt: skip
-EVALUATED = {"metrics": True, "eval_strategy": "steps", "eval_steps": 1, "per_device_eval_batch_size": 4}
+EVALUATED = {"metrics": SEEN, "eval_strategy": "steps", "eval_steps": 1, "per_device_eval_batch_size": 4}
 case("evaluated", [row(number, 32) for number in range(64)], **EVALUATED)
 case("evaluated, off", [row(number, 32) for number in range(64)], mode="off", **EVALUATED)
-case("evaluated in no room", [row(number, 32) for number in range(64)], environ={"BALANCE_MAX_MEMORY": "12MiB"},
-     **EVALUATED)  # fmt: skip
+SHORT = [row(number, 32) for number in range(64)]
+NO_ROOM = {"BALANCE_MAX_MEMORY": "12MiB"}
+case("evaluated in no room", SHORT, environ=NO_ROOM, **EVALUATED)
+EVALUATED["metrics"] = UNSEEN
+case("evaluated in portions", SHORT, ragged=True, environ={"BALANCE_MAX_MEMORY": "7MiB"}, **EVALUATED)
+case("evaluated in portions, off", SHORT, ragged=True, mode="off", **EVALUATED)
+EVALUATED["prediction_loss_only"] = True
+case("loss in portions", SHORT, ragged=True, environ={"BALANCE_MAX_MEMORY": "7MiB"}, **EVALUATED)
 case("folds", [LONG], run=folds)
 
 result_path.write_text(json.dumps(results))

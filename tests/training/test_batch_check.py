@@ -154,8 +154,33 @@ def test_an_evaluation_is_part_of_the_plan(results):
     assert case["losses"] == pytest.approx(plain["losses"], **SAME)
 
 
-def test_an_evaluation_that_does_not_fit_is_said_and_cuts_no_micro_batch(results):
-    """What would help an evaluation is named; micro-batches, which would not, stay as they are."""
-    case = results["evaluated in no room"]
-    assert case["forwards"] == results["evaluated, off"]["forwards"]
-    assert len(lines(case, "warning", "predicted not to fit", "eval_accumulation_steps=1")) == 1
+def within(case, size):
+    return max(case["peaks"]) <= size
+
+
+def test_an_evaluation_that_does_not_fit_is_split_and_cuts_no_micro_batch(results):
+    """Its batches run in portions, its outputs go to the host, one line says so, and micro-batches stay as they are."""
+    case, plain = results["evaluated in no room"], results["evaluated, off"]
+    assert case["forwards"] == plain["forwards"]
+    assert case["evaluated"][:6] == [[2, 200]] * 4 + [[1, 200]] * 2 and within(case, 12 << 20)
+    assert len(lines(case, "warning", "evaluation", "predicted not to fit", "in 2 portions", "host memory")) == 1
+    assert not lines(case, "warning", "What would fit")
+
+
+def test_an_evaluation_batch_that_nobody_could_see_is_looked_at_before_it_runs(results):
+    """Longer rows than those of training show when they come: in portions they stay within the devices' room."""
+    assert within(results["evaluated in portions"], 7 << 20) and within(results["loss in portions"], 7 << 20)
+    for name in ("evaluated in portions", "loss in portions"):
+        assert results[name]["evaluated"] == [[1, 200]] * 20
+        assert len(lines(results[name], "warning", "evaluation", "predicted not to fit")) == 1
+
+
+@pytest.mark.parametrize("name", ["evaluated in no room", "evaluated in portions", "loss in portions"])
+def test_portions_of_an_evaluation_change_no_metric(results, name):
+    """Losses are weighted by their labels, rows of all portions come in order, and training goes on as before."""
+    case = results[name]
+    plain = results["evaluated, off" if name == "evaluated in no room" else "evaluated in portions, off"]
+    assert case["losses"] == pytest.approx(plain["losses"], **SAME)
+    assert len(case["metrics"]) == len(plain["metrics"]) == 2
+    for mine, right in zip(case["metrics"], plain["metrics"], strict=True):
+        assert mine == pytest.approx({key: right[key] for key in mine}, **SAME)

@@ -77,7 +77,9 @@ def layers_of(model: "nn.Module", no_split: Collection[str] | None = None) -> fr
         for name, module in modules
         if isinstance(module, nn.ModuleList) and not isinstance(module, ParametrizationList)
     ]
-    members = frozenset(f"{name}.{child}" for name, module in lists for child, _ in children_of(module))
+    listed = {f"{name}.{child}": member for name, module in lists for child, member in children_of(module)}
+    # A list of embeddings or of linear maps holds parts of a layer, unless there is nothing larger to split.
+    members = frozenset(name for name, member in listed.items() if list(member.children())) or frozenset(listed)
     if not declared:
         stacked = _stacked(modules)
         inner = {name for name in stacked if any(within(name, each) and name != each for each in members | stacked)}

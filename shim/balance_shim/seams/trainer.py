@@ -20,6 +20,7 @@ from ..training import (
     changed_modules,
     checkpointing,
     data_parallel,
+    evaluation_check,
     micro_batch,
     outputs,
     outside,
@@ -191,7 +192,11 @@ def _around_evaluation_loop(original: Callable[..., Any]) -> Callable[..., Any]:
             meeting.meet("an evaluation or prediction")
             with calls.together():
                 return original(self, *args, **kwargs)
-        with repair.repairing_evaluation(self, computes_loss_on_first_device, partial(_repaired, self)):
+        on_first, repaired = computes_loss_on_first_device, partial(_repaired, self)
+        with (
+            repair.repairing_evaluation(self, on_first, repaired),
+            evaluation_check.checking(self, original, ((self, *args), kwargs), on_first, repaired),
+        ):
             return original(self, *args, **kwargs)
 
     return evaluation_loop

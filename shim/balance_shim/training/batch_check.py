@@ -90,6 +90,11 @@ def replanned(trainer: Any, plan: Plan) -> None:
         _checks[trainer].take_plan(plan)
 
 
+def latest(trainer: Any) -> Outcome | None:
+    """Return the request and costs that the plan in force was made from; None outside of a training."""
+    return _checks[trainer].latest if trainer in _checks else None
+
+
 def end(trainer: Any) -> None:
     """Look no more."""
     _checks.pop(trainer, None)
@@ -109,6 +114,7 @@ class BatchCheck:
         self._trainer, self._model = trainer, outcome.request.model
         self._loss_on_first, self._max_memory, self._replanned = loss_on_first, max_memory, replanned
         self._plan, self._usable = outcome.plan, outcome.request.devices
+        self.latest = outcome
         self._names = _taken_by(self._model)
         self._unseen, self._waits = outcome.request.batch is None, outcome.waits
         self._fits: list[
@@ -189,7 +195,7 @@ class BatchCheck:
             return outcome
         self._evaluates = False
         if self._unseen:
-            warned(outcome)
+            warned(self._trainer, outcome)
         return replace(outcome, plan=replace(plan, recomputed=outcome.plan.recomputed), costed=costed)
 
     def _later(self, batch: dict[str, Any], counted: bool) -> int:
@@ -294,7 +300,7 @@ class BatchCheck:
         )
 
     def _put_in_force(self, outcome: Outcome) -> None:
-        before, self._plan = self._plan, outcome.plan
+        before, self._plan, self.latest = self._plan, outcome.plan, outcome
         checkpointing.choose_again(self._trainer, self._model, before, outcome.plan)
         self._replanned(outcome.plan)
 

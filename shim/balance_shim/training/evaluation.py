@@ -27,8 +27,18 @@ def evaluation_of(trainer: Any, workload: Workload) -> tuple[Evaluation | None, 
         return None, None
     shape = tuple(getattr(None if batch is None else batch.get("input_ids"), "shape", ()))
     rows, tokens = shape if len(shape) == 2 else (size, workload.seq_len)
+    loss_only = trainer.compute_metrics is None  # as `Trainer.evaluate` has it
+    return evaluation_with(trainer, int(rows), int(tokens), loss_only, _longest(datasets, size)), batch
+
+
+def evaluation_with(trainer: Any, rows: int, tokens: int, loss_only: bool, all_rows: int) -> Evaluation:
+    """Return the evaluation of `all_rows` rows in batches of `rows` x `tokens`.
+
+    Args:
+        loss_only: whether the evaluation loop is asked for the loss alone.
+    """
     joined = bool(getattr(trainer.args, "eval_do_concat_batches", True))
-    return Evaluation(int(rows), int(tokens), _returns(trainer), _kept_rows(trainer, datasets, size), joined), batch
+    return Evaluation(rows, tokens, _returns(trainer, loss_only), _kept_rows(trainer, all_rows, rows), joined)
 
 
 def _datasets(given: Any) -> list[Any]:
@@ -37,9 +47,14 @@ def _datasets(given: Any) -> list[Any]:
     return [] if given is None else [given]
 
 
-def _returns(trainer: Any) -> Literal["loss", "logits", "reduced"]:
+def _longest(datasets: list[Any], size: int) -> int:
+    """Return the rows of the longest data set; of those without a length it cannot be known."""
+    return max([len(each) for each in datasets if hasattr(each, "__len__")], default=size)
+
+
+def _returns(trainer: Any, loss_only: bool) -> Literal["loss", "logits", "reduced"]:
     arguments = trainer.args
-    if arguments.prediction_loss_only or trainer.compute_metrics is None:
+    if arguments.prediction_loss_only or loss_only:
         return "loss"
     if getattr(arguments, "predict_with_generate", False):
         return "reduced"  # tokens
@@ -48,14 +63,13 @@ def _returns(trainer: Any) -> Literal["loss", "logits", "reduced"]:
     return "logits"
 
 
-def _kept_rows(trainer: Any, datasets: list[Any], size: int) -> int:
-    """Return of how many rows outputs pile up; of data sets without a length it cannot be known."""
+def _kept_rows(trainer: Any, all_rows: int, size: int) -> int:
+    """Return of how many rows outputs pile up, in batches of `size`."""
     arguments = trainer.args
-    rows = max([len(each) for each in datasets if hasattr(each, "__len__")], default=size)
     every = arguments.eval_accumulation_steps
     if getattr(arguments, "batch_eval_metrics", False):
         every = 1
-    return rows if every is None else min(rows, size * max(1, int(every)))
+    return all_rows if every is None else min(all_rows, size * max(1, int(every)))
 
 
 def _elements(batch: Mapping[str, Any]) -> int:

@@ -26,6 +26,7 @@ from ..placement.request import Request
 from . import crossing, outside, weight_copies
 from .actual_workload import actual_workload
 from .batch_shapes import on_host
+from .prediction_steps import PredictionStep, replaced
 from .replan import costs_in_force, request_for, usable_now
 
 MOST_REPAIRS = 6  # in one training
@@ -95,27 +96,19 @@ def run(
 def repairing_evaluation(
     trainer: Any, loss_on_first: Callable[[Any], bool], replanned: Callable[[Plan], None]
 ) -> Iterator[None]:
-    """Have the trainer's prediction steps repaired, whichever class defines them; see `run` for the arguments.
+    """Have the trainer's prediction steps repaired; see `run` for the arguments."""
 
-    By an attribute of the trainer: `Seq2SeqTrainer` and trainers of users' own override the method.
-    """
-    own = vars(trainer).get("prediction_step")
-    perform_step = trainer.prediction_step
+    def around(perform_step: PredictionStep) -> PredictionStep:
+        def prediction_step(model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+            def perform(inputs: Any) -> Any:
+                return perform_step(model, inputs, *args, **kwargs)
 
-    def prediction_step(model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
-        def perform(inputs: Any) -> Any:
-            return perform_step(model, inputs, *args, **kwargs)
+            return _evaluated(trainer, perform, model, inputs, loss_on_first, replanned)
 
-        return _evaluated(trainer, perform, model, inputs, loss_on_first, replanned)
+        return prediction_step
 
-    trainer.prediction_step = prediction_step
-    try:
+    with replaced(trainer, around):
         yield
-    finally:
-        if own is None:
-            vars(trainer).pop("prediction_step", None)
-        else:
-            trainer.prediction_step = own
 
 
 def _evaluated(

@@ -23,7 +23,7 @@ from ..placement.remedies import what_would_fit
 from ..placement.request import Request
 from ..report import plan_report
 from ..units import counted, format_size
-from . import micro_batch, outside, precision, weight_copies
+from . import evaluation_remedy, micro_batch, outside, precision, prediction_steps, weight_copies
 from .actual_workload import actual_workload
 from .evaluation import evaluation_of
 from .held import held_by
@@ -82,7 +82,7 @@ def second_pass(
     outcome = replace(outcome, waits=may_wait and request.batch is None and request.workload.guessed)
     if settings.report != "off":
         log.info(plan_report.beside(assumed, outcome.plan, outcome.waits))
-    return outcome if outcome.waits else warned(moved_if_better(trainer, outcome))
+    return outcome if outcome.waits else warned(trainer, moved_if_better(trainer, outcome))
 
 
 def plan_in_force(request: Request, assumed: Plan) -> Outcome:
@@ -105,11 +105,33 @@ def moved_if_better(trainer: Any, outcome: Outcome, for_any_gain: bool = False) 
     return outcome
 
 
-def warned(outcome: Outcome) -> Outcome:
+def warned(trainer: Any, outcome: Outcome) -> Outcome:
     """Return the outcome, once a line has said that it does not fit, and what would, if that is so."""
-    if outcome.plan.shortfall:
+    if outcome.plan.shortfall and not _evaluation_is_remedied(trainer, outcome):
         log.warning(plan_report.shortfall_line(outcome.plan, what_would_fit(outcome.plan, outcome.request)))
     return outcome
+
+
+def _evaluation_is_remedied(trainer: Any, outcome: Outcome) -> bool:
+    """Whether only the evaluation does not fit, and will run in a way that does: once a line has said so."""
+    evaluation = outcome.plan.workload.evaluation
+    training, costed = planner.in_training(outcome.request), planner.costed_in_training(outcome.costed)
+    alone = evaluate(outcome.plan.mode, costed, outcome.plan.device_map, training.devices)
+    if evaluation is None or alone.shortfall:
+        return False
+    batch = outcome.request.evaluation_batch
+
+    def splits(count: int) -> bool:
+        if batch is None:
+            return prediction_steps.split_exactly(trainer)
+        return prediction_steps.splits_exactly(trainer, batch, count)
+
+    room = evaluation_remedy.EvaluationRoom(training, costed, outcome.plan)
+    remedy, as_it_is = room.remedy(evaluation, batch, splits)
+    if remedy is None or remedy == evaluation_remedy.AS_IT_IS or as_it_is is None:
+        return False
+    evaluation_remedy.announce(trainer, evaluation, as_it_is, remedy)
+    return True
 
 
 def costs_in_force(request: Request, recomputed: frozenset[str] | None) -> CostedModel:
