@@ -84,6 +84,33 @@ def tiny(config_class: Any) -> Any:
     return config_class(**{**_shrunk(config_class()), **own})
 
 
+def _tiny_part(part: Any) -> Any:
+    """Return the tiny form of a configuration inside another, which may have set fields of it (a backbone's stages)."""
+    config_class = type(part)
+    default, accepted = vars(config_class()), _fields(config_class) or set(vars(part))
+    set_by_owner = {
+        name: value
+        for name, value in vars(part).items()
+        if _is_choice(name, value) and name in accepted and name in default and value != default[name]
+    }
+    stages = getattr(part, "out_features", None)  # a property, and not among the fields
+    if stages and stages != getattr(config_class(), "out_features", None):
+        set_by_owner["out_features"] = list(stages)
+        set_by_owner.pop("out_indices", None)
+    try:
+        return config_class(**{**set_by_owner, **_shrunk(part), **overrides_of(config_class.model_type)})
+    except Exception:  # a field that goes with sizes that are no longer there
+        return tiny(config_class)
+
+
+def _is_choice(name: str, value: Any) -> bool:
+    """Whether a field chooses between forms of a model. Sizes are shrunk, whoever has set them."""
+    if name.startswith("_"):
+        return False
+    words = isinstance(value, list | tuple) and all(isinstance(each, str) for each in value)
+    return isinstance(value, bool | str) or words or name == "out_indices"
+
+
 def _shrunk(default: Any) -> dict[str, Any]:
     values: dict[str, Any] = {}
     accepted = _fields(type(default))
@@ -92,7 +119,7 @@ def _shrunk(default: Any) -> dict[str, Any]:
         if name.startswith("_") or (accepted is not None and name not in accepted and name not in aliases):
             continue
         if hasattr(value, "to_diff_dict"):
-            values[name] = tiny(type(value))
+            values[name] = _tiny_part(value)
             continue
         small = _small(name, value)
         if small is not None and small != value:

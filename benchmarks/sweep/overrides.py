@@ -20,22 +20,26 @@ def _pinpoints(size: int) -> dict[str, Any]:
 
 
 ONE_STAGE, THREE_STAGES = _resnet("stage4"), _resnet("stage2", "stage3", "stage4")
+FOUR_STAGES = _resnet("stage1", "stage2", "stage3", "stage4")
 DINO = {
     "model_type": "dinov2", "hidden_size": 64, "num_hidden_layers": 6, "num_attention_heads": 4, "image_size": 56,
     "patch_size": 14, "out_indices": [2, 3, 4, 6], "reshape_hidden_states": False, "apply_layernorm": True,
 }  # fmt: skip
+WITHOUT_PICTURES = {"vocabulary_map": {"<image>": 256}}  # codes of pictures would take a row of the vocabulary each
 EQUAL_HEADS = {"num_key_value_heads": 4}
 OVERRIDES: dict[str, dict[str, Any]] = {
     "audio-spectrogram-transformer": {"max_length": 64},
     "beit": {"out_indices": [1, 2, 3, 5], "image_size": 224},
     "bit": {"num_groups": 8},
+    "chameleon": WITHOUT_PICTURES,
+    "emu3": WITHOUT_PICTURES,
     "blip-2": {"image_token_index": 256, "num_query_tokens": 8},
     "blt": {"encoder_hash_byte_group_vocab": 64},
     "conditional_detr": ONE_STAGE,
     "dab-detr": ONE_STAGE,
     "deformable_detr": THREE_STAGES,
     "depth_anything": {"backbone_config": DINO, "reassemble_hidden_size": 64},
-    "detr": {**ONE_STAGE, "encoder_attention_heads": 8, "decoder_attention_heads": 8},
+    "detr": {**FOUR_STAGES, "encoder_attention_heads": 8, "decoder_attention_heads": 8},
     "dpt": {"backbone_out_indices": [1, 2, 4, 5], "neck_hidden_sizes": [16] * 4, "fusion_hidden_size": 16},
     "dots3_note": EQUAL_HEADS,
     "dots3_note_text": EQUAL_HEADS,
@@ -47,6 +51,11 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "gpt_neo": {"attention_types": [[["global", "local"], 3]]},
     "instructblip": {"image_token_index": 256, "num_query_tokens": 8},
     "instructblipvideo": {"video_token_index": 256, "num_query_tokens": 8},
+    "hgnet_v2": {
+        "stem_channels": [3, 16, 16], "stage_in_channels": [16, 32, 32, 64], "stage_mid_channels": [16] * 4,
+        "stage_out_channels": [32, 32, 64, 64], "stage_num_blocks": [1, 1, 2, 1], "stage_numb_of_layers": [3] * 4,
+        "hidden_sizes": [32, 32, 64, 64], "embedding_size": 16,
+    },
     "idefics3_vision": {"image_size": 64, "patch_size": 16},
     "kosmos-2": {"latent_query_num": 8},
     "llava_next": _pinpoints(224),
@@ -72,6 +81,8 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     },
     "smolvlm_vision": {"image_size": 64, "patch_size": 16},
     "table-transformer": ONE_STAGE,
+    "tipsv2_dpt": {"neck_hidden_sizes": [16] * 4, "fusion_hidden_size": 16},
+    "upernet": {**FOUR_STAGES, "auxiliary_in_channels": 32, "hidden_size": 32},
 }  # fmt: skip
 
 
