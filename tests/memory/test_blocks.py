@@ -111,7 +111,7 @@ def test_a_parametrized_weight_does_not_make_layers():
 
 
 def test_a_list_of_embeddings_does_not_make_layers():
-    """What MarkupLM embeds per depth of a path, and concatenates, is part of its embeddings, and not a hundred layers."""
+    """The embeddings per depth of a path that MarkupLM concatenates are part of its embeddings, and no layers."""
     from torch import nn
 
     model = nn.Module()
