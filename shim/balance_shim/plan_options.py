@@ -2,14 +2,15 @@
 
 import argparse
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple, NoReturn
 
+from .choices import Precision
 from .device_spec import FORMS, SimulationSpec, parse_spec
 from .errors import BalanceError
 from .settings import VARIABLES, Reserve, Settings, misspelled
 
-PRECISIONS = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
+PRECISIONS: dict[Precision, str] = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
 _CHECKPOINTING = ("1", "true", "yes", "on", "0", "false", "no", "off", "auto")
 _BY_NAME = {variable.name: variable for variable in VARIABLES}
 
@@ -46,7 +47,7 @@ class PlanOptions(NamedTuple):
     machine: SimulationSpec
     settings: Settings
     accumulation: int = 1
-    precision: str | None = None
+    precision: Precision | None = None
     as_json: bool = False
     output: str | None = None
     trust_remote_code: bool = False
@@ -66,7 +67,7 @@ class _Option(NamedTuple):
         return self.flag.removeprefix("--").replace("-", "_")
 
 
-def _key_of(allowed: Mapping[str, Any]) -> Callable[[str], str]:
+def _key_of(allowed: Collection[str]) -> Callable[[str], str]:
     def parse(text: str) -> str:
         if text.lower() not in allowed:
             raise ValueError

@@ -5,8 +5,9 @@ Standard library only, and of that only what an interpreter has mostly loaded an
 
 import os
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, get_args
 
+from .choices import LossSetting, Mode, Offload, Precision, Tuning
 from .errors import DeviceMapError, SettingError
 from .log import LEVELS
 from .units import GIB, MIB, SIZE_FORMS, parse_size
@@ -15,13 +16,12 @@ if TYPE_CHECKING:
     from .device_spec import SimulationSpec
     from .map_file import UserMap
 
-MODES = ("balanced", "map", "auto", "zero3", "off")
+MODES: tuple[Mode, ...] = get_args(Mode)
 INTERCEPTABLE = ("auto", "balanced", "balanced_low_0", "sequential", "none")
-TUNINGS = ("full", "lora", "frozen")
-LOSSES = ("auto", "chunked", "full")
-
-PRECISIONS = ("bf16", "fp16", "fp32")
-OFFLOADS = ("none", "optimizer", "all")
+TUNINGS: tuple[Tuning, ...] = get_args(Tuning)
+LOSSES: tuple[LossSetting, ...] = get_args(LossSetting)
+PRECISIONS: tuple[Precision, ...] = get_args(Precision)
+OFFLOADS: tuple[Offload, ...] = get_args(Offload)
 ZERO_VARIABLES = ("BALANCE_ZERO_CONFIG", "BALANCE_OFFLOAD", "BALANCE_NPROC", "BALANCE_NCCL_TIMEOUT")
 
 
@@ -59,23 +59,23 @@ class Settings(NamedTuple):
     `cache` is a folder, "" for the usual one, and None for no cache. `nccl_timeout` is in seconds.
     """
 
-    mode: str = "balanced"
+    mode: Mode = "balanced"
     intercept: frozenset[str] = frozenset({"auto", "balanced"})
     device_map: "UserMap | None" = None
     max_memory: int | dict[int, int] | None = None
     reserve: Reserve = DEFAULT_RESERVE
     batch_size: int | None = None
     seq_len: int | None = None
-    tuning: str | None = None
+    tuning: Tuning | None = None
     optimizer: str | None = None
-    precision: str | None = None
+    precision: Precision | None = None
     gradient_checkpointing: bool | str | None = None
     micro_batch: int | str | None = None
     monitor: bool = False
     rebalance: bool = False
-    loss: str = "auto"
+    loss: LossSetting = "auto"
     zero_config: dict[str, Any] | None = None
-    offload: str = "none"
+    offload: Offload = "none"
     nproc: int | None = None
     nccl_timeout: int | None = None
     report: str = "text"
@@ -104,11 +104,15 @@ class Problem(NamedTuple):
     fatal: bool
 
 
-def _one_of(allowed: tuple[str, ...]) -> Callable[[str], str]:
-    def parse(text: str) -> str:
-        if text.lower() not in allowed:
-            raise ValueError
-        return text.lower()
+_Choice = TypeVar("_Choice", bound=str)
+
+
+def _one_of(allowed: tuple[_Choice, ...]) -> Callable[[str], _Choice]:
+    def parse(text: str) -> _Choice:
+        for choice in allowed:
+            if text.lower() == choice:
+                return choice
+        raise ValueError
 
     return parse
 

@@ -13,11 +13,12 @@ TYPE_CHECKING = False  # `typing` costs more than everything else arming imports
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from .choices import Mode
     from .settings import Problem, Settings
 
 # With nothing but one of these set there is nothing to validate, so reading the settings, which costs more than the
 # rest of arming, waits until a model library is there. The others need more variables.
-_PLAIN_MODES = ("balanced", "auto", "off")
+_PLAIN_MODES: tuple[Mode, ...] = ("balanced", "auto", "off")
 
 
 SETTINGS_SAID = "BALANCE_SHIM_SAID"  # a variable: the process that became this one has said what is wrong with them
@@ -33,10 +34,13 @@ class Arming:
         self._read: tuple[Settings, tuple[Problem, ...]] | None = None
 
     @property
-    def mode(self) -> str:
+    def mode(self) -> Mode:
         """The mode asked for, without reading the settings where it can be told without."""
         plain = self.environ.get("BALANCE_MODE", self.default_mode).strip().lower()
-        return plain if self.is_plain else self.settings.mode
+        for mode in _PLAIN_MODES:
+            if self.is_plain and mode == plain:
+                return mode
+        return self.settings.mode
 
     @property
     def is_plain(self) -> bool:

@@ -4,6 +4,7 @@ import sys
 from typing import NamedTuple
 
 from . import state
+from .choices import Mode
 from .patching import registry
 
 
@@ -25,7 +26,7 @@ class Status(NamedTuple):
     """
 
     armed: bool
-    mode: str
+    mode: Mode
     seams: tuple[PatchedSeam, ...]
     problems: tuple[str, ...]
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from .. import log, planning
 from ..errors import BalanceError
+from ..memory.cost import TRACED
 from ..output import show
 from ..plan_options import PRECISIONS, PlanOptions, UsageError, read_options, reserve_text
 from ..units import format_size
@@ -106,7 +107,7 @@ def forecast_for(options: PlanOptions) -> Forecast:
         notes.append("the config names no dtype, assuming bf16; set --precision")
     if workload.guessed:
         notes.append(f"sequence length unknown, assuming {workload.seq_len} tokens; set --seq-len")
-    if costed.method != "traced":
+    if costed.method != TRACED:
         notes.append(f"memory of the blocks: {costed.method}")
     if plan is not None and plan.recomputed is not None:
         enough = "as many as possible" if plan.shortfall else "as few as fit"

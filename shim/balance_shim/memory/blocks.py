@@ -6,10 +6,13 @@ a module whose children are placed apart. Every parameter and buffer belongs to 
 
 from collections.abc import Callable, Collection, Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
+
+
+Role = Literal["embedding", "layer", "head", "tower", "other"]
 
 
 @dataclass(frozen=True)
@@ -26,7 +29,7 @@ class Block:
 
     name: str
     kind: str
-    role: str
+    role: Role
     parameters: tuple[str, ...]
     buffers: tuple[str, ...]
 
@@ -145,7 +148,7 @@ def _direct_tensors(module: "nn.Module") -> Iterator[tuple[str, "Tensor"]]:
     yield from ((key, tensor) for key, tensor in own if tensor is not None)
 
 
-def _role_of(model: "nn.Module", layers: frozenset[str]) -> Callable[[str], str]:
+def _role_of(model: "nn.Module", layers: frozenset[str]) -> Callable[[str], Role]:
     """Return a function from a block's name to its role."""
     embedding = _name_of(model, "get_input_embeddings")
     head = _name_of(model, "get_output_embeddings")
@@ -157,7 +160,7 @@ def _role_of(model: "nn.Module", layers: frozenset[str]) -> Callable[[str], str]
         text = text.rpartition(".")[0]
     towers = {_fork(layer, text) for layer in others if not within(layer, text)}
 
-    def role(name: str) -> str:
+    def role(name: str) -> Role:
         # A block may be the embedding, or a module around it.
         if embedding and (within(name, embedding) or within(embedding, name)):
             return "embedding"

@@ -7,6 +7,7 @@ TERMS = ("weights", "gradients", "optimizer", "activations", "temporary", "overh
 
 
 # How the costs of a model were found.
+TRACED = "traced"  # what plans note on costs of which all were traced; anything else tells what was not, and why
 CostSource = Literal["trace", "blockwise trace", "formula", "formula after time-out"]
 
 

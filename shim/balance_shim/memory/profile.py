@@ -8,7 +8,7 @@ from ..optimizers import Optimizer, optimizer_named
 from . import estimate, replay
 from .blocks import Block
 from .colocation import NO_BONDS, Bonds, of_the_loss
-from .cost import BlockCost, CostSource
+from .cost import TRACED, BlockCost, CostSource
 from .peak import Schedule
 from .recomputation import is_supported
 from .replay import Record
@@ -170,7 +170,7 @@ def _trace(
     for fed in [None] if batch is None else [batch, None]:
         try:
             found = trace(model, blocks, workload, trains, fed, loss_on_first)
-            supposed = f"traced with an assumed batch, because {reasons[0]}" if reasons else "traced"
+            supposed = f"traced with an assumed batch, because {reasons[0]}" if reasons else TRACED
             return found, found.note or supposed, "blockwise trace" if found.note else "trace"
         except CannotTrace as error:
             reasons.append(str(error))

@@ -3,6 +3,7 @@
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
+from ..choices import Loss, Tuning
 from ..settings import Settings
 from . import sequence_length
 from .evaluation import Evaluation
@@ -37,12 +38,12 @@ class Workload:
     batch_size: int = 1
     seq_len: int = DEFAULT_SEQUENCE_LENGTH
     accumulation: int = 1
-    tuning: str = "full"
+    tuning: Tuning = "full"
     optimizer: str = "adamw_torch"
     gradient_checkpointing: bool = False
     autocast: bool = False
     autocast_dtype: str = "bfloat16"
-    loss: str = "full"
+    loss: Loss = "full"
     label_smoothing: float = 0.0
     evaluation: Evaluation | None = None
     prompt_tokens: int = 0

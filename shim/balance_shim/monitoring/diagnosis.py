@@ -8,7 +8,7 @@ lengths, accumulation, evaluation and saving in between, optimizer state that ap
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from ..units import format_size
 from .readings import Reading
@@ -46,11 +46,14 @@ class Step(NamedTuple):
     between: tuple[int, ...] | None = None
 
 
+FindingKind = Literal["kept", "long batch", "longer batches", "fragmentation", "cache", "occupied", "others"]
+
+
 class Finding(NamedTuple):
     """Something that a user should know. `kind` is "kept", "long batch", "longer batches", "fragmentation", "cache",
     "occupied" or "others"; `step` is where it began; `devices` are positions; `rate` is bytes a step on the worst."""
 
-    kind: str
+    kind: FindingKind
     step: int
     devices: tuple[int, ...]
     text: str

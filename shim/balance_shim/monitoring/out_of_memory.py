@@ -6,7 +6,7 @@ Nothing is noted while training runs, so that a step costs nothing more.
 import re
 from collections.abc import Iterator
 from types import FrameType
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from .. import devices
 from ..units import MIB, parse_size
@@ -29,6 +29,9 @@ _WHEN_FULL = (
 FULL = 256 * MIB  # free for the driver; a cuBLAS or cuDNN handle with its workspace takes less
 
 
+Phase = Literal["forward pass", "backward pass", "optimizer step", "gradient clipping", "evaluation", "training"]
+
+
 class Place(NamedTuple):
     """Where and when memory ran out.
 
@@ -43,7 +46,7 @@ class Place(NamedTuple):
 
     device: int | None
     wanted: int
-    phase: str
+    phase: Phase
     module: str
     batch: BatchSize
     inputs: Any = None
@@ -95,12 +98,13 @@ def place_of(failure: BaseException, model: Any) -> Place:
     )
 
 
-def _read_frames(failure: BaseException, model: Any) -> tuple[str, str, Any]:
+def _read_frames(failure: BaseException, model: Any) -> tuple[Phase, str, Any]:
     """Return (phase, module, inputs of the micro-batch) by what was called, outermost first."""
     import torch
 
     names = {id(module): name for name, module in model.named_modules()}
-    phase, module, inputs = "training", "", None
+    phase: Phase = "training"
+    module, inputs = "", None
     for frame in _frames(failure):
         function = frame.f_code.co_name
         this: Any = frame.f_locals.get("self")

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ..choices import PlanMode
 from ..devices import Device
 from ..map_file import DeviceMap
 from ..memory.blocks import Block, holder_of
@@ -103,7 +104,7 @@ class Plan:
         recomputed: the layers to checkpoint, where they were chosen one by one; None: as the workload says.
     """
 
-    mode: str
+    mode: PlanMode
     model_class: str
     parameters: int
     workload: Workload
@@ -203,7 +204,7 @@ def device_of(name: str, device_map: Mapping[str, int | str]) -> int | str | Non
 
 
 def evaluate(
-    mode: str, costed: CostedModel, device_map: DeviceMap, devices: Sequence[Device], notes: Sequence[str] = ()
+    mode: PlanMode, costed: CostedModel, device_map: DeviceMap, devices: Sequence[Device], notes: Sequence[str] = ()
 ) -> Plan:
     """Return the plan for `device_map`: the predicted peak of each device, whoever made the map."""
     on_device: dict[int | str, list[BlockCost]] = {device.index: [] for device in devices}

@@ -6,7 +6,7 @@ from collections.abc import Collection
 
 from .. import log, map_file
 from ..map_file import DeviceMap
-from ..memory.cost import TERMS
+from ..memory.cost import TERMS, TRACED
 from ..placement.plan import Plan
 from ..units import MIB, format_alike, format_size, gib
 from .table import table
@@ -33,7 +33,7 @@ def show(plan: Plan, report: str, files: int | None = None, number: int = 1) -> 
         f"{whose} for {plan.model_class}{_ordinal(number)} ({_count(plan.parameters)} parameters), predicted for "
         f"{plan.workload.describe()}{assumed} (GiB):"
     )
-    remarks = [plan.method] if plan.method not in ("", "traced") else []
+    remarks = [plan.method] if plan.method not in ("", TRACED) else []
     remarks += plan.notes if plan.mode == "balanced" else ()
     log.info("\n  ".join([f"{headline}\n{plan_table(plan)}", *remarks]))
     return None if report == "text" else write(plan, report, files)

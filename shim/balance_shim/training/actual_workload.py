@@ -6,6 +6,7 @@ from itertools import takewhile
 from typing import Any
 
 from .. import state
+from ..choices import Tuning
 from ..memory import sequence_length
 from ..memory.recomputation import is_supported
 from ..memory.workload import Workload, from_arguments
@@ -49,7 +50,7 @@ def actual_workload(
     return workload, batch
 
 
-def tuning(model: Any) -> str:
+def tuning(model: Any) -> Tuning:
     """Return "full", "lora" or "frozen" by which parameters of `model` train."""
     trained = [(name, parameter.requires_grad) for name, parameter in model.named_parameters()]
     if all(trains for _, trains in trained):

@@ -1,0 +1,11 @@
+"""Values that users choose among, as types; `settings` and `plan_options` accept exactly these."""
+
+from typing import Literal
+
+Mode = Literal["balanced", "map", "auto", "zero3", "off"]
+PlanMode = Literal["balanced", "map", "auto"]  # whose map a plan has: ours, the user's, or transformers'
+Tuning = Literal["full", "lora", "frozen"]
+LossSetting = Literal["auto", "chunked", "full"]
+Loss = Literal["chunked", "full"]
+Precision = Literal["bf16", "fp16", "fp32"]
+Offload = Literal["none", "optimizer", "all"]
