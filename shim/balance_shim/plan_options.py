@@ -3,24 +3,25 @@
 import argparse
 import os
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
 from .choices import Precision
 from .device_spec import FORMS, SimulationSpec, parse_spec
 from .errors import BalanceError
 from .settings import VARIABLES, Reserve, Settings, misspelled
 
+_MODEL = "a folder with a config.json, such a file, or a hub id"
 PRECISIONS: dict[Precision, str] = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
 _CHECKPOINTING = ("1", "true", "yes", "on", "0", "false", "no", "off", "auto")
 _BY_NAME = {variable.name: variable for variable in VARIABLES}
 
 DESCRIPTION = """\
-Plan the training of a model on devices that need not be there: the device map, the predicted peak of each device, how
-far that is from the best there can be, and what transformers' own "auto" would give. A config is enough: no weights are
-read, and no accelerator is needed.
+Plan the training of a model on devices that need not exist: the device map, the predicted peak of each device, the
+distance from the lower bound for any map, and the same for transformers' own "auto". A config is enough: no weights
+are read, and no accelerator is needed.
 
-BALANCE_* variables are defaults for the options of the same name, BALANCE_SIMULATE for --gpus; BALANCE_RESERVE,
-BALANCE_MAX_MEMORY and BALANCE_CACHE hold as in training.
+BALANCE_* variables set the defaults of the options of the same name, BALANCE_SIMULATE that of --gpus; BALANCE_RESERVE,
+BALANCE_MAX_MEMORY and BALANCE_CACHE apply as in training.
 """
 EXIT_CODES = "Exit code: 0 if the plan fits, 1 if it does not, 2 if the request is invalid or no plan exists."
 
@@ -119,7 +120,7 @@ def read_options(words: Sequence[str], environ: Mapping[str, str]) -> tuple[Plan
         UsageError: a line for each thing that cannot be used.
         SystemExit: help was asked for.
     """
-    given = _parser().parse_args(_with_bare_checkpointing(words))
+    given = _parse(words)
     found: dict[str, Any] = {}
     faults: list[str] = []
     for option in _OPTIONS:
@@ -225,30 +226,34 @@ def _with_bare_checkpointing(words: Sequence[str]) -> list[str]:
     return spelled
 
 
-class _Parser(argparse.ArgumentParser):
-    """argparse, but for the usage that it prints ahead of what is wrong, and its words for it."""
-
-    def error(self, message: str) -> NoReturn:
-        if "required: MODEL" in message:
-            message = "MODEL is needed: a folder with a config.json, such a file, or a hub id"
-        elif message.endswith("expected one argument"):
-            flag = message.split()[1].rstrip(":")
-            message = f"{flag} needs a value: {next(each.allowed for each in _OPTIONS if each.flag == flag)}"
-        elif message.startswith("unrecognized arguments: "):
-            options = ", ".join(sorted(option for option in self._option_string_actions if option.startswith("--")))
-            message = f"cannot use {message.partition(': ')[2]!r}; there is one MODEL, and the options are {options}"
-        raise UsageError(message)
+def _parse(words: Sequence[str]) -> argparse.Namespace:
+    """Return the command line's values as texts; `argparse` alone would print its usage ahead of each error."""
+    parser = _parser()
+    try:
+        given, unknown = parser.parse_known_args(_with_bare_checkpointing(words))
+    except argparse.ArgumentError as error:
+        allowed = next((option.allowed for option in _OPTIONS if option.flag == error.argument_name), None)
+        needs = f"needs a value: {allowed}" if allowed is not None else f"takes no value: {error.message}"
+        raise UsageError(f"{error.argument_name} {needs}") from None
+    if unknown:
+        options = ", ".join(sorted(option for option in parser._option_string_actions if option.startswith("--")))
+        raise UsageError(f"cannot use {' '.join(unknown)!r}; there is one MODEL, and the options are {options}")
+    if given.model is None:
+        raise UsageError(f"MODEL is needed: {_MODEL}")
+    return given
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+    parser = argparse.ArgumentParser(
         prog="balance-shim plan",
+        usage="balance-shim plan MODEL --gpus DEVICES [options]",
         description=DESCRIPTION,
         epilog=EXIT_CODES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
+        exit_on_error=False,
     )
-    parser.add_argument("model", metavar="MODEL", help="a folder with a config.json, such a file, or a hub id")
+    parser.add_argument("model", metavar="MODEL", nargs="?", help=_MODEL)
     for option in _OPTIONS:
         shown = "DEVICES" if option.flag == "--gpus" else "FILE" if option.flag == "--output" else "VALUE"
         parser.add_argument(option.flag, metavar=shown, help=option.meaning.replace("%", "%%"))
