@@ -73,6 +73,8 @@ def _inputs(model: Any, task: str, parameters: set[str]) -> Iterator[pictures.In
     elif task == "video-classification":
         yield from pictures.videos(model, parameters)
     elif task in targets.OF_IMAGES:
+        if "input_ids" in parameters and "pixel_values" in parameters:
+            yield from pictures.with_words(model, parameters, LENGTH)
         yield from pictures.alone(model, parameters)
     yield from pictures.words(model, task, parameters, LENGTH)
     if task == "seq2seq":

@@ -128,6 +128,13 @@ def _shrunk(default: Any) -> dict[str, Any]:
     return values
 
 
+def _value(config: Any, name: str) -> Any:
+    try:
+        return getattr(config, name, None)
+    except Exception:  # a field that differs from layer to layer
+        return None
+
+
 def _fields(config_class: Any) -> set[str] | None:
     """Return the names that the class declares; None where they cannot be told."""
     names: set[str] = set()
@@ -176,8 +183,9 @@ def _agree(values: dict[str, Any], default: Any) -> None:
         rope = dict(getattr(default, "rope_parameters", None) or {})
         width = (values.get("head_dim") or HIDDEN // HEADS) * rope.get("partial_rotary_factor", 1.0)
         third = max(1, int(width) // 2 * 3 // 8)
-        values["rope_parameters"] = {**rope, "mrope_section": [int(width) // 2 - 2 * third, third, third]}
-    if getattr(default, "kv_lora_rank", None) is not None and "num_key_value_heads" in vars(default):
+        usual = {"rope_type": "default", "rope_theta": 10000.0}
+        values["rope_parameters"] = {**usual, **rope, "mrope_section": [int(width) // 2 - 2 * third, third, third]}
+    if _value(default, "kv_lora_rank") is not None and "num_key_value_heads" in vars(default):
         values["num_key_value_heads"] = HEADS  # latent attention has no groups
     if getattr(default, "window_size", None) is not None:
         return  # pictures have to be a number of windows wide

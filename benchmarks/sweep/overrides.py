@@ -28,6 +28,16 @@ DINO = {
 WITHOUT_PICTURES = {"vocabulary_map": {"<image>": 256}}  # codes of pictures would take a row of the vocabulary each
 EQUAL_HEADS = {"num_key_value_heads": 4}
 OVERRIDES: dict[str, dict[str, Any]] = {
+    "hiera": {"image_size": [224, 224]},
+    "blenderbot": {"encoder_layers": 6},
+    "bailing_hybrid": {"n_group": 1, "topk_group": 1},
+    "bamba": {"attn_layer_indices": [1, 4]},
+    "lilt": {"hidden_size": 96},
+    "xmod": {"default_language": "en_XX"},
+    "dots1": {"n_shared_experts": 1, "num_experts_per_tok": 2, "n_group": 1, "topk_group": 1},
+    "deepseek_v2": {"num_experts_per_tok": 2, "n_group": 1, "topk_group": 1},
+    "codegen": {"rotary_dim": 8},
+    "gptj": {"rotary_dim": 8},
     "audio-spectrogram-transformer": {"max_length": 64},
     "beit": {"out_indices": [1, 2, 3, 5], "image_size": 224},
     "bit": {"num_groups": 8},
@@ -43,7 +53,7 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "dpt": {"backbone_out_indices": [1, 2, 4, 5], "neck_hidden_sizes": [16] * 4, "fusion_hidden_size": 16},
     "dots3_note": EQUAL_HEADS,
     "dots3_note_text": EQUAL_HEADS,
-    "efficientnet": {"width_coefficient": 0.5, "depth_coefficient": 1.0},
+    "efficientnet": {"width_coefficient": 0.5, "depth_coefficient": 1.0, "hidden_dim": 640},
     "esmc": EQUAL_HEADS,
     "gemma3": {"mm_tokens_per_image": 4},
     "glm5_next": EQUAL_HEADS,

@@ -66,12 +66,13 @@ def forms(config: Any, parameters: set[str]) -> Iterator[Form]:
     if "pixel_attention_mask" in parameters:
         yield Form(picture(1, 3, size, size, **extras(1)), (name, "pixel_attention_mask"))
     if "qformer_input_ids" in parameters:
-        yield Form(
-            picture(3, size, size), (name,),
-            beside=lambda ids: {
-                "qformer_input_ids": torch.randint(8, 200, (8,)), "qformer_attention_mask": torch.ones(8).long()
-            },
-        )  # fmt: skip
+        for shape in ((3, size, size), (4, 3, size, size)):  # a picture, or a video
+            yield Form(
+                picture(*shape), (name,),
+                beside=lambda ids: {
+                    "qformer_input_ids": torch.randint(8, 200, (8,)), "qformer_attention_mask": torch.ones(8).long()
+                },
+            )  # fmt: skip
     if "high_res_pixel_values" in parameters:
         yield Form(picture(3, size, size, high_res_pixel_values=torch.randn(3, 2 * size, 2 * size)), (name,))
     yield Form(picture(3, size, size), (name,))

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from .fields import lookup
-from .targets import Row
+from .targets import Row, words_of
 
 DEBUG = False
 
@@ -31,8 +31,11 @@ def words(model: Any, task: str, parameters: set[str], length: int) -> Iterator[
 
     def plain(generator: torch.Generator) -> Row:
         shape = (2, length) if choices else (length,)
-        ids = torch.randint(8, 200, shape, generator=generator)
+        ids = torch.randint(8, words_of(model), shape, generator=generator)
         row: Row = {"input_ids": ids}
+        if "visual_feats" in parameters:  # LXMERT: objects in a picture
+            row["visual_feats"] = torch.randn(4, config.visual_feat_dim, generator=generator)
+            row["visual_pos"] = torch.rand(4, 4, generator=generator)
         if "attention_mask" in parameters:
             row["attention_mask"] = torch.ones(shape, dtype=torch.long)
         if "bbox" in parameters:
@@ -46,6 +49,11 @@ def words(model: Any, task: str, parameters: set[str], length: int) -> Iterator[
         row["input_ids"][..., -1] = getattr(config, "eos_token_id", None) or 2
         if "token_type_ids" in parameters:
             row.pop("token_type_ids", None)
+        return row
+
+    def separated(generator: torch.Generator) -> Row:
+        row = plain(generator)
+        row["input_ids"][..., [4, 5, -1]] = config.sep_token_id
         return row
 
     def with_page(generator: torch.Generator) -> Row:
@@ -64,6 +72,8 @@ def words(model: Any, task: str, parameters: set[str], length: int) -> Iterator[
         yield Inputs(with_page, ("input_ids", "bbox", "pixel_values"))
     yield Inputs(plain, ("input_ids",))
     yield Inputs(end_marked, ("input_ids",))
+    if isinstance(getattr(config, "sep_token_id", None), int):
+        yield Inputs(separated, ("input_ids",))
     if not choices:
         yield Inputs(aligned, ("input_ids",))
 
@@ -76,6 +86,15 @@ def alone(model: Any, parameters: set[str]) -> Iterator[Inputs]:
     config = model.config
     channels = lookup(config, "num_channels", "in_channels", default=3)
     channels = channels if isinstance(channels, int) and channels <= 4 else 3
+    if "spatial_shapes" in parameters:  # SigLIP 2: patches of pictures of any shape
+        yield Inputs(
+            lambda generator: {
+                name: torch.randn(16, channels * config.vision_config.patch_size**2, generator=generator),
+                "pixel_attention_mask": torch.ones(16, dtype=torch.long),
+                "spatial_shapes": torch.tensor([4, 4]),
+            },
+            (name, "spatial_shapes"),
+        )
     for size in dict.fromkeys((_size(config), 32, 64, 224)):
 
         def row(generator: torch.Generator, size: int = size) -> Row:

@@ -77,8 +77,11 @@ def _span(model: Any, parameters: set[str]) -> Iterator[Target]:
     def and_entity(row: Row, generator: torch.Generator) -> Row:
         return {**span(row, generator), "labels": torch.tensor(1)}
 
-    yield Target(span)
-    yield Target(and_entity)
+    if "start_positions" in parameters:
+        yield Target(span)
+        yield Target(and_entity)
+    else:
+        yield from _class(model, parameters)
 
 
 def _classes_of_tokens(model: Any, parameters: set[str]) -> Iterator[Target]:
