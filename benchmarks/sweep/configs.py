@@ -80,8 +80,15 @@ STAGES = (
 
 def tiny(config_class: Any) -> Any:
     """Return a tiny configuration of `config_class`."""
-    own = overrides_of(config_class.model_type)
-    return config_class(**{**_shrunk(config_class()), **own})
+    fields = {**_shrunk(config_class()), **overrides_of(config_class.model_type)}
+    try:
+        return config_class(**fields)
+    except (TypeError, AttributeError):  # 4.x wants its parts as dictionaries
+        return config_class(**{name: each.to_dict() if _is_config(each) else each for name, each in fields.items()})
+
+
+def _is_config(value: Any) -> bool:
+    return hasattr(value, "to_diff_dict")
 
 
 def _tiny_part(part: Any) -> Any:
@@ -118,7 +125,7 @@ def _shrunk(default: Any) -> dict[str, Any]:
     for name, value in vars(default).items():
         if name.startswith("_") or (accepted is not None and name not in accepted and name not in aliases):
             continue
-        if hasattr(value, "to_diff_dict"):
+        if _is_config(value):
             values[name] = _tiny_part(value)
             continue
         small = _small(name, value)

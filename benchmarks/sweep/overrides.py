@@ -86,7 +86,8 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     },
     "prompt_depth_anything": {"backbone_config": DINO, "reassemble_hidden_size": 64},
     "reformer": {
-        "axial_pos_embds_dim": [32, 32], "axial_pos_shape": [4, 16], "is_decoder": True, "num_hashes": 1,
+        "hash_seed": 0, "axial_pos_embds_dim": [32, 32], "axial_pos_shape": [4, 16], "is_decoder": True,
+        "num_hashes": 1,
         "attn_layers": ["local", "lsh"] * 3, "lsh_attn_chunk_length": 8, "local_attn_chunk_length": 8, "num_buckets": 4,
     },
     "smolvlm_vision": {"image_size": 64, "patch_size": 16},

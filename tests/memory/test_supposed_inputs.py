@@ -46,7 +46,70 @@ def cross_attention_to_pictures():
     return models.on_meta(transformers.MllamaForConditionalGeneration, config)
 
 
+VISION = {**TEXT, "image_size": 16, "patch_size": 8}
+
+
+def mask_of_pictures():
+    config = transformers.Kosmos2Config(
+        text_config={"vocab_size": 128, "embed_dim": 32, "layers": 4, "ffn_dim": 48, "attention_heads": 4},
+        vision_config={**VISION, "hidden_act": "quick_gelu"}, latent_query_num=4,
+    )  # fmt: skip
+    return models.on_meta(transformers.Kosmos2ForConditionalGeneration, config)
+
+
+def patches_in_the_language_model():
+    config = transformers.FuyuConfig(
+        **TEXT, vocab_size=256, patch_size=4, image_token_id=200,
+        text_config={**TEXT, "vocab_size": 256, "model_type": "persimmon"},
+    )  # fmt: skip
+    return models.on_meta(transformers.FuyuForCausalLM, config)
+
+
+def question_to_a_picture():
+    config = transformers.InstructBlipConfig(
+        vision_config=VISION, num_query_tokens=4, image_token_index=200,
+        qformer_config={**TEXT, "vocab_size": 128, "encoder_hidden_size": 64},
+        text_config={"model_type": "opt", "vocab_size": 256, "hidden_size": 64, "word_embed_proj_dim": 64,
+                     "ffn_dim": 96, "num_hidden_layers": 4, "num_attention_heads": 4},
+    )  # fmt: skip
+    return models.on_meta(transformers.InstructBlipForConditionalGeneration, config)
+
+
+def pictures_that_may_be_padding():
+    config = transformers.Idefics3Config(
+        vision_config={**VISION, "image_size": 16, "patch_size": 4}, image_token_id=200, scale_factor=2,
+        text_config={**TEXT, "model_type": "llama", "vocab_size": 256, "pad_token_id": 0},
+    )  # fmt: skip
+    return models.on_meta(transformers.Idefics3ForConditionalGeneration, config)
+
+
+def patches_with_their_places():
+    config = transformers.Pix2StructConfig(
+        text_config={"vocab_size": 128, "hidden_size": 32, "d_kv": 8, "d_ff": 48, "num_layers": 4, "num_heads": 4},
+        vision_config={"hidden_size": 32, "patch_embed_hidden_size": 48, "d_kv": 8, "d_ff": 48,
+                       "num_hidden_layers": 4, "num_attention_heads": 4},
+    )  # fmt: skip
+    return models.on_meta(transformers.Pix2StructForConditionalGeneration, config)
+
+
 NEW = version_of("transformers") >= (5, 0)
+FAMILIES = [mask_of_pictures, patches_in_the_language_model, patches_with_their_places]
+if NEW:  # 4.51: InstructBLIP stops across devices where it joins masks, Idefics 3 does not count its pictures' features
+    FAMILIES += [question_to_a_picture, pictures_that_may_be_padding]
+
+
+@pytest.mark.parametrize("make", FAMILIES)
+def test_pictures_in_a_layout_of_their_own_reach_the_tower(make):
+    """Kosmos-2, Fuyu, InstructBLIP, Idefics 3, Pix2Struct: the tower and what brings it to the language model run."""
+    model = make()
+    found = profile(model, chain(model), WORKLOAD)
+    assert found.method == "traced" and not found.untried
+
+
+def test_a_config_with_several_ends_of_text_is_traced():
+    """Llama 3.1 has three tokens as `eos_token_id`."""
+    model = models.llama(eos_token_id=[2, 7, 9])
+    assert profile(model, chain(model), WORKLOAD).method == "traced"
 
 
 @pytest.mark.parametrize("make", [answers, choices, pictures, speech, *([cross_attention_to_pictures] if NEW else [])])

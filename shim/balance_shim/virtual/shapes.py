@@ -157,6 +157,17 @@ def _number(raw):
     return 1.0 if raw.dtype.is_floating_point else 0
 
 
+def _compared(answer):
+    """Return a comparison with a single number: values that nobody knows equal none (padding is all zeros)."""
+
+    def compare(raw, _):
+        if raw.numel() > MOST_REAL:
+            return torch.empty_like(raw, dtype=torch.bool, device=META)
+        return blank(raw.shape, torch.bool).logical_not_() if answer else blank(raw.shape, torch.bool)
+
+    return compare
+
+
 def _ctc_loss(log_probs, targets, *_, **__):
     """Return a loss for each sequence, and what backward keeps: one value for each frame, label and blank."""
     frames, sequences, _ = log_probs.shape
@@ -173,6 +184,8 @@ _ANSWERS: dict[Any, Callable[..., Any]] = {
     **kernels.recurrent.STEPS,
     aten._local_scalar_dense.default: _number,
     aten.equal.default: lambda left, right: left.shape == right.shape,
+    aten.eq.Scalar: _compared(False),
+    aten.ne.Scalar: _compared(True),
     aten.is_nonzero.default: lambda raw: bool(_number(raw)),
     aten.nonzero.default: lambda raw: torch.empty((raw.numel(), raw.dim()), dtype=torch.int64, device=META),
     aten.masked_select.default: lambda raw, mask: torch.empty(

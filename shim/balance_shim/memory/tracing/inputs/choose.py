@@ -7,6 +7,7 @@ from torch import nn
 
 from ...workload import Workload
 from ..errors import CannotTrace
+from .families import of_family
 from .pictures import IMAGE_TOKENS, pictures
 from .placeholders import PICTURE, SOUND, with_placeholders
 from .sound import sound
@@ -28,10 +29,9 @@ def supposed_batches(model: nn.Module, workload: Workload) -> list[Batch]:
     wants = Wants(model, workload.batch_size, workload.seq_len)
     reads = "input_ids" in wants.accepted
     tokens = text(wants) if reads else {}
-    seen_and_heard = {**pictures(wants), **sound(wants)}
+    seen_and_heard, reasons = _seen_and_heard(wants, tokens)
     if not tokens and not seen_and_heard:
         raise CannotTrace(f"{wants.kind} takes inputs of no known kind")
-    reasons: list[str] = []
     made: list[Batch] = []
     if seen_and_heard:
         try:
@@ -43,6 +43,16 @@ def supposed_batches(model: nn.Module, workload: Workload) -> list[Batch]:
     if not made:
         raise CannotTrace(reasons[0])
     return made
+
+
+def _seen_and_heard(wants: Wants, tokens: Batch) -> tuple[Batch, list[str]]:
+    """Return pictures and sound, with the tokens as these want them, and why there are none."""
+    plain = {**pictures(wants), **sound(wants)}
+    try:
+        whole = of_family(wants, {**tokens, **plain})
+    except CannotTrace as error:
+        return {}, [str(error)]
+    return whole if plain or whole.keys() != tokens.keys() else {}, []
 
 
 def _complete(wants: Wants, batch: Batch) -> Batch:

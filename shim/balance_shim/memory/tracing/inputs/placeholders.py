@@ -13,6 +13,7 @@ from .pictures import IMAGE_TOKENS
 from .wants import Batch, Wants
 
 PICTURE = ("image_token_id", "image_token_index", "media_placeholder_token_id", "image_patch_id")
+VIDEO = ("video_token_index", "video_token_id")
 SOUND = ("audio_token_id", "audio_token_index")
 
 
@@ -25,6 +26,9 @@ def with_placeholders(wants: Wants, batch: Batch) -> Batch:
         CannotTrace: the sequences are too short for a picture, or the model does not say how many it makes.
     """
     batch = _in_place_of(wants, batch, wants.ids(*PICTURE), "get_image_features", "pixel_values")
+    if wants.ids(*PICTURE) is None:  # InstructBLIP for videos has these alone
+        batch = _in_place_of(wants, batch, wants.ids(*VIDEO), "get_video_features", "pixel_values")
+    batch = _in_place_of(wants, batch, wants.ids(*VIDEO), "get_video_features", "pixel_values_videos")
     return _in_place_of(wants, batch, wants.ids(*SOUND), "get_audio_features", "input_features")
 
 
@@ -53,13 +57,14 @@ def _in_place_of(wants: Wants, batch: Batch, token: int | None, method: str, mai
 
 
 def _is_placeholder(wants: Wants, ids: torch.Tensor) -> torch.Tensor:
-    tokens = [getattr(wants.config, name, None) for name in (*PICTURE, *SOUND)]
+    tokens = [getattr(wants.config, name, None) for name in (*PICTURE, *VIDEO, *SOUND)]
     return torch.isin(ids, torch.tensor([token for token in tokens if isinstance(token, int)]))
 
 
 def _is_one_a_row(wants: Wants, batch: Batch, main: str) -> bool:
     """Whether a sequence may have several of what it has one of: pictures without more about each."""
-    plain = main == "pixel_values" and batch[main].dim() == 4 and "image_sizes" not in batch
+    alone = not batch.keys() & {"image_sizes", "qformer_input_ids", "high_res_pixel_values"}
+    plain = main == "pixel_values" and batch[main].dim() == 4 and alone
     return plain and batch[main].shape[0] == wants.rows
 
 
