@@ -3,7 +3,7 @@
     python tests/versions.py                      # every version below, environments in .venv/versions
     python tests/versions.py 4.45.2 5.0.0         # some of them
 
-Prints the table of docs/versions.md. Not part of `make test`: it takes about four minutes and a gigabyte a version.
+Prints the table of docs/versions.md. Not part of `make test-all`: it takes about four minutes and a gigabyte a version.
 """
 
 import os

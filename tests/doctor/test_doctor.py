@@ -121,7 +121,6 @@ def test_report_as_json(monkeypatch, capsys):
     assert report["problems"] == ["~/x is full"]
 
 
-@pytest.mark.slow
 def test_copies_that_arrive_changed():
     """doctor names the pair, and what helps; `move()` then goes over host memory, and the weights are right."""
     done = code(
@@ -162,7 +161,6 @@ def test_copies_that_arrive_changed():
     assert done.stderr.count("copies from npu:0 to npu:1 arrive corrupted, so blocks move through host memory") == 1
 
 
-@pytest.mark.slow
 def test_on_simulated_devices():
     """All sections on four devices, seams that are patched among them, and no problem with the versions tested here."""
     done = python("-m", "balance_shim", "doctor", BALANCE_SIMULATE="4x1GiB", CUDA_VISIBLE_DEVICES="-1")
@@ -171,7 +169,6 @@ def test_on_simulated_devices():
     assert "No problems found." in done.stdout and done.returncode == 0
 
 
-@pytest.mark.slow
 def test_bad_settings_are_problems():
     """What is wrong with a variable is among the problems, and the exit code says that there are some."""
     done = python("-m", "balance_shim", "doctor", BALANCE_MODE="zero3", BALANCE_ZERO_CONFIG="{", BALANCE_SEQ_LEN="x")

@@ -8,7 +8,6 @@ import pytest
 from tests.end_to_end import assets
 
 
-@pytest.mark.slow
 def test_smollm2_knows_the_capital_of_france(smollm2):
     """The weights and the tokenizer that came out of the GGUF file belong together."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -20,7 +19,6 @@ def test_smollm2_knows_the_capital_of_france(smollm2):
     assert tokenizer.decode(answer) == " Paris"
 
 
-@pytest.mark.slow
 def test_smollm2_is_an_ordinary_checkpoint(smollm2):
     """Nothing in the folder says that its weights were quantized once, and the head is tied."""
     from transformers import AutoModelForCausalLM

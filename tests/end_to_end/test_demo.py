@@ -6,7 +6,7 @@ import pytest
 
 from tests.end_to_end.run import REPOSITORY, run_command
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.exhaustive
 
 
 def test_demo_shows_the_difference():

@@ -26,7 +26,7 @@ def test_the_page_has_a_line_on_how_true_predictions_are(stages):
     assert "| 3 |" in stages["page"] and "median error" in stages["page"]
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_the_check_runs_its_parts_and_writes_what_they_found(tmp_path):
     """One command runs the parts that are asked for, and leaves JSON and a page; an unknown part is refused."""
     command = [str(REPOSITORY / "benchmarks" / "gpu_check"), "--simulate", "8GiB", "--output", str(tmp_path)]

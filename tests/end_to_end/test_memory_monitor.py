@@ -7,8 +7,7 @@ import pytest
 
 from tests.end_to_end.run import SHIM, run_script
 from tests.end_to_end.test_trainers import trl_arguments
-
-pytestmark = pytest.mark.slow
+from tests.sampling import sampled
 
 WATCHED = {"BALANCE_SIMULATE": "4x2GiB", "BALANCE_MODE": "balanced", "BALANCE_MONITOR": "1"}
 
@@ -22,7 +21,7 @@ def arguments(tiny, text):
     return ["--model", str(tiny), "--data", str(text), "--accumulation", "2", "--save"]
 
 
-@pytest.fixture(scope="module", params=["plain_trainer.py", "trl_sft.py"])
+@pytest.fixture(scope="module", params=sampled(["plain_trainer.py", "trl_sft.py"], "plain_trainer.py"))
 def watched(request, arguments, tmp_path_factory):
     """(script, its arguments, what came of it, the folder that it wrote to)"""
     words = trl_arguments(arguments) if request.param.startswith("trl") else arguments

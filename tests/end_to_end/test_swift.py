@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from tests.end_to_end import swift
 from tests.end_to_end.run import SHIM, on_python_path, read_peaks, run_command
 
-pytestmark = [pytest.mark.swift, pytest.mark.slow]
+pytestmark = pytest.mark.swift
 
 FOUR = {"BALANCE_SIMULATE": "4x2GiB"}
 WEIGHTS = {"lora": "checkpoint-3/adapter_model.safetensors", "full": "checkpoint-3/model.safetensors"}

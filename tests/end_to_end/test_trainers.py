@@ -7,8 +7,7 @@ import torch
 from packaging.version import Version
 
 from tests.end_to_end.run import SHIM, on_python_path, run_script
-
-pytestmark = pytest.mark.slow
+from tests.sampling import sampled
 
 FOUR = {"BALANCE_SIMULATE": "4x2GiB"}
 ONE = {"BALANCE_SIMULATE": "1x24GiB"}
@@ -175,7 +174,7 @@ SMALL_CHUNKS = (
 )
 
 
-@pytest.mark.parametrize("script", ["plain_trainer.py", "peft_lora.py", "trl_sft.py"])
+@pytest.mark.parametrize("script", sampled(["plain_trainer.py", "peft_lora.py", "trl_sft.py"], "plain_trainer.py"))
 def test_same_losses_in_chunks(script, arguments, tmp_path):
     """With the loss in chunks the losses are the same to 1e-4, and no library reads the logits behind its back.
 

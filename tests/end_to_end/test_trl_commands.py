@@ -11,6 +11,7 @@ from packaging.version import Version
 
 from tests.end_to_end.run import OFFLINE
 from tests.processes import REPOSITORY, SHIM, python
+from tests.sampling import sampled
 
 pytestmark = pytest.mark.skipif(
     Version(version("trl")) < Version("1.16"), reason="before 1.16 the command has other options and no fused heads"
@@ -96,7 +97,7 @@ def _figures(text):
     return [tuple(map(float, pair)) for pair in re.findall(r"'loss': '?([-\d.e]+)'?, 'grad_norm': '?([\d.e-]+)", text)]
 
 
-@pytest.mark.parametrize("what", list(ROWS))
+@pytest.mark.parametrize("what", sampled(ROWS, "sft", "dpo"))
 def test_the_command_trains_on_four_devices_with_the_figures_of_one(folder, on_one_device, what):
     """Losses and gradient norms of three steps are those of one device; no step had to be repeated."""
     start = "import sys; from trl.cli.main import main; sys.argv[0] = 'trl'; sys.exit(main())"

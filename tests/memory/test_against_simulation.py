@@ -24,7 +24,7 @@ def results(tmp_path_factory):
     return found
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("name", CASES)
 def test_predicted_peaks_are_those_of_the_training(results, name):
     """No device's peak in an unmodified training is off by more than what its case allows, mostly 3 %."""
@@ -38,7 +38,6 @@ def real_results(tmp_path_factory):
     return results_of(SCRIPT, folder, str(folder), "numbers")
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", REAL_CASES)
 def test_predicted_peaks_hold_with_numbers(real_results, name):
     """It is the same for trainings that really compute."""

@@ -265,6 +265,7 @@ def test_what_the_trial_shows_decides_how_many_layers_are_recomputed():
     assert 2 << 30 < plan.worst.predicted_peak < easy.worst.predicted_peak
 
 
+@pytest.mark.exhaustive
 def test_layers_that_differ_in_what_they_recompute_are_tried_out_as_they_are():
     """In a T5 one recomputed layer can raise the peak that all of them lower; a plan is no lower than its trial."""
     sizes = {"d_model": 256, "d_ff": 1024, "d_kv": 32, "num_layers": 3, "num_heads": 8, "vocab_size": 512}

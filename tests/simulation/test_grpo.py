@@ -10,7 +10,7 @@ from tests import processes
 from tests.end_to_end.assets import tiny_model_folder
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.skipif(version_of("trl") < (1, 0), reason="written for TRL 1.x")
 def test_grpo_with_a_reward_model(tmp_path):
     """Two steps run on four simulated devices under a balanced map, with a reward for each and losses of about zero."""

@@ -24,7 +24,6 @@ def test_training(results, name):
     assert results[name] is None, results[name]
 
 
-@pytest.mark.slow
 def test_a_model_of_seven_billion_trains_by_its_shapes(tmp_path):
     """Two steps of Qwen2.5-7B in bfloat16 have the right peaks, and take less than 2 GiB and a minute here.
 

@@ -9,8 +9,6 @@ from tests import models
 from tests.end_to_end.run import OFFLINE
 from tests.processes import REPOSITORY, SHIM, python
 
-pytestmark = pytest.mark.slow
-
 CASES = Path(__file__).with_name("micro_batch_cases.py")
 START = "import balance_shim, runpy, sys; sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
 # Order of additions: sums of portions, and devices.
@@ -50,6 +48,7 @@ def test_a_number_is_obeyed_and_the_effective_batch_stays(folder, plain):
     assert result["losses"] == pytest.approx(plain["losses"], **SAME)
 
 
+@pytest.mark.exhaustive
 def test_a_number_that_does_not_divide_is_rounded_down(folder):
     """Six does not divide sixteen rows: four are taken, and said."""
     result, stderr = train(folder, "cpu", BALANCE_MODE="map", BALANCE_DEVICE_MAP='{"": 0}', BALANCE_MICRO_BATCH="6")
@@ -67,6 +66,7 @@ def test_auto_trains_where_the_library_alone_runs_out(folder, plain):
     assert "out of memory" not in stderr and "16 sequences per step" in stderr
 
 
+@pytest.mark.exhaustive
 def test_auto_takes_more_rows_where_there_is_room(folder, plain):
     """With room the whole effective batch goes at once, which the user's own arguments did not."""
     result, _ = train(folder, BALANCE_MICRO_BATCH="auto", BALANCE_SIMULATE="2x2GiB")
@@ -84,6 +84,7 @@ def test_a_step_that_runs_out_is_repeated_in_halves(folder, plain):
     assert result["sizes"][0] == 8 and result["sizes"][-1] < 8
 
 
+@pytest.mark.exhaustive
 def test_a_micro_batch_that_is_predicted_not_to_fit_never_runs(folder, plain):
     """The same with a look at the first batch: it is cut before it runs, and nothing runs out of memory."""
     variables = {"BALANCE_SIMULATE": "2x18MiB", "BALANCE_LOSS": "full", "BALANCE_SEQ_LEN": "8"}

@@ -5,7 +5,6 @@ import pytest
 from tests.training import test_micro_batch
 from tests.training.test_micro_batch import train
 
-pytestmark = pytest.mark.slow
 folder = test_micro_batch.folder
 TWO = {"BALANCE_SIMULATE": "2x1GiB"}
 
@@ -13,8 +12,8 @@ TWO = {"BALANCE_SIMULATE": "2x1GiB"}
 @pytest.mark.parametrize(
     ("precision", "words", "more", "loaded", "product", "arguments"),
     [("bf16", [], {}, "bfloat16", "bfloat16", [True, False]),
-     ("bf16", ["lora"], {}, "bfloat16", "bfloat16", [True, False]),
-     ("fp32", [], {}, "float32", "float32", [False, False])],
+     pytest.param("bf16", ["lora"], {}, "bfloat16", "bfloat16", [True, False], marks=pytest.mark.exhaustive),
+     pytest.param("fp32", [], {}, "float32", "float32", [False, False], marks=pytest.mark.exhaustive)],
     ids=["bf16", "bf16-lora", "fp32"],
 )  # fmt: skip
 def test_weights_and_products(folder, precision, words, more, loaded, product, arguments):

@@ -11,7 +11,7 @@ from balance_shim.zero_support import TABLE
 from tests import models
 from tests.end_to_end.run import SHIM, run_command
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.exhaustive
 
 SCRIPT = Path(__file__).with_name("scripts") / "combinations.py"
 TWO = {"BALANCE_MODE": "zero3", "BALANCE_NPROC": "2", "BALANCE_NCCL_TIMEOUT": "120"}

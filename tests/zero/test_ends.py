@@ -11,8 +11,7 @@ import psutil
 import pytest
 
 from tests.end_to_end.run import SHIM, child_environment
-
-pytestmark = pytest.mark.slow
+from tests.sampling import sampled
 
 SCRIPTS = Path(__file__).with_name("scripts")
 TWO = {"BALANCE_MODE": "zero3", "BALANCE_NPROC": "2"}
@@ -63,7 +62,7 @@ ENDS = {
 }
 
 
-@pytest.mark.parametrize("name", ENDS)
+@pytest.mark.parametrize("name", sampled(ENDS, "failing rank"))
 def test_the_end_of_one_is_the_end_of_all(name, tmp_path):
     """Whatever ends first, within 30 seconds nothing is left of it, and the exit code says that it failed."""
     fault, sent, code, said = ENDS[name]

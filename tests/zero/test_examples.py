@@ -8,7 +8,7 @@ import pytest
 
 from tests.end_to_end.run import SHIM, run_command
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.exhaustive
 
 SCRIPT = Path(__file__).with_name("scripts") / "examples.py"
 TWO = {"BALANCE_MODE": "zero3", "BALANCE_NPROC": "2", "BALANCE_NCCL_TIMEOUT": "120"}

@@ -2,9 +2,8 @@
 
 import pytest
 
+from tests.sampling import sampled
 from tests.zero import launchers
-
-pytestmark = pytest.mark.slow
 
 COMMANDS = ["reward"]
 SAMPLE = ["accelerate, two processes of four", "accelerate, DeepSpeed config", "accelerate, FSDP"]
@@ -17,12 +16,13 @@ def prepared(tmp_path_factory):
     return folder, launchers.losses_of_one(folder)
 
 
-@pytest.mark.parametrize("name", SAMPLE)
+@pytest.mark.parametrize("name", sampled(SAMPLE, "accelerate, DeepSpeed config"))
 def test_trains_or_is_refused(name, prepared):
     """Two processes with the losses of one, one line on a number that cannot act, or one line of refusal."""
     launchers.run(name, *prepared)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("what", COMMANDS)
 def test_commands_of_trl(what, tmp_path):
     """`trl reward` trains in two processes with the losses of its script in one; its launcher process is left alone."""

@@ -13,7 +13,7 @@ from tests import models
 from tests.end_to_end.run import SHIM, run_command
 from tests.zero.test_training import SAME, SCRIPTS, TWO, expect_same_weights
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.exhaustive
 
 
 def write_models(folder):

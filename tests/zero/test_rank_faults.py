@@ -5,8 +5,7 @@ import signal
 import pytest
 
 from benchmarks.rank_faults import Case, make_model, run
-
-pytestmark = pytest.mark.slow
+from tests.sampling import sampled
 
 CASES = {
     "gradients on one rank only": Case("lacks gradients", "first step", 1, 2, signal.SIGINT, 0),
@@ -21,7 +20,7 @@ def model(tmp_path_factory):
     return make_model(tmp_path_factory.mktemp("rank-faults") / "model")
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", sampled(CASES, "gradients on one rank only"))
 def test_one_rank_does_something_else(name, model, tmp_path):
     """The line, the exit code, the time and the processes that are left are as the benchmark judges them."""
     outcome = run(CASES[name], model, tmp_path)

@@ -11,6 +11,7 @@ from balance_shim.settings import Settings
 from balance_shim.zero import ranks
 from balance_shim.zero.launching import rank_environment, relaunch, requirements
 from tests.processes import INJECTED, SHIM, python
+from tests.sampling import sampled
 
 WORDS = {
     "a script": ["train.py", "--name", "two words", "-x"],
@@ -220,8 +221,7 @@ ZERO = {"BALANCE_MODE": "zero3", "BALANCE_NPROC": "2", "CUDA_VISIBLE_DEVICES": "
 INJECTED_PATHS = (SHIM, INJECTED)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("way", ["script", "module"])
+@pytest.mark.parametrize("way", sampled(["script", "module"], "script"))
 def test_started_plainly_it_runs_twice(way, tmp_path):
     """Both ranks get the arguments and options of the one process, in the folder where it was started."""
     package = tmp_path / "pkg"
@@ -260,7 +260,6 @@ metadata.version = version
 """
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", REFUSALS)
 def test_what_cannot_be_had_is_one_line(name, tmp_path):
     """A request that cannot be met ends the program before anything is trained, with one line that gives the reason."""

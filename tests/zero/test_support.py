@@ -45,7 +45,6 @@ def free_port():
         return str(probe.getsockname()[1])
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("key", parameters_of(PROVOKED))
 def test_refused(key, refused):
     """A script that asks for it gets the table's sentence as a BalanceError, with every field filled."""
@@ -60,7 +59,6 @@ def pattern(message):
     return "".join(re.escape(text) + (".+" if field else "") for text, field, _, _ in parts)
 
 
-@pytest.mark.slow
 def test_device_map_is_dropped(refused):
     """The model loads all the same, partitioned, and the line is logged."""
     assert refused["device_map"] == ["loaded", sentence("device_map", device_map="'auto'")]

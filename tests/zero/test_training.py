@@ -18,8 +18,6 @@ from tests import models
 from tests.end_to_end import assets
 from tests.end_to_end.run import SHIM, child_environment, on_python_path, read_losses, run_command, run_script
 
-pytestmark = pytest.mark.slow
-
 SCRIPTS = Path(__file__).with_name("scripts")
 TWO = {"BALANCE_MODE": "zero3", "BALANCE_NPROC": "2"}
 FOUR = {"BALANCE_MODE": "zero3", "BALANCE_NPROC": "4"}
@@ -124,7 +122,7 @@ def test_saved_model_loads_without_the_shim(model_first, place):
     torch.testing.assert_close(four, alone, **CLOSE)
 
 
-@pytest.mark.parametrize("processes", [4, 2])
+@pytest.mark.parametrize("processes", [pytest.param(4, marks=pytest.mark.exhaustive), 2])
 def test_resuming_a_checkpoint(model_first, processes, tmp_path):
     """From the checkpoint of four processes after two steps, four or two go on as if nothing had been between."""
     folder, words = model_first
@@ -139,6 +137,7 @@ def test_resuming_a_checkpoint(model_first, processes, tmp_path):
     assert read_losses(losses) == pytest.approx(read_losses(folder / "four.jsonl"), **SAME)
 
 
+@pytest.mark.exhaustive
 def test_half_precision_weights_stay_so(tiny, tmp_path):
     """A model loaded as bfloat16, and no word of precision in the arguments: DeepSpeed trains it as bf16."""
     words = [str(SCRIPTS / "model_first.py"), "--model", str(tiny), "--data", str(assets.text_file())]
@@ -165,6 +164,7 @@ def trained_alone_and_by_two(script, more, folder, alone=(), **variables):
     return (*logged, outcome.stderr)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("more", [["--kind", "llava"], ["--kind", "qwen", "--frozen"]], ids=" ".join)
 def test_pictures_in_some_batches_only(more, tmp_path):
     """A rank without pictures runs the tower along with the others; losses and gradients are those of one process."""
@@ -177,6 +177,7 @@ def test_pictures_in_some_batches_only(more, tmp_path):
     assert said.count("some ranks have batches without pictures") == 1
 
 
+@pytest.mark.exhaustive
 def test_cross_attention_to_pictures_in_some_batches_only(tmp_path):
     """A model that skips layers without pictures (Mllama) learns what one process learns from the batches in turn."""
     in_turn = ["--batch-size", "1", "--accumulation", "2"]
@@ -187,6 +188,7 @@ def test_cross_attention_to_pictures_in_some_batches_only(tmp_path):
     assert said.count("some ranks have batches without pictures") == 1
 
 
+@pytest.mark.exhaustive
 def test_experts_that_a_rank_does_not_need(tmp_path):
     """Where experts stand in a list, ranks leave out different ones, and learn what one process learns."""
     alone, two, said = trained_alone_and_by_two("experts.py", [], tmp_path)
@@ -197,6 +199,7 @@ def test_experts_that_a_rank_does_not_need(tmp_path):
     assert (two[-1]["experts_left_out"] > 0) == ("DeepseekV3MoE: experts are gathered together" in said) == listed
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("offload", ["none", "all"])
 def test_a_teacher_offloading_and_what_the_variables_say(offload, tmp_path):
     """A model that no Trainer trains is gathered; clipping and time-outs go where they have to; ties stay ties."""
@@ -220,6 +223,7 @@ def test_a_teacher_offloading_and_what_the_variables_say(offload, tmp_path):
     expect_same_weights(weights[1], weights[0])
 
 
+@pytest.mark.exhaustive
 def test_folders_that_a_script_makes_for_itself(tmp_path):
     """All ranks train into the first one's folder, plain models are written where each rank has them, and load there.
 
@@ -235,6 +239,7 @@ def test_folders_that_a_script_makes_for_itself(tmp_path):
     assert first["checkpoints"] == ["checkpoint-1", "checkpoint-2"] and first["timeout"] == 555
 
 
+@pytest.mark.exhaustive
 def test_a_script_that_looks_at_its_weights(tmp_path):
     """Sizes and values are those of whole weights, what is written to them is trained, and no vocabulary shrinks.
 
@@ -256,6 +261,7 @@ def test_a_script_that_looks_at_its_weights(tmp_path):
     expect_same_weights(weights[1], weights[0])
 
 
+@pytest.mark.exhaustive
 def test_a_loop_of_the_scripts_own(tmp_path):
     """With accelerate it learns what one process learns, and saves whole weights; a bare one is refused in one line."""
     models.saved_llama(tmp_path / "model")
@@ -272,6 +278,7 @@ def test_a_loop_of_the_scripts_own(tmp_path):
     assert refused.exit_code == 1 and "trains in a loop without a Trainer" in refused.stderr
 
 
+@pytest.mark.exhaustive
 def test_two_trainers_one_of_which_evaluates_first(tmp_path):
     """Arguments made before, an evaluation before the training, a loss that is a mean: all as in one process."""
     alone, two, _ = trained_alone_and_by_two("twice.py", [], tmp_path)
@@ -286,6 +293,7 @@ def untrained(tiny):
     return AutoModelForCausalLM.from_pretrained(tiny).model.layers[0].self_attn.q_proj.weight
 
 
+@pytest.mark.exhaustive
 def test_adapters_that_the_script_saves_are_whole(tiny, tmp_path):
     """Not empty tensors: the shapes that LoRA gives them, values other than zero, and PEFT reads them."""
     from peft import PeftModel
@@ -317,6 +325,7 @@ def nodes_of_srun(port):
         }  # fmt: skip
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("nodes", [nodes_of_torchrun, nodes_of_srun], ids=["torchrun", "srun"])
 def test_two_nodes(nodes, model_first, tmp_path):
     """Started on two nodes, here both on this machine, the processes that are there make one training."""
