@@ -113,7 +113,7 @@ def _answer(child: int, request: dict[str, Any], folder: Path) -> dict[str, Any]
     if plans:
         plan = json.loads(plans[-1].read_text())
         answer |= {"method": plan.get("method"), "notes": plan.get("notes")}
-    return {**answer, "log": log[-6000:]}
+    return {**answer, "log": log if len(log) < 8000 else f"{log[:4000]}\n...\n{log[-4000:]}"}
 
 
 def _become(request: dict[str, Any], own: Path) -> None:

@@ -13,12 +13,14 @@ from .classes import Candidate
 from .server import Server
 
 MACHINE = "4x256MiB"
+ROOMY_MACHINE = "4x4GiB"  # for classes that no configuration makes small enough for the other
 
 
-def record_of(candidate: Candidate, plain: Server, machine: Server, seconds: int) -> dict[str, Any]:
+def record_of(candidate: Candidate, plain: Server, machine: Server, roomy: Server, seconds: int) -> dict[str, Any]:
     """Return what became of `candidate` in each training, as `table.py` reads it.
 
-    `plain` is a server without devices, `machine` one with simulated devices; `seconds` limits each training.
+    `plain` is a server without devices, `machine` and `roomy` have simulated devices, the latter's being larger;
+    `seconds` limits each training.
     """
     start = time.monotonic()
     record: dict[str, Any] = dataclasses.asdict(candidate)
@@ -26,11 +28,21 @@ def record_of(candidate: Candidate, plain: Server, machine: Server, seconds: int
         request = {"candidate": dataclasses.asdict(candidate), "folder": folder}
         record["reference"] = plain.run({**request, "do": "make"}, seconds)
         if "error" not in record["reference"]:
-            for mode in ("off", "balanced"):
-                shutil.rmtree(Path(folder, "out"), ignore_errors=True)
-                asked = {**request, "do": "train", "environment": {"BALANCE_MODE": mode}}
-                record[mode] = machine.run(asked, seconds)
+            for server, spec in ((machine, MACHINE), (roomy, ROOMY_MACHINE)):
+                record["machine"] = spec
+                for mode in ("off", "balanced"):
+                    shutil.rmtree(Path(folder, "out"), ignore_errors=True)
+                    asked = {**request, "do": "train", "environment": {"BALANCE_MODE": mode}}
+                    record[mode] = server.run(asked, seconds)
+                if not any(_is_short_of_room(record[mode]) for mode in ("off", "balanced")):
+                    break
     for name in ("reference", "off", "balanced"):
         if name in record and "error" not in record[name] and name != "balanced":
             record[name].pop("log", None)
     return {**record, "seconds": round(time.monotonic() - start, 1)}
+
+
+def _is_short_of_room(answer: dict[str, Any]) -> bool:
+    """Whether a training has run out of memory, or was placed by no plan because its weights alone do not fit."""
+    failed = "OutOfMemoryError" in str(answer.get("error", "")) or "not done in" in str(answer.get("error", ""))
+    return failed or "does not fit" in answer.get("log", "") or "fit none of" in answer.get("log", "")
