@@ -1,4 +1,4 @@
-"""The order of rooms: a module imports from its own room and from those below, and no two modules import each other."""
+"""The order of imports: a module imports only from its own room and from rooms below it, and never in a circle."""
 
 import ast
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""What a simulated machine looks like, and how people write it down. Standard library only: read while arming."""
+"""Specifications of simulated machines, and their parser. Standard library only: imported while arming."""
 
 from typing import NamedTuple
 

@@ -1,4 +1,4 @@
-"""Which accelerators may be part of a map, found out without a context on any of them.
+"""Selection of the accelerators that a map may use, without creating a context on any of them.
 
 Asking a device how much memory is free makes a context on it, of 0.3 to 0.5 GiB on CUDA. Its name, its total memory
 and its architecture come from the driver without one.

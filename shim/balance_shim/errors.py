@@ -1,4 +1,4 @@
-"""What the shim raises. Standard library only: these are imported while arming."""
+"""Exceptions that the shim raises. Standard library only: imported while arming."""
 
 
 class BalanceError(RuntimeError):

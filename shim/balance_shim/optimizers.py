@@ -1,4 +1,4 @@
-"""What an optimizer keeps and what its step needs, by the names of `TrainingArguments(optim=...)`.
+"""The state and the temporaries of each optimizer, by the names of `TrainingArguments(optim=...)`.
 
 Sources: torch.optim (2.5 to 2.13), transformers.optimization.Adafactor, bitsandbytes.optim; the temporaries of the
 torch optimizers are what a step on traced tensors shows (`tests/test_optimizers.py` does it again).

@@ -1,4 +1,4 @@
-"""What kind of process this is. Imported at start-up, so it imports nothing but `sys`."""
+"""The kind of this process. Imported at start-up, so it imports only `sys`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What arming decided: written by `arming`, read by the seams and all that runs behind them.
+"""Decisions of arming: written by `arming`, read by the seams and the code behind them.
 
 A module of its own because the seams must not import `arming`, which imports them.
 """

@@ -1,4 +1,4 @@
-"""`balance-shim plan`: from a config and a list of devices to a plan, next to the library's own map."""
+"""`balance-shim plan`: plan from a config and a list of devices, and compare with the library's own map."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""What is particular to a kind of device, as data: memory, compute capability, overhead, attention kernels, autocast.
+"""Differences between kinds of devices, as data: memory, compute capability, overhead, attention kernels, autocast.
 
 Importing this package, `kinds` and `overhead` needs the standard library only: `kinds` is read while arming.
 """

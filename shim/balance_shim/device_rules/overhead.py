@@ -1,4 +1,4 @@
-"""What the runtime of an accelerator allocates besides tensors once work begins."""
+"""Memory that the libraries of an accelerator allocate besides tensors."""
 
 from ..units import MIB
 from .kinds import Architecture

@@ -1,4 +1,4 @@
-"""`balance-shim doctor`: what is installed, patched and there, and each problem with its remedy.
+"""`balance-shim doctor`: versions, patches and devices, with a remedy for each problem.
 
 `libraries`, `accelerators` and `nccl` each return a section; `command` prints them.
 """

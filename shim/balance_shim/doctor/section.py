@@ -1,4 +1,4 @@
-"""What every part of the examination hands to the command."""
+"""The result of one section of `balance-shim doctor`."""
 
 from __future__ import annotations
 

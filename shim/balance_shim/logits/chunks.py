@@ -1,4 +1,4 @@
-"""How many rows of logits exist at a time. A row is one token; sizes in bytes."""
+"""The size of a chunk of logits. A row is one token; sizes in bytes."""
 
 CHUNK_BYTES = 512 * 1024**2
 

@@ -1,1 +1,1 @@
-"""What training will need: the workload, the model as a chain of blocks, and the bytes of each."""
+"""The memory of training: the workload, the model as a chain of blocks, and the bytes of each block."""

@@ -1,4 +1,4 @@
-"""Which blocks have to share a device, because the model computes with tensors of both outside of any module.
+"""Blocks that have to share a device, because the model uses tensors of both in one operation outside of any module.
 
 Inputs of modules are brought to where the module is. What a model adds, gathers or multiplies between its modules is
 not, so that it fails when the two come from different devices.

@@ -1,4 +1,4 @@
-"""What one block takes in training, in bytes."""
+"""The memory of one block in training, in bytes."""
 
 from dataclasses import dataclass, replace
 from typing import Literal

@@ -1,4 +1,4 @@
-"""The activations of a block from the sizes of its linear layers: for models, or parts, that cannot be traced."""
+"""Estimate the activations of a block from its linear layers, for models or parts that cannot be traced."""
 
 from collections import Counter
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""The evaluation that goes with a training, as far as its memory goes."""
+"""The workload of the evaluation that goes with a training."""
 
 from dataclasses import asdict, dataclass
 from typing import Any, Literal

@@ -1,4 +1,4 @@
-"""Everything about a model that decides what it takes in training, as a text: the key under which that is kept."""
+"""A text of all properties of a model that determine its memory: the key of its profile in the cache."""
 
 import contextlib
 import hashlib

@@ -1,4 +1,4 @@
-"""From blocks to a device: the peak as it happens in time, not as a sum."""
+"""Compose the peak of a device from its blocks over time."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""What every block of a model takes in training: weights as they are loaded, the rest as a trace of the model shows."""
+"""The memory of each block in training: weights as they are loaded, the rest from a trace of the model."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace

@@ -1,4 +1,4 @@
-"""Which layers of a model recompute their activations: all, none, or some.
+"""The layers of a model that recompute their activations: all, none, or some.
 
 Single layers are switched by whatever name this version of transformers has for it.
 """

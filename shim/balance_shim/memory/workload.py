@@ -1,4 +1,4 @@
-"""The workload: everything about a training, other than the model, that decides how much memory it takes."""
+"""The workload: all properties of a training, other than the model, that determine its memory."""
 
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any

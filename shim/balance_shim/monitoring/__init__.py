@@ -1,1 +1,1 @@
-"""Memory while training: what each device holds step by step, what grows and why, and why memory ran out."""
+"""Memory during training: the usage of each device per step, the cause of growth, and out-of-memory errors."""

@@ -1,4 +1,4 @@
-"""Where tensors are made: looked at for one step only, after an alarm, because it slows that step down."""
+"""Track the lines that allocate tensors, for one step after an alarm, because tracking slows the step down."""
 
 from collections.abc import Iterable, Iterator
 from typing import Any

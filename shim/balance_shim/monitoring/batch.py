@@ -1,4 +1,4 @@
-"""How large a micro-batch is: read from the shapes of the inputs, which needs no look at the device."""
+"""The size of a micro-batch, read from the shapes of its inputs, without synchronizing a device."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple

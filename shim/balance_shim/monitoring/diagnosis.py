@@ -1,4 +1,4 @@
-"""Why memory grows: longer batches, tensors kept alive, a cache, fragmentation, other processes.
+"""The cause of growing memory: longer batches, tensors kept alive, a cache, fragmentation, other processes.
 
 Pure functions of what was read at the end of each step; nothing here asks a device. The thresholds are parts of the
 device's memory, so that the same rules hold for devices of all sizes. They are chosen so that healthy runs (varied

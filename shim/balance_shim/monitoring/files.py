@@ -1,4 +1,4 @@
-"""Where the monitor writes, and the record: JSON lines, one object a step, on disk as soon as the step has ended."""
+"""The monitor's files: their folder, and the record in JSON lines, flushed after each step."""
 
 import json
 import os

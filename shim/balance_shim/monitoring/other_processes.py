@@ -1,4 +1,4 @@
-"""Who uses a device, and what of it is ours without being torch's: asked of NVIDIA's library where it is installed."""
+"""Memory of other processes on a device, and this process's memory outside of torch's allocator, from NVML."""
 
 import os
 from typing import Any

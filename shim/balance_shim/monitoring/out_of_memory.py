@@ -1,4 +1,4 @@
-"""Where a training ran out of memory: read from the exception and its traceback, after the fact.
+"""Recognize an out-of-memory error, and read device, phase and module from the exception and its traceback.
 
 Nothing is noted while training runs, so that a step costs nothing more.
 """

@@ -1,4 +1,4 @@
-"""What a device's memory is like at one moment, asked of its allocator and its driver, without waiting for the device.
+"""A reading of a device's memory from its allocator and its driver, without synchronizing the device.
 
 Only functions that all device modules of torch have are used: cuda (and ROCm), npu, xpu, and simulated devices.
 """

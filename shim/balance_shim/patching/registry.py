@@ -1,4 +1,4 @@
-"""What is patched, and what was there before.
+"""The registry of patches: replaced attributes and their originals.
 
 Of a classmethod, staticmethod or property a patch leaves a plain function in the same descriptor: neighbours take
 `Class.method.__func__`, patch, and later put `classmethod(that)` back, which no proxy object survives. Of all other

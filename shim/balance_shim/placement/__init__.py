@@ -1,1 +1,1 @@
-"""Which block goes to which device: the solver, the plan, and device maps as files."""
+"""Placement of blocks on devices: the solver, the plan, its verification, and moves between maps."""

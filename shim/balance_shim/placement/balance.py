@@ -1,4 +1,4 @@
-"""Mode `balanced`: the device map under which the fullest device is as empty as it can be."""
+"""Mode `balanced`: the device map with the lowest fill of the fullest device."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace

@@ -1,4 +1,4 @@
-"""What transformers' own map would hold: the same costs on the same devices, laid out by its rule instead of ours."""
+"""The baseline: transformers' own map on the same devices, evaluated with the same costs."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

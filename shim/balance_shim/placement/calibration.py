@@ -1,4 +1,4 @@
-"""Costs put right by what was measured: what blocks do not explain at all stays with their device."""
+"""Correct the costs by measured peaks; memory that no block explains is assigned to its device."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""What evaluations take of each block, beside what training takes."""
+"""The memory of evaluation per block, in addition to that of training."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace

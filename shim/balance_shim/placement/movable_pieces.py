@@ -1,4 +1,4 @@
-"""What of a model has to be on another device under another map: its tensors, and those that hang on them."""
+"""The tensors of a model that change device under another map, including those that depend on them."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""What one seam learns and another needs: the last TrainingArguments, and the plan of each model that was placed."""
+"""Records shared between seams: the last TrainingArguments, and the plan of each placed model."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager

@@ -1,4 +1,4 @@
-"""What other settings would change: those under which everything fits, and what chunks and precision save."""
+"""Predict the effect of other settings: those under which the model fits, and savings by chunks and precision."""
 
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple

@@ -1,4 +1,4 @@
-"""What is to be placed: a model, what it trains on, and the devices that may be used."""
+"""A request for a plan: the model, its workload, and the devices that may be used."""
 
 import os
 from collections.abc import Callable, Collection, Mapping

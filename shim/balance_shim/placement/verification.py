@@ -1,4 +1,4 @@
-"""A map is proved before it is used: the model runs under it, on shapes, and the peaks are as predicted."""
+"""Verify a map before use: a dry run under it, whose peaks are compared with the prediction."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace

@@ -1,1 +1,1 @@
-"""What people see: tables for standard error, files for a folder."""
+"""Output for users: tables on standard error, and files in a folder."""

@@ -1,4 +1,4 @@
-"""Everything that touches other people's classes, one module a library class.
+"""The seams: patches of other libraries, one module per patched module.
 
 A seam module has `apply(module)`, which patches what it finds in the leaf module through `registry.replace`, and
 raises `guard.SeamMoved` when that is not there any more. It is imported only once its leaf module has been.

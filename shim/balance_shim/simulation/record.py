@@ -1,4 +1,4 @@
-"""`simulation.json` in the report's folder: what each simulated device held at most, and reserved for it."""
+"""`simulation.json` in the report folder: the peak of each simulated device, allocated and reserved."""
 
 import json
 import os

@@ -1,1 +1,1 @@
-"""What happens between the Trainer's first line and its last step."""
+"""Changes to a training, from the call of `Trainer.train` to the last step."""

@@ -1,4 +1,4 @@
-"""The workload as a Trainer really has it: its arguments, what trains in its model, its longest batch."""
+"""The actual workload of a Trainer: its arguments, the trained parameters of its model, its longest batch."""
 
 from collections.abc import Mapping
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""Each micro-batch is compared with what the plan in force holds for, before it runs.
+"""Compare each micro-batch with those that the plan in force holds for, before it runs.
 
 Where the data could not be looked at ahead of training, the first batch decides: the plan is made again for its
 shapes. Later ones are examined only if they are larger than all that the plan is known to hold: one that is predicted

@@ -1,4 +1,4 @@
-"""A step that stopped because an operation met tensors of two devices: how such an error reads, and whose they were.
+"""Cross-device errors: recognize one, and name the blocks whose tensors were on different devices.
 
 Read from the exception and its traceback, after the fact: a step that succeeds costs nothing.
 """

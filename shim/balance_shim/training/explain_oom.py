@@ -1,4 +1,4 @@
-"""Why memory ran out, in one message: where, predicted beside measured, the map that would have fitted, the remedies.
+"""Explain an out-of-memory error: its place, predicted and measured peaks, a map that would have fitted, remedies.
 
 The predictions are made again for the micro-batch that was really there, on the memory that others have left.
 """

@@ -1,4 +1,4 @@
-"""What a training itself holds on each device: to a plan for it, that memory is not in use."""
+"""Memory that a training itself holds on each device, which a new plan for it may use."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Rows of a step in smaller or larger portions: the effective batch stays the user's, and so do steps and losses.
+"""Run a step in smaller or larger micro-batches, with the same effective batch, steps and losses.
 
 The effective batch of one process is micro-batch times accumulation. Divisors of it can be the micro-batch.
 """

@@ -1,4 +1,4 @@
-"""What a trainer has outside of the model that was placed: own heads, prompt encoders, modules in attributes.
+"""Modules of a trainer outside of the placed model: custom heads, prompt encoders, modules in attributes.
 
 Scripts and PEFT make such modules at `model.device`, or where the first parameter is. The former is the first device
 (`seams/model_device.py`), where inputs arrive and outputs return; under a balanced map the latter need not be. PEFT's

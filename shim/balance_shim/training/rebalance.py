@@ -1,4 +1,4 @@
-"""`BALANCE_REBALANCE=1`: where the first steps turn out to need other memory than planned, blocks move between steps.
+"""`BALANCE_REBALANCE=1`: move blocks between steps if the first steps differ from the prediction.
 
 The first step is not measured: the optimizer has its state only when it is over.
 """

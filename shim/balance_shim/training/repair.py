@@ -1,4 +1,4 @@
-"""A step that stops because its map splits what belongs together is undone, the map repaired, and the step repeated.
+"""Repair a map after a cross-device error: undo the step, change the map, and repeat the step.
 
 Two blocks whose tensors meet outside of any module need one device. A dry run finds most of them; what it could not
 reach (a batch of another kind, a loss of the script's own) shows in a step. First the blocks that met are colocated,

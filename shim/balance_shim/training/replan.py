@@ -1,4 +1,4 @@
-"""Where training begins the workload is known: plan again, and move blocks if that pays."""
+"""Plan again when training begins and the workload is known, and move blocks if the gain is large enough."""
 
 import gc
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""What a script keeps outside of the placed model: blocks that move may part from it."""
+"""Tensors that a script keeps next to the parameters of a placed model, which would not move with them."""
 
 import gc
 from typing import Any

@@ -1,4 +1,4 @@
-"""Where a model computes its own loss: with the head, wherever that is, or only where its inputs arrive."""
+"""The device on which a model computes its own loss: that of the head, or that of the inputs."""
 
 import inspect
 import re

@@ -1,4 +1,4 @@
-"""What one operation does on virtual devices: unwrap, check the devices, compute, count, wrap.
+"""Dispatch of one operation on virtual devices: unwrap, check the devices, compute, count, wrap.
 
 This is below autograd and autocast, so torch's own rules for both apply; what arrives here are single kernels.
 """

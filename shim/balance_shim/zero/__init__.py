@@ -1,4 +1,4 @@
-"""`BALANCE_MODE=zero3`: DeepSpeed ZeRO-3 over all devices, for a script that says nothing of either.
+"""`BALANCE_MODE=zero3`: DeepSpeed ZeRO-3 over all devices, for an unchanged script.
 
 In the order in which it happens: `relaunch` makes several processes of one, `session` has DeepSpeed and the process
 group ready before the first model loads, `config` is what DeepSpeed is told, `loading` and `engine` check that it came

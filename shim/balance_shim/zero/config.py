@@ -1,4 +1,4 @@
-"""What DeepSpeed is told: a ZeRO-3 config that is complete for any model, under whatever the user has said himself.
+"""The DeepSpeed config: complete for any model, and overridden by the user's config.
 
 Sources: DeepSpeed's config reference, and what transformers does with "auto" (`integrations/deepspeed.py`).
 """

@@ -1,4 +1,4 @@
-"""What has to stand before a ZeRO-3 model loads: the processes, the process group, and a config that stays alive."""
+"""The ZeRO-3 session, set up before a model loads: ranks, process group, and a config that stays alive."""
 
 import logging
 import os

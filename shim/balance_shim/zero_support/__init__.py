@@ -1,4 +1,4 @@
-"""Which combinations train under ZeRO-3, and which are refused and why: data, and the only place for these sentences.
+"""Combinations that train or are refused under ZeRO-3, as data, with all their messages.
 
 The code that refuses a combination raises `refusal(key, ...)`; one that trains with a note logs `sentence(key, ...)`.
 `docs/zero3-support.md` is generated from the table by `docs/generate.py`, and

@@ -1,4 +1,4 @@
-"""How the processes come to be: launchers, devices, and the libraries that have to be there."""
+"""Combinations of launchers, devices and required libraries."""
 
 from .combination import Combination, Outcome
 

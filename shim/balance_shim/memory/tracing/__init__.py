@@ -1,1 +1,1 @@
-"""What activations and temporaries a model really needs: its own forward and backward pass, run on shapes alone."""
+"""Activations and temporaries of a model, from a forward and backward pass of its own code on virtual tensors."""

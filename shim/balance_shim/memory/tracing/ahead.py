@@ -1,4 +1,4 @@
-"""What trains ahead of a model: soft prompts, virtual keys and values, a module of the script's own.
+"""Modules that train ahead of a frozen model: soft prompts, virtual keys and values, a custom module.
 
 Nothing of the model itself need train for gradients to pass through all of its layers then, and for all of them to keep
 what that takes.

@@ -1,4 +1,4 @@
-"""What a model is fed with while it is traced, with traced tensors; see `inputs` for models that got nothing yet."""
+"""The inputs of a traced model, as virtual tensors; `inputs` supplies them for a model without a batch."""
 
 import inspect
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""The proof of a device map: a training step on shapes, with the blocks where the map puts them."""
+"""The dry run: a training step on virtual tensors under a device map."""
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass

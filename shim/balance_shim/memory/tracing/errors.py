@@ -1,4 +1,4 @@
-"""Why a model cannot be traced."""
+"""Errors raised when a model cannot be traced."""
 
 import contextlib
 import warnings

@@ -1,4 +1,4 @@
-"""Which layers of a model are alike, so that one of them can be traced for all."""
+"""Groups of identical layers, of which only one has to be traced."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

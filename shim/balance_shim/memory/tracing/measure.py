@@ -1,4 +1,4 @@
-"""From a model to what each of its blocks holds in a training step: copy, place, run, read."""
+"""Measure the memory of each block in a training step: copy the model, place it, run it, read the ledger."""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial

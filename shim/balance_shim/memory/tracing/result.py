@@ -1,4 +1,4 @@
-"""What a trace found."""
+"""The result of a trace."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING

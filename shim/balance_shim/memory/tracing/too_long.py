@@ -1,4 +1,4 @@
-"""Models that took too long to run on shapes: a loop over positions, say. Giving up on one once is enough."""
+"""Models that took too long to trace, for instance with a loop over positions; each is given up once."""
 
 from typing import TYPE_CHECKING, Literal
 from weakref import WeakKeyDictionary

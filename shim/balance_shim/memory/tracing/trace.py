@@ -1,4 +1,4 @@
-"""From a model to what its blocks hold: traced as a whole, else in parts."""
+"""Trace the memory of each block: of the model as a whole, or else of its parts."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any

@@ -1,4 +1,4 @@
-"""How a rank has failed, left in a file for the launcher, which tells the cause from what follows from it.
+"""The failure record of a rank: a file by which the launcher tells the cause from its consequences.
 
 When one rank ends, the others fail as well, within milliseconds: "Connection closed by peer". Such an error is not
 shown by the rank that it meets but left to the launcher, which shows it if nothing else explains the end.

@@ -1,4 +1,4 @@
-"""What ZeRO-3 needs to be installed, said in one line before any process is started for it."""
+"""Requirements of ZeRO-3, checked before any process starts."""
 
 from ... import devices, zero_support
 from ...versions import numbers, version_text

@@ -1,4 +1,4 @@
-"""Which rank has ended a training, and why, told apart from the ranks that have failed because of it."""
+"""Identify the rank that ended a training, among those that failed because of it."""
 
 import signal
 from collections.abc import Sequence

@@ -1,1 +1,1 @@
-"""Weights under ZeRO-3: loaded, partitioned, seen whole by scripts, and saved."""
+"""Weights under ZeRO-3: loading, partitioning, gathering and saving."""

@@ -1,4 +1,4 @@
-"""`from_pretrained` under ZeRO-3: what it must not be passed, and whether the model really came out divided."""
+"""`from_pretrained` under ZeRO-3: remove conflicting arguments, and check that the model is partitioned."""
 
 import os
 from collections.abc import Callable
