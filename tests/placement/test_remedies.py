@@ -135,3 +135,24 @@ def test_a_remedy_under_which_nothing_can_be_placed_is_none():
     assert plan.shortfall
     # With adapters the layers are small enough to be on one device together.
     assert not any(remedy.startswith("gradient checkpointing") for remedy in remedies.what_would_fit(plan, short))
+
+
+class Failing(torch.nn.Module):
+    """Runs on no shapes; counts the attempts."""
+
+    attempts = 0
+
+    def forward(self, hidden):
+        type(self).attempts += 1
+        raise ValueError("not on shapes")
+
+
+def test_remedies_of_an_estimated_plan_run_nothing():
+    """What failed in a dry run once is not tried again for each remedy: that took minutes for a detection model."""
+    model = models.llama()
+    model.model.norm = Failing()
+    request = too_small_for(model, Workload(batch_size=4, seq_len=1024))
+    plan = planner.balanced(request)
+    assert plan.is_estimate and plan.shortfall and Failing.attempts
+    Failing.attempts = 0
+    assert remedies.what_would_fit(plan, request) and not Failing.attempts

@@ -45,6 +45,16 @@ class Remedy:
 
 def remedies_that_fit(plan: Plan, request: Request) -> list[Remedy]:
     """Return the changes of the workload under which everything fits, the mildest first; see `what_would_fit`."""
+    if not plan.is_estimate:
+        return _remedies_that_fit(plan, request)
+    from ..memory.tracing import too_long
+
+    # The model does not run on shapes. Each change would try that again, which can take minutes.
+    with too_long.estimating():
+        return _remedies_that_fit(plan, replace(request, cache=None))
+
+
+def _remedies_that_fit(plan: Plan, request: Request) -> list[Remedy]:
     found = []
     for change in _changes(plan.workload, request):
         changes = change.fields

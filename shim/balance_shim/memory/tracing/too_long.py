@@ -1,5 +1,7 @@
 """Models that took too long to trace, for instance with a loop over positions; each is given up once."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Literal
 from weakref import WeakKeyDictionary
 
@@ -9,6 +11,22 @@ if TYPE_CHECKING:
 Run = Literal["trace", "trial"]  # a trace runs each distinct block once, a trial more of them
 
 _shortest: "WeakKeyDictionary[nn.Module, dict[Run, int]]" = WeakKeyDictionary()
+
+_estimating = False
+
+
+@contextmanager
+def estimating() -> Iterator[None]:
+    """Run no model on shapes for as long as this lasts, as if each had taken too long.
+
+    What is found out meanwhile must not be cached.
+    """
+    global _estimating
+    before, _estimating = _estimating, True
+    try:
+        yield
+    finally:
+        _estimating = before
 
 
 def note(model: "nn.Module", run: Run, seq_len: int) -> None:
@@ -20,4 +38,4 @@ def note(model: "nn.Module", run: Run, seq_len: int) -> None:
 def is_known(model: "nn.Module", run: Run, seq_len: int) -> bool:
     """Whether `run` of `model` was given up with sequences that were no longer than `seq_len` tokens."""
     lengths = _shortest.get(model, {})
-    return any(seq_len >= lengths[each] for each in {run, "trace"} & lengths.keys())
+    return _estimating or any(seq_len >= lengths[each] for each in {run, "trace"} & lengths.keys())
