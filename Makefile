@@ -11,7 +11,8 @@
 
 PYTHON ?= python3
 export PYTHON
-PYTEST = -m pytest -q -p no:cacheprovider
+# The record is what tests/durations.py reads.
+PYTEST = -m pytest -q -p no:cacheprovider --junitxml=.cache/durations/$@.xml
 
 
 demo: .venv/new/.finished
