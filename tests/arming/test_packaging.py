@@ -1,4 +1,4 @@
-"""What is installed can do what the checkout can: the injected file is in it, as a file of its own."""
+"""Wheel and sdist, built and installed in a clean environment, can do what the checkout can."""
 
 import shutil
 import sys
@@ -10,26 +10,51 @@ import pytest
 from tests.processes import INJECTED, REPOSITORY, run
 
 
-def test_the_wheel(tmp_path):
-    """A wheel has the injected file, and the command it installs arms what it runs, in a bare environment too."""
-    pytest.importorskip("setuptools")
-    source = tmp_path / "source"
-    shutil.copytree(REPOSITORY / "shim", source / "shim", symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copytree(INJECTED, source / INJECTED.name)
-    for name in ("setup.cfg", "pyproject.toml", "LICENSE"):
-        shutil.copy(REPOSITORY / name, source)
-    (source / "README.md").write_text("")
-    build = ("wheel", "-q", "--no-deps", "--no-build-isolation", "-w", tmp_path, source)
-    done = run(sys.executable, "-m", "pip", *build, paths=())
+def pip(*words):
+    done = run(sys.executable, "-m", "pip", *words, paths=())
     assert done.returncode == 0, done.stderr
-    (wheel,) = tmp_path.glob("*.whl")
-    injected = zipfile.ZipFile(wheel).read("balance_shim/injection/sitecustomize.py").decode()
-    assert injected == (INJECTED / "sitecustomize.py").read_text()
 
-    venv.EnvBuilder(with_pip=False, symlinks=True).create(tmp_path / "bare")
-    (packages,) = (tmp_path / "bare" / "lib").glob("python*/site-packages")
-    zipfile.ZipFile(wheel).extractall(packages)
+
+def built_wheel(source, folder):
+    """Build the wheel of `source`, a folder or an sdist."""
+    pip("wheel", "-q", "--no-deps", "--no-index", "--no-build-isolation", "-w", folder, source)
+    (wheel,) = folder.glob("*.whl")
+    return wheel
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    """A copy of what packages are built from; its path has a space and a letter beyond ASCII."""
+    source = tmp_path_factory.mktemp("packaging") / "größe 2"
+    not_copied = shutil.ignore_patterns("__pycache__", "*.egg-info")
+    shutil.copytree(REPOSITORY / "shim", source / "shim", symlinks=True, ignore=not_copied)
+    shutil.copytree(INJECTED, source / INJECTED.name, ignore=not_copied)
+    for name in ("setup.cfg", "pyproject.toml", "LICENSE", "README.md"):
+        shutil.copy(REPOSITORY / name, source)
+    return source
+
+
+def test_wheel_of_the_sdist_in_a_clean_environment(source, tmp_path):
+    """The injected file is a file of its own, and the installed command arms what it runs.
+
+    Built through the sdist, the wheel has the same content as one of the checkout.
+    """
+    pytest.importorskip("setuptools")
+    build = "import sys; from setuptools import build_meta; build_meta.build_sdist(sys.argv[1])"
+    done = run(sys.executable, "-c", build, tmp_path / "sdist", paths=(), cwd=source)
+    assert done.returncode == 0, done.stderr
+    (sdist,) = (tmp_path / "sdist").glob("*.tar.gz")
+    wheel = built_wheel(sdist, tmp_path / "through sdist")
+    content = zipfile.ZipFile(wheel)
+    assert content.read("balance_shim/injection/sitecustomize.py") == (INJECTED / "sitecustomize.py").read_bytes()
+    direct = zipfile.ZipFile(built_wheel(source, tmp_path / "direct"))
+    assert sorted(direct.namelist()) == sorted(content.namelist())
+
+    venv.EnvBuilder(with_pip=False, symlinks=True).create(tmp_path / "clean")
+    python = tmp_path / "clean" / "bin" / "python"
+    pip("--python", python, "install", "-q", "--no-deps", "--no-index", wheel)
     script = tmp_path / "train.py"
     script.write_text("import sys; print('balance_shim' in sys.modules, sys.path[1].endswith('injection'))")
-    python = tmp_path / "bare" / "bin" / "python"
     assert run(python, "-m", "balance_shim", "run", script, paths=()).stdout == "True True\n"
+    version = run(tmp_path / "clean" / "bin" / "balance-shim", "--version", paths=()).stdout
+    assert version and version == run(sys.executable, "-m", "balance_shim", "--version").stdout

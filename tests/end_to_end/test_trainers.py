@@ -1,12 +1,14 @@
 """Unmodified training scripts on four simulated devices: they run, and learn what they learn without the shim."""
 
 import json
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
 from packaging.version import Version
 
-from tests.end_to_end.run import SHIM, on_python_path, run_script
+from tests.end_to_end.run import SCRIPTS, SHIM, on_python_path, run_script
 from tests.sampling import sampled
 
 FOUR = {"BALANCE_SIMULATE": "4x2GiB"}
@@ -97,12 +99,18 @@ def test_map_that_was_written_can_be_given_back(arguments, balanced, tmp_path):
 
 
 def test_map_by_hand_is_obeyed(arguments, alone, tmp_path):
-    """A user's own map is followed to the letter: two of the four devices stay empty."""
+    """A user's own map is followed to the letter: two of the four devices stay empty.
+
+    Script, map and results lie in a folder whose name has spaces and letters beyond ASCII.
+    """
     by_hand = {"model.embed_tokens": 0, "model.rotary_emb": 0, "model.layers": 0, "model.norm": 2, "lm_head": 2}
-    file = tmp_path / "map.json"
+    folder = tmp_path / "größe und 値"
+    folder.mkdir()
+    script = Path(shutil.copy(SCRIPTS / "plain_trainer.py", folder / "mein skript.py"))
+    file = folder / "eine karte.json"
     file.write_text(json.dumps(by_hand))
     environment = {**FOUR, "BALANCE_DEVICE_MAP": str(file)}
-    outcome = run_script("plain_trainer.py", arguments, tmp_path, environment, SHIM).expect_success()
+    outcome = run_script(script, arguments, folder, environment, SHIM).expect_success()
     assert outcome.losses == pytest.approx(alone[0].losses, **SAME)
     assert [peak > MIB for peak in outcome.peaks] == [True, False, True, False]
 

@@ -223,12 +223,16 @@ INJECTED_PATHS = (SHIM, INJECTED)
 
 @pytest.mark.parametrize("way", sampled(["script", "module"], "script"))
 def test_started_plainly_it_runs_twice(way, tmp_path):
-    """Both ranks get the arguments and options of the one process, in the folder where it was started."""
-    package = tmp_path / "pkg"
-    package.mkdir()
+    """Both ranks get the arguments and options of the one process, in the folder where it was started.
+
+    The folder's name has spaces and letters beyond ASCII.
+    """
+    folder = tmp_path / "größe und 値"
+    package = folder / "pkg"
+    package.mkdir(parents=True)
     (package / "train.py").write_text("import os; os.chdir('/'); " + TRAIN)
     program = ["-m", "pkg.train"] if way == "module" else [str(package / "train.py")]
-    paths = (*INJECTED_PATHS, tmp_path)
+    paths = (*INJECTED_PATHS, folder)
     done = python("-X", "dev", *program, "two words", "--x", paths=paths, timeout=200, **ZERO)
     assert done.returncode == 0, done.stderr[-3000:]
     lines = [line for line in done.stdout.splitlines() if "two words" in line]
