@@ -1,4 +1,4 @@
-"""Moving blocks in place, on simulated devices with real numbers: the checks of move_checks.py, each as a test."""
+"""Moving blocks in place, on simulated devices with real numbers: the checks of move_checks.py and move_failures.py."""
 
 from pathlib import Path
 
@@ -6,7 +6,8 @@ import pytest
 
 from tests.simulation.child import checks_in, results_of
 
-CHECKS = Path(__file__).with_name("move_checks.py")
+CHECKS = Path(__file__).with_name("move_checks.py")  # it runs those of the other file, too
+FAILURES = Path(__file__).with_name("move_failures.py")
 
 
 @pytest.fixture(scope="module")
@@ -15,7 +16,7 @@ def results(tmp_path_factory):
     return results_of(CHECKS, tmp_path_factory.mktemp("move"))
 
 
-@pytest.mark.parametrize("name", checks_in(CHECKS))
+@pytest.mark.parametrize("name", [*checks_in(CHECKS), *checks_in(FAILURES)])
 def test_move(results, name):
     """After a move, training and model are what the name of the check says, to the last bit and byte."""
     if "adapters" in name:
