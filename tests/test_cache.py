@@ -209,6 +209,16 @@ def test_a_list_that_a_module_holds_is_part_of_the_key():
     assert fingerprint(model, None, None) != before
 
 
+def test_a_config_that_is_no_json_has_a_key_too():
+    """4.51 leaves data types in a config inside another, and scripts put things of their own into configs."""
+    model = models.llama()
+    model.config.of_the_script = {"inner": range(3)}
+    before = fingerprint(model, None, None)
+    assert fingerprint(model, None, None) == before
+    model.config.of_the_script = {"inner": range(4)}
+    assert fingerprint(model, None, None) != before
+
+
 @pytest.mark.parametrize("edited", ["helper.py", "base.py"])
 def test_files_of_the_user_beside_the_model_are_part_of_the_key(edited, tmp_path, monkeypatch):
     """What its `forward` calls, and what its class inherits from; not only the file of the class."""

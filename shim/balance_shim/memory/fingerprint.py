@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import inspect
+import json
 import os
 import sys
 from collections.abc import Callable, Mapping
@@ -37,7 +38,11 @@ def _config(model: "nn.Module") -> Any:
     config: Any = getattr(model, "config", None)
     if config is None:
         return None
-    return [config.to_json_string(use_diff=False), repr(getattr(config, "_attn_implementation", None))]
+    try:
+        text = config.to_json_string(use_diff=False)
+    except TypeError:  # 4.51: a data type in a config inside another; or something of the script's own
+        text = json.dumps(config.to_dict(), sort_keys=True, default=repr)
+    return [text, repr(getattr(config, "_attn_implementation", None))]
 
 
 def _modules(model: "nn.Module", trains: "Callable[[str, Tensor], bool] | None") -> str:
