@@ -12,14 +12,22 @@ tells them apart by what the interpreter is doing, so that none of them has to a
 Standard library only, and little of that: torch, transformers and even `typing` are not imported here.
 """
 
+from __future__ import annotations
+
 from .arming import arm_on_import, install, status, uninstall
 from .errors import BalanceError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from .placement.plan import Plan
 
 __version__ = "0.1.0"
 __all__ = ["BalanceError", "__version__", "install", "plan", "status", "uninstall"]
 
 
-def plan(model, devices="", **workload):
+def plan(model: Any, devices: str = "", **workload: Any) -> Plan:
     """Plan the training of a model on devices that need not exist; see `balance_shim.planning.plan`."""
     from .planning import plan as made
 

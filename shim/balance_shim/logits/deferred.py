@@ -47,7 +47,9 @@ class DeferredLogits(torch.Tensor):
     handlers: ClassVar[dict[Any, Handler]] = {}  # operation -> how it is done in chunks; filled by `operations`
 
     @classmethod
-    def __torch_function__(cls, func, types, args=(), kwargs=None):
+    def __torch_function__(
+        cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
         kwargs = kwargs or {}
         if not args and "input" in kwargs:
             kwargs = dict(kwargs)
@@ -66,7 +68,9 @@ class DeferredLogits(torch.Tensor):
         return func(*args, **kwargs)
 
     @classmethod
-    def __torch_dispatch__(cls, func, types, args=(), kwargs=None):  # type: ignore[override]
+    def __torch_dispatch__(  # type: ignore[override]
+        cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
         # What calls operations from C++, or inside of an autograd function, where gradients go through `_Shell`.
         args, kwargs = tree_map(lambda each: _in_full(each, func, detached=True), (args, kwargs or {}))
         return func(*args, **kwargs)
@@ -75,14 +79,14 @@ class DeferredLogits(torch.Tensor):
 def defer(recipe: Recipe) -> torch.Tensor:
     """Return logits that are computed when they are needed."""
     if recipe.differentiable and torch.is_grad_enabled():
-        made: torch.Tensor = _Shell.apply(recipe, recipe.rows, *recipe.parameters)
+        made: torch.Tensor = _Shell.apply(recipe, recipe.rows, *recipe.parameters)  # type: ignore[no-untyped-call]  # torch does not annotate it
         return made
     return _shell(recipe)
 
 
-def _shell(recipe: Recipe) -> torch.Tensor:
+def _shell(recipe: Recipe) -> DeferredLogits:
     sample = recipe.sample
-    made: Any = torch.Tensor._make_wrapper_subclass(
+    made: DeferredLogits = torch.Tensor._make_wrapper_subclass(
         DeferredLogits, recipe.shape, dtype=sample.dtype, device=sample.device, requires_grad=False
     )
     made.recipe, made.full, made.base = recipe, None, None
@@ -144,12 +148,12 @@ class _Shell(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, recipe, rows, *parameters):
+    def forward(ctx: Any, recipe: Recipe, rows: torch.Tensor, *parameters: torch.Tensor) -> DeferredLogits:
         ctx.recipe = recipe
         return _shell(recipe)
 
     @staticmethod
-    def backward(ctx, gradient):
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         recipe, needed = ctx.recipe, ctx.needs_input_grad[1:]
         with torch.enable_grad():
             rows = recipe.rows.detach().requires_grad_(needed[0])

@@ -12,8 +12,7 @@ from torch import nn
 from .. import log
 from ..patching.guard import attempt
 from . import chunks
-from .deferred import Step, defer
-from .operations import DeferredLogits
+from .deferred import DeferredLogits, Step, defer
 from .recipe import Recipe
 
 FULL = "the loss is computed from full logits: "

@@ -112,7 +112,7 @@ class _Finder:
         behind = finders[finders.index(self) + 1 :] if self in finders else finders
         for finder in behind:
             find_spec = getattr(finder, "find_spec", None)
-            spec = find_spec(fullname, path, target) if find_spec is not None else None
+            spec: ModuleSpec | None = find_spec(fullname, path, target) if find_spec is not None else None
             if spec is not None:
                 return spec
         return None
@@ -135,7 +135,8 @@ class _Loader:
 
     def exec_module(self, module: ModuleType) -> None:
         spec = module.__spec__
-        if spec is not None and spec.loader is self:
+        current: object = spec.loader if spec is not None else None
+        if spec is not None and current is self:
             spec.loader = self._loader
         if getattr(module, "__loader__", None) is self:
             module.__loader__ = self._loader

@@ -15,12 +15,12 @@ def _reduce(proxy: Any) -> tuple[Any, ...]:
     return pkgutil.resolve_name, (f"{proxy.__module__}:{proxy.__qualname__}",)
 
 
-class _Bound(wrapt.BoundFunctionWrapper):
+class _Bound(wrapt.BoundFunctionWrapper):  # type: ignore[type-arg]  # generic since wrapt 2, not subscriptable in 1.15
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
         return _reduce(self)
 
 
-class _Proxy(wrapt.FunctionWrapper):
+class _Proxy(wrapt.FunctionWrapper):  # type: ignore[type-arg]
     __bound_function_wrapper__ = _Bound
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:

@@ -3,18 +3,22 @@
 For a backend written in Python torch brings the switch but no rules. These follow CUDA's: `device_rules.autocast`.
 """
 
+from collections.abc import Callable
+from typing import Any, TypeVar
+
 import torch
 
 from ..device_rules.autocast import LOWER, SINGLE, SINGLE_BY_ARGUMENT, WIDEST
 from .tensor import BACKEND, SimulatedTensor
 
+_Type = TypeVar("_Type", torch.dtype, None)
 _KEY = torch._C.DispatchKeySet(torch._C._dispatch_key_parse("AutocastPrivateUse1"))
 
 
 class _CastWeights:
     """Weights in the lower type, kept until autocast ends, because a weight is used again in the same forward."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._found: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
 
     def cast(self, tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
@@ -45,8 +49,8 @@ def register() -> "tuple[list[torch.library.Library], _CastWeights]":
     return [everything, library], weights
 
 
-def _lower(func, weights):
-    def kernel(*args, **kwargs):
+def _lower(func: torch._ops.OpOverload, weights: _CastWeights) -> Callable[..., Any]:
+    def kernel(*args: Any, **kwargs: Any) -> Any:
         dtype = torch.get_autocast_dtype(BACKEND)
         with torch._C._ExcludeDispatchKeyGuard(_KEY):
             return func(*_each(args, dtype, weights.cast), **_each(kwargs, dtype, weights.cast))
@@ -54,16 +58,16 @@ def _lower(func, weights):
     return kernel
 
 
-def _single(func, _):
-    def kernel(*args, **kwargs):
+def _single(func: torch._ops.OpOverload, _: _CastWeights) -> Callable[..., Any]:
+    def kernel(*args: Any, **kwargs: Any) -> Any:
         with torch._C._ExcludeDispatchKeyGuard(_KEY):
             return func(*_each(args, torch.float32, torch.Tensor.to), **_each(kwargs, torch.float32, torch.Tensor.to))
 
     return kernel
 
 
-def _by_argument(func, _):
-    def kernel(*args, **kwargs):
+def _by_argument(func: torch._ops.OpOverload, _: _CastWeights) -> Callable[..., Any]:
+    def kernel(*args: Any, **kwargs: Any) -> Any:
         with torch._C._ExcludeDispatchKeyGuard(_KEY):
             if _castable(args[0]) and kwargs.get("dtype") is None and len(args) < len(func._schema.arguments):
                 kwargs["dtype"] = torch.float32
@@ -72,9 +76,9 @@ def _by_argument(func, _):
     return kernel
 
 
-def _widest(func, _):
-    def kernel(*args, **kwargs):
-        types: set = set()
+def _widest(func: torch._ops.OpOverload, _: _CastWeights) -> Callable[..., Any]:
+    def kernel(*args: Any, **kwargs: Any) -> Any:
+        types: set[torch.dtype] = set()
         _each(args, None, lambda tensor, _: types.add(tensor.dtype))
         with torch._C._ExcludeDispatchKeyGuard(_KEY):
             if len(types) < 2:
@@ -85,11 +89,11 @@ def _widest(func, _):
     return kernel
 
 
-def _castable(value):
+def _castable(value: Any) -> bool:
     return type(value) is SimulatedTensor and value.is_floating_point() and value.dtype is not torch.float64
 
 
-def _each(value, dtype, cast):
+def _each(value: Any, dtype: _Type, cast: Callable[[torch.Tensor, _Type], Any]) -> Any:
     if _castable(value):
         return cast(value, dtype)
     if isinstance(value, (list, tuple)):

@@ -4,8 +4,10 @@ import contextlib
 import functools
 import types
 from collections import OrderedDict
+from typing import Any
 
 import torch
+from torch.types import Device
 
 from ..device_spec import SimulationSpec
 from ..units import format_size
@@ -17,13 +19,13 @@ from .tensor import BACKEND
 class Hooks(torch._C._acc.PrivateUse1Hooks):
     """What torch's C++ side asks about the backend as a whole."""
 
-    def is_available(self):
+    def is_available(self) -> bool:
         return True
 
-    def is_built(self):
+    def is_built(self) -> bool:
         return True
 
-    def has_primary_context(self, _):
+    def has_primary_context(self, _: int) -> bool:
         return True
 
 
@@ -39,58 +41,58 @@ class Properties:
             self.gcnArchName = f"gfx{self.major}{self.minor}"
         self.multi_processor_count = 1
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         return f"_SimulatedDeviceProperties(name='{self.name}', total_memory={format_size(self.total_memory)})"
 
 
 class Stream:
     """All work on a simulated device is done when the call returns, so a stream has nothing to order."""
 
-    def __init__(self, device=None, priority=0, **_):
+    def __init__(self, device: Device = None, priority: int = 0, **_: Any):
         self.device = torch.device(BACKEND, 0) if device is None else torch.device(device)
         self.stream_id = self.npu_stream = 0
 
-    def synchronize(self):
+    def synchronize(self) -> None:
         pass
 
-    def wait_stream(self, stream):
+    def wait_stream(self, stream: object) -> None:
         pass
 
-    def wait_event(self, event):
+    def wait_event(self, event: object) -> None:
         pass
 
-    def query(self):
+    def query(self) -> bool:
         return True
 
-    def record_event(self, event=None):
+    def record_event(self, event: "Event | None" = None) -> "Event":
         return event or Event()
 
-    def __enter__(self):
+    def __enter__(self) -> "Stream":
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, *_: object) -> None:
         pass
 
 
 class Event:
     """Always complete, and no time apart from any other: simulated devices have no clock."""
 
-    def __init__(self, enable_timing=False, blocking=False, interprocess=False, **_):
+    def __init__(self, enable_timing: bool = False, blocking: bool = False, interprocess: bool = False, **_: Any):
         pass
 
-    def record(self, stream=None):
+    def record(self, stream: object = None) -> None:
         pass
 
-    def wait(self, stream=None):
+    def wait(self, stream: object = None) -> None:
         pass
 
-    def query(self):
+    def query(self) -> bool:
         return True
 
-    def synchronize(self):
+    def synchronize(self) -> None:
         pass
 
-    def elapsed_time(self, end_event):
+    def elapsed_time(self, end_event: object) -> float:
         return 0.0
 
 
@@ -102,50 +104,50 @@ def make_module(machine: Machine, spec: SimulationSpec) -> types.ModuleType:
     class device(contextlib.ContextDecorator):  # named as in every torch device module
         """Make a device the current one for the length of a `with` block; a negative index changes nothing."""
 
-        def __init__(self, device):
+        def __init__(self, device: Device):
             self.idx = device if isinstance(device, int) else index_of(device)
 
-        def __enter__(self):
+        def __enter__(self) -> None:
             self.previous = machine.current
             if self.idx >= 0:
                 machine.current = index_of(self.idx)
 
-        def __exit__(self, *_):
+        def __exit__(self, *_: object) -> None:
             machine.current = self.previous
 
     class device_of(device):
-        def __init__(self, obj):
+        def __init__(self, obj: torch.Tensor):
             super().__init__(obj.device.index if obj.device.type == BACKEND else -1)
 
-    def set_device(device):
+    def set_device(device: Device) -> None:
         machine.current = index_of(device)
 
-    def mem_get_info(device=None):
+    def mem_get_info(device: Device = None) -> tuple[int, int]:
         index = index_of(device)
         return ledger.free(index), ledger.capacities[index]
 
-    def memory_allocated(device=None):
+    def memory_allocated(device: Device = None) -> int:
         return ledger.live(index_of(device))
 
-    def memory_reserved(device=None):
+    def memory_reserved(device: Device = None) -> int:
         return ledger.reserved(index_of(device))
 
-    def max_memory_allocated(device=None):
+    def max_memory_allocated(device: Device = None) -> int:
         return ledger.peak(index_of(device))
 
-    def max_memory_reserved(device=None):
+    def max_memory_reserved(device: Device = None) -> int:
         return ledger.peak_reserved(index_of(device))
 
-    def empty_cache():
+    def empty_cache() -> None:
         ledger.release_cached()
 
-    def set_per_process_memory_fraction(fraction, device=None):
+    def set_per_process_memory_fraction(fraction: float, device: Device = None) -> None:
         ledger.set_fraction(index_of(device), float(fraction))
 
-    def reset_peak_memory_stats(device=None):
+    def reset_peak_memory_stats(device: Device = None) -> None:
         ledger.reset_peak(index_of(device))
 
-    def memory_stats(device=None):
+    def memory_stats(device: Device = None) -> "OrderedDict[str, int]":
         index = index_of(device)
         live, peak = ledger.live(index), ledger.peak(index)
         sizes = {"active": (live, peak), "allocated": (live, peak), "requested": (live, peak)}
@@ -158,21 +160,21 @@ def make_module(machine: Machine, spec: SimulationSpec) -> types.ModuleType:
         stats["num_alloc_retries"] = ledger.retries(index)
         return stats
 
-    def memory_summary(device=None, abbreviated=False):
+    def memory_summary(device: Device = None, abbreviated: bool = False) -> str:
         return repr(ledger.usage()[index_of(device)])
 
-    def get_device_properties(device=None):
+    def get_device_properties(device: Device = None) -> Properties:
         return Properties(spec, index_of(device))
 
-    def get_device_capability(device=None):
+    def get_device_capability(device: Device = None) -> tuple[int, int] | None:
         return machine.architectures[index_of(device)].capability
 
-    def is_bf16_supported(including_emulation=True):
+    def is_bf16_supported(including_emulation: bool = True) -> bool:
         # As torch.cuda answers for the current device: before 8.0 tensors of bfloat16 can be had, by emulation.
         runtime, capability = machine.architectures[machine.current]
         return including_emulation or runtime != "cuda" or capability is None or capability >= (8, 0)
 
-    def nothing(*_, **__):
+    def nothing(*_: Any, **__: Any) -> None:
         return None
 
     amp = types.SimpleNamespace(

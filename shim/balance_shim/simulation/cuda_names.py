@@ -18,6 +18,7 @@ from types import FunctionType, ModuleType
 from typing import Any
 
 import torch
+from torch.types import Device
 
 from ..virtual.machine import Machine
 from .tensor import BACKEND
@@ -41,10 +42,10 @@ def translated(device: Any) -> Any:
 
 
 class _DeviceKind(type):
-    def __instancecheck__(cls, value):
+    def __instancecheck__(cls, value: object) -> bool:
         return isinstance(value, _PlainDevice)
 
-    def __subclasscheck__(cls, subclass):
+    def __subclasscheck__(cls, subclass: type) -> bool:
         return cls is subclass or issubclass(subclass, _PlainDevice)
 
 
@@ -54,7 +55,7 @@ class device(metaclass=_DeviceKind):  # named as torch names it
     __module__ = "torch"
     __qualname__ = "device"
 
-    def __new__(cls, *args, **kwargs):
+    def __new__(cls, *args: Any, **kwargs: Any) -> Any:  # torch's own
         return _PlainDevice(*map(translated, args), **{name: translated(value) for name, value in kwargs.items()})
 
 
@@ -97,7 +98,7 @@ def replacements(machine: Machine, module: ModuleType) -> Iterator[tuple[Any, st
 
 def _by_keyword(original: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(original)
-    def function(*args, **kwargs):
+    def function(*args: Any, **kwargs: Any) -> Any:
         if "device" in kwargs:
             kwargs["device"] = translated(kwargs["device"])
         if kwargs.get("pin_memory"):  # there is no pinned memory without a driver, and nothing here needs it
@@ -109,7 +110,7 @@ def _by_keyword(original: Callable[..., Any]) -> Callable[..., Any]:
 
 def _anywhere(original: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(original)
-    def function(*args, **kwargs):
+    def function(*args: Any, **kwargs: Any) -> Any:
         args = tuple(map(translated, args))
         for name in ("device", "device_type"):
             if name in kwargs:
@@ -121,7 +122,7 @@ def _anywhere(original: Callable[..., Any]) -> Callable[..., Any]:
 
 def _with_default(original: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(original)
-    def is_autocast_enabled(device_type=BACKEND):  # without an argument torch means CUDA
+    def is_autocast_enabled(device_type: str = BACKEND) -> Any:  # without an argument torch means CUDA
         return original(translated(device_type))
 
     return is_autocast_enabled
@@ -129,14 +130,19 @@ def _with_default(original: Callable[..., Any]) -> Callable[..., Any]:
 
 def _scaler(original: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(original)
-    def __init__(self, device="cuda", *args, **kwargs):
+    def __init__(self: Any, device: Any = "cuda", *args: Any, **kwargs: Any) -> None:
         original(self, translated(device), *args, **kwargs)
 
     return __init__
 
 
 def _to_device(machine: Machine) -> Callable[..., Any]:
-    def cuda(self, device=None, non_blocking=False, memory_format=torch.preserve_format):
+    def cuda(
+        self: torch.Tensor,
+        device: Device = None,
+        non_blocking: bool = False,
+        memory_format: torch.memory_format = torch.preserve_format,
+    ) -> torch.Tensor:
         """Return this tensor on a simulated device, by default on the current one."""
         place = machine.devices[machine.index_of(translated(device))]
         return self.to(place, non_blocking=non_blocking, memory_format=memory_format)
@@ -146,7 +152,7 @@ def _to_device(machine: Machine) -> Callable[..., Any]:
 
 def _by_caller(original: Callable[..., Any], simulated: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(original)
-    def function(*args, **kwargs):
+    def function(*args: Any, **kwargs: Any) -> Any:
         if not _is_program(sys._getframe(1).f_code.co_filename):
             return original(*args, **kwargs)
         kwargs = {name: translated(value) for name, value in kwargs.items()}

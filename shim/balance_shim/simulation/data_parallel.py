@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import functools
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from types import ModuleType
 from typing import Any
 
 import torch
+from torch.types import Device
 
 from .. import log
 from ..placement import placed_models
@@ -25,38 +26,54 @@ def replacements(machine: Machine) -> Iterator[tuple[Any, str, Any]]:
     """Yield owner, name and replacement of the functions in `torch.nn.parallel.comm`; results are outside of graphs."""
     from torch.nn.parallel import comm
 
-    def place(device: Any) -> torch.device:
+    def place(device: Device) -> torch.device:
         device = translated(device)
         if device == -1 or (device is not None and not isinstance(device, int) and torch.device(device).type == "cpu"):
             return torch.device("cpu")
         return machine.devices[machine.index_of(device)]
 
-    def broadcast(tensor, devices=None, *, out=None):
+    def broadcast(
+        tensor: torch.Tensor, devices: Any = None, *, out: Sequence[torch.Tensor] | None = None
+    ) -> tuple[torch.Tensor, ...]:
         if out is not None:
             return tuple(target.copy_(tensor) for target in out)
         return tuple(tensor.to(place(device)) for device in devices)
 
-    def broadcast_coalesced(tensors, devices, buffer_size=10485760):
+    def broadcast_coalesced(
+        tensors: Iterable[torch.Tensor], devices: Iterable[Device], buffer_size: int = 10485760
+    ) -> list[list[torch.Tensor]]:
         return [[tensor.detach().to(place(device)) for tensor in tensors] for device in devices]
 
-    def reduce_add(inputs, destination=None):
+    def reduce_add(inputs: Sequence[torch.Tensor], destination: Device = None) -> torch.Tensor:
         target = place(destination)
         total = inputs[0].to(target)
         for tensor in inputs[1:]:
             total = total + tensor.to(target)
         return total
 
-    def reduce_add_coalesced(inputs, destination=None, buffer_size=10485760):
+    def reduce_add_coalesced(
+        inputs: Iterable[Sequence[torch.Tensor]], destination: Device = None, buffer_size: int = 10485760
+    ) -> tuple[torch.Tensor, ...]:
         return tuple(reduce_add(tensors, destination) for tensors in zip(*inputs, strict=True))
 
-    def scatter(tensor, devices=None, chunk_sizes=None, dim=0, streams=None, *, out=None):
+    def scatter(
+        tensor: torch.Tensor,
+        devices: Any = None,
+        chunk_sizes: Sequence[int] | None = None,
+        dim: int = 0,
+        streams: Any = None,
+        *,
+        out: Sequence[torch.Tensor] | None = None,
+    ) -> tuple[torch.Tensor, ...]:
         if out is not None:
             parts = tensor.split([target.shape[dim] for target in out], dim)
             return tuple(target.copy_(part) for target, part in zip(out, parts, strict=True))
         parts = tensor.chunk(len(devices), dim) if chunk_sizes is None else tensor.split(list(chunk_sizes), dim)
         return tuple(part.to(place(device)) for part, device in zip(parts, devices, strict=False))
 
-    def gather(tensors, dim=0, destination=None, *, out=None):
+    def gather(
+        tensors: Iterable[torch.Tensor], dim: int = 0, destination: Device = None, *, out: torch.Tensor | None = None
+    ) -> torch.Tensor:
         target = place(destination) if out is None else out.device
         joined = torch.cat([tensor.to(target) for tensor in tensors], dim)
         return joined if out is None else out.copy_(joined)
@@ -73,8 +90,8 @@ def count_devices_as_on_cuda(module: ModuleType) -> None:
     kept = module.TrainingArguments.__dict__["_setup_devices"]
     compute = kept.func if hasattr(kept, "func") else kept.fget
 
-    def _setup_devices(self):
-        device = compute(self)
+    def _setup_devices(self: Any) -> torch.device:
+        device: torch.device = compute(self)
         alone = str(getattr(getattr(self, "distributed_state", None), "distributed_type", "")).endswith("NO")
         if device.type == BACKEND and self._n_gpu == 1 and alone and not _trainers.depth:
             self._n_gpu = torch.get_device_module(BACKEND).device_count()
@@ -97,7 +114,7 @@ def train_one_copy(module: ModuleType) -> None:
     original = module.Trainer.__init__
 
     @functools.wraps(original)
-    def __init__(self, model=None, args=None, *more, **kwargs):
+    def __init__(self: Any, model: Any = None, args: Any = None, *more: Any, **kwargs: Any) -> None:
         # Those that the shim placed it takes care of.
         placed = hasattr(model, "modules") and placed_models.placed(model) is not None
         if args is not None and not placed and args.n_gpu > 1:

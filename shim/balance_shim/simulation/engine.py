@@ -1,6 +1,7 @@
 """Backward on a backend whose device guard is written in Python."""
 
 import itertools
+from typing import Any
 
 import torch
 
@@ -18,7 +19,7 @@ class Guard(torch._C._acc.DeviceGuard):
 
     __slots__ = ()  # with an instance dictionary the look-up of `type_` itself would fail on the pending exception
 
-    def type_(self):
+    def type_(self) -> Any:  # a DeviceType; torch's stub names its base's argument instead
         try:
             any(_nothing)  # an exhausted iterator: the interpreter looks whether it ended because of an exception
         except BaseException as error:
@@ -29,7 +30,7 @@ class Guard(torch._C._acc.DeviceGuard):
 _pending: list[BaseException] = []
 
 
-def run_backward(*args, **kwargs):
+def run_backward(*args: Any, **kwargs: Any) -> Any:
     """Stand in for `torch.autograd.graph._engine_run_backward`.
 
     With threads the engine has one queue for each device that the guard reports, and a guard in Python cannot report

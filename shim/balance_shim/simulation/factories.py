@@ -1,8 +1,11 @@
 """Making tensors on simulated devices: operations that torch dispatches by the device asked for, as no tensor is."""
 
 import math
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
+from torch.types import Device
 
 from ..virtual import shapes
 from ..virtual.machine import Machine
@@ -24,13 +27,35 @@ def register(machine: Machine) -> torch.library.Library:
     """Register the kernels with torch, for as long as the returned library lives."""
     library = torch.library.Library("aten", "IMPL")
 
-    def empty(size, *, dtype=None, layout=None, device=None, pin_memory=None, memory_format=None):
+    def empty(
+        size: Sequence[int],
+        *,
+        dtype: torch.dtype | None = None,
+        layout: torch.layout | None = None,
+        device: Device = None,
+        pin_memory: bool | None = None,
+        memory_format: torch.memory_format | None = None,
+    ) -> torch.Tensor:
         return make(size, None, dtype, device, memory_format)
 
-    def empty_strided(size, stride, *, dtype=None, layout=None, device=None, pin_memory=None):
+    def empty_strided(
+        size: Sequence[int],
+        stride: Sequence[int],
+        *,
+        dtype: torch.dtype | None = None,
+        layout: torch.layout | None = None,
+        device: Device = None,
+        pin_memory: bool | None = None,
+    ) -> torch.Tensor:
         return make(size, stride, dtype, device, None)
 
-    def make(size, stride, dtype, device, memory_format):
+    def make(
+        size: Sequence[int],
+        stride: Sequence[int] | None,
+        dtype: torch.dtype | None,
+        device: Device,
+        memory_format: torch.memory_format | None,
+    ) -> torch.Tensor:
         dtype = dtype or torch.get_default_dtype()
         place = machine.index_of(device)
         count = math.prod(size)
@@ -43,12 +68,12 @@ def register(machine: Machine) -> torch.library.Library:
             raw = aten.empty.memory_format(size, dtype=dtype, device=target, memory_format=memory_format)
         return wrap(raw, place, machine)
 
-    def computed(func):
+    def computed(func: torch._ops.OpOverload) -> Callable[..., torch.Tensor]:
         random = torch.Tag.nondeterministic_seeded in func.tags
         if func is aten.randperm.default:
             func = aten.randperm.generator
 
-        def kernel(*args, device=None, pin_memory=None, **kwargs):
+        def kernel(*args: Any, device: Device = None, pin_memory: bool | None = None, **kwargs: Any) -> torch.Tensor:
             place = machine.index_of(device)
             if random:
                 kwargs["generator"] = machine.generators.checked(kwargs.get("generator"), place)
@@ -60,10 +85,10 @@ def register(machine: Machine) -> torch.library.Library:
         return kernel
 
     # These two are for `torch.tensor(numbers, device=...)`, which works with the dispatch of subclasses switched off.
-    def copy_from(source, target, non_blocking=False):
+    def copy_from(source: torch.Tensor, target: torch.Tensor, non_blocking: bool = False) -> torch.Tensor:
         return copy(source, target)
 
-    def number(tensor):
+    def number(tensor: torch.Tensor) -> Any:
         return SimulatedTensor.run(aten._local_scalar_dense.default, (tensor,), {})
 
     library.impl("empty.memory_format", empty, "PrivateUse1")
@@ -88,7 +113,7 @@ def copy(source: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     return target
 
 
-def register_attention(attention) -> torch.library.Library:
+def register_attention(attention: Callable[..., torch.Tensor]) -> torch.library.Library:
     """Register `aten::scaled_dot_product_attention` with torch, for as long as the returned library lives."""
     library = torch.library.Library("aten", "IMPL")
     # At autograd's key, where torch would otherwise take the operation apart; it also holds for calls from C++.

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
+from torch.types import Device
 
 from ..virtual.machine import Machine
 from .tensor import BACKEND
@@ -21,7 +22,7 @@ _made: set[int] = set()  # the insides of generators for simulated devices: oper
 
 
 class _Kind(type(_Plain)):  # type: ignore[misc]
-    def __instancecheck__(cls, value):
+    def __instancecheck__(cls, value: object) -> bool:
         return isinstance(value, _Plain)
 
 
@@ -33,7 +34,7 @@ class Generator(_Plain, metaclass=_Kind):
 
     _place: torch.device
 
-    def __new__(cls, device: torch.device | str | int | None = None):
+    def __new__(cls, device: Device = None) -> Any:  # this class, or torch's
         wanted = torch.device("cpu" if device is None else device)
         if wanted.type != BACKEND:
             return _Plain(device=wanted)
@@ -42,31 +43,32 @@ class Generator(_Plain, metaclass=_Kind):
         _made.add(_inside(self))
         return self
 
-    def __init__(self, device=None):
+    def __init__(self, device: Device = None):
         pass
 
     @property
     def device(self) -> torch.device:  # type: ignore[override]
         return self._place
 
-    def __del__(self):
+    def __del__(self) -> None:
         _made.discard(_inside(self))
 
-    def clone_state(self):
-        copy = Generator(self.device)
+    def clone_state(self) -> torch.Generator:
+        copy: torch.Generator = Generator(self.device)
         copy.set_state(self.get_state())
         return copy
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[Any, ...]:
         return _restored, (str(self.device), self.get_state())
 
 
 def _inside(generator: _Plain) -> int:
-    return generator._cdata  # type: ignore[attr-defined]
+    inside: int = generator._cdata  # type: ignore[attr-defined]  # not in torch's stubs
+    return inside
 
 
-def _restored(device, state):
-    generator = Generator(device)
+def _restored(device: str, state: torch.Tensor) -> torch.Generator:
+    generator: torch.Generator = Generator(device)
     generator.set_state(state)
     return generator
 
@@ -108,28 +110,28 @@ class Generators:
 
 def functions(machine: Machine) -> dict[str, Callable[..., Any]]:
     """Return the functions of `torch.cuda.random` for the devices of `machine`; no device means the current one."""
-    each = machine.generators.each
+    each: tuple[Generator, ...] = machine.generators.each
 
-    def of(device=None):
+    def of(device: Device = None) -> Generator:
         return each[machine.index_of(device)]
 
-    def manual_seed(seed):
+    def manual_seed(seed: int) -> None:
         of().manual_seed(int(seed))
 
-    def manual_seed_all(seed):  # torch.manual_seed calls this, too
+    def manual_seed_all(seed: int) -> None:  # torch.manual_seed calls this, too
         for generator in each:
             generator.manual_seed(int(seed))
 
-    def seed():
+    def seed() -> None:
         of().seed()
 
-    def seed_all():
+    def seed_all() -> None:
         manual_seed_all(of().seed())
 
-    def set_rng_state(new_state, device=None):
+    def set_rng_state(new_state: torch.Tensor, device: Device = None) -> None:
         of(device).set_state(new_state)
 
-    def set_rng_state_all(new_states):
+    def set_rng_state_all(new_states: Iterable[torch.Tensor]) -> None:
         for generator, state in zip(each, new_states, strict=False):
             generator.set_state(state)
 

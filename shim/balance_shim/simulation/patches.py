@@ -3,6 +3,9 @@
 import contextlib
 import functools
 import importlib
+from collections.abc import Callable, Iterator
+from types import ModuleType
+from typing import Any
 
 import torch
 from torch.jit import _builtins
@@ -15,7 +18,7 @@ from .generators import Generator
 from .tensor import BACKEND, SimulatedTensor
 
 
-def apply(machine: Machine, module, weights: _CastWeights) -> contextlib.ExitStack:
+def apply(machine: Machine, module: ModuleType, weights: _CastWeights) -> contextlib.ExitStack:
     """Replace those functions; closing the returned stack puts the originals back."""
     undo = contextlib.ExitStack()
     with contextlib.ExitStack() as failed:
@@ -31,7 +34,7 @@ def apply(machine: Machine, module, weights: _CastWeights) -> contextlib.ExitSta
     return undo
 
 
-def _keep_scriptable(original, replacement, undo: contextlib.ExitStack) -> None:
+def _keep_scriptable(original: Any, replacement: Any, undo: contextlib.ExitStack) -> None:
     """Let TorchScript compile calls of `replacement` to the operator of `original`, which it knows by identity."""
     operator = _builtins._find_builtin(original)
     if operator is not None:
@@ -39,7 +42,7 @@ def _keep_scriptable(original, replacement, undo: contextlib.ExitStack) -> None:
         undo.callback(_builtins._get_builtin_table().pop, id(replacement), None)
 
 
-def _replacements(machine, module, weights):
+def _replacements(machine: Machine, module: ModuleType, weights: _CastWeights) -> Iterator[tuple[Any, str, Any]]:
     yield torch.autograd.graph, "_engine_run_backward", engine.run_backward
     yield torch.autograd, "_engine_run_backward", engine.run_backward
     yield torch.Tensor, "data", property(_plain_data.__get__, _assign_data, _plain_data.__delete__)
@@ -75,7 +78,7 @@ def _replacements(machine, module, weights):
     yield from data_parallel.replacements(machine)
 
 
-def _assign_data(self, value):
+def _assign_data(self: torch.Tensor, value: torch.Tensor) -> None:
     if isinstance(value, SimulatedTensor):
         set_data(self, value)
     else:
@@ -91,20 +94,20 @@ def _compatible(input: torch.Tensor, from_: torch.Tensor) -> bool:  # torch.comp
     return _both_plain(input, from_)
 
 
-def _clearing(original, weights):
+def _clearing(original: Callable[[], None], weights: _CastWeights) -> Callable[[], None]:
     @functools.wraps(original)
-    def clear_autocast_cache():
+    def clear_autocast_cache() -> None:
         weights.clear()
         original()
 
     return clear_autocast_cache
 
 
-def _loading(original, machine):
+def _loading(original: Callable[..., Any], machine: Machine) -> Callable[..., Any]:
     """Files hold the tensors of simulated devices as CPU tensors: those asked for on a device are moved there."""
 
     @functools.wraps(original)
-    def load(f, map_location=None, *args, **kwargs):
+    def load(f: Any, map_location: Any = None, *args: Any, **kwargs: Any) -> Any:
         map_location = cuda_names.translated(map_location)
         if isinstance(map_location, int):
             map_location = machine.devices[map_location]
@@ -116,7 +119,7 @@ def _loading(original, machine):
     return load
 
 
-def _moved(value, device):
+def _moved(value: Any, device: torch.device) -> Any:
     if isinstance(value, torch.Tensor):
         value.data = value.detach().to(device)
         return value

@@ -7,32 +7,35 @@ operations; here these are the plain operations that the models had, so that mem
 import importlib.machinery
 import sys
 import types
+from typing import Any, NoReturn
 
 import torch
 
 __version__ = "0.0.0+simulated"
 
 
-def npu_rms_norm(hidden, weight, epsilon=1e-6):
+def npu_rms_norm(
+    hidden: torch.Tensor, weight: torch.Tensor, epsilon: float = 1e-6
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the normalised `hidden`, and the reciprocal of the root mean square."""
     wide = hidden.to(torch.float32)
     reciprocal = torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + epsilon)
     return weight * (wide * reciprocal).to(hidden.dtype), reciprocal
 
 
-def npu_rotary_mul(hidden, cos, sin):
+def npu_rotary_mul(hidden: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
     """Return `hidden` turned by the angles whose cosines and sines are given, halves paired."""
     first, second = hidden.chunk(2, dim=-1)
     return hidden * cos + torch.cat((-second, first), dim=-1) * sin
 
 
-def npu_swiglu(hidden, dim=-1):
+def npu_swiglu(hidden: torch.Tensor, dim: int = -1) -> torch.Tensor:
     """Return SiLU of the first half of `hidden` times the second half."""
     gate, up = hidden.chunk(2, dim=dim)
     return torch.nn.functional.silu(gate) * up
 
 
-def npu_fusion_attention(*_, **__):
+def npu_fusion_attention(*_: Any, **__: Any) -> NoReturn:
     """Raise: there is no flash-attention package for simulated devices."""
     raise NotImplementedError('simulated devices have no flash_attention_2; attn_implementation="sdpa" counts the same')
 

@@ -8,6 +8,7 @@ Shapes: B batch, H heads, S queries, D width of a head.
 """
 
 import contextlib
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -25,7 +26,15 @@ class _FusedAttention(torch.autograd.Function):
     """The numbers come from torch's CPU attention, forward and backward; the bytes are a fused kernel's."""
 
     @staticmethod
-    def forward(ctx, machine, query, key, value, mask, options):
+    def forward(
+        ctx: Any,
+        machine: Machine,
+        query: VirtualTensor,
+        key: VirtualTensor,
+        value: VirtualTensor,
+        mask: VirtualTensor | None,
+        options: dict[str, Any],
+    ) -> VirtualTensor:
         place = query.place
         ctx.machine, ctx.options, ctx.random_state = machine, options, None
         if query.raw.is_meta:
@@ -45,18 +54,22 @@ class _FusedAttention(torch.autograd.Function):
         return out
 
     @staticmethod
-    def backward(ctx, grad):
+    def backward(ctx: Any, grad: VirtualTensor) -> tuple[Any, ...]:
         *inputs, _, _ = ctx.saved_tensors
         needed = ctx.needs_input_grad[1:5]
         if grad.raw.is_meta:
-            found = [torch.empty_like(tensor.raw) for tensor, need in zip(inputs, needed, strict=True) if need]
+            found: Sequence[torch.Tensor] = [
+                torch.empty_like(tensor.raw) for tensor, need in zip(inputs, needed, strict=True) if need
+            ]
         else:
             found = _real_gradients(ctx, inputs, needed, grad.raw)
         results = iter(wrap(raw, grad.place, ctx.machine) for raw in found)
         return None, *(next(results) if need else None for need in needed), None
 
 
-def _real_gradients(ctx, inputs, needed, grad):
+def _real_gradients(
+    ctx: Any, inputs: Sequence[VirtualTensor | None], needed: Sequence[bool], grad: torch.Tensor
+) -> tuple[torch.Tensor, ...]:
     raws: list[Any] = [
         None if tensor is None else tensor.raw.detach().requires_grad_(need)
         for tensor, need in zip(inputs, needed, strict=True)
@@ -68,10 +81,20 @@ def _real_gradients(ctx, inputs, needed, grad):
     return torch.autograd.grad(out, [raw for raw, need in zip(raws, needed, strict=True) if need], grad)
 
 
-def make_attention(machine: Machine):
+def make_attention(machine: Machine) -> Callable[..., torch.Tensor]:
     """Return the replacement of `aten::scaled_dot_product_attention` on the devices of `machine`."""
 
-    def attention(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, *, scale=None, enable_gqa=False):
+    def attention(
+        query: Any,
+        key: Any,
+        value: Any,
+        attn_mask: torch.Tensor | None = None,
+        dropout_p: float = 0.0,
+        is_causal: bool = False,
+        *,
+        scale: float | None = None,
+        enable_gqa: bool = False,
+    ) -> torch.Tensor:
         tensors = [query, key, value] + ([] if attn_mask is None else [attn_mask])
         for tensor in tensors:
             if not isinstance(tensor, VirtualTensor) or tensor.place != query.place:
@@ -85,12 +108,22 @@ def make_attention(machine: Machine):
             machine.math_attention.add(call)
             return math_attention(query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa)
         options = {"dropout_p": dropout_p, "is_causal": is_causal, "scale": scale, "enable_gqa": enable_gqa}
-        return _FusedAttention.apply(machine, query, key, value, attn_mask, options)
+        taken = machine, query, key, value, attn_mask, options
+        out: torch.Tensor = _FusedAttention.apply(*taken)  # type: ignore[no-untyped-call]  # torch does not annotate it
+        return out
 
     return attention
 
 
-def _call(query, key, value, mask, dropout_p, is_causal, enable_gqa):
+def _call(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor | None,
+    dropout_p: float,
+    is_causal: bool,
+    enable_gqa: bool,
+) -> AttentionCall:
     has_heads = query.dim() > 2
     return AttentionCall(
         dtype=query.dtype,

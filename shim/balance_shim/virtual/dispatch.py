@@ -3,6 +3,9 @@
 This is below autograd and autocast, so torch's own rules for both apply; what arrives here are single kernels.
 """
 
+from collections.abc import Callable, Sequence
+from typing import Any
+
 import torch
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
@@ -28,7 +31,7 @@ _RESHAPING = {
 }  # fmt: skip
 
 
-def mismatch(operation, first, second) -> RuntimeError:
+def mismatch(operation: str, first: torch.Tensor, second: torch.Tensor) -> RuntimeError:
     """Return the error of an operation that meets tensors of two devices: type and words are CUDA's.
 
     Its attribute `tensors` holds the two.
@@ -55,7 +58,7 @@ class _Rule:
         "takes_generator",
     )
 
-    def __init__(self, func):
+    def __init__(self, func: torch._ops.OpOverload):
         name = func._schema.name.removeprefix("aten::")
         self.mutates = func._schema.is_mutable
         self.reshapes = self.mutates and (name in _RESHAPING or any(arg.is_out for arg in func._schema.arguments))
@@ -73,12 +76,12 @@ class _Rule:
 class Dispatcher:
     """Runs operations on the tensors of one machine."""
 
-    def __init__(self, machine: Machine, attention):
+    def __init__(self, machine: Machine, attention: Callable[..., Any]):
         self._machine = machine
         self._attention = attention
         self._rules: dict[torch._ops.OpOverload, _Rule] = {}
 
-    def __call__(self, func, args, kwargs):
+    def __call__(self, func: torch._ops.OpOverload, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
         """Run the operation `func`.
 
         Raises:
@@ -97,7 +100,7 @@ class Dispatcher:
         virtual: list[VirtualTensor] = []
         plain: list[torch.Tensor] = []  # other tensors, leaving out mere numbers on the host, which go anywhere
         raw_args = [_unwrapped(arg, virtual, plain, rule, tensor_class) for arg in args]
-        raw_kwargs = {}
+        raw_kwargs: dict[str, Any] = {}
         if kwargs:
             leaves, structure = tree_flatten(kwargs)
             raw_kwargs = tree_unflatten(
@@ -142,7 +145,7 @@ class Dispatcher:
             return self._restored(out, virtual, raw_args, place)
         return self._wrapped(out, place)
 
-    def _taken(self, size, place):
+    def _taken(self, size: int, place: int | None) -> torch.Tensor | None:
         """Count `size` bytes on a device for as long as what is returned lives."""
         if not size or place is None:
             return None
@@ -150,19 +153,26 @@ class Dispatcher:
         self._machine.ledger.hold(block, place)
         return block
 
-    def _run(self, func, raw_args, raw_kwargs, virtual, place):
+    def _run(
+        self,
+        func: torch._ops.OpOverload,
+        raw_args: list[Any],
+        raw_kwargs: dict[str, Any],
+        virtual: list[VirtualTensor],
+        place: int | None,
+    ) -> Any:
         if self._machine.shapes_only:
             return shapes.run(func, raw_args, raw_kwargs, virtual, place, self._machine)
         return kernels.REAL.get(func, func)(*raw_args, **raw_kwargs)
 
-    def _wrapped(self, out, place):
+    def _wrapped(self, out: Any, place: int | None) -> Any:
         if isinstance(out, torch.Tensor):
             return out if place is None else wrap(out, place, self._machine)
         if isinstance(out, (list, tuple)):
             return type(out)(self._wrapped(item, place) for item in out)
         return out
 
-    def _restored(self, out, virtual, raw_args, place):
+    def _restored(self, out: Any, virtual: Sequence[VirtualTensor], raw_args: list[Any], place: int | None) -> Any:
         """Give back the caller's own tensors where the operation gave back the ones that it wrote to."""
         if isinstance(out, torch.Tensor):
             for tensor in virtual:
@@ -176,7 +186,9 @@ class Dispatcher:
         return out
 
 
-def _unwrapped(arg, virtual, plain, rule, tensor_class):
+def _unwrapped(
+    arg: Any, virtual: list[VirtualTensor], plain: list[torch.Tensor], rule: _Rule, tensor_class: type[torch.Tensor]
+) -> Any:
     kind = type(arg)
     if kind is tensor_class:
         virtual.append(arg)
@@ -188,11 +200,11 @@ def _unwrapped(arg, virtual, plain, rule, tensor_class):
     return arg
 
 
-def _one_by_one(func, args, kwargs):
+def _one_by_one(func: torch._ops.OpOverload, args: Sequence[Any], kwargs: dict[str, Any]) -> list[Any] | None:
     """Run an operation on lists of tensors that span devices position by position, as CUDA's slow path does."""
     length = next(len(arg) for arg in args if isinstance(arg, (list, tuple)) and isinstance(arg[0], torch.Tensor))
 
-    def at(value, position):
+    def at(value: Any, position: int) -> Any:
         whole = not isinstance(value, (list, tuple)) or len(value) != length
         return value if whole else [value[position]]
 

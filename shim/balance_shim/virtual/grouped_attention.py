@@ -44,7 +44,7 @@ def around_use_gqa(
     return use_gqa_in_sdpa
 
 
-def is_better_repeated(key: Any, value: Any) -> bool:
+def is_better_repeated(key: torch.Tensor, value: torch.Tensor) -> bool:
     """Whether grouped queries with these keys (B, H, S, D) run as plain matrix products, and fused when repeated."""
     return repeating_helps(_computed_in(key), key.shape[-1], value.shape[-1], key.requires_grad, architectures_of(key))
 
@@ -61,14 +61,14 @@ def repeating_helps(
     return needs and all(decided(repeated, each) != "math" for each in architectures)
 
 
-def kind_of(tensor: Any) -> str:
+def kind_of(tensor: torch.Tensor) -> str:
     """Return the type of numbers and the device that `tensor` is computed with, for people to read."""
     dtype = str(_computed_in(tensor)).removeprefix("torch.")
     capabilities = {each.capability for each in architectures_of(tensor) if each.capability}
     return f"{dtype} on compute capability " + " and ".join(f"{major}.{minor}" for major, minor in sorted(capabilities))
 
 
-def architectures_of(tensor: Any) -> tuple[Architecture, ...]:
+def architectures_of(tensor: torch.Tensor) -> tuple[Architecture, ...]:
     """Return the architectures that the device of `tensor` may have; one, except in a trace for several."""
     if isinstance(tensor, VirtualTensor):
         return tensor.machine.architectures_at(tensor.place)
@@ -83,7 +83,7 @@ def _real_architecture(index: int) -> Architecture:
     return Architecture("hip" if torch.version.hip else "cuda", capability)
 
 
-def _computed_in(tensor: Any) -> torch.dtype:
+def _computed_in(tensor: torch.Tensor) -> torch.dtype:
     kind = tensor.device.type
     if tensor.is_floating_point() and torch.is_autocast_enabled(kind):
         return torch.get_autocast_dtype(kind)

@@ -1,7 +1,7 @@
 """Operations that accelerators have and torch's CPU or meta tensors have not, in terms of those that they have."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -11,14 +11,20 @@ from . import recurrent
 aten = torch.ops.aten
 
 
-def _histogram(raw, *args, **kwargs):
+def _histogram(raw: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
     """Counts of whole numbers, as mixtures of experts use it to count the tokens of each expert."""
-    if raw.dtype.is_floating_point:
-        return aten.histc.default(raw, *args, **kwargs)
-    return aten.histc.default(raw.to(torch.float32), *args, **kwargs).to(raw.dtype)
+    numbers = raw if raw.dtype.is_floating_point else raw.to(torch.float32)
+    counts: torch.Tensor = aten.histc.default(numbers, *args, **kwargs)
+    return counts.to(raw.dtype)
 
 
-def grouped_mm_shape(left, right, offs=None, bias=None, out_dtype=None):
+def grouped_mm_shape(
+    left: torch.Tensor,
+    right: torch.Tensor,
+    offs: Any = None,  # a tensor where it is needed
+    bias: torch.Tensor | None = None,
+    out_dtype: torch.dtype | None = None,
+) -> torch.Tensor:
     """The result's shape of products of groups. A group dimension that only one factor has is cut up by `offs`."""
     shape: tuple[int, ...]
     if left.dim() == 2 and right.dim() == 2:
@@ -30,7 +36,7 @@ def grouped_mm_shape(left, right, offs=None, bias=None, out_dtype=None):
     return left.new_empty(shape, dtype=out_dtype or left.dtype)
 
 
-def temporary_bytes(func, args):
+def temporary_bytes(func: torch._ops.OpOverload, args: Sequence[Any]) -> int:
     """Return the bytes that an operation takes on CUDA while it runs, beyond its arguments and results."""
     size = _TEMPORARY.get(func)
     return 0 if size is None else size(*args)

@@ -15,15 +15,15 @@ _HALF = (torch.float16, torch.bfloat16)
 
 
 def math_attention(
-    query: Any,
-    key: Any,
-    value: Any,
-    mask: Any,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor | None,
     dropout_p: float,
     is_causal: bool,
     scale: float | None,
     enable_gqa: bool,
-) -> Any:
+) -> torch.Tensor:
     """Return the attention of `query` (B, H, S, D) to `key` and `value` (B, H or fewer, T, D) in the type of `query`.
 
     Kept for the backward pass: the probabilities B x H x S x T, scaled queries and keys, and values, all for all heads
@@ -44,7 +44,7 @@ def math_attention(
     scores = torch.matmul(query, key.transpose(-2, -1) * factor)
     if mask is not None:
         scores.add_(mask)
-    probabilities = _SafeSoftmax.apply(scores)
+    probabilities = _SafeSoftmax.apply(scores)  # type: ignore[no-untyped-call]  # torch does not annotate it
     del scores
     if dropout_p > 0:
         probabilities = torch.native_dropout(probabilities, dropout_p, True)[0]
@@ -62,7 +62,7 @@ class _SafeSoftmax(torch.autograd.Function):
     """Softmax that gives zeros for a row that is masked altogether; keeps its result alone."""
 
     @staticmethod
-    def forward(ctx: Any, scores: Any) -> Any:
+    def forward(ctx: Any, scores: torch.Tensor) -> torch.Tensor:
         result = torch.softmax(scores, -1)
         is_masked = torch.isneginf(scores).all(-1, keepdim=True)
         result = torch.where(is_masked, torch.zeros((), dtype=result.dtype, device=result.device), result)

@@ -10,7 +10,13 @@ import torch
 aten = torch.ops.aten
 
 
-def _lstm(input_gates, hidden_gates, cell, input_bias=None, hidden_bias=None):
+def _lstm(
+    input_gates: torch.Tensor,
+    hidden_gates: torch.Tensor,
+    cell: torch.Tensor,
+    input_bias: torch.Tensor | None = None,
+    hidden_bias: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, ...]:
     gates = _biased(input_gates, input_bias) + _biased(hidden_gates, hidden_bias)
     opened, kept, fresh, shown = gates.chunk(4, 1)
     opened, kept, shown = opened.sigmoid(), kept.sigmoid(), shown.sigmoid()
@@ -19,7 +25,14 @@ def _lstm(input_gates, hidden_gates, cell, input_bias=None, hidden_bias=None):
     return shown * next_cell.tanh(), next_cell, torch.cat([opened, kept, fresh, shown], 1)
 
 
-def _lstm_backward(grad_hidden, grad_cell, cell, next_cell, workspace, has_bias):
+def _lstm_backward(
+    grad_hidden: torch.Tensor | None,
+    grad_cell: torch.Tensor | None,
+    cell: torch.Tensor,
+    next_cell: torch.Tensor,
+    workspace: torch.Tensor,
+    has_bias: bool,
+) -> tuple[torch.Tensor, ...]:
     opened, kept, fresh, shown = workspace.chunk(4, 1)
     seen = next_cell.tanh()
     by_cell = torch.zeros_like(cell) if grad_cell is None else grad_cell
@@ -39,7 +52,13 @@ def _lstm_backward(grad_hidden, grad_cell, cell, next_cell, workspace, has_bias)
     return grad_gates, by_cell * kept, grad_gates.sum(0)
 
 
-def _gru(input_gates, hidden_gates, hidden, input_bias=None, hidden_bias=None):
+def _gru(
+    input_gates: torch.Tensor,
+    hidden_gates: torch.Tensor,
+    hidden: torch.Tensor,
+    input_bias: torch.Tensor | None = None,
+    hidden_bias: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, ...]:
     reset, update, fresh = _biased(input_gates, input_bias).chunk(3, 1)
     reset_too, update_too, fresh_too = _biased(hidden_gates, hidden_bias).chunk(3, 1)
     reset, update = (reset + reset_too).sigmoid(), (update + update_too).sigmoid()
@@ -47,7 +66,7 @@ def _gru(input_gates, hidden_gates, hidden, input_bias=None, hidden_bias=None):
     return fresh + update * (hidden - fresh), torch.cat([reset, update, fresh, hidden, fresh_too], 1)
 
 
-def _gru_backward(grad, workspace, has_bias):
+def _gru_backward(grad: torch.Tensor, workspace: torch.Tensor, has_bias: bool) -> tuple[torch.Tensor, ...]:
     reset, update, fresh, hidden, fresh_too = workspace.chunk(5, 1)
     by_update = grad * (hidden - fresh) * (1 - update) * update
     by_fresh = grad * (1 - update) * (1 - fresh * fresh)
@@ -57,7 +76,7 @@ def _gru_backward(grad, workspace, has_bias):
     return of_input, of_hidden, grad * update, of_input.sum(0), of_hidden.sum(0)
 
 
-def _biased(gates, bias):
+def _biased(gates: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
     return gates if bias is None else gates + bias
 
 

@@ -7,12 +7,14 @@ plausible answer, and a size that depends on its values is taken as large as it 
 
 import math
 import mmap
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 
-from . import kernels, shape_memo
+from . import kernels, recurrent, shape_memo
+from .machine import Machine
+from .tensor import VirtualTensor
 
 HOST = torch.device("cpu")
 META = torch.device("meta")
@@ -42,7 +44,14 @@ def blank(shape: torch.Size, dtype: torch.dtype) -> torch.Tensor:
     return torch.frombuffer(pages, dtype=dtype).view(shape)
 
 
-def run(func, args, kwargs, virtual, place, machine):
+def run(
+    func: torch._ops.OpOverload,
+    args: list[Any],
+    kwargs: dict[str, Any],
+    virtual: Sequence[VirtualTensor],
+    place: int | None,
+    machine: Machine,
+) -> Any:
     """Run `func` on raw tensors of which some may be meta, for a result on device `place` (None: on the host)."""
     if not any(tensor.raw.is_meta for tensor in virtual):
         if not virtual and place is not None and kwargs.get("generator") is None:
@@ -86,17 +95,21 @@ def run(func, args, kwargs, virtual, place, machine):
     return _each(out, lambda raw: blank(raw.shape, raw.dtype)) if place is None else out
 
 
-def _twin(raw):
+def _twin(raw: torch.Tensor) -> torch.Tensor:
     return torch.empty_strided(raw.shape, raw.stride(), dtype=raw.dtype, device=META)
 
 
-def _lose(tensor, twins, machine):
+def _lose(tensor: VirtualTensor, twins: dict[int, torch.Tensor], machine: Machine) -> None:
     twin = twins[id(tensor.raw)] = _twin(tensor.raw)
     machine.ledger.hold(twin, tensor.place)
     tensor.raw = twin
 
 
-def _copy(func, args, virtual, machine):
+def _copy(
+    func: torch._ops.OpOverload, args: Sequence[Any], virtual: Sequence[VirtualTensor], machine: Machine
+) -> torch.Tensor:
+    target: torch.Tensor
+    source: torch.Tensor
     target, source = args[:2] if func is aten.copy_.default else args[1::-1]
     for tensor in virtual:
         if tensor.raw is target and not target.is_meta and source.is_meta:
@@ -105,14 +118,14 @@ def _copy(func, args, virtual, machine):
     return target  # of two meta tensors nothing is left to copy, and a host tensor cannot learn what nobody knows
 
 
-def _written(func, args, kwargs):
+def _written(func: torch._ops.OpOverload, args: Sequence[Any], kwargs: dict[str, Any]) -> Iterator[Any]:
     for position, argument in enumerate(func._schema.arguments):
         if argument.alias_info is not None and argument.alias_info.is_write:
             value = args[position] if position < len(args) else kwargs.get(argument.name)
             yield from value if isinstance(value, (list, tuple)) else (value,)
 
 
-def _replaced(value, twins):
+def _replaced(value: Any, twins: dict[int, torch.Tensor]) -> Any:
     if isinstance(value, torch.Tensor):
         if value.dim() and not value.is_meta and id(value) not in twins:  # the host's own, where those may mix
             return _twin(value)
@@ -122,7 +135,7 @@ def _replaced(value, twins):
     return value
 
 
-def _each(out, change):
+def _each(out: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
     if isinstance(out, torch.Tensor):
         return change(out)
     if isinstance(out, (list, tuple)):
@@ -130,7 +143,7 @@ def _each(out, change):
     return out
 
 
-def _positions(index):
+def _positions(index: torch.Tensor | None) -> list[torch.Tensor | None]:
     """Return a mask as the positions that it selects, all of them if nobody knows: masks have no meta kernel."""
     if not isinstance(index, torch.Tensor) or index.dtype not in (torch.bool, torch.uint8):
         return [index]
@@ -150,17 +163,17 @@ _VALUELESS = {
 _MASKED = {aten.index.Tensor, aten.index_put.default, aten.index_put_.default, aten._index_put_impl_.default}
 
 
-def _number(raw):
+def _number(raw: torch.Tensor) -> bool | float:
     # False: "is any of it not a number?" is what programs ask. Zero is an index that exists. A loss of one is a loss.
     if raw.dtype is torch.bool:
         return False
     return 1.0 if raw.dtype.is_floating_point else 0
 
 
-def _compared(answer):
+def _compared(answer: bool) -> Callable[[torch.Tensor, Any], torch.Tensor]:
     """Return a comparison with a single number: values that nobody knows equal none (padding is all zeros)."""
 
-    def compare(raw, _):
+    def compare(raw: torch.Tensor, _: Any) -> torch.Tensor:
         if raw.numel() > MOST_REAL:
             return torch.empty_like(raw, dtype=torch.bool, device=META)
         return blank(raw.shape, torch.bool).logical_not_() if answer else blank(raw.shape, torch.bool)
@@ -168,20 +181,20 @@ def _compared(answer):
     return compare
 
 
-def _ctc_loss(log_probs, targets, *_, **__):
+def _ctc_loss(log_probs: torch.Tensor, targets: torch.Tensor, *_: Any, **__: Any) -> tuple[torch.Tensor, torch.Tensor]:
     """Return a loss for each sequence, and what backward keeps: one value for each frame, label and blank."""
-    frames, sequences, _ = log_probs.shape
+    frames, sequences = log_probs.shape[:2]
     longest = targets.shape[1] if targets.dim() == 2 else -(-targets.shape[0] // max(1, sequences))
     kept = log_probs.new_empty((sequences, frames, 2 * longest + 1), device=META)
     return log_probs.new_empty((sequences,), device=META), kept
 
 
-def _ctc_loss_backward(_, log_probs, *__, **___):
+def _ctc_loss_backward(_: torch.Tensor, log_probs: torch.Tensor, *__: Any, **___: Any) -> torch.Tensor:
     return torch.empty_like(log_probs, device=META)
 
 
 _ANSWERS: dict[Any, Callable[..., Any]] = {
-    **kernels.recurrent.STEPS,
+    **recurrent.STEPS,
     aten._local_scalar_dense.default: _number,
     aten.equal.default: lambda left, right: left.shape == right.shape,
     aten.eq.Scalar: _compared(False),

@@ -27,42 +27,46 @@ class VirtualTensor(torch.Tensor):
     __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
     @staticmethod
-    def __new__(cls, data, requires_grad=True, **_):
+    def __new__(cls, data: torch.Tensor, requires_grad: bool = True, **_: Any) -> Any:  # a Parameter
         # accelerate makes a parameter anew as type(parameter)(data, requires_grad=...).
         return torch.nn.Parameter(data, requires_grad)
 
-    def __init__(self, *_, **__):
+    def __init__(self, *_: Any, **__: Any) -> None:
         pass
 
     @classmethod
-    def __torch_dispatch__(cls, func, types, args=(), kwargs=None):  # type: ignore[override]
+    def __torch_dispatch__(  # type: ignore[override]
+        cls, func: torch._ops.OpOverload, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
         return cls.run(func, args, kwargs or {})
 
     @property
-    def data(self):
-        return _plain_data.__get__(self)
+    def data(self) -> torch.Tensor:
+        inside: torch.Tensor = _plain_data.__get__(self)
+        return inside
 
     @data.setter
-    def data(self, value):
+    def data(self, value: torch.Tensor) -> None:
         set_data(self, value)
 
-    def untyped_storage(self):
+    def untyped_storage(self) -> Any:  # a storage, or its stand-in
         # safetensors and transformers find tensors that share memory by asking storages for their addresses.
         storage = self.raw.untyped_storage()
         return _NumberlessStorage(storage) if self.raw.is_meta else storage
 
-    def data_ptr(self):
+    def data_ptr(self) -> int:
         if self.raw.is_meta:
             _refuse_kernels(sys._getframe(1).f_globals.get("__name__", ""))
-        return self.untyped_storage().data_ptr() + self.raw.storage_offset() * self.raw.element_size()
+        start: int = self.untyped_storage().data_ptr()
+        return start + int(self.raw.storage_offset()) * self.raw.element_size()
 
-    def is_shared(self):
+    def is_shared(self) -> bool:
         return False
 
-    def tolist(self):
+    def tolist(self) -> Any:
         return self.detach().cpu().tolist()
 
-    def numpy(self, *, force=False):
+    def numpy(self, *, force: bool = False) -> Any:
         if force:
             return self.detach().cpu().numpy()
         raise TypeError(
@@ -70,17 +74,18 @@ class VirtualTensor(torch.Tensor):
             "Use Tensor.cpu() to copy the tensor to host memory first."
         )
 
-    def __array__(self, *_, **__):
+    def __array__(self, *_: Any, **__: Any) -> Any:
         return self.numpy()
 
-    def __repr__(self, *, tensor_contents=None):
+    def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]  # torch's has no types
         grad = ", requires_grad=True" if self.requires_grad else ""
-        return f"{torch.Tensor.__repr__(self.raw)[:-1]}, device='{self.device}'{grad})"
+        inside: str = torch.Tensor.__repr__(self.raw)  # type: ignore[no-untyped-call]  # torch does not annotate it
+        return f"{inside[:-1]}, device='{self.device}'{grad})"
 
-    def __format__(self, spec):
+    def __format__(self, spec: str) -> str:
         return format(self.item(), spec) if self.dim() == 0 else object.__format__(self, spec)
 
-    def __deepcopy__(self, memo):
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         if id(self) in memo:
             return memo[id(self)]
         if not self.is_leaf:
@@ -96,7 +101,7 @@ class VirtualTensor(torch.Tensor):
             copy.grad = self.grad.__deepcopy__(memo)
         return copy
 
-    def __reduce_ex__(self, protocol):
+    def __reduce_ex__(self, protocol: Any) -> Any:
         # As the CPU tensor inside, so that files can be read where nothing is virtual, and storages shared by
         # several tensors are written once. `torch.load(map_location=)` brings it back to a virtual device.
         raw = self.raw.detach()
@@ -127,13 +132,14 @@ def _refuse_kernels(module: str) -> None:
 class _NumberlessStorage:
     """The storage of a tensor that has only a shape: without memory it has no address, but still an identity."""
 
-    def __init__(self, storage):
+    def __init__(self, storage: torch.UntypedStorage):
         self._storage = storage
 
-    def data_ptr(self):
-        return self._storage._cdata
+    def data_ptr(self) -> int:
+        identity: int = self._storage._cdata
+        return identity
 
-    def __getattr__(self, name):
+    def __getattr__(self, name: str) -> Any:
         return getattr(self._storage, name)
 
 
@@ -151,9 +157,10 @@ def wrap(raw: torch.Tensor, place: int, machine: Machine) -> VirtualTensor:
     return _wrapper(raw, place, machine)
 
 
-def _wrapper(raw, place, machine):
-    tensor = torch.Tensor._make_wrapper_subclass(
-        machine.tensor_class,
+def _wrapper(raw: torch.Tensor, place: int, machine: Machine) -> VirtualTensor:
+    kind: Any = machine.tensor_class
+    tensor: VirtualTensor = torch.Tensor._make_wrapper_subclass(
+        kind,
         raw.shape,
         strides=raw.stride(),
         storage_offset=raw.storage_offset(),
@@ -194,7 +201,7 @@ def set_data(tensor: torch.Tensor, value: torch.Tensor) -> None:
         tensor.grad = grad.to(tensor.device)
 
 
-def _exchange(tensor, fresh):
+def _exchange(tensor: torch.Tensor, fresh: torch.Tensor) -> None:
     """Let `tensor` be what `fresh` is. Graphs and views that use `tensor` then hold `fresh`, which stands in for it.
 
     `torch.utils.swap_tensors` refuses where anything else refers to the tensor, because those references would be left
@@ -205,7 +212,7 @@ def _exchange(tensor, fresh):
     for name in ("raw", "place", "_is_param"):  # these belong to what the object becomes, the rest to what it is
         attributes.pop(name, None)
     hooks = tensor._backward_hooks, tensor._post_accumulate_grad_hooks
-    is_shared = tensor._use_count() > 1
+    is_shared = tensor._use_count() > 1  # type: ignore[attr-defined]  # not in torch's stubs
     for name in ("__class__", "__dict__"):
         ours, theirs = getattr(tensor, name), getattr(fresh, name)
         setattr(tensor, name, theirs)
@@ -224,10 +231,10 @@ def _exchange(tensor, fresh):
         fresh.register_post_accumulate_grad_hook(_passing_on(weakref.ref(tensor)))
 
 
-def _passing_on(reference):
+def _passing_on(reference: weakref.ref[torch.Tensor]) -> Callable[[torch.Tensor], None]:
     """Return a hook that adds a gradient which an older graph computes to that of the tensor as it is now."""
 
-    def pass_on(former):
+    def pass_on(former: torch.Tensor) -> None:
         tensor = reference()
         if tensor is not None and former.grad is not None:
             grad = former.grad.to(tensor.device, tensor.dtype)

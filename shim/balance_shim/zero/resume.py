@@ -73,7 +73,8 @@ def _first_rank_converts(step: Path, universal: Path, is_there: bool, folder: st
         store.set(key, failure or "")
     while not store.check([key]):
         time.sleep(POLL)
-    return store.get(key).decode()
+    answer: bytes = store.get(key)
+    return answer.decode()
 
 
 def newest_step(folder: Path) -> Path | None:

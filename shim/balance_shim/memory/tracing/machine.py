@@ -249,7 +249,7 @@ class _Factories(TorchDispatchMode):
     """Makes tensors on traced devices: `torch.zeros(..., device="cpu:1")` is dispatched by no tensor."""
 
     def __init__(self, machine: Machine):
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]  # torch does not annotate it
         self._devices = frozenset(machine.devices)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

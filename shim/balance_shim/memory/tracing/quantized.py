@@ -21,10 +21,10 @@ class DequantizingLinear(nn.Linear):
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """Return the product of `input` and the weight, in the type of `input`."""
         kind = input.device.type
-        if torch.is_autocast_enabled(kind):
-            return _Product.apply(input.to(torch.get_autocast_dtype(kind)), self.weight)
-        out: torch.Tensor = _Product.apply(input.to(self.compute_dtype or input.dtype), self.weight)
-        return out.to(input.dtype)
+        casts = torch.is_autocast_enabled(kind)
+        wide = input.to(torch.get_autocast_dtype(kind) if casts else self.compute_dtype or input.dtype)
+        out: torch.Tensor = _Product.apply(wide, self.weight)  # type: ignore[no-untyped-call]  # torch does not annotate it
+        return out if casts else out.to(input.dtype)
 
 
 class _Product(torch.autograd.Function):

@@ -130,7 +130,7 @@ def trains_beside_text(model: Any) -> bool:
 
 
 def _method(model: Any, part: str) -> Callable[..., Any] | None:
-    found = getattr(model, METHODS[part], None)
+    found: Callable[..., Any] | None = getattr(model, METHODS[part], None)
     if found is not None:
         return found
     if model.config.model_type not in ("qwen2_vl", "qwen2_5_vl") or part == "input_features":
@@ -174,7 +174,7 @@ def with_nothing_added(output: Any, tensors: list[Any]) -> Any:
         def backward(ctx: Any, grad: Any) -> Any:
             return grad, *(torch.zeros(shape, dtype=dtype, device=device) for shape, dtype, device in ctx.likes)
 
-    return AddsNothing.apply(output, *tensors)
+    return AddsNothing.apply(output, *tensors)  # type: ignore[no-untyped-call]  # torch does not annotate it
 
 
 def size(described: Mapping[str, Any]) -> int:

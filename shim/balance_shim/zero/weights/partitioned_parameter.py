@@ -72,7 +72,8 @@ class PartitionedParameter(torch.nn.Parameter):
     def data(self) -> torch.Tensor:
         if is_partitioned(self) and not _asked_by_the_knowing():
             raise zero_support.refusal("weights_data", shape=tuple(self.ds_shape))
-        return _plain_data.__get__(self)
+        inside: torch.Tensor = _plain_data.__get__(self)
+        return inside
 
     @data.setter
     def data(self, value: torch.Tensor) -> None:
@@ -105,7 +106,7 @@ def is_partitioned(value: Any) -> bool:
     if not isinstance(value, torch.nn.Parameter) or "ds_id" not in vars(value):
         return False
     with torch._C.DisableTorchFunctionSubclass():
-        return torch.Tensor.numel(value) != value.ds_numel  # type: ignore[attr-defined]
+        return bool(torch.Tensor.numel(value) != value.ds_numel)  # type: ignore[attr-defined]
 
 
 def computed(function: Callable[..., Any], name: str, args: Any, kwargs: Any) -> Any:
@@ -132,7 +133,8 @@ def computed(function: Callable[..., Any], name: str, args: Any, kwargs: Any) ->
         result = _gathered(function, parts, args, kwargs, writes)
     if not isinstance(result, torch.Tensor) or not result.is_floating_point():
         return result
-    return _WithoutGradient.apply(result, torch.zeros((), requires_grad=True), name, tuple(parts[0].ds_shape))
+    flows, shape = torch.zeros((), requires_grad=True), tuple(parts[0].ds_shape)
+    return _WithoutGradient.apply(result, flows, name, shape)  # type: ignore[no-untyped-call]  # torch does not annotate it
 
 
 def _gathered(function: Callable[..., Any], parts: list[Any], args: Any, kwargs: Any, writes: bool) -> Any:

@@ -49,7 +49,8 @@ def _labels(wants: Wants, batch: Batch) -> Any:
         if wants.kind.endswith(ends):
             return make(wants, batch)
     if "input_ids" in batch and "decoder_input_ids" not in wants.accepted and "pixel_values" not in wants.accepted:
-        return batch["input_ids"].clone()
+        given: torch.Tensor = batch["input_ids"]
+        return given.clone()
     return _sequence(wants, batch)
 
 
@@ -74,7 +75,8 @@ def _of_tokens(_: Wants, batch: Batch) -> torch.Tensor | None:
 def _sequence(wants: Wants, batch: Batch) -> torch.Tensor | None:
     """Return the tokens that are to come: the batch's own, or those of a decoder."""
     if "input_ids" in batch:
-        return batch["input_ids"].clone()
+        given: torch.Tensor = batch["input_ids"]
+        return given.clone()
     if not {"decoder_input_ids", "decoder_attention_mask"} & wants.accepted:
         return None
     config = first_of(wants.config, "decoder", default=wants.config)
