@@ -15,7 +15,17 @@ Standard library only, and little of that: torch, transformers and even `typing`
 from __future__ import annotations
 
 from .arming import arm_on_import, install, status, uninstall
-from .errors import BalanceError
+from .errors import (
+    BalanceError,
+    DeviceMapError,
+    LostModelError,
+    ModelError,
+    MoveError,
+    SettingError,
+    SimulationError,
+    UsageError,
+    ZeroError,
+)
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -24,7 +34,22 @@ if TYPE_CHECKING:
     from .placement.plan import Plan
 
 __version__ = "0.1.0"
-__all__ = ["BalanceError", "__version__", "install", "plan", "status", "uninstall"]
+__all__ = [
+    "BalanceError",
+    "DeviceMapError",
+    "LostModelError",
+    "ModelError",
+    "MoveError",
+    "SettingError",
+    "SimulationError",
+    "UsageError",
+    "ZeroError",
+    "__version__",
+    "install",
+    "plan",
+    "status",
+    "uninstall",
+]
 
 
 def plan(model: Any, devices: str = "", **workload: Any) -> Plan:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from .choices import Precision
 from .device_spec import FORMS, SimulationSpec, parse_spec
-from .errors import BalanceError
+from .errors import UsageError
 from .settings import VARIABLES, Reserve, Settings, misspelled
 
 _MODEL = "a folder with a config.json, such a file, or a hub id"
@@ -24,10 +24,6 @@ BALANCE_* variables set the defaults of the options of the same name, BALANCE_SI
 BALANCE_MAX_MEMORY and BALANCE_CACHE apply as in training.
 """
 EXIT_CODES = "Exit code: 0 if the plan fits, 1 if it does not, 2 if the request is invalid or no plan exists."
-
-
-class UsageError(BalanceError):
-    """Something asked for that cannot be; each line of the message is about one thing."""
 
 
 class PlanOptions(NamedTuple):

@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from .errors import BalanceError
+from .errors import BalanceError, ModelError
 from .plan_options import PRECISIONS, PlanOptions, read_options
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ def subject_of(model: Any, options: PlanOptions) -> Subject:
         ready = unloaded(found.model_class, found.config, dtype, options.machine.capacities)
     except Exception as error:  # of the model's or the quantizer's making
         reason = model_config.one_line(error)
-        raise model_config.ModelError(f"{name}: cannot be built from its config: {reason}") from error
+        raise ModelError(f"{name}: cannot be built from its config: {reason}") from error
     return Subject(found, named, dtype, ready)
 
 

@@ -32,6 +32,14 @@ def test_public_names():
     metadata.read(REPOSITORY / "setup.cfg")
     assert names == [
         "BalanceError",
+        "DeviceMapError",
+        "LostModelError",
+        "ModelError",
+        "MoveError",
+        "SettingError",
+        "SimulationError",
+        "UsageError",
+        "ZeroError",
         "__version__",
         "install",
         "plan",

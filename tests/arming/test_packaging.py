@@ -46,6 +46,7 @@ def test_wheel_of_the_sdist_in_a_clean_environment(source, tmp_path):
     (sdist,) = (tmp_path / "sdist").glob("*.tar.gz")
     wheel = built_wheel(sdist, tmp_path / "through sdist")
     content = zipfile.ZipFile(wheel)
+    assert "balance_shim/py.typed" in content.namelist()  # type checkers read the annotations of what is installed
     assert content.read("balance_shim/injection/sitecustomize.py") == (INJECTED / "sitecustomize.py").read_bytes()
     direct = zipfile.ZipFile(built_wheel(source, tmp_path / "direct"))
     assert sorted(direct.namelist()) == sorted(content.namelist())

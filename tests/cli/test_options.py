@@ -9,7 +9,8 @@ import textwrap
 import pytest
 import transformers
 
-from balance_shim.plan_options import UsageError, read_options
+from balance_shim.errors import UsageError
+from balance_shim.plan_options import read_options
 from balance_shim.units import MIB
 from balance_shim.versions import version_of
 from tests import models, processes

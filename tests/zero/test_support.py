@@ -47,9 +47,9 @@ def free_port():
 
 @pytest.mark.parametrize("key", parameters_of(PROVOKED))
 def test_refused(key, refused):
-    """A script that asks for it gets the table's sentence as a BalanceError, with every field filled."""
+    """A script that asks for it gets the table's sentence as a ZeroError, with every field filled."""
     kind, line = refused[key]
-    assert kind == "BalanceError", line
+    assert kind == "ZeroError", line
     assert re.fullmatch(re.escape("BALANCE_MODE=zero3: ") + pattern(TABLE[key].message), line), line
 
 

@@ -9,10 +9,10 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from .. import log, planning
-from ..errors import BalanceError
+from ..errors import BalanceError, ModelError, UsageError
 from ..memory.cost import TRACED
 from ..output import show
-from ..plan_options import PRECISIONS, PlanOptions, UsageError, read_options, reserve_text
+from ..plan_options import PRECISIONS, PlanOptions, read_options, reserve_text
 from ..units import format_size
 
 if TYPE_CHECKING:
@@ -87,7 +87,6 @@ def forecast_for(options: PlanOptions) -> Forecast:
     from ..placement.baseline import judge
     from ..placement.remedies import saved_by_chunks, what_would_fit
     from ..report.plan_report import chunks_line
-    from ..upstream.model_config import ModelError
 
     ready = subject.ready
     request = planning.request_for(subject, options)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from .. import copies
-from ..errors import BalanceError
+from ..errors import MoveError
 from ..map_file import OFFLOADED, DeviceMap
 
 if TYPE_CHECKING:
@@ -16,10 +16,6 @@ if TYPE_CHECKING:
 STATES = ("quant_state", "state", "state2")
 # Names that PEFT puts between a module and its place in the model, once the module has an adapter.
 ADAPTED = ("base_layer", "original_module")
-
-
-class MoveError(BalanceError):
-    """Blocks that could not be moved; the model works under its old map as before."""
 
 
 class Places:

@@ -11,24 +11,20 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ..errors import BalanceError
+from ..errors import LostModelError, MoveError
 from ..map_file import DeviceMap
 from ..units import format_size
 from . import align_hooks, movable_pieces
-from .movable_pieces import MoveError, Piece
+from .movable_pieces import Piece
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
-__all__ = ["LostModelError", "MoveError", "Moved", "move"]
+__all__ = ["Moved", "move"]
 
 GRANULE = 512  # bytes; CUDA's allocator rounds requests up to it
 UNKNOWN = 1 << 62  # free bytes of a device that cannot say
-
-
-class LostModelError(BalanceError):
-    """A model that is left between two maps. Not a `MoveError`, after which training can go on."""
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,10 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from .. import devices, log
+from ..errors import LostModelError, MoveError
 from ..map_file import DeviceMap
 from ..memory.blocks import Block, chain, holder_of
 from ..placement import align_hooks
-from ..placement.move import LostModelError, MoveError
 from ..placement.plan import Plan, device_of
 from ..units import counted
 from . import outside

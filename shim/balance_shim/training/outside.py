@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 from .. import copies, log
+from ..errors import MoveError
 from ..map_file import DeviceMap
 from ..memory.colocation import NO_BONDS, Bonds
 from ..placement import fused_head, placed_models
-from ..placement.move import Moved, MoveError, move
+from ..placement.move import Moved, move
 from ..units import counted
 
 if TYPE_CHECKING:

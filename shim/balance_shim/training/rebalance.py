@@ -10,12 +10,12 @@ from weakref import WeakKeyDictionary
 
 from .. import devices, log, state
 from ..devices import Device
+from ..errors import MoveError
 from ..monitoring.batch import BatchSize, size_of
 from ..monitoring.readings import Meter
 from ..patching.guard import attempt
 from ..placement import planner
 from ..placement.calibration import corrected
-from ..placement.move import MoveError
 from ..placement.plan import CostedModel, Plan, evaluate
 from ..placement.request import Request
 from ..report import plan_report

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 from .. import cache, devices, log, rng, state
+from ..errors import LostModelError, MoveError
 from ..map_file import DeviceMap
 from ..memory.blocks import Block
 from ..memory.colocation import Bonds, of_all_but_layers
@@ -20,7 +21,6 @@ from ..patching.guard import attempt
 from ..placement import colocations, compared_heads, placed_models, planner, verification
 from ..placement.balance import DoesNotFit
 from ..placement.library_map import library_map
-from ..placement.move import LostModelError, MoveError
 from ..placement.plan import CostedModel, Plan, device_of, evaluate
 from ..placement.request import Request
 from . import crossing, outside, weight_copies

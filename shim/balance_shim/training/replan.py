@@ -7,6 +7,7 @@ from typing import Any
 
 from .. import cache, devices, log, state
 from ..devices import Device
+from ..errors import MoveError
 from ..map_file import DeviceMap
 from ..memory.blocks import chain
 from ..memory.colocation import Bonds
@@ -16,7 +17,6 @@ from ..patching.guard import attempt
 from ..placement import colocations, fused_head, placed_models, planner
 from ..placement.balance import DoesNotFit, takes_inputs
 from ..placement.compared_heads import device_of_compared_head
-from ..placement.move import MoveError
 from ..placement.plan import CostedModel, Plan, device_of, evaluate
 from ..placement.recompute import mixer
 from ..placement.remedies import what_would_fit

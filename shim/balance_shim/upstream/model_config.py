@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from ..errors import BalanceError
+from ..errors import ModelError
 from ..versions import dtype_name, version_text
 
 # Where a config does not say its class: the tasks that people train for, the more particular first.
@@ -20,10 +20,6 @@ _TASKS = (
     "MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING",
 )
 _TRUST = "it runs code of its own, which --trust-remote-code allows"
-
-
-class ModelError(BalanceError):
-    """A model that cannot be found, or cannot be built from its config; the message is one line."""
 
 
 @dataclass(frozen=True)

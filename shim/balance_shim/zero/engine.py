@@ -5,7 +5,7 @@ import os
 from typing import Any
 
 from .. import devices, log, state
-from ..errors import BalanceError
+from ..errors import ZeroError
 from ..patching.guard import attempt
 from ..training.actual_workload import checkpoints_already, innermost
 from ..units import counted, format_size
@@ -45,14 +45,14 @@ def check(engine: Any) -> None:
     """Compare what DeepSpeed's engine does with what was asked for.
 
     Raises:
-        BalanceError: it is not ZeRO-3, or not over all processes.
+        ZeroError: it is not ZeRO-3, or not over all processes.
     """
     stage = engine.zero_optimization_stage() if hasattr(engine, "zero_optimization_stage") else None
     if stage != 3:
-        raise BalanceError(f"BALANCE_MODE=zero3: the Trainer has {_what(engine, stage)} instead of ZeRO-3")
+        raise ZeroError(f"BALANCE_MODE=zero3: the Trainer has {_what(engine, stage)} instead of ZeRO-3")
     wanted = int(os.environ["WORLD_SIZE"])
     if engine.world_size != wanted:
-        raise BalanceError(
+        raise ZeroError(
             f"BALANCE_MODE=zero3: DeepSpeed sees {counted(engine.world_size, 'process')}, and {wanted} were started; "
             "each would train a model of its own (report this with the output of `balance-shim doctor`)"
         )

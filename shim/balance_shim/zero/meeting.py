@@ -3,7 +3,7 @@
 import time
 
 from .. import log, zero_support
-from ..errors import BalanceError
+from ..errors import BalanceError, ZeroError
 from ..units import counted
 from . import process_group
 
@@ -19,7 +19,7 @@ def meet(what: str, remedy: str = "Let every rank do it, not only the first") ->
     program has ended.
 
     Raises:
-        BalanceError: some rank has not come in time, or cannot come any more.
+        ZeroError: some rank has not come in time, or cannot come any more.
     """
     import torch.distributed as dist
 
@@ -66,7 +66,7 @@ def leave() -> None:
         process_group.store().set(f"balance_shim/left/{dist.get_rank()}", "1")
 
 
-def _refusal(what: str, rank: int, why: str, remedy: str) -> BalanceError:
+def _refusal(what: str, rank: int, why: str, remedy: str) -> ZeroError:
     return zero_support.refusal("one_rank_alone", what=what, rank=rank, why=why, remedy=remedy)
 
 

@@ -5,7 +5,7 @@ The code that refuses a combination raises `refusal(key, ...)`; one that trains 
 `tests/zero/test_support.py` walks it. Standard library only: part of it is raised before torch is imported.
 """
 
-from ..errors import BalanceError
+from ..errors import ZeroError
 from . import configuration, launching, models, training
 from .combination import AREAS, Area, Combination, Outcome
 
@@ -17,9 +17,9 @@ TABLE: dict[str, Combination] = {
 }
 
 
-def refusal(key: str, **values: object) -> BalanceError:
+def refusal(key: str, **values: object) -> ZeroError:
     """Return the error that refuses the combination `key`; see `sentence`."""
-    return BalanceError(f"BALANCE_MODE=zero3: {sentence(key, **values)}")
+    return ZeroError(f"BALANCE_MODE=zero3: {sentence(key, **values)}")
 
 
 def sentence(key: str, **values: object) -> str:

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from ... import log
-from ...errors import BalanceError
+from ...errors import ZeroError
 from ...patching.guard import attempt
 from ..launching import refusal_file
 from . import differences, flight_record, passes
@@ -74,7 +74,7 @@ class Watch:
         """Be around one forward and backward pass.
 
         Raises:
-            BalanceError: it has ended, but the ranks did not run the same modules: what they have learned is wrong.
+            ZeroError: it has ended, but the ranks did not run the same modules: what they have learned is wrong.
         """
         self.notes.begin(sorted(map(str, inputs)) if isinstance(inputs, Mapping) else [])
         self.inside = True
@@ -126,7 +126,7 @@ class Watch:
     def _check(self, step: int, ours: str, theirs: list[bytes]) -> None:
         for rank, total in enumerate(theirs, start=1):
             if total.decode() != ours:
-                raise BalanceError(
+                raise ZeroError(
                     self._explanation()
                     or f"ranks 0 and {rank} ran different modules in step {step}; {differences.ADVICE}"
                 )

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 from ... import log
-from ...errors import BalanceError
+from ...errors import ZeroError
 from ...patching.guard import insist
 from ...training.actual_workload import innermost
 
@@ -185,7 +185,7 @@ def _used(features: Any) -> list[Any]:
     """Return the tensors that a model takes from a tower; to use others would train what is not trained elsewhere.
 
     Raises:
-        BalanceError: there are none.
+        ZeroError: there are none.
     """
     import torch
     from torch.utils._pytree import tree_leaves
@@ -195,5 +195,5 @@ def _used(features: Any) -> list[Any]:
         features = [features.pooler_output, getattr(features, "deepstack_features", None)]
     tensors = [each for each in tree_leaves(features) if isinstance(each, torch.Tensor) and each.is_floating_point()]
     if not tensors:
-        raise BalanceError("a tower gave no features")
+        raise ZeroError("a tower gave no features")
     return tensors

@@ -13,7 +13,7 @@ from functools import lru_cache
 from typing import NoReturn
 
 from ... import devices, log, simulation, state, zero_support
-from ...errors import BalanceError
+from ...errors import ZeroError
 from ...processes import is_worker
 from . import rank_environment, requirements
 
@@ -127,7 +127,7 @@ def ensure_launched() -> None:
     """Execute this process again as several, unless it is one of several already.
 
     Raises:
-        BalanceError: that is asked for and not possible.
+        ZeroError: that is asked for and not possible.
     """
     if is_launched(os.environ):
         note_ignored_count(os.environ)
@@ -145,7 +145,7 @@ def ensure_launched() -> None:
     try:
         words = command(sys.orig_argv, count, os.environ)
     except Unrepeatable as error:
-        raise BalanceError(f"BALANCE_MODE=zero3: {error}") from None
+        raise ZeroError(f"BALANCE_MODE=zero3: {error}") from None
     _check_port(os.environ)
     where = devices.accelerator_type()
     several = f"{count} processes" if count > 1 else "1 process"
@@ -165,7 +165,7 @@ def process_count() -> int:
     """Return how many processes to start on this machine: BALANCE_NPROC, or one for each device.
 
     Raises:
-        BalanceError: nothing tells how many.
+        ZeroError: nothing tells how many.
     """
     there = devices.count()
     count = state.settings().nproc or there
