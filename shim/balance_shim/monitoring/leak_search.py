@@ -84,10 +84,17 @@ def search(kind: str, model: Any, optimizer: Any, owner: Any = None) -> Kept | N
 
 
 def twins(kind: str, model: Any, optimizer: Any) -> list[Any]:
-    """Return the tensors that lie beside a matrix among the parameters of `model`, and have its shape. See `search`."""
+    """Return the tensors on the device of a matrix among the parameters of `model` that have its shape. See `search`.
+
+    Whole numbers of the shape of a floating-point matrix are no copy of it: a batch may have the shape of a classifier.
+    """
     known = _known(model, optimizer)
-    spots = {(tuple(each.shape), each.device) for each in model.parameters() if each.dim() > 1}
-    return [each for each in _tensors(kind) if id(each) not in known and (tuple(each.shape), each.device) in spots]
+    spots = {_spot(each) for each in model.parameters() if each.dim() > 1}
+    return [each for each in _tensors(kind) if id(each) not in known and _spot(each) in spots]
+
+
+def _spot(tensor: Any) -> tuple[Any, ...]:
+    return tuple(tensor.shape), tensor.device, tensor.is_floating_point()
 
 
 def _tensors(kind: str) -> list[Any]:
