@@ -31,12 +31,13 @@ def main() -> None:
     parser.add_argument("--again", default="", metavar="PATTERN", help="outcomes or classes to train again")
     parser.add_argument("--limit", type=int, default=120, metavar="SECONDS", help="time limit of each training")
     parser.add_argument("--table", type=Path, metavar="FILE", help="write the table of all records and end")
+    parser.add_argument("--note", default="", metavar="TEXT", help="of the table: which commits were tried")
     options = parser.parse_args()
     newest = version("transformers")
     output = options.output or Path(tempfile.gettempdir(), f"sweep-{newest}.jsonl")
     records = _read(output)
     if options.table:
-        options.table.write_text(_document(_ordered(records)), encoding="utf-8")
+        options.table.write_text(_document(_ordered(records), options.note), encoding="utf-8")
         return
     wanted = [each for each in candidates() if re.search(options.only, f"{each.name} {each.task}")]
     done = {
@@ -93,7 +94,7 @@ def _progress(number: int, of: int, record: dict[str, Any]) -> None:
     )  # fmt: skip
 
 
-def _document(records: list[dict[str, Any]]) -> str:
+def _document(records: list[dict[str, Any]], note: str) -> str:
     versions = []
     for package in ("transformers", "torch", "accelerate"):
         try:
@@ -109,6 +110,7 @@ CPU, which gives the losses to compare with, and with `device_map="auto"` on {MA
 {table.TOLERANCE:g}, relative. *Healed*: fails under the library's map, trains under ours. *Same failure*: fails under
 both. {len(records)} of the {len(candidates())} classes that the auto classes name for these tasks have been tried so
 far. A sweep may go on over several commits of the shim; a class shows what was true when it was tried last.
+{note}
 
 {table.summary(records)}
 
