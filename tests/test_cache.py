@@ -13,7 +13,7 @@ from balance_shim.devices import Device
 from balance_shim.memory import profile as profiling
 from balance_shim.memory.fingerprint import fingerprint
 from balance_shim.memory.workload import Workload
-from balance_shim.placement import planner
+from balance_shim.placement import colocations, planner
 from balance_shim.placement.request import Request
 from tests import models
 
@@ -215,6 +215,7 @@ def test_a_config_that_is_no_json_has_a_key_too():
     model.config.of_the_script = {"inner": range(3)}
     before = fingerprint(model, None, None)
     assert fingerprint(model, None, None) == before
+    assert colocations.of(model) == colocations.of(models.llama())
     model.config.of_the_script = {"inner": range(4)}
     assert fingerprint(model, None, None) != before
 

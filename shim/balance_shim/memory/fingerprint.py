@@ -3,12 +3,12 @@
 import contextlib
 import hashlib
 import inspect
-import json
 import os
 import sys
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from ..upstream.model_config import config_text
 from ..versions import version_text
 from .ties import tied_groups
 
@@ -38,11 +38,7 @@ def _config(model: "nn.Module") -> Any:
     config: Any = getattr(model, "config", None)
     if config is None:
         return None
-    try:
-        text = config.to_json_string(use_diff=False)
-    except TypeError:  # 4.51: a data type in a config inside another; or something of the script's own
-        text = json.dumps(config.to_dict(), sort_keys=True, default=repr)
-    return [text, repr(getattr(config, "_attn_implementation", None))]
+    return [config_text(config), repr(getattr(config, "_attn_implementation", None))]
 
 
 def _modules(model: "nn.Module", trains: "Callable[[str, Tensor], bool] | None") -> str:

@@ -77,10 +77,11 @@ def forget() -> None:
 
 def _identity(model: "nn.Module") -> list[Any]:
     from ..memory.fingerprint import PACKAGES
+    from ..upstream.model_config import config_text
     from ..versions import version_text
 
     config: Any = getattr(model, "config", None)
-    described = json.loads(config.to_json_string(use_diff=False)) if hasattr(config, "to_json_string") else {}
+    described = json.loads(config_text(config)) if hasattr(config, "to_json_string") else {}
     described.pop("_name_or_path", None)  # the same model from another folder
     shapes = [(name, list(each.shape)) for name, each in model.named_parameters(remove_duplicate=False)]
     return [

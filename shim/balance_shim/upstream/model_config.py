@@ -194,3 +194,15 @@ def _guessed_class(config: Any) -> Any | None:
             found = mapping[type(config)]
             return found[0] if isinstance(found, (list, tuple)) else found
     return None
+
+
+def config_text(config: Any) -> str:
+    """Return all fields of a config as JSON, with the representation of what is none.
+
+    Transformers' own function raises TypeError for a data type in a config inside another (4.51), and for what a script
+    has put into a config.
+    """
+    try:
+        return str(config.to_json_string(use_diff=False))
+    except TypeError:
+        return json.dumps(config.to_dict(), sort_keys=True, default=repr)
