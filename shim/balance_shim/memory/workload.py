@@ -5,6 +5,7 @@ from typing import Any
 
 from ..choices import Loss, Tuning
 from ..settings import Settings
+from ..upstream.trainer import TrainingArgumentsLike
 from . import sequence_length
 from .evaluation import Evaluation
 
@@ -100,7 +101,7 @@ def assume(settings: Settings, arguments: Any | None = None, longest: int | None
     return Workload(**known, guessed=guessed)
 
 
-def from_arguments(arguments: Any) -> dict[str, Any]:
+def from_arguments(arguments: TrainingArgumentsLike) -> dict[str, Any]:
     """Return the fields of a `Workload` that a `transformers.TrainingArguments` (or a subclass of it) decides."""
     known: dict[str, Any] = {
         "batch_size": int(arguments.per_device_train_batch_size),

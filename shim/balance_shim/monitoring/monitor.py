@@ -8,6 +8,7 @@ from .. import devices, log
 from ..patching.guard import attempt
 from ..placement.plan import Plan
 from ..settings import Settings
+from ..upstream.trainer import TrainerLike
 from . import report
 from .allocation_sites import Makers
 from .batch import BatchSize, size_of
@@ -28,7 +29,7 @@ class Monitor:
     A failure in here ends the monitoring with one warning; training continues.
     """
 
-    def __init__(self, trainer: Any, meter: Meter, plan: Plan | None, settings: Settings) -> None:
+    def __init__(self, trainer: TrainerLike, meter: Meter, plan: Plan | None, settings: Settings) -> None:
         self._trainer, self._meter, self._plan, self._settings = trainer, meter, plan, settings
         self._growth = Growth(meter.names, meter.totals, lambda: meter.exact)
         rank = int(getattr(trainer.args, "process_index", 0))
@@ -221,7 +222,7 @@ def _done(what: Callable[..., None], args: tuple[Any, ...]) -> bool:
     return True
 
 
-def _tensorboard(trainer: Any) -> Any:
+def _tensorboard(trainer: TrainerLike) -> Any:
     """Return the writer of transformers' TensorBoard callback, if this run has one."""
     for callback in trainer.callback_handler.callbacks:
         if type(callback).__name__ == "TensorBoardCallback":
@@ -229,7 +230,7 @@ def _tensorboard(trainer: Any) -> Any:
     return None
 
 
-def watched_devices(trainer: Any, plan: Plan | None) -> tuple[str, list[int]] | None:
+def watched_devices(trainer: TrainerLike, plan: Plan | None) -> tuple[str, list[int]] | None:
     """Return the type and indices of the devices that this training uses; None where there is no accelerator.
 
     No others: to ask a device about its memory makes a context on it, which takes memory itself.

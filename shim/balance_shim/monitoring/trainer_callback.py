@@ -5,13 +5,14 @@ from weakref import WeakKeyDictionary
 
 from .. import log, state
 from ..placement.plan import Plan
+from ..upstream.trainer import TrainerLike
 from .monitor import Monitor, watched_devices
 from .readings import Meter
 
 _monitors: "WeakKeyDictionary[Any, tuple[Monitor, Any]]" = WeakKeyDictionary()
 
 
-def begin(trainer: Any, plan: Plan | None) -> None:
+def begin(trainer: TrainerLike, plan: Plan | None) -> None:
     """Watch `trainer`, if the settings ask for it and there is something to watch."""
     settings = state.settings()
     if not settings.monitor:
@@ -26,7 +27,7 @@ def begin(trainer: Any, plan: Plan | None) -> None:
     _monitors[trainer] = monitor, callback
 
 
-def saw_batch(trainer: Any, inputs: Any) -> None:
+def saw_batch(trainer: TrainerLike, inputs: Any) -> None:
     """Record the inputs of a micro-batch, if memory is monitored."""
     if _monitors:
         monitor, _ = _monitors.get(trainer, (None, None))
@@ -34,20 +35,20 @@ def saw_batch(trainer: Any, inputs: Any) -> None:
             monitor.guarded(monitor.batch, inputs)
 
 
-def monitor_of(trainer: Any) -> Monitor | None:
+def monitor_of(trainer: TrainerLike) -> Monitor | None:
     """Return what watches `trainer`, if anything does."""
     monitor, _ = _monitors.get(trainer, (None, None))
     return monitor
 
 
-def replanned(trainer: Any, plan: Plan) -> None:
+def replanned(trainer: TrainerLike, plan: Plan) -> None:
     """Take the plan of a map that has been put in force while training."""
     monitor = monitor_of(trainer)
     if monitor is not None:
         monitor.guarded(monitor.replanned, plan)
 
 
-def end(trainer: Any) -> None:
+def end(trainer: TrainerLike) -> None:
     """Stop watching, and leave the trainer as it was."""
     monitor, callback = _monitors.pop(trainer, (None, None))
     if monitor is not None:
