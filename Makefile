@@ -21,10 +21,10 @@ demo: .venv/new/.finished
 check-gpu:
 	@$(PYTHON) benchmarks/gpu_check $(GPU_CHECK)
 
-# Two parts at a time, as that is how many cores the machines have that this is made for; the longest first, and those of
+# Two parts at a time, as that is how many cores the machines have that this is made for; long ones first, and those of
 # ZeRO-3, which start several processes each, not together. A lane is installed when its first part begins.
-NEW = new-training new-whole new-rest new-zero
-ALL = new-zero old-rest new-training new-whole old-zero new-rest swift
+NEW = new-training new-zero new-rest new-whole new-placement
+ALL = new-zero old-rest new-training new-whole old-zero new-placement new-rest swift
 
 # `make test` leaves out the tests that are marked `exhaustive`, and nothing else of lane `new`.
 SELECTED = not swift
@@ -40,7 +40,6 @@ test-all: .venv/new/.finished
 	@echo "$(words $(ALL)) parts, two at a time; each prints its results when it ends" >&2
 	$(IN_PARTS) $(addprefix part-,$(ALL))
 
-TRAINING = tests/training tests/placement
 WHOLE = tests/end_to_end tests/simulation tests/monitoring
 IGNORE = $(addprefix --ignore=,$(1))
 
@@ -68,13 +67,16 @@ part-new-zero: .venv/new/.finished
 	.venv/new/bin/python $(PYTEST) -m "$(SELECTED)" tests/zero
 
 part-new-training: .venv/new/.finished
-	.venv/new/bin/python $(PYTEST) -m "$(SELECTED)" $(TRAINING)
+	.venv/new/bin/python $(PYTEST) -m "$(SELECTED)" tests/training
+
+part-new-placement: .venv/new/.finished
+	.venv/new/bin/python $(PYTEST) -m "$(SELECTED)" tests/placement
 
 part-new-whole: .venv/new/.finished
 	.venv/new/bin/python $(PYTEST) -m "$(SELECTED)" $(WHOLE)
 
 part-new-rest: .venv/new/.finished
-	.venv/new/bin/python $(PYTEST) -m "$(SELECTED)" $(call IGNORE,tests/zero $(TRAINING) $(WHOLE))
+	.venv/new/bin/python $(PYTEST) -m "$(SELECTED)" $(call IGNORE,tests/zero tests/training tests/placement $(WHOLE))
 
 part-old-zero: .venv/old/.finished
 	.venv/old/bin/python $(PYTEST) $(call IGNORE,$(ONCE)) $(DESELECT_ONCE) tests/zero
