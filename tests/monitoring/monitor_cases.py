@@ -21,8 +21,6 @@ from transformers import AutoModelForCausalLM, Trainer, TrainerCallback, Trainin
 import balance_shim
 from balance_shim import simulation
 
-gc.freeze()  # a collection takes 0.2 s otherwise, all of it for the libraries
-
 model_folder, result_path = Path(sys.argv[1]), Path(sys.argv[2])
 MIB = 1 << 20
 results = {}

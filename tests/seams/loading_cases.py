@@ -21,8 +21,6 @@ from transformers import AutoModelForCausalLM, LlamaForCausalLM
 import balance_shim
 from balance_shim.placement import planner
 
-gc.freeze()  # a collection takes 0.2 s otherwise, all of it for the libraries
-
 model_folder, result_path = Path(sys.argv[1]), Path(sys.argv[2])
 results = {}
 

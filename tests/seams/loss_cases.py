@@ -19,8 +19,6 @@ from balance_shim import log, simulation
 from balance_shim.logits import chunks
 from balance_shim.placement import placed_models
 
-gc.freeze()  # a collection takes 0.2 s otherwise, all of it for the libraries
-
 chunks.CHUNK_BYTES = 32 * chunks.BYTES_PER_LOGIT * 4096
 chunks.MOST_CHUNKS_IN_TRAINING = 1000
 model_folder, result_path = Path(sys.argv[1]), Path(sys.argv[2])

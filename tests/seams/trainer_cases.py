@@ -16,8 +16,6 @@ from transformers import AutoModelForCausalLM, Trainer, TrainerCallback, Trainin
 
 import balance_shim
 
-gc.freeze()  # a collection takes 0.2 s otherwise, all of it for the libraries
-
 model_folder, result_path = Path(sys.argv[1]), Path(sys.argv[2])
 rows = [{"input_ids": [token] * 24, "labels": [token] * 24, "attention_mask": [1] * 24} for token in range(5, 13)]
 results = {}

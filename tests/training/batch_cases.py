@@ -20,8 +20,6 @@ import balance_shim
 from balance_shim import simulation
 from balance_shim.placement import placed_models
 
-gc.freeze()  # a collection takes 0.2 s otherwise, all of it for the libraries
-
 model_folder, result_path = Path(sys.argv[1]), Path(sys.argv[2])
 results = {}
 

@@ -19,8 +19,6 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, Tr
 import balance_shim
 from balance_shim.placement import colocations
 
-gc.freeze()  # a collection takes 0.2 s otherwise, all of it for the libraries
-
 student_folder, result_path = Path(sys.argv[1]), Path(sys.argv[2])
 teacher_folder = result_path.parent / "teacher"
 # Four devices of 64 MiB are simulated; some of them are capped.

@@ -20,8 +20,6 @@ from transformers import Trainer, TrainingArguments, set_seed
 import balance_shim
 from balance_shim.placement import colocations
 
-gc.freeze()  # a collection takes 0.2 s otherwise, all of it for the libraries
-
 folder, result_path = Path(sys.argv[1]), Path(sys.argv[2])
 STEPS, ROWS = 4, 2
 SMALL = {"num_hidden_layers": 6, "num_attention_heads": 4, "hidden_size": 64, "intermediate_size": 96}

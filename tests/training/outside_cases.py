@@ -31,8 +31,6 @@ import balance_shim
 from balance_shim.placement import colocations
 from balance_shim.training import outside
 
-gc.freeze()  # a collection takes 0.2 s otherwise, all of it for the libraries
-
 model_folder, result_path = Path(sys.argv[1]), Path(sys.argv[2])
 LARGER_LAST = "0=20MiB,1=20MiB"  # so that norm and head are apart where they may be
 SMALL_FIRST = "0=5MiB"  # so that the embedding is elsewhere

@@ -20,8 +20,6 @@ import balance_shim
 from balance_shim import simulation
 from balance_shim.training import batch_check
 
-gc.freeze()  # a collection takes 0.2 s otherwise, all of it for the libraries
-
 # Plans here are wrong by the length of rows, which is easy to set. With the first batch looked at they would not be.
 batch_check.looks_at = lambda trainer: False
 

@@ -20,8 +20,6 @@ from transformers.utils import ModelOutput
 import balance_shim
 from balance_shim.placement import colocations
 
-gc.freeze()  # a collection takes 0.2 s otherwise, all of it for the libraries
-
 model_folder, result_path = Path(sys.argv[1]), Path(sys.argv[2])
 STEPS = 4
 results = {}
