@@ -72,7 +72,10 @@ def test_inside_another_launcher(environ, launched):
      (["-m", "deepspeed_free.train"], False), (["-m", "pkg.accelerate"], False), (["-c", "swift"], False),
      (["/x/bin/trl", "sft"], True), (["-m", "trl.cli.main", "sft"], True), (["-mtrl", "sft"], True),
      (["/x/trl/scripts/sft.py"], False), (["-m", "trl.scripts.sft"], False), (["-m", "axolotl.cli.train", "c"], False),
-     (["/x/bin/axolotl", "train"], True), (["-m", "accelerate", "launch"], True), (["-u", "-maccelerate"], True)],
+     (["/x/bin/axolotl", "train"], True), (["-m", "accelerate", "launch"], True), (["-u", "-maccelerate"], True),
+     (["/x/bin/axolotl", "train", "c.yml", "--launcher", "torchrun"], True),
+     (["/x/bin/axolotl", "train", "c.yml", "--launcher", "python"], False),
+     (["/x/bin/axolotl", "train", "--launcher=python", "c.yml"], False)],
 )  # fmt: skip
 def test_programs_with_a_launcher_of_their_own(words, own):
     """They start the ranks themselves, so they are not started several times."""

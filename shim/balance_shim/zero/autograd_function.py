@@ -18,15 +18,22 @@ def apply(module: Any) -> None:
 
 
 def _around_apply(original: Callable[..., Any]) -> Callable[..., Any]:
-    from .weights import partitioned_parameter
+    import torch
+
+    from .weights import gathering, partitioned_parameter
 
     kind = partitioned_parameter.PartitionedParameter
 
     def apply(cls: Any, *args: Any, **kwargs: Any) -> Any:
+        is_linear = cls.__module__ == DEEPSPEEDS_LINEAR
         for each in args:
-            if type(each) is kind and partitioned_parameter.is_partitioned(each):
-                name = "linear" if cls.__module__ == DEEPSPEEDS_LINEAR else cls.__name__
+            if type(each) is not kind:
+                continue
+            if partitioned_parameter.is_partitioned(each):
+                name = "linear" if is_linear else cls.__name__
                 return partitioned_parameter.computed(partial(original, cls), name, args, kwargs)
+            if not is_linear and each.requires_grad and torch.is_grad_enabled():
+                gathering.gather_for_gradient(each)
         return original(cls, *args, **kwargs)
 
     return apply

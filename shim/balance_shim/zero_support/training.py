@@ -22,6 +22,17 @@ ROWS = (
     _row("Trainers", "sft_lora", "TRL's SFTTrainer with LoRA", "works", f"{_TRAINED}[sft_lora]"),
     _row("Trainers", "dpo", "TRL's DPOTrainer", "works", f"{_TRAINED}[dpo]"),
     _row("Trainers", "dpo_lora", "TRL's DPOTrainer with LoRA", "works", f"{_TRAINED}[dpo_lora]"),
+    _row("Trainers", "dpo_path", "TRL's DPOTrainer with a model path", "works", f"{_TRAINED}[dpo_path]"),
+    _row("Trainers", "grpo", "TRL's GRPOTrainer", "works", f"{_TRAINED}[grpo]"),
+    _row(
+        "Trainers", "grpo_reward_model", "TRL's GRPOTrainer with a reward model", "works",
+        f"{_TRAINED}[grpo_reward_model]",
+    ),
+    _row("Trainers", "rloo", "TRL's RLOOTrainer", "works", f"{_TRAINED}[rloo]"),
+    _row(
+        "Trainers", "rloo_checkpointing", "TRL's RLOOTrainer with gradient checkpointing", "works",
+        f"{_TRAINED}[rloo_checkpointing]",
+    ),
     _row("Trainers", "reward", "TRL's RewardTrainer", "works", f"{_TRAINED}[reward]"),
     _row(
         "Trainers", "two_trainers", "several trainers in one program", "works",

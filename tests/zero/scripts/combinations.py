@@ -14,6 +14,7 @@ from pathlib import Path
 import peft
 import torch
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     PreTrainedTokenizerFast,
@@ -48,9 +49,9 @@ def causal(**more):
     return AutoModelForCausalLM.from_pretrained(options.model, **more)
 
 
-def losses_of(trainer):
+def losses_of(trainer, logged=("loss",)):
     trainer.train()
-    return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    return [entry[name] for entry in trainer.state.log_history for name in logged if name in entry]
 
 
 def plain(model, **more):
@@ -127,7 +128,7 @@ def text(start, length):
     return " ".join(f"w{(start * 7 + place) % 120}" for place in range(length))
 
 
-def with_trl(what, model=None, more_arguments=None, **more):
+def with_trl(what, logged=("loss",), model=None, more_arguments=None, prepare=None, **more):
     import datasets
     import trl
 
@@ -144,11 +145,14 @@ def with_trl(what, model=None, more_arguments=None, **more):
     trainer = getattr(trl, f"{what}Trainer")(
         causal() if model is None else model, args=config, train_dataset=data, processing_class=tokenizer(), **more
     )
-    return losses_of(trainer)
+    if prepare is not None:
+        prepare(trainer)
+    return losses_of(trainer, logged)
 
 
-def lengths(completions, **_):
-    return [float(len(each) % 7) for each in completions]
+def by_position(completions, **_):
+    """Rewards that differ within each pair of completions."""
+    return [float(place % 2) for place in range(len(completions))]
 
 
 def scoring():
@@ -157,9 +161,40 @@ def scoring():
     return model
 
 
-def generating(what):
-    more = {"num_generations": 2, "max_completion_length": 4, "per_device_train_batch_size": 2}
-    return with_trl(what, more_arguments=more, reward_funcs=lengths)
+def reward_model():
+    folder = Path(options.model).with_name("reward")
+    if folder.exists():  # by the run in one process: under ZeRO-3 new weights are drawn in another order
+        return str(folder)
+    set_seed(7)
+    made = AutoModelForSequenceClassification.from_config(AutoConfig.from_pretrained(options.model, num_labels=1))
+    made.save_pretrained(folder)
+    tokenizer().save_pretrained(folder)
+    set_seed(42)
+    return str(folder)
+
+
+def generating(what, rewards=by_position, **more):
+    """Train with TRL's `what`; return losses and rewards.
+
+    The first loss after a generation is about 0, so each generation is used twice.
+    """
+    more = {"num_generations": 2, "max_completion_length": 4, "beta": 0.04, "num_iterations": 2, **more}
+    more["per_device_train_batch_size"] = 2 * options.batch_size
+    return with_trl(what, ("loss", "reward"), options.model, more, fixed_completions, reward_funcs=rewards)
+
+
+def fixed_completions(trainer):
+    """Have the model generate, and put tokens in place that one process and several agree on."""
+    plain_generate = trainer.model.generate
+
+    def generate(input_ids, **more):
+        tokens = plain_generate(input_ids=input_ids, min_new_tokens=4, **more)
+        new = tokens[:, input_ids.shape[1] :]
+        places = torch.arange(new.shape[1]) * 3 + torch.arange(len(new))[:, None] % 2 * 11
+        new[:] = 5 + (input_ids[:, -1:] + places) % 110
+        return tokens
+
+    trainer.model.generate = generate
 
 
 COMBINATIONS |= {
@@ -170,8 +205,11 @@ COMBINATIONS |= {
     "dpo_lora": lambda: with_trl("DPO", peft_config=lora()),
     "kto": lambda: with_trl("KTO", more_arguments={"per_device_train_batch_size": 2 * options.batch_size}),
     "reward": lambda: with_trl("Reward", model=scoring()),
+    "dpo_path": lambda: with_trl("DPO", model=options.model),
     "grpo": lambda: generating("GRPO"),
+    "grpo_reward_model": lambda: generating("GRPO", reward_model()),
     "rloo": lambda: generating("RLOO"),
+    "rloo_checkpointing": lambda: generating("RLOO", gradient_checkpointing=True),
 }
 
 results = {}

@@ -10,6 +10,7 @@ import socket
 import sys
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
+from itertools import pairwise
 from typing import NoReturn
 
 from ... import devices, log, simulation, state, zero_support
@@ -68,7 +69,13 @@ def has_own_launcher(words: Sequence[str]) -> bool:
         _, joined = _last_option(named[place])
         module = joined or named[place + 1]
         return module in LAUNCHER_MODULES or any(f"{module}.".startswith(f"{each}.") for each in LAUNCHER_PACKAGES)
-    return os.path.basename(named[place]) in LAUNCHERS
+    name = os.path.basename(named[place])
+    return name in LAUNCHERS and not (name == "axolotl" and _trains_itself(named[place + 1 :]))
+
+
+def _trains_itself(options: Sequence[str]) -> bool:
+    """Whether axolotl's command trains in its own process, by its option `--launcher python` (0.19)."""
+    return "--launcher=python" in options or ("--launcher", "python") in pairwise(options)
 
 
 @lru_cache(maxsize=1)

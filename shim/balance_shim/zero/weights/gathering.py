@@ -7,6 +7,7 @@ adds to that of the module.
 
 from typing import Any
 
+_for_gradient: set[int] = set()  # DeepSpeed's numbers of parameters that are gathered when their gradient arrives
 _held: dict[int, tuple[Any, bool]] = {}  # by DeepSpeed's number: the parameter, and whether DeepSpeed holds it itself
 
 
@@ -38,6 +39,23 @@ def release() -> None:
             continue
         if not parameter.ds_active_sub_modules:
             parameter.partition()
+
+
+def gather_for_gradient(parameter: Any) -> None:
+    """Have `parameter` whole whenever its gradient arrives; it stays so until `release`.
+
+    An operation that gathers the weight for its own backward (TRL's fused head, 1.16) has partitioned it again by the
+    time autograd stores the gradient, which autograd copies into the layout of the weight: an empty tensor.
+    """
+    if parameter.ds_id in _for_gradient or not has_optimizer(parameter):
+        return
+    _for_gradient.add(parameter.ds_id)
+
+    def before_gradient(gradient: Any) -> None:
+        if gradient.numel() == parameter.ds_numel and parameter.ds_status.name != "AVAILABLE":
+            hold([parameter])
+
+    parameter.register_hook(before_gradient)
 
 
 def has_optimizer(parameter: Any) -> bool:
