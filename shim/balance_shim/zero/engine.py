@@ -9,7 +9,7 @@ from ..errors import ZeroError
 from ..patching.guard import attempt
 from ..training.actual_workload import checkpoints_already, innermost
 from ..units import counted, format_size
-from . import calls
+from . import calls, given_optimizer
 from .divergence import cross_attention, desync, modality_sync
 from .divergence.desync import Watch
 from .weights import inference_models
@@ -22,6 +22,7 @@ def prepare(trainer: Any) -> None:
 
     _dismantle(trainer)
     inference_models.take_down(trainer.model)
+    given_optimizer.keep(trainer)
     if getattr(trainer, "_balance_shim_checked", False):  # it trains again
         return
 

@@ -30,6 +30,7 @@ if tokens > weight.shape[0]:
 seen = {
     "shape": str(tuple(weight.shape)), "size": str(tuple(weight.size())), "dim": weight.dim(), "len": len(weight),
     "numel": weight.numel(),
+    "counted": model.num_parameters(), "footprint": model.get_memory_footprint(),
     "parameters": sum(each.numel() for each in model.parameters()), "layers": model.lm_head.weight.ndim,
 }  # fmt: skip
 with torch.no_grad():
@@ -38,6 +39,8 @@ with torch.no_grad():
     seen["value"] = weight[3, 4].item()
     weight[-5:] = weight[:-5].mean(0)
     model.lm_head.weight.mul_(0.5)
+    torch.nn.init.normal_(model.model.layers[0].mlp.up_proj.weight, std=0.1)
+    seen["drawn"] = float(model.model.layers[0].mlp.up_proj.weight.abs().sum())
     seen["written"] = float(weight[-1].sum()) + float(model.lm_head.weight.sum())
 try:
     torch.nn.functional.linear(torch.ones(1, weight.shape[1]), weight).sum().backward()
@@ -47,7 +50,11 @@ except RuntimeError as error:
     seen["with gradients"] = str(error)
 
 rows = [torch.randint(1, 100, (10,), generator=torch.Generator().manual_seed(index)) for index in range(8)]
-trainer = Trainer(model, arguments, train_dataset=[{"input_ids": row, "labels": row} for row in rows])
+matrices, vectors = ([each for each in model.parameters() if (each.ndim > 1) is wanted] for wanted in (True, False))
+groups = [{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "lr": 1e-1}]
+optimizer = torch.optim.AdamW(groups, lr=1e-3)
+data = [{"input_ids": row, "labels": row} for row in rows]
+trainer = Trainer(model, arguments, train_dataset=data, optimizers=(optimizer, None))
 trainer.train()
 trainer.save_model(options.output)
 if arguments.process_index == 0:

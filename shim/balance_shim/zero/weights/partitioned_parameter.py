@@ -25,7 +25,9 @@ UNKNOWING = "transformers.models."
 FOR_ANYBODY = "deepspeed.runtime.zero.linear"
 
 # Where torch's functions and methods are written that others call.
-TRANSPARENT = ("torch.overrides", "torch._tensor", "torch.functional", "torch.nn.functional")
+TRANSPARENT = ("torch.overrides", "torch._tensor", "torch.functional", "torch.nn.functional", "torch.nn.init")
+# Methods of transformers that a script calls to learn how large its model is.
+COUNTING = ("num_parameters", "get_memory_footprint")
 
 _tensor: Any = torch.Tensor  # whose attributes are descriptors, which the types of torch do not tell
 _SIZES: dict[Any, Callable[..., Any]] = {
@@ -178,7 +180,10 @@ def _caller(frames: int) -> str:
     while frame is not None:
         name = str(frame.f_globals.get("__name__", ""))
         if name not in TRANSPARENT:
-            return name
+            # Before Python 3.12 a comprehension has a frame of its own.
+            inner = frame.f_code.co_name in ("<listcomp>", "<genexpr>") and frame.f_back is not None
+            function = frame.f_back if inner else frame
+            return "" if function.f_code.co_name in COUNTING else name
         frame = frame.f_back
     return ""
 
