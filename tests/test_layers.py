@@ -9,7 +9,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "shim" / "balance_shim"
 # Top floor first. A room is a folder of the package or a module beside the folders.
 ROOMS = (
-    "__main__", "cli", "doctor", "arming", "excepthook", "status_report", "seams", "zero", "training",
+    "__main__", "cli", "doctor", "arming", "excepthook", "status_report", "seams", "modes", "zero", "training",
     "simulation", "monitoring", "report", "planning", "plan_options", "placement", "memory", "logits",
     "upstream", "patching", "cache", "copies", "devices", "eligible_devices", "state", "settings",
     "zero_config_file", "zero_support", "device_spec", "map_file", "optimizers", "expandable_segments",

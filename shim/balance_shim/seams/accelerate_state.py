@@ -3,15 +3,13 @@
 With use_cpu, DeepSpeed is left out. So for ZeRO-3 on CPU processes the answer is what it was up to 1.12.
 """
 
-import os
 from collections.abc import Callable
 from typing import Any
 
-from .. import devices
+from .. import modes
 from ..patching import registry
 from ..patching.guard import SeamMoved
 from ..versions import version_text
-from ..zero import session
 
 
 def apply(module: Any) -> None:
@@ -27,10 +25,7 @@ def apply(module: Any) -> None:
 
 def _around_prepare_backend(original: Callable[..., Any]) -> Callable[..., Any]:
     def _prepare_backend(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if session.is_wanted() and os.environ.get("LOCAL_RANK", "").isdigit() and devices.accelerator_type() is None:
-            from accelerate.utils import DistributedType
-
-            return "gloo", DistributedType.MULTI_CPU
-        return original(self, *args, **kwargs)
+        backend = modes.current().process_backend()
+        return backend if backend is not None else original(self, *args, **kwargs)
 
     return _prepare_backend

@@ -3,10 +3,10 @@
 from collections.abc import Callable
 from typing import Any
 
+from .. import modes
 from ..patching import registry
-from ..patching.guard import SeamMoved, insist
+from ..patching.guard import SeamMoved
 from ..versions import version_text
-from ..zero import loops, session
 
 
 def apply(module: Any) -> None:
@@ -26,17 +26,14 @@ def apply(module: Any) -> None:
 
 def _around_init(original: Callable[..., Any]) -> Callable[..., Any]:
     def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
-        if session.is_wanted():
-            kwargs = insist("preparing an Accelerator for ZeRO-3", loops.with_plugin, kwargs)
-        original(self, *args, **kwargs)
+        original(self, *args, **modes.current().accelerator_options(kwargs))
 
     return __init__
 
 
 def _around_clip_norm(original: Callable[..., Any]) -> Callable[..., Any]:
     def clip_grad_norm_(self: Any, parameters: Any, max_norm: Any, *args: Any, **kwargs: Any) -> Any:
-        if session.is_wanted():
-            insist("clipping gradients", loops.check_clipping, self, max_norm)
+        modes.current().before_clipping_norm(self, max_norm)
         return original(self, parameters, max_norm, *args, **kwargs)
 
     return clip_grad_norm_
@@ -44,8 +41,7 @@ def _around_clip_norm(original: Callable[..., Any]) -> Callable[..., Any]:
 
 def _around_clip_value(original: Callable[..., Any]) -> Callable[..., Any]:
     def clip_grad_value_(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if session.is_wanted():
-            insist("clipping gradients", loops.refuse_clipping_by_value, self)
+        modes.current().before_clipping_value(self)
         return original(self, *args, **kwargs)
 
     return clip_grad_value_

@@ -3,16 +3,12 @@
 from collections.abc import Callable
 from typing import Any
 
-from .. import devices, state
-from ..errors import BalanceError
+from .. import devices, modes, state
 from ..patching import registry
 from ..patching.guard import SeamMoved, attempt, insist
 from ..placement import placed_models
 from ..training import checkpointing, micro_batch, precision
 from ..versions import version_text
-from ..zero import arguments as zero_arguments
-from ..zero import session
-from ..zero.launching import relaunch
 
 
 def apply(module: Any) -> None:
@@ -26,12 +22,7 @@ def apply(module: Any) -> None:
     registry.replace(module.TrainingArguments, "__post_init__", _around_post_init)
     if callable(getattr(module, "is_torch_bf16_gpu_available", None)):
         registry.replace(module, "is_torch_bf16_gpu_available", _around_bf16_check)
-    if session.is_wanted() and not state.is_pending():
-        # Here and not at start: only now is this program about training. And not later, when it has done half its work.
-        try:
-            relaunch.ensure_launched()
-        except BalanceError as error:
-            state.postpone(error)  # to where arguments or a model are made, which ends the program
+    modes.current().training_imported()
 
 
 def _around_post_init(original: Callable[..., Any]) -> Callable[..., Any]:
@@ -40,11 +31,9 @@ def _around_post_init(original: Callable[..., Any]) -> Callable[..., Any]:
         insist("BALANCE_PRECISION", precision.adjust_arguments, self)
         insist("BALANCE_GRADIENT_CHECKPOINTING", checkpointing.adjust_arguments, self)
         insist("BALANCE_MICRO_BATCH", micro_batch.adjust_arguments, self)
-        if session.is_wanted():
-            insist("preparing the TrainingArguments for ZeRO-3", zero_arguments.prepare, self)
+        modes.current().before_arguments(self)
         result = original(self, *args, **kwargs)
-        if session.is_wanted():
-            insist("taking over the DeepSpeed config", zero_arguments.take_over, self)
+        modes.current().after_arguments(self)
         attempt("recording the TrainingArguments", placed_models.remember_arguments, self)
         return result
 
@@ -54,7 +43,7 @@ def _around_post_init(original: Callable[..., Any]) -> Callable[..., Any]:
 def _around_bf16_check(original: Callable[..., Any]) -> Callable[..., Any]:
     def is_torch_bf16_gpu_available(*args: Any, **kwargs: Any) -> Any:
         # bf16 without an accelerator is refused unless the script says use_cpu.
-        ours = session.is_wanted() or state.settings().precision is not None
-        return original(*args, **kwargs) or (ours and devices.accelerator_type() is None)
+        accepted = modes.current().allows_bf16_on_cpu()
+        return original(*args, **kwargs) or (accepted and devices.accelerator_type() is None)
 
     return is_torch_bf16_gpu_available

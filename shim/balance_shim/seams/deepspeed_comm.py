@@ -6,9 +6,8 @@ It needs a compiler, prints to standard output, and speeds up what stays within 
 from collections.abc import Callable
 from typing import Any
 
-from .. import devices
+from .. import modes
 from ..patching import registry
-from ..zero import session
 
 
 def apply(module: Any) -> None:
@@ -19,8 +18,6 @@ def apply(module: Any) -> None:
 
 def _around_build_shm_op(original: Callable[..., Any]) -> Callable[..., Any]:
     def build_shm_op(*args: Any, **kwargs: Any) -> Any:
-        if session.is_wanted() and devices.accelerator_type() is None:
-            return None
-        return original(*args, **kwargs)
+        return original(*args, **kwargs) if modes.current().compiles_shared_memory() else None
 
     return build_shm_op

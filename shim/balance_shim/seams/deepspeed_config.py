@@ -3,11 +3,10 @@
 from collections.abc import Callable
 from typing import Any
 
+from .. import modes
 from ..patching import registry
-from ..patching.guard import SeamMoved, insist
+from ..patching.guard import SeamMoved
 from ..versions import version_text
-from ..zero import config, moe, session
-from ..zero.weights import loading
 
 
 def apply(module: Any) -> None:
@@ -25,10 +24,7 @@ def apply(module: Any) -> None:
 
 def _around_finalize(original: Callable[..., Any]) -> Callable[..., Any]:
     def trainer_config_finalize(self: Any, args: Any, model: Any, *rest: Any, **kwargs: Any) -> Any:
-        if session.is_wanted():
-            insist("completing the ZeRO-3 config", config.fill_hidden_size, self.config, model)
-            insist("choosing the precision", loading.adopt_precision, self, loading.main_dtype(model))
-            insist("marking the MoE blocks", moe.mark_leaf_modules, model)
+        modes.current().before_engine_config(self, model)
         return original(self, args, model, *rest, **kwargs)
 
     return trainer_config_finalize

@@ -3,11 +3,10 @@
 from collections.abc import Callable
 from typing import Any
 
+from .. import modes
 from ..patching import registry
-from ..patching.guard import SeamMoved, insist
+from ..patching.guard import SeamMoved
 from ..versions import version_text
-from ..zero import session
-from ..zero.weights import gathering
 
 
 def apply(module: Any) -> None:
@@ -26,8 +25,7 @@ def apply(module: Any) -> None:
 def _around_backward(original: Callable[..., Any]) -> Callable[..., Any]:
     def backward(self: Any, *args: Any, **kwargs: Any) -> Any:
         result = original(self, *args, **kwargs)
-        if session.is_wanted():
-            insist("partitioning weights that the loss used", gathering.release)
+        modes.current().after_engine_backward()
         return result
 
     return backward
@@ -35,8 +33,7 @@ def _around_backward(original: Callable[..., Any]) -> Callable[..., Any]:
 
 def _around_step(original: Callable[..., Any]) -> Callable[..., Any]:
     def step(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if session.is_wanted():
-            insist("partitioning weights that the script used", gathering.release)
+        modes.current().before_engine_step()
         return original(self, *args, **kwargs)
 
     return step

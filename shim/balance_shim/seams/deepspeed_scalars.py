@@ -7,10 +7,10 @@ without dimensions. With one dimension it can be sent; `ds_shape`, taken before,
 from collections.abc import Callable
 from typing import Any
 
+from .. import modes
 from ..patching import registry
 from ..patching.guard import SeamMoved
 from ..versions import version_text
-from ..zero import session
 
 
 def apply(module: Any) -> None:
@@ -32,8 +32,7 @@ def apply(module: Any) -> None:
 def _around_convert(original: Callable[..., Any]) -> Callable[..., Any]:
     def _convert_to_deepspeed_param(self: Any, param: Any, *args: Any, **kwargs: Any) -> Any:
         result = original(self, param, *args, **kwargs)
-        if session.is_wanted():
-            _give_dimension(param)
+        modes.current().after_partition(param)
         return result
 
     return _convert_to_deepspeed_param
@@ -41,14 +40,7 @@ def _around_convert(original: Callable[..., Any]) -> Callable[..., Any]:
 
 def _around_exit(original: Callable[..., Any]) -> Callable[..., Any]:
     def __exit__(self: Any, *error: Any) -> Any:
-        if session.is_wanted() and self.enabled and self.src_rank is not None:
-            for param in self.params:
-                _give_dimension(param)
+        modes.current().before_regather(self)
         return original(self, *error)
 
     return __exit__
-
-
-def _give_dimension(param: Any) -> None:
-    if param.data.dim() == 0:
-        param.data = param.data.view(1)

@@ -3,11 +3,10 @@
 from collections.abc import Callable
 from typing import Any
 
+from .. import modes
 from ..patching import registry
 from ..patching.guard import SeamMoved
 from ..versions import version_text
-from ..zero import session
-from ..zero.weights import saving
 
 _NAME = "_unload_and_optionally_merge"
 
@@ -27,9 +26,7 @@ def apply(module: Any) -> None:
 
 def _around_merge(original: Callable[..., Any]) -> Callable[..., Any]:
     def _unload_and_optionally_merge(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if not session.is_wanted() or not saving.is_divided(self.model):
-            return original(self, *args, **kwargs)
-        with saving.merging_whole(self.model):
+        with modes.current().merging_adapters(self.model):
             return original(self, *args, **kwargs)
 
     return _unload_and_optionally_merge

@@ -3,11 +3,10 @@
 from collections.abc import Callable
 from typing import Any
 
+from .. import modes
 from ..patching import registry
 from ..patching.guard import SeamMoved
 from ..versions import version_text
-from ..zero import session
-from ..zero.weights import saving
 
 
 def apply(module: Any) -> None:
@@ -23,8 +22,6 @@ def apply(module: Any) -> None:
 
 def _around_save_pretrained(original: Callable[..., Any]) -> Callable[..., Any]:
     def save_pretrained(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if session.is_wanted():
-            return saving.save(original, self, args, kwargs, trained=True)
-        return original(self, *args, **kwargs)
+        return modes.current().save_adapters(original, self, args, kwargs)
 
     return save_pretrained

@@ -7,9 +7,8 @@ none has to be sent them.
 from collections.abc import Callable
 from typing import Any
 
-from .. import devices
+from .. import modes
 from ..patching import registry
-from ..zero import session
 
 _NAME = "_collect_token_weights"
 
@@ -23,11 +22,9 @@ def apply(module: Any) -> None:
 
 def _around_collect(original: Callable[..., Any]) -> Callable[..., Any]:
     def _collect_token_weights(self: Any, weight: Any, rows: Any, *args: Any, **kwargs: Any) -> Any:
-        if not session.is_wanted() or devices.accelerator_type() == "cuda":
+        with modes.current().reading_tokens(weight) as is_readable:
+            if is_readable:
+                return weight[rows].detach().clone()
             return original(self, weight, rows, *args, **kwargs)
-        from deepspeed import zero
-
-        with zero.GatheredParameters([weight], enabled=hasattr(weight, "ds_id")):
-            return weight[rows].detach().clone()
 
     return _collect_token_weights
