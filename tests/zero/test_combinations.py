@@ -3,9 +3,11 @@
 import json
 import math
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+from packaging.version import Version
 
 from balance_shim.zero_support import TABLE
 from tests import models
@@ -44,6 +46,8 @@ def trained(tmp_path_factory):
 @pytest.mark.parametrize("parameter", PARAMETERS)
 def test_trained(parameter, trained):
     """Same losses in each step, within 1e-4 (more where the script's precision is another); or noted, and finite."""
+    if parameter.startswith("rloo") and Version(version("trl")) < Version("0.22"):
+        pytest.skip("RLOOTrainer is another class before TRL 0.22")
     losses, said = trained
     one, two = losses["one"][parameter], losses["two"][parameter]
     assert isinstance(one, list), one
