@@ -47,7 +47,8 @@ class Zero3(Mode):
         return devices.accelerator_type() is not None
 
     def accelerator_options(self, options: dict[str, Any]) -> dict[str, Any]:
-        return insist("preparing an Accelerator for ZeRO-3", loops.with_plugin, options)
+        prepared: dict[str, Any] = insist("preparing an Accelerator for ZeRO-3", loops.with_plugin, options)
+        return prepared
 
     def before_clipping_norm(self, accelerator: Any, max_norm: Any) -> None:
         insist("clipping gradients", loops.check_clipping, accelerator, max_norm)
