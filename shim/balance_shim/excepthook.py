@@ -71,7 +71,7 @@ def _is_before_ranks() -> bool:
 
     # Their parts stay in there where the interrupt has come while one of the two was imported.
     loads = any(name.partition(".")[0] in ("torch", "transformers") for name in sys.modules)
-    if hasattr(sys, "ps1") or not loads or state.settings().mode != "zero3":
+    if hasattr(sys, "ps1") or not loads or not state.settings().uses_deepspeed:
         return False
     from .zero.launching import relaunch
 

@@ -145,23 +145,20 @@ def _request_for_model(model: Any, options: PlanOptions) -> "Request":
 
 
 def _request(model: Any, options: PlanOptions, no_split: Collection[str] | None, **more: Any) -> "Request":
-    from . import cache
     from .memory.workload import assume, longest_row
     from .placement.request import Request
     from .upstream.loss_device import computes_loss_on_first_device
 
     settings = options.settings
     workload = assume(settings, None, longest_row(model.config))
-    return Request(
+    return Request.from_settings(
+        settings,
         model,
         replace(workload, accumulation=options.accumulation),
         devices_of(options),
-        no_split,
+        no_split=no_split,
         loss_on_first=computes_loss_on_first_device(model),
-        selective=settings.gradient_checkpointing == "auto",
-        may_chunk=settings.loss == "full",
         may_halve=not options.precision,
-        cache=cache.folder_of(settings.cache),
         **more,
     )
 

@@ -84,6 +84,11 @@ class Settings(NamedTuple):
     strict: bool = False
     log_level: str = "info"
 
+    @property
+    def uses_deepspeed(self) -> bool:
+        """Whether the mode trains with DeepSpeed, in several processes."""
+        return self.mode == "zero3"
+
 
 class Variable(NamedTuple):
     """One `BALANCE_*` variable: how it is read, and what `balance-shim env` and docs/variables.md show."""

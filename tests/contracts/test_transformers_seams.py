@@ -10,9 +10,9 @@ import json
 import pytest
 
 from balance_shim.seams import KNOWN_TO_WORK
-from balance_shim.seams.loading import TENSOR_PARALLEL_TRAP
 from balance_shim.seams.loss import DIVIDES_AS_IT_IS
 from balance_shim.seams.trainer import COUNTS_ITEMS_APART_SINCE, COUNTS_ITEMS_SINCE, LOOKS_TOO_EARLY
+from balance_shim.upstream.tensor_parallel_trap import TENSOR_PARALLEL_TRAP
 from balance_shim.versions import numbers, version_text
 from tests.contracts import record
 

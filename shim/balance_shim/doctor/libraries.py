@@ -34,7 +34,7 @@ def versions(settings: Settings) -> Section:
         problems.append(
             "wrapt is not installed, so patched functions do not look like the originals: pip install wrapt"
         )
-    if settings.mode == "zero3":
+    if settings.uses_deepspeed:
         try:
             requirements.check()
         except RuntimeError as error:

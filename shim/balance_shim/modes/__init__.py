@@ -1,24 +1,32 @@
-"""Modes: what `BALANCE_MODE` does at each moment of a training. Seams call the mode in force and know none by name.
-
-A mode is imported when it is in force, so that arming and the other modes do not pay for it.
-"""
+"""What the shim does in each `BALANCE_MODE`: one object a mode, with a method for each moment that seams report."""
 
 from .. import state
 from .base import Mode
 
-_PLACED = Mode()
-
 
 def current() -> Mode:
-    """Return the mode in force in this process.
-
-    The launcher of ZeRO-3 does not train: it starts the processes that do, and has no moment of its own.
-    """
-    if state.settings().mode == "zero3":
+    """Return the mode in force in this process. A mode is imported only where it is in force."""
+    name = state.settings().mode
+    if name == "zero3":
         from ..zero.launching import relaunch
 
-        if not relaunch.is_launcher():
-            from .zero3 import ZERO3
+        if relaunch.is_launcher():
+            from .launcher import Launcher
 
-            return ZERO3
-    return _PLACED
+            return Launcher()
+        from .zero3 import Zero3
+
+        return Zero3()
+    if name == "balanced":
+        from .balanced import Balanced
+
+        return Balanced()
+    if name == "map":
+        from .user_map import UserMap
+
+        return UserMap()
+    if name == "auto":
+        from .auto import Auto
+
+        return Auto()
+    return Mode()

@@ -1,63 +1,63 @@
-"""The moments at which a mode may act. The defaults leave the library as it is."""
+"""A mode: one method for each moment of a program that a seam reports. This one leaves everything to the libraries.
+
+Seams know what a version of a library calls a moment, and no mode; modes know what to do, and no version. A method
+whose first argument is `original` stands around that function of the library and calls it once; the others come before
+or after one.
+"""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from .. import state
+from ..map_file import DeviceMap
+from ..placement.model_load import ModelLoad
+
+Original = Callable[..., Any]
 
 
 class Mode:
-    """One method per moment. A mode overrides those at which it acts.
+    """A mode that does nothing: `off`."""
 
-    Methods that a seam calls ahead of or after an original return what the original gets or gives.
-    """
+    # The program begins to look like a training.
 
-    def training_imported(self) -> None:
-        """`transformers.training_args` has been imported: the program is about training."""
+    def training_is_near(self) -> None:
+        """`TrainingArguments` can be imported now."""
+
+    def before_launcher(self, program: str) -> None:
+        """The launcher of `program` ("swift", "llamafactory") is about to read how many processes to start."""
 
     def before_arguments(self, arguments: Any) -> None:
-        """`arguments`, a `TrainingArguments`, have their fields, which are not validated yet."""
+        """`TrainingArguments` are about to look at themselves and at the devices."""
 
     def after_arguments(self, arguments: Any) -> None:
-        """`arguments`, a `TrainingArguments`, are validated."""
+        """`TrainingArguments` are complete."""
 
     def allows_bf16_on_cpu(self) -> bool:
-        """Whether bf16 is accepted without an accelerator, which transformers refuses."""
+        """Return whether bf16 is accepted without an accelerator, which transformers refuses."""
         return state.settings().precision is not None
 
-    def process_backend(self) -> tuple[str, Any] | None:
-        """Return accelerate's backend and `DistributedType` of this process; None: accelerate chooses."""
+    # Models load and are saved.
+
+    def load(self, original: Original, cls: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Stand around `cls.from_pretrained`."""
+        return original(cls, *args, **kwargs)
+
+    def makes_map(self, device_map: Any) -> bool:
+        """Return whether a map is to be made in place of `device_map`, as the script gives it."""
+        return False
+
+    def device_map_for(self, load: ModelLoad) -> DeviceMap | None:
+        """Return the device map of a model that is about to load; None leaves it to the library."""
         return None
 
-    def compiles_shared_memory(self) -> bool:
-        """Whether DeepSpeed may compile its operation for processes on one CPU."""
-        return True
+    def save(self, original: Original, model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Stand around `model.save_pretrained`, of a model of transformers."""
+        return original(model, *args, **kwargs)
 
-    def accelerator_options(self, options: dict[str, Any]) -> dict[str, Any]:
-        """Return the keyword arguments of an `Accelerator` instead of the script's `options`."""
-        return options
-
-    def before_clipping_norm(self, accelerator: Any, max_norm: Any) -> None:
-        """The script clips gradients to `max_norm` in a loop of its own."""
-
-    def before_clipping_value(self, accelerator: Any) -> None:
-        """The script clips each value of the gradients in a loop of its own."""
-
-    def before_engine_config(self, config: Any, model: Any) -> None:
-        """The last "auto" entries of `config`, an `HfTrainerDeepSpeedConfig`, become numbers of `model`."""
-
-    def after_engine_backward(self) -> None:
-        """The backward pass of DeepSpeed's engine has ended."""
-
-    def before_engine_step(self) -> None:
-        """DeepSpeed's engine is about to update the weights."""
-
-    def after_partition(self, parameter: Any) -> None:
-        """DeepSpeed has made `parameter` one that it partitions."""
-
-    def before_regather(self, context: Any) -> None:
-        """`context`, a `GatheredParameters`, is about to send its parameters and partition them again."""
+    def save_adapters(self, original: Original, model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Stand around `model.save_pretrained`, of a model of PEFT."""
+        return original(model, *args, **kwargs)
 
     def merging_adapters(self, model: Any) -> AbstractContextManager[Any]:
         """Return the context in which PEFT merges adapters into the weights of `model`."""
@@ -70,8 +70,98 @@ class Mode:
         """
         return nullcontext(False)
 
-    def save_adapters(
-        self, original: Callable[..., Any], model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+    # A Trainer is made.
+
+    def before_trainer(self, init: Original, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """`init`, `Trainer.__init__`, is about to be called with these arguments, the trainer first."""
+
+    def make_model(self, original: Original, trainer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Stand around `call_model_init`, which makes the model of one training and drops that of the last."""
+        return original(trainer, *args, **kwargs)
+
+    def make_accelerator(self, original: Original, trainer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Stand around the making of the trainer's `Accelerator`."""
+        return original(trainer, *args, **kwargs)
+
+    def after_optimizer(self, optimizer: Any) -> None:
+        """The trainer has made its optimizer."""
+
+    # It trains.
+
+    def before_training(self, trainer: Any) -> None:
+        """`Trainer.train` has been called."""
+
+    def before_loop(self, trainer: Any) -> bool:
+        """The training loop begins. Return whether training was prepared again, for another model."""
+        return False
+
+    def step(
+        self,
+        original: Original,
+        trainer: Any,
+        model: Any,
+        inputs: Any,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
     ) -> Any:
-        """Save the adapters of `model` by calling `original`, PEFT's `save_pretrained`, once."""
-        return original(model, *args, **kwargs)
+        """Stand around `training_step`; returns its loss."""
+        return original(trainer, model, inputs, *args, **kwargs)
+
+    def compute_loss(self, original: Original, trainer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Stand around `Trainer.compute_loss`, where the trainer counts label tokens."""
+        return original(trainer, *args, **kwargs)
+
+    def evaluate(self, original: Original, trainer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Stand around `evaluation_loop`, of evaluations and predictions."""
+        return original(trainer, *args, **kwargs)
+
+    def explain_out_of_memory(self, trainer: Any, failure: BaseException) -> None:
+        """Training ended by `failure`, an out-of-memory error."""
+
+    # Checkpoints.
+
+    def before_resuming(self, engine: Any, checkpoint: Any) -> None:
+        """DeepSpeed's `engine` is about to load a checkpoint."""
+
+    def before_saving(self, trainer: Any) -> None:
+        """`Trainer.save_model` has been called."""
+
+    def after_checkpoint(self) -> None:
+        """A checkpoint was written, in a version of transformers whose ranks do not wait for its writer."""
+
+    # Loops of accelerate's.
+
+    def process_backend(self) -> tuple[str, Any] | None:
+        """Return accelerate's backend and `DistributedType` of this process; None: accelerate chooses."""
+        return None
+
+    def accelerator_options(self, options: dict[str, Any]) -> dict[str, Any]:
+        """Return the keyword arguments of an `Accelerator` that the program makes."""
+        return options
+
+    def before_clipping_norm(self, accelerator: Any, max_norm: Any) -> None:
+        """The program clips gradients to a norm."""
+
+    def before_clipping_value(self, accelerator: Any) -> None:
+        """The program clips gradients by value."""
+
+    # DeepSpeed.
+
+    def compiles_shared_memory(self) -> bool:
+        """Return whether DeepSpeed may compile its operation for processes on one CPU."""
+        return True
+
+    def before_engine_config(self, config: Any, model: Any) -> None:
+        """The last "auto" entries of `config`, an `HfTrainerDeepSpeedConfig`, become numbers of `model`."""
+
+    def after_engine_backward(self) -> None:
+        """DeepSpeed's engine has run a backward pass."""
+
+    def before_engine_step(self) -> None:
+        """DeepSpeed's engine is about to update the weights."""
+
+    def after_partition(self, parameter: Any) -> None:
+        """DeepSpeed has made `parameter` one that it partitions."""
+
+    def before_regather(self, context: Any) -> None:
+        """`context`, a `GatheredParameters`, is about to send its parameters and partition them again."""

@@ -1,25 +1,28 @@
-"""Mode `zero3`: several processes, each with a partition of every weight."""
+"""Mode `zero3`: DeepSpeed ZeRO-3, in one of the processes that train."""
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 from .. import devices, state
 from ..errors import BalanceError
-from ..patching.guard import insist
+from ..monitoring import trainer_callback
+from ..patching.guard import attempt, insist
+from ..training import precision
 from ..zero import arguments as zero_arguments
-from ..zero import config, loops, moe
+from ..zero import calls, config, engine, loops, matrix_optimizers, meeting, moe, multiple_trainers, resume
 from ..zero.launching import relaunch
 from ..zero.weights import gathering, loading, saving
-from .base import Mode
+from .base import Original
+from .training import Training
 
 
-class Zero3(Mode):
-    """Its moments in libraries other than the Trainer and the loading of models."""
+class Zero3(Training):
+    """Partitions weights, gradients and optimizer state over all devices."""
 
-    def training_imported(self) -> None:
-        """Relaunch here and not at start: only now is this program about training. Later, half its work is done."""
+    def training_is_near(self) -> None:
+        """Become several processes: not at start, as only now the program is about training, and not half-way."""
         if state.is_pending():
             return
         try:
@@ -28,67 +31,161 @@ class Zero3(Mode):
             state.postpone(error)  # to where arguments or a model are made, which ends the program
 
     def before_arguments(self, arguments: Any) -> None:
+        """Give the arguments the DeepSpeed config."""
+        super().before_arguments(arguments)
         insist("preparing the TrainingArguments for ZeRO-3", zero_arguments.prepare, arguments)
 
     def after_arguments(self, arguments: Any) -> None:
+        """Take over the config that the arguments have made of ours."""
         insist("taking over the DeepSpeed config", zero_arguments.take_over, arguments)
+        super().after_arguments(arguments)
+
+    def load(self, original: Original, cls: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Load in partitions."""
+        kwargs = insist("BALANCE_PRECISION", precision.adjust_loading, kwargs)
+        return loading.load(original, cls, args, kwargs)
 
     def allows_bf16_on_cpu(self) -> bool:
+        """Return True: processes on the CPU train on purpose."""
         return True
 
+    def save(self, original: Original, model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Save whole weights, from the first rank."""
+        return saving.save(original, model, args, kwargs, trained=False)
+
+    def save_adapters(self, original: Original, model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Save whole adapters, from the first rank."""
+        return saving.save(original, model, args, kwargs, trained=True)
+
+    def merging_adapters(self, model: Any) -> AbstractContextManager[Any]:
+        """Gather weights where adapters are merged into them."""
+        return saving.merging_whole(model) if saving.is_divided(model) else nullcontext()
+
+    def reading_tokens(self, weight: Any) -> AbstractContextManager[bool]:
+        """Gather the weight, except on CUDA, where PEFT's own way works."""
+        return nullcontext(False) if devices.accelerator_type() == "cuda" else _gathered(weight)
+
+    def make_accelerator(self, original: Original, trainer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Let several trainers have an accelerator each."""
+        insist("making room for another trainer", multiple_trainers.make_room, trainer)
+        result = original(trainer, *args, **kwargs)
+        insist("remembering the state of accelerate", multiple_trainers.remember, trainer)
+        return result
+
+    def after_optimizer(self, optimizer: Any) -> None:
+        """Warn of optimizers that need whole matrices; drop groups without parameters."""
+        if not hasattr(optimizer, "param_groups"):
+            return
+        attempt("looking at the optimizer", matrix_optimizers.warn, optimizer)
+        # LoRA leaves one of them empty on 4.x. DeepSpeed drops it, and torch's scheduler then misses it.
+        optimizer.param_groups[:] = [group for group in optimizer.param_groups if group["params"]]
+
+    def before_training(self, trainer: Any) -> None:
+        """Have DeepSpeed's engine checked, and ranks watched, once it stands."""
+        insist("training with several trainers", multiple_trainers.take_over, trainer)
+        insist("preparing the training with ZeRO-3", engine.prepare, trainer)
+        self.begin(trainer)
+
+    def step(
+        self,
+        original: Original,
+        trainer: Any,
+        model: Any,
+        inputs: Any,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> Any:
+        """Note what this rank runs in a step."""
+        trainer_callback.saw_batch(trainer, inputs)
+        with engine.watched(trainer, inputs), calls.together():
+            return original(trainer, model, inputs, *args, **kwargs)
+
+    def compute_loss(self, original: Original, trainer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Correct losses that are a mean of this rank's tokens where the trainer takes them for a sum."""
+        count = kwargs.get("num_items_in_batch")
+        if count is None:
+            return original(trainer, *args, **kwargs)
+        from ..zero import mean_loss  # needs torch
+
+        what, instead = "noting who counts tokens", "the loss may be that of one process, times their number"
+        kwargs["num_items_in_batch"] = count = attempt(
+            what, mean_loss.noted, trainer, count, default=count, instead=instead
+        )
+        result = original(trainer, *args, **kwargs)
+        return insist("finding the mean of the ranks", mean_loss.corrected, trainer, result, count)
+
+    def evaluate(self, original: Original, trainer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Evaluate on all ranks."""
+        insist("evaluating with several trainers", multiple_trainers.take_over, trainer)
+        meeting.meet("an evaluation or prediction")
+        with calls.together():
+            return original(trainer, *args, **kwargs)
+
+    def explain_out_of_memory(self, trainer: Any, failure: BaseException) -> None:
+        """Name what reduces memory under ZeRO-3."""
+        engine.explain_out_of_memory(trainer)
+
+    def before_resuming(self, engine: Any, checkpoint: Any) -> None:
+        """Convert a checkpoint of another number of processes."""
+        insist("preparing the checkpoint", resume.prepare, engine, checkpoint)
+
+    def before_saving(self, trainer: Any) -> None:
+        """Wait for all ranks, each of which holds a part of the weights."""
+        if saving.is_divided(trainer.model):
+            meeting.meet("saving the model")
+
+    def after_checkpoint(self) -> None:
+        """Wait for the writer: a rank that misses it does not load the best weights in the end, and the others wait."""
+        saving.wait_for_all()
+
     def process_backend(self) -> tuple[str, Any] | None:
+        """Have ranks without accelerators be several; accelerate 1.13 takes them for one."""
         if not os.environ.get("LOCAL_RANK", "").isdigit() or devices.accelerator_type() is not None:
             return None
         from accelerate.utils import DistributedType
 
         return "gloo", DistributedType.MULTI_CPU
 
-    def compiles_shared_memory(self) -> bool:
-        return devices.accelerator_type() is not None
-
     def accelerator_options(self, options: dict[str, Any]) -> dict[str, Any]:
-        prepared: dict[str, Any] = insist("preparing an Accelerator for ZeRO-3", loops.with_plugin, options)
-        return prepared
+        """Return the options of an `Accelerator` with DeepSpeed's plugin."""
+        options = insist("preparing an Accelerator for ZeRO-3", loops.with_plugin, options)
+        return options
 
     def before_clipping_norm(self, accelerator: Any, max_norm: Any) -> None:
+        """Refuse a norm that DeepSpeed, which clips itself, does not have."""
         insist("clipping gradients", loops.check_clipping, accelerator, max_norm)
 
     def before_clipping_value(self, accelerator: Any) -> None:
+        """Refuse it: DeepSpeed clips by norm only."""
         insist("clipping gradients", loops.refuse_clipping_by_value, accelerator)
 
-    def before_engine_config(self, config_of_trainer: Any, model: Any) -> None:
-        insist("completing the ZeRO-3 config", config.fill_hidden_size, config_of_trainer.config, model)
-        precision = loading.main_dtype(model)
-        insist("choosing the precision", loading.adopt_precision, config_of_trainer, precision)
+    def compiles_shared_memory(self) -> bool:
+        """Return False on the CPU: compiling takes a minute, and gloo does the same."""
+        return devices.accelerator_type() is not None
+
+    def before_engine_config(self, hf_config: Any, model: Any) -> None:
+        """Fill in sizes and precision, and mark blocks of experts."""
+        insist("completing the ZeRO-3 config", config.fill_hidden_size, hf_config.config, model)
+        insist("choosing the precision", loading.adopt_precision, hf_config, loading.main_dtype(model))
         insist("marking the MoE blocks", moe.mark_leaf_modules, model)
 
     def after_engine_backward(self) -> None:
+        """Partition the weights that the loss used outside of their modules."""
         insist("partitioning weights that the loss used", gathering.release)
 
     def before_engine_step(self) -> None:
+        """Partition the weights that the script used."""
         insist("partitioning weights that the script used", gathering.release)
 
     def after_partition(self, parameter: Any) -> None:
+        """Give a scalar a dimension, without which DeepSpeed cannot send it."""
         _give_dimension(parameter)
 
     def before_regather(self, context: Any) -> None:
+        """Do so again where the script may have changed the parameter."""
         if context.enabled and context.src_rank is not None:
             for parameter in context.params:
                 _give_dimension(parameter)
-
-    def merging_adapters(self, model: Any) -> AbstractContextManager[Any]:
-        return saving.merging_whole(model) if saving.is_divided(model) else nullcontext()
-
-    def reading_tokens(self, weight: Any) -> AbstractContextManager[bool]:
-        return nullcontext(False) if devices.accelerator_type() == "cuda" else _gathered(weight)
-
-    def save_adapters(
-        self, original: Callable[..., Any], model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Any:
-        return saving.save(original, model, args, kwargs, trained=True)
-
-
-ZERO3 = Zero3()
 
 
 @contextmanager

@@ -1,15 +1,13 @@
 """The seam's side of this room: begins and ends what watches a training, and hands it what the Trainer does."""
 
 from typing import Any
-from weakref import WeakKeyDictionary
 
 from .. import log, state
 from ..placement.plan import Plan
+from ..training_run import Part
 from ..upstream.trainer import TrainerLike
 from .monitor import Monitor, watched_devices
 from .readings import Meter
-
-_monitors: "WeakKeyDictionary[Any, tuple[Monitor, Any]]" = WeakKeyDictionary()
 
 
 def begin(trainer: TrainerLike, plan: Plan | None) -> None:
@@ -24,21 +22,20 @@ def begin(trainer: TrainerLike, plan: Plan | None) -> None:
     monitor = Monitor(trainer, Meter(*watched), plan, settings)
     callback = _callback(monitor)
     trainer.add_callback(callback)
-    _monitors[trainer] = monitor, callback
+    _MONITOR.keep(trainer, (monitor, callback))
 
 
 def saw_batch(trainer: TrainerLike, inputs: Any) -> None:
     """Record the inputs of a micro-batch, if memory is monitored."""
-    if _monitors:
-        monitor, _ = _monitors.get(trainer, (None, None))
-        if monitor is not None:
-            monitor.guarded(monitor.batch, inputs)
+    monitor = monitor_of(trainer)
+    if monitor is not None:
+        monitor.guarded(monitor.batch, inputs)
 
 
 def monitor_of(trainer: TrainerLike) -> Monitor | None:
     """Return what watches `trainer`, if anything does."""
-    monitor, _ = _monitors.get(trainer, (None, None))
-    return monitor
+    watching = _MONITOR.of(trainer)
+    return None if watching is None else watching[0]
 
 
 def replanned(trainer: TrainerLike, plan: Plan) -> None:
@@ -48,12 +45,13 @@ def replanned(trainer: TrainerLike, plan: Plan) -> None:
         monitor.guarded(monitor.replanned, plan)
 
 
-def end(trainer: TrainerLike) -> None:
-    """Stop watching, and leave the trainer as it was."""
-    monitor, callback = _monitors.pop(trainer, (None, None))
-    if monitor is not None:
-        monitor.guarded(monitor.finish)
-        trainer.remove_callback(callback)
+def _end(trainer: TrainerLike, watching: tuple[Monitor, Any]) -> None:
+    monitor, callback = watching
+    monitor.guarded(monitor.finish)
+    trainer.remove_callback(callback)
+
+
+_MONITOR: Part[tuple[Monitor, Any]] = Part("watching memory", _end, instead="its last lines are missing")
 
 
 def _callback(monitor: Monitor) -> Any:

@@ -72,7 +72,7 @@ def has_map(model: "nn.Module") -> bool:
 def home_of(model: "nn.Module") -> int | None:
     """Return the index of the device where the inputs of `model` arrive; None if no map of ours has placed it."""
     placed = _placed.get(model)
-    return placed.plan.devices[0].device.index if placed is not None and placed.plan.mode == "balanced" else None
+    return placed.plan.devices[0].device.index if placed is not None and placed.plan.is_ours else None
 
 
 def placed_models() -> "list[nn.Module]":

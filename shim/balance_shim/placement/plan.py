@@ -91,7 +91,7 @@ class Plan:
     """A device map with its prediction.
 
     Attributes:
-        mode: which remedy made it: "balanced" or "map".
+        mode: whose map it is: "balanced" (ours), "map" (the user's) or "auto" (transformers').
         model_class: class name of the model.
         parameters: number of parameters, tied ones once.
         workload: what the prediction holds for.
@@ -115,6 +115,21 @@ class Plan:
     source: CostSource = "trace"
     notes: tuple[str, ...] = ()
     recomputed: frozenset[str] | None = None
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether the shim chose the map, and may change it."""
+        return self.mode == "balanced"
+
+    @property
+    def is_users(self) -> bool:
+        """Whether the map was given by the user."""
+        return self.mode == "map"
+
+    @property
+    def is_librarys(self) -> bool:
+        """Whether the map is the one that transformers would make."""
+        return self.mode == "auto"
 
     @property
     def worst(self) -> DevicePlan:

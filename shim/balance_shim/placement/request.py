@@ -7,12 +7,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..cache import digest
+from ..cache import digest, folder_of
 from ..device_rules.kinds import INSISTS_ON_GROUPS, Architecture
 from ..devices import Device
 from ..memory.colocation import NO_BONDS, Bonds
 from ..memory.fingerprint import fingerprint
 from ..memory.workload import Workload
+from ..settings import Settings
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -61,6 +62,21 @@ class Request:
     bonds: Bonds = NO_BONDS
     evaluation_batch: "Mapping[str, Any] | None" = None
     head_device: int | None = None
+
+    @classmethod
+    def from_settings(
+        cls, settings: Settings, model: "nn.Module", workload: Workload, devices: tuple[Device, ...], **fields: Any
+    ) -> "Request":
+        """Return the request for `model` with what the user's settings decide; `fields` are the others."""
+        return cls(
+            model,
+            workload,
+            devices,
+            selective=fields.pop("selective", settings.gradient_checkpointing == "auto"),
+            may_chunk=settings.loss == "full",
+            cache=folder_of(settings.cache),
+            **fields,
+        )
 
     @property
     def architectures(self) -> tuple[Architecture, ...]:

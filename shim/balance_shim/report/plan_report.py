@@ -34,7 +34,7 @@ def show(plan: Plan, report: str, files: int | None = None, number: int = 1) -> 
         f"{plan.workload.describe()}{assumed} (GiB):"
     )
     remarks = [plan.method] if plan.method not in ("", TRACED) else []
-    remarks += plan.notes if plan.mode == "balanced" else ()
+    remarks += plan.notes if plan.is_ours else ()
     log.info("\n  ".join([f"{headline}\n{plan_table(plan)}", *remarks]))
     return None if report == "text" else write(plan, report, files)
 

@@ -5,9 +5,7 @@ from typing import Any
 
 from .. import devices, modes, state
 from ..patching import registry
-from ..patching.guard import SeamMoved, attempt, insist
-from ..placement import placed_models
-from ..training import checkpointing, micro_batch, precision
+from ..patching.guard import SeamMoved
 from ..versions import version_text
 
 
@@ -22,19 +20,16 @@ def apply(module: Any) -> None:
     registry.replace(module.TrainingArguments, "__post_init__", _around_post_init)
     if callable(getattr(module, "is_torch_bf16_gpu_available", None)):
         registry.replace(module, "is_torch_bf16_gpu_available", _around_bf16_check)
-    modes.current().training_imported()
+    modes.current().training_is_near()
 
 
 def _around_post_init(original: Callable[..., Any]) -> Callable[..., Any]:
     def __post_init__(self: Any, *args: Any, **kwargs: Any) -> Any:
         state.raise_pending()
-        insist("BALANCE_PRECISION", precision.adjust_arguments, self)
-        insist("BALANCE_GRADIENT_CHECKPOINTING", checkpointing.adjust_arguments, self)
-        insist("BALANCE_MICRO_BATCH", micro_batch.adjust_arguments, self)
-        modes.current().before_arguments(self)
+        mode = modes.current()
+        mode.before_arguments(self)
         result = original(self, *args, **kwargs)
-        modes.current().after_arguments(self)
-        attempt("recording the TrainingArguments", placed_models.remember_arguments, self)
+        mode.after_arguments(self)
         return result
 
     return __post_init__

@@ -9,7 +9,6 @@ import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
-from weakref import WeakKeyDictionary
 
 from .. import log, state
 from ..patching.guard import attempt
@@ -21,6 +20,7 @@ from ..placement.remedies import what_would_fit
 from ..placement.request import Request
 from ..report import plan_report
 from ..rng import undisturbed
+from ..training_run import Part
 from ..units import format_size
 from . import checkpointing, micro_batch
 from .actual_workload import actual_workload
@@ -44,8 +44,6 @@ HEADROOM = 1.25  # times the length that needs another map: the next that is a l
 MOST_MOVES = 3  # of blocks for later batches
 MOST_EXAMINED = 40  # batches of one training; each takes about as long as planning did
 
-_checks: "WeakKeyDictionary[Any, BatchCheck]" = WeakKeyDictionary()
-
 
 def begin(
     trainer: Any,
@@ -62,7 +60,7 @@ def begin(
         max_memory: what the script passed to `from_pretrained`.
         replanned: takes the plan in force when that has changed.
     """
-    _checks[trainer] = BatchCheck(trainer, outcome, loss_on_first, max_memory, replanned)
+    _CHECK.keep(trainer, BatchCheck(trainer, outcome, loss_on_first, max_memory, replanned))
 
 
 def looks_at(trainer: Any) -> bool:
@@ -77,7 +75,7 @@ def portions_for(trainer: Any, inputs: Any, counted: bool) -> int:
         inputs: what `training_step` gets.
         counted: whether the Trainer has counted the label tokens of the step.
     """
-    check = _checks.get(trainer) if _checks else None
+    check = _CHECK.of(trainer)
     if check is None:
         return 1
     what, instead = "looking at the batch before it runs", "the batch runs as it is"
@@ -86,18 +84,15 @@ def portions_for(trainer: Any, inputs: Any, counted: bool) -> int:
 
 def replanned(trainer: Any, plan: Plan) -> None:
     """Take the plan of a map that something else has put in force."""
-    if trainer in _checks:
-        _checks[trainer].take_plan(plan)
+    check = _CHECK.of(trainer)
+    if check is not None:
+        check.take_plan(plan)
 
 
 def latest(trainer: Any) -> Outcome | None:
     """Return the request and costs that the plan in force was made from; None outside of a training."""
-    return _checks[trainer].latest if trainer in _checks else None
-
-
-def end(trainer: Any) -> None:
-    """Look no more."""
-    _checks.pop(trainer, None)
+    check = _CHECK.of(trainer)
+    return None if check is None else check.latest
 
 
 class BatchCheck:
@@ -327,3 +322,6 @@ def _taken_by(model: Any) -> frozenset[str] | None:
     if len(named) <= 1:  # (self, **kwargs)
         return None
     return frozenset(each.name for each in named)
+
+
+_CHECK: Part[BatchCheck] = Part("looking at batches")

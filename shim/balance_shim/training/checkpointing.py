@@ -10,6 +10,7 @@ from .. import log, state
 from ..memory.recomputation import is_supported, layers_of, recompute_only
 from ..patching.guard import attempt
 from ..placement.plan import Plan
+from ..training_run import Part
 from .checkpoint_inputs import send_inputs_first
 
 
@@ -69,16 +70,14 @@ def arrange(trainer: Any, model: Any, plan: Plan | None) -> None:
                 instead = "dropout in the first layer of a device may be recomputed with another mask"
                 attempt("sending inputs ahead of checkpoints", send_inputs_first, model, instead=instead)
 
-    end(trainer)  # of a training that did not come to its own end
-    trainer._balance_shim_arranging = Arranging()
-    trainer.add_callback(trainer._balance_shim_arranging)
+    trainer.add_callback(_CALLBACK.keep(trainer, Arranging()))
 
 
-def end(trainer: Any) -> None:
-    """Take the callback of `arrange` away again."""
-    callback = vars(trainer).pop("_balance_shim_arranging", None)
-    if callback is not None:
-        trainer.remove_callback(callback)
+def _end(trainer: Any, callback: Any) -> None:
+    trainer.remove_callback(callback)
+
+
+_CALLBACK: Part[Any] = Part("activation checkpointing", _end, instead="its callback stays")
 
 
 def _wanted(trainer: Any, model: Any, plan: Plan | None) -> frozenset[str] | None:

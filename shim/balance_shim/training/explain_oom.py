@@ -8,7 +8,7 @@ import os
 from dataclasses import dataclass, replace
 from typing import Any
 
-from .. import cache, devices, log, map_file, state
+from .. import devices, log, map_file, state
 from ..devices import Device
 from ..memory.workload import Workload, assume, longest_row
 from ..monitoring import trainer_callback
@@ -134,7 +134,8 @@ def _planned(scene: _Scene, trainer: Any, model: Any, loss_on_first: bool) -> _S
     usable = devices.inventory(settings, ours=ours, only=places)
     workload = _workload(scene, trainer, model)
     inputs = scene.place.inputs if scene.place.batch.row_tokens else None
-    request = Request(
+    request = Request.from_settings(
+        settings,
         model,
         workload,
         usable,
@@ -142,9 +143,7 @@ def _planned(scene: _Scene, trainer: Any, model: Any, loss_on_first: bool) -> _S
         batch=None if inputs is None else {name: _on_host(each) for name, each in inputs.items()},
         loss_on_first=loss_on_first,
         selective=scene.planned is not None and scene.planned.recomputed is not None,
-        may_chunk=settings.loss == "full",
         may_halve=precision.could_halve(),
-        cache=cache.folder_of(settings.cache),
     )
     costed, recomputed = planner.costed_for(request)
     device_map = scene.planned.device_map if scene.planned is not None else _map_of(model, usable)
@@ -286,7 +285,7 @@ def _causes(scene: _Scene) -> list[str]:
             f"cause: tensors have been retained since step {scene.kept.step}, "
             f"{format_size(scene.kept.rate)} per step; their owner is named above"
         )
-    elif scene.planned is not None and scene.planned.mode == "map" and _had_room(scene):
+    elif scene.planned is not None and scene.planned.is_users and _had_room(scene):
         found.append("cause: the map that was given is wrong for this training; see below")
     beyond = _beyond_prediction(scene)
     if not found and beyond >= UNEXPLAINED * total:
@@ -369,7 +368,7 @@ def _what_fits(scene: _Scene, trainer: Any) -> list[str]:
         assert scene.better is not None
         room = _names_with_room(scene)
         had = f"{', '.join(room)} had room: the" if room else "The"
-        lines.append(f"{had} {'map' if scene.planned is None or scene.planned.mode == 'map' else 'plan'} was wrong")
+        lines.append(f"{had} {'map' if scene.planned is None or scene.planned.is_users else 'plan'} was wrong")
         remedies.append((_written(scene, trainer), scene.better))
     if scene.better is not None:
         workload = scene.better.workload

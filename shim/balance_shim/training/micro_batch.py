@@ -13,13 +13,16 @@ from typing import Any
 
 from .. import devices, log, state
 from ..monitoring.out_of_memory import is_out_of_memory
+from ..training_run import Part
 from ..versions import version_of
 
 LOSS_OF_A_STEP_SINCE = (4, 46)  # transformers divides by the label tokens of the whole step, not by micro-batches
 DIVIDES_UNCOUNTED_SINCE = (4, 53)  # what has no labels to count is divided by the accumulation
 
 LIBRARIES = ("transformers", "trl", "swift")  # whose compute_loss is known
-_ASKED = "_balance_shim_batch"  # where arguments keep the script's (rows at a time, accumulation)
+# Where arguments keep the script's (rows at a time, accumulation): an attribute, as they cannot be hashed, and their
+# copies need it too.
+_ASKED = "_balance_shim_batch"
 
 Inputs = Mapping[str, Any]
 Run = Callable[[Any, Inputs], Any]
@@ -93,7 +96,7 @@ def begin(trainer: Any) -> None:
 
     The number of `BALANCE_MICRO_BATCH` came before the trainer, which may be one whose losses or rows depend on it.
     """
-    vars(trainer).pop("_balance_shim_portions", None)
+    _PORTIONS.drop(trainer)
     arguments = trainer.args
     size, accumulation = vars(arguments).get(_ASKED, (arguments.per_device_train_batch_size, 0))
     reason = _reason_against(trainer, size, arguments.per_device_train_batch_size)
@@ -151,10 +154,7 @@ def portions_of(trainer: Any) -> "Portions | None":
     """Return what runs the micro-batches of `trainer`; None where `BALANCE_MICRO_BATCH` is not set, or cannot act."""
     if state.settings().micro_batch is None or trainer.args.world_size > 1:
         return None
-    found: Portions | None = vars(trainer).get("_balance_shim_portions")
-    if found is None:
-        found = trainer._balance_shim_portions = Portions()
-    return found
+    return _PORTIONS.of(trainer) or _PORTIONS.keep(trainer, Portions())
 
 
 class Portions:
@@ -221,6 +221,9 @@ class Portions:
 
     def _in_portions(self, trainer: Any, run: Run, model: Any, inputs: Inputs) -> Any:
         return run_in_portions(trainer, run, model, inputs, self.count, self._counted)
+
+
+_PORTIONS: Part[Portions] = Part("portions of micro-batches")
 
 
 def run_in_portions(trainer: Any, run: Run, model: Any, inputs: Inputs, count: int, counted: bool) -> Any:

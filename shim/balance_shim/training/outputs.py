@@ -12,7 +12,6 @@ from typing import Any
 from .. import devices, state
 from ..patching.guard import attempt
 
-_MARK = "_balance_shim_returns_outputs"  # attribute of a module that has the hook; copies of it have both
 MOST_LEVELS = 6  # of containers in containers that are looked through
 
 
@@ -22,9 +21,9 @@ def arm(*models: Any) -> None:
     A wrapper around such a model (PEFT's) needs the hook too: it calls `forward` of what it wraps, not the module.
     """
     for model in models:
-        if model is not None and _MARK not in vars(model) and _spans_devices(model):
-            model.register_forward_hook(_return_outputs, with_kwargs=True)
-            vars(model)[_MARK] = True
+        if model is None or _return_outputs in model._forward_hooks.values() or not _spans_devices(model):
+            continue
+        model.register_forward_hook(_return_outputs, with_kwargs=True)
 
 
 def _spans_devices(model: Any) -> bool:

@@ -13,7 +13,9 @@ from .. import devices, log, state
 from ..versions import dtype_name
 
 DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
-_SCRIPTS = "_balance_shim_autocast"  # where arguments keep whether the script has mixed precision
+# Where arguments keep whether the script has mixed precision: an attribute, as they cannot be hashed, and their copies
+# need it too.
+_SCRIPTS = "_balance_shim_autocast"
 
 
 def chosen() -> str | None:
@@ -61,7 +63,7 @@ def loading_dtype() -> Any:
     if precision is None:
         return None
     settings = state.settings()
-    if precision == "fp16" and settings.tuning != "lora" and settings.mode != "zero3":
+    if precision == "fp16" and settings.tuning != "lora" and not settings.uses_deepspeed:
         return torch.float32  # the scaler refuses gradients in float16
     return getattr(torch, DTYPES[precision])
 

@@ -6,7 +6,6 @@ The first step is not measured: the optimizer has its state only when it is over
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
-from weakref import WeakKeyDictionary
 
 from .. import devices, log, state
 from ..devices import Device
@@ -19,6 +18,7 @@ from ..placement.calibration import corrected
 from ..placement.plan import CostedModel, Plan, evaluate
 from ..placement.request import Request
 from ..report import plan_report
+from ..training_run import Part
 from ..units import counted, format_alike, format_size
 from . import chunked_loss, outside, weight_copies
 from .actual_workload import actual_workload
@@ -31,13 +31,11 @@ MOST_MEASURED = 50  # while all micro-batches are shorter than what was planned 
 AS_LONG = 0.9  # of the tokens that were planned for
 MOST_MOVES = 2  # the second puts right what the first one got wrong
 
-_rebalancers: "WeakKeyDictionary[Any, tuple[Rebalancer, Any]]" = WeakKeyDictionary()
-
 
 def begin(trainer: Any, model: Any, plan: Plan, loss_on_first: bool, moved: Callable[[Plan], None]) -> None:
     """Measure the first steps of `trainer` and move blocks then, if the settings ask for it and that can be done.
 
-    To be called behind `watching.begin`: at the start of a step the monitor reads peaks before they are reset here.
+    To be called after `trainer_callback.begin`: at the start of a step the monitor reads peaks, which are reset here.
 
     Args:
         trainer: a `transformers.Trainer` about to train.
@@ -48,7 +46,7 @@ def begin(trainer: Any, model: Any, plan: Plan, loss_on_first: bool, moved: Call
     """
     if not state.settings().rebalance:
         return
-    if plan.mode != "balanced":
+    if not plan.is_ours:
         log.once("info", "BALANCE_REBALANCE=1 applies to maps made by the shim; a given map is not changed")
         return
     kind = devices.accelerator_type()
@@ -56,29 +54,23 @@ def begin(trainer: Any, model: Any, plan: Plan, loss_on_first: bool, moved: Call
         return
     callback = _callback(rebalancer := Rebalancer(trainer, model, plan, loss_on_first, moved, kind))
     trainer.add_callback(callback)
-    _rebalancers[trainer] = rebalancer, callback
+    _REBALANCER.keep(trainer, (rebalancer, callback))
 
 
 def saw_batch(trainer: Any, inputs: Any) -> None:
     """Take the inputs of a micro-batch; nothing happens where nothing is measured."""
-    if _rebalancers:
-        rebalancer, _ = _rebalancers.get(trainer, (None, None))
-        if rebalancer is not None:
-            rebalancer.guarded(rebalancer.batch, inputs)
+    kept = _REBALANCER.of(trainer)
+    if kept is not None:
+        rebalancer, _ = kept
+        rebalancer.guarded(rebalancer.batch, inputs)
 
 
 def replanned(trainer: Any, plan: Plan) -> None:
     """Take the plan of a map that something else has put in force; what was measured before it says nothing of it."""
-    rebalancer, _ = _rebalancers.get(trainer, (None, None))
-    if rebalancer is not None:
+    kept = _REBALANCER.of(trainer)
+    if kept is not None:
+        rebalancer, _ = kept
         rebalancer.guarded(rebalancer.replanned, plan)
-
-
-def end(trainer: Any) -> None:
-    """Leave the trainer as it was."""
-    _, callback = _rebalancers.pop(trainer, (None, None))
-    if callback is not None:
-        trainer.remove_callback(callback)
 
 
 class Rebalancer:
@@ -278,3 +270,10 @@ def _callback(rebalancer: Rebalancer) -> Any:
             rebalancer.guarded(rebalancer.step_end, state.global_step)
 
     return Rebalancing()
+
+
+def _end(trainer: Any, kept: tuple[Rebalancer, Any]) -> None:
+    trainer.remove_callback(kept[1])
+
+
+_REBALANCER: Part[tuple[Rebalancer, Any]] = Part("re-balancing", _end, instead="its callback stays")

@@ -196,7 +196,7 @@ def _change_map(case: _Case, failure: Exception) -> bool:
         names = [block.name for block in costed.blocks]
         seen = crossing.crossing_of(failure, model, names, kind, usable[0].index)
         met = _words(seen, kind)
-        if plan.mode == "map":
+        if plan.is_users:
             log.warning(f"{met} met on different devices; the map that was given is not changed")
             return False
         if case.step.repairs >= MOST_REPAIRS:
@@ -238,7 +238,7 @@ def _repaired_plan(
     """Return the plan of another map, what is to be remembered for it, and what was done, in words; None: no other."""
     model = request.model
     bonds = colocations.of(model).bonds
-    if plan.mode == "auto":
+    if plan.is_librarys:
         return _on_one_device(request, costed, plan, bonds)
     exact = bonds.with_met(seen.blocks) if len(seen.blocks) > 1 else bonds
     exact = exact.with_all(_met_in_dry_run(case, request, costed, plan))

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from .. import cache, devices, log, state
+from .. import devices, log, state
 from ..devices import Device
 from ..errors import MoveError
 from ..map_file import DeviceMap
@@ -100,7 +100,7 @@ def moved_if_better(trainer: Any, outcome: Outcome, for_any_gain: bool = False) 
     """
     plan = outcome.plan
     # An estimate is no reason to give up a map that was made from a trace.
-    if plan.mode == "balanced" and len(set(plan.device_map.values())) > 1 and not plan.is_estimate:
+    if plan.is_ours and len(set(plan.device_map.values())) > 1 and not plan.is_estimate:
         return _better(trainer, outcome, for_any_gain)
     return outcome
 
@@ -150,7 +150,7 @@ def _as_it_is(
         return _scaled(assumed, request.workload), False
     placed = {block.name: device_of(block.name, assumed.device_map) for block in costed.blocks}
     places: DeviceMap = {name: place for name, place in placed.items() if isinstance(place, int)}
-    if assumed.mode == "balanced" and len(places) == len(placed):
+    if assumed.is_ours and len(places) == len(placed):
         tried = planner.as_tried(request, costed, places, recomputed)
         home = request.devices[0].index
         strays = any(places.get(name, home) != home for name in request.bonds.on_first)
@@ -185,17 +185,15 @@ def request_for(
 ) -> Request:
     """Return what is to be planned for a model that is about to train, or trains already."""
     settings = state.settings()
-    return Request(
+    return Request.from_settings(
+        settings,
         model,
         workload,
         usable,
         trains=lambda _, parameter: parameter.requires_grad,
         batch=batch,
         loss_on_first=loss_on_first,
-        selective=settings.gradient_checkpointing == "auto",
-        may_chunk=settings.loss == "full",
         may_halve=precision.could_halve(),
-        cache=cache.folder_of(settings.cache),
         bonds=_bonds(trainer, model, usable).and_those(outside.bonds_of(model)),
         head_device=device_of_compared_head(model, placed_models.compared_models()),
         evaluation_batch=evaluation_batch,
@@ -221,7 +219,7 @@ def _fits(request: Request, assumed: Plan) -> bool:
     request = planner.in_training(request)
     try:
         costed, recomputed = planner.costed_for(request)
-        if assumed.mode != "balanced":
+        if not assumed.is_ours:
             return not evaluate(assumed.mode, costed, assumed.device_map, request.devices).shortfall
         plan = planner.solved(request, costed, recomputed)
     except DoesNotFit:

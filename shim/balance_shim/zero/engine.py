@@ -8,12 +8,17 @@ from .. import devices, log, state
 from ..errors import ZeroError
 from ..patching.guard import attempt
 from ..training.actual_workload import checkpoints_already, innermost
+from ..training_run import Part
 from ..units import counted, format_size
 from . import calls, given_optimizer
 from .divergence import cross_attention, desync, modality_sync
 from .divergence.desync import Watch
 from .weights import inference_models
 from .weights.partitioned_parameter import look_whole
+
+_CHECKS: Part[bool] = Part("whether the engine will be checked", outlives=True)
+_WATCH: Part[Watch] = Part("the watch over the ranks", outlives=True)
+_HOOKS: Part[list[Any]] = Part("hooks that have ranks run what others run", outlives=True)
 
 
 def prepare(trainer: Any) -> None:
@@ -23,7 +28,7 @@ def prepare(trainer: Any) -> None:
     _dismantle(trainer)
     inference_models.take_down(trainer.model)
     given_optimizer.keep(trainer)
-    if getattr(trainer, "_balance_shim_checked", False):  # it trains again
+    if _CHECKS.of(trainer) is not None:  # it trains again
         return
 
     class ZeroCheck(TrainerCallback):
@@ -32,14 +37,16 @@ def prepare(trainer: Any) -> None:
             look_whole(trainer.model)  # adapters too, which are partitioned only now
             calls.watch(innermost(trainer.model))
             what = "watching for ranks that run different modules"
-            trainer._balance_shim_watch = attempt(what, watch_of, trainer, instead="a hang will not be explained")
-            if not hasattr(trainer, "_balance_shim_towers") and args.world_size > 1:
+            watch = attempt(what, watch_of, trainer, instead="a hang will not be explained")
+            if watch is not None:
+                _WATCH.keep(trainer, watch)
+            if _HOOKS.of(trainer) is None and args.world_size > 1:
                 what = "having every rank run the towers that some rank needs"
                 instead = "batches with pictures on some ranks only will hang"
-                trainer._balance_shim_towers = attempt(what, accompany, trainer.model, instead=instead)
+                _HOOKS.keep(trainer, attempt(what, accompany, trainer.model, default=[], instead=instead))
 
     trainer.add_callback(ZeroCheck())
-    trainer._balance_shim_checked = True
+    _CHECKS.keep(trainer, True)
 
 
 def check(engine: Any) -> None:
@@ -78,8 +85,8 @@ def watch_of(trainer: Any) -> Watch | None:
 
 def watched(trainer: Any, inputs: Any) -> contextlib.AbstractContextManager[None]:
     """Return what is to be around one step of `trainer`. `inputs`: its batch."""
-    found = getattr(trainer, "_balance_shim_watch", None)
-    return contextlib.nullcontext() if found is None else found.watching(inputs)
+    watch = _WATCH.of(trainer)
+    return contextlib.nullcontext() if watch is None else watch.watching(inputs)
 
 
 def explain_out_of_memory(trainer: Any) -> None:

@@ -6,6 +6,10 @@ after another one has been made would do so with that one's config.
 
 from typing import Any
 
+from ..training_run import Part
+
+_STATE: Part[dict[str, Any]] = Part("the state of accelerate", outlives=True)
+
 
 def make_room(trainer: Any) -> None:
     """Have `trainer`, which is about to make its accelerator, find no other trainer's config, nor its own from there.
@@ -24,14 +28,14 @@ def remember(trainer: Any) -> None:
     """Keep what the state is now that `trainer` has made its accelerator."""
     from accelerate.state import AcceleratorState
 
-    trainer._balance_shim_state = dict(AcceleratorState._shared_state)
+    _STATE.keep(trainer, dict(AcceleratorState._shared_state))
 
 
 def take_over(trainer: Any) -> None:
     """Have the state be that of `trainer`, which is about to train or evaluate."""
     from accelerate.state import AcceleratorState
 
-    ours = getattr(trainer, "_balance_shim_state", None)
+    ours = _STATE.of(trainer)
     if ours is not None:
         AcceleratorState._shared_state.update(ours)
         trainer.args.deepspeed_plugin.set_deepspeed_weakref()

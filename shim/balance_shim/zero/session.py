@@ -17,11 +17,6 @@ _ready = False
 _dtype: Any = None
 
 
-def is_wanted() -> bool:
-    """Whether the mode is zero3, and this process one that trains: not a launcher, which starts those that do."""
-    return state.settings().mode == "zero3" and not relaunch.is_launcher()
-
-
 def begin(ddp_timeout: float | None = None) -> None:
     """Make this process one of several that train with ZeRO-3, with its process group up. May not return: see exec.
 

@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable, Iterator
 from types import FunctionType, MethodType, ModuleType
 from typing import Any
+from weakref import WeakSet
 
 from torch import nn
 
@@ -21,7 +22,7 @@ PACKAGES = frozenset({"liger_kernel", "kernels", "unsloth", "unsloth_zoo", "fla"
 _LIBRARIES = frozenset({"builtins", "torch", "peft", "accelerate", "trl", "swift", "bitsandbytes", *PACKAGES})
 _CHOOSES = "hub_kernels.py"  # where transformers chooses between a package's function and the one that it decorates
 _LIGERS_LOSS = "lce_forward"  # of the model: head and loss in one, which never has all logits
-_FUSED_LOSS = "_balance_shim_fused_loss"
+_with_fused_loss: "WeakSet[nn.Module]" = WeakSet()
 
 
 def strip_kernels(model: nn.Module) -> None:
@@ -31,7 +32,7 @@ def strip_kernels(model: nn.Module) -> None:
         kind, bound = type(module), vars(module).get("forward")
         forward = getattr(bound, "__func__", None) or getattr(kind, "forward", None)
         if getattr(forward, "__name__", "") == _LIGERS_LOSS and _is_kernel(forward):
-            model.__dict__[_FUSED_LOSS] = True
+            _with_fused_loss.add(model)
         if isinstance(bound, MethodType) and (_is_kernel(bound) or hasattr(kind, "kernel_layer_name")):
             del module.forward
         if _is_kernel(kind):
@@ -46,7 +47,7 @@ def strip_kernels(model: nn.Module) -> None:
 
 def fuses_loss(model: nn.Module) -> bool:
     """Whether kernels that `strip_kernels` has taken off compute the loss without ever having all logits."""
-    return bool(vars(model).get(_FUSED_LOSS))
+    return model in _with_fused_loss
 
 
 @contextlib.contextmanager

@@ -9,6 +9,7 @@ from typing import Any
 from ...patching.guard import insist
 from .. import calls, config, loops, meeting
 
+# An attribute of the model: a dictionary of engines, which hold their models, would let go of neither.
 _ENGINE = "_balance_shim_engine"
 
 

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from ... import devices, log, zero_support
 from ...patching.guard import attempt, insist
@@ -14,6 +15,8 @@ from .partitioned_parameter import look_whole
 # What transformers refuses together with ZeRO-3, or what has no meaning there.
 DROPPED = ("device_map", "max_memory", "offload_folder", "low_cpu_mem_usage")
 TENSOR_PARALLEL = ("tp_plan", "tp_size", "device_mesh", "distributed_config")
+# The config of a training -> the precision that was written into it.
+_adopted: "WeakKeyDictionary[Any, str | None]" = WeakKeyDictionary()
 _latest: Any = None  # the torch dtype of the weights that were loaded last
 
 
@@ -82,7 +85,7 @@ def adopt_precision(config: Any = None, dtype: Any = None) -> None:
     live = session.live_config() if config is None else config
     if live is None or not hasattr(live, "trainer_config_process"):
         return
-    adopted = getattr(live, "_balance_shim_adopted", None)
+    adopted = _adopted.get(live)
     asked = [kind for kind in ("bf16", "fp16") if live.config.get(kind, {}).get("enabled") is True]
     if asked not in ([], [adopted]):
         return
@@ -95,7 +98,7 @@ def adopt_precision(config: Any = None, dtype: Any = None) -> None:
     if kind is not None:
         live.config.setdefault(kind, {})["enabled"] = True
         log.once("info", f"the model loads in {dtype}: DeepSpeed trains it as {kind} with float32 master weights")
-    live._balance_shim_adopted = kind
+    _adopted[live] = kind
 
 
 def main_dtype(model: Any) -> Any:

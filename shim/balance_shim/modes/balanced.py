@@ -1,0 +1,60 @@
+"""Mode `balanced`: the map under which the fullest device is as empty as it can be."""
+
+from dataclasses import replace
+from typing import Any
+
+from .. import cache, devices, log, state
+from ..map_file import DeviceMap
+from ..memory.colocation import NO_BONDS
+from ..patching.guard import attempt
+from ..placement import colocations, placed_models, planner
+from ..placement.fused_head import bonds_for as bonds_for_fused_head
+from ..placement.model_load import ModelLoad
+from ..placement.plan import Plan
+from ..placement.remedies import what_would_fit
+from ..placement.request import Request
+from ..report import plan_report
+from . import placing
+from .device_maps import DeviceMaps
+
+
+class Balanced(DeviceMaps):
+    """Replaces "auto" and its like by a map that evens out training memory."""
+
+    def device_map_for(self, load: ModelLoad) -> DeviceMap | None:
+        """Return the balanced map; None, with a line, where there is nothing to balance or no map to be had."""
+        usable = placing.usable_devices(load)
+        if len(usable) < 2:
+            there = f"{len(usable)} device" if usable else "no device"
+            log.once("info", f"{there} to use: nothing to balance, the library places the model")
+            return None
+        colocated = colocations.recall(load.model, cache.folder_of(state.settings().cache))
+        if colocated.library_map:
+            log.info("an earlier training ran only under the library's own map, which is used again")
+            return None
+        what, instead = "looking for a fused head", "norm and head may be on two devices"
+        arguments = placed_models.arguments()
+        fused = attempt(what, bonds_for_fused_head, load.model, arguments, default=NO_BONDS, instead=instead)
+        request = placing.request_for(load, usable, bonds=colocated.bonds.and_those(fused))
+        plan = _balanced(request, load.max_memory)
+        if plan is None:
+            return None
+        plan, device_map = placing.put_in_force(plan, request, load)
+        if plan.shortfall and not request.workload.guessed:
+            log.warning(plan_report.shortfall_line(plan, what_would_fit(plan, request)))
+        return device_map
+
+
+def _balanced(request: Request, max_memory: Any) -> Plan | None:
+    """Return the balanced plan, without display cards unless nothing fits without them."""
+    larger, left_out = devices.without_display_cards(request.devices, state.settings(), max_memory)
+    if not left_out:
+        return planner.balanced(request)
+    plan = planner.fitting(replace(request, devices=larger))
+    if plan is None:
+        return planner.balanced(request)
+    log.info(
+        f"{left_out} not used: less than a tenth of the largest device's memory; a device that BALANCE_MAX_MEMORY "
+        "names (INDEX=SIZE) is used anyway"
+    )
+    return plan

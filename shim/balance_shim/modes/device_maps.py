@@ -1,0 +1,275 @@
+"""What the modes `balanced`, `map` and `auto` share: one process trains a model that spans several devices."""
+
+import os
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+from typing import Any
+from weakref import ref
+
+from .. import devices, log, state, training_run
+from ..monitoring import trainer_callback
+from ..patching.guard import attempt, insist
+from ..placement import placed_models
+from ..placement.model_load import Call, calls
+from ..placement.plan import Plan
+from ..report import plan_report
+from ..rng import undisturbed
+from ..training import (
+    batch_check,
+    changed_modules,
+    checkpointing,
+    data_parallel,
+    evaluation_check,
+    micro_batch,
+    outputs,
+    outside,
+    precision,
+    rebalance,
+    repair,
+    replaced_model,
+    wrapped_model,
+)
+from ..training.actual_workload import innermost
+from ..training.chunked_loss import step_context
+from ..training.replan import second_pass
+from ..training_run import Part
+from ..upstream.loading_dtype import config_of, dtype_of
+from ..upstream.loss_device import computes_loss_on_first_device
+from ..upstream.tensor_parallel_trap import untrapped
+from .base import Original
+from .training import Training
+
+_MODEL: "Part[ref[Any]]" = Part("the model that a training was prepared for")
+
+
+class DeviceMaps(Training):
+    """Gives models a device map, and looks after it while they train."""
+
+    def load(self, original: Original, cls: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Load with a device map where that is ours to make."""
+        scripts = attempt("reading in which dtype the script loads", _dtype_of_script, cls, args, kwargs)
+        kwargs = insist("BALANCE_PRECISION", precision.adjust_loading, kwargs)
+        mapped = kwargs.get("device_map") is not None
+        kwargs = attempt("preparing from_pretrained", _with_device_map, kwargs, default=kwargs)
+        calls.stack.append(Call(kwargs.get("device_map"), kwargs.get("max_memory"), scripts, mapped))
+        try:
+            loaded = original(cls, *args, **kwargs)
+        finally:
+            calls.stack.pop()
+        model = loaded[0] if isinstance(loaded, tuple) else loaded  # a tuple with output_loading_info=True
+        if mapped:
+            placed_models.remember_map(model)
+        attempt("watching the outputs", outputs.arm, model, instead="outputs stay where the library puts them")
+        return loaded
+
+    def makes_map(self, device_map: Any) -> bool:
+        """Return whether `BALANCE_INTERCEPT` covers `device_map`, in a program of one process."""
+        if not is_covered(device_map):
+            return False
+        if _world_size() > 1:
+            log.once(
+                "warning",
+                f"device_map={device_map!r} in a run of {_world_size()} processes is left to the library: each of them "
+                "would spread its model over all devices",
+            )
+            return False
+        return True
+
+    def before_trainer(self, init: Original, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Keep a placed model on its devices."""
+        instead = "the model may be copied to each device"
+        attempt("keeping a placed model whole", data_parallel.prevent, init, args, kwargs, instead=instead)
+        what, instead = "keeping the map of a model inside", "the Trainer decides where it goes"
+        attempt(what, wrapped_model.keep_given_map, init, args, kwargs, instead=instead)
+
+    def make_model(self, original: Original, trainer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Plan for the new model without what the old one holds."""
+        before = getattr(trainer, "model", None)
+        leaving = attempt("counting the model that leaves", replaced_model.leaving, trainer, before, default={})
+        with placed_models.leaving(leaving, before if hasattr(before, "modules") else None):
+            model = original(trainer, *args, **kwargs)
+        what, instead = "keeping the map of a model inside", "the Trainer decides where it goes"
+        attempt(what, wrapped_model.keep_map, model, trainer.args, instead=instead)
+        return model
+
+    # Not when the trainer is made: trainers derived from transformers' load their other models after that.
+
+    def before_training(self, trainer: Any) -> None:
+        """Plan for the real workload, unless another model is to come (`model_init`)."""
+        if trainer.model_init is None or not hasattr(trainer, "_inner_training_loop"):
+            self.begin(trainer)
+        else:
+            what, instead = "activation checkpointing", "the script decides which layers are recomputed"
+            attempt(what, checkpointing.switch_off_unsupported, trainer, innermost(trainer.model), instead=instead)
+
+    def begin(self, trainer: Any) -> None:
+        """Plan for the real workload of the model that `trainer` has now; arm what watches and moves it."""
+        attempt("planning for the real workload", _plan_again, trainer, instead="training continues with its map")
+        attempt("watching the outputs", outputs.arm, trainer.model, instead="outputs stay where the library puts them")
+        super().begin(trainer)
+        attempt("preparing to re-balance", _rebalance, trainer, instead="no block moves")
+        _MODEL.keep(trainer, ref(trainer.model))
+
+    def before_loop(self, trainer: Any) -> bool:
+        """Prepare again if `model_init`, or the script's own trainer, has made another model since `train` began."""
+        prepared = _MODEL.of(trainer)
+        if prepared is not None and prepared() is trainer.model:  # a batch size that is looked for brings us here again
+            return False
+        if prepared is not None:
+            training_run.end(trainer)
+        attempt("releasing the previous model", replaced_model.let_go, trainer, instead="it is released later")
+        with undisturbed():  # the seed is set by now
+            self.begin(trainer)
+        return True
+
+    def step(
+        self,
+        original: Original,
+        trainer: Any,
+        model: Any,
+        inputs: Any,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> Any:
+        """Look at the batch before it runs, run it in portions where it must, and repair a map that does not run."""
+        trainer_callback.saw_batch(trainer, inputs)
+        rebalance.saw_batch(trainer, inputs)
+        counted = (args[0] if args else kwargs.get("num_items_in_batch")) is not None
+
+        def run(model: Any, inputs: Any) -> Any:
+            what, plain = "preparing the loss in chunks", nullcontext()
+            with attempt(what, _loss_context, trainer, model, inputs, default=plain):
+                loss = original(trainer, model, inputs, *args, **kwargs)
+            return _returned(trainer, loss)
+
+        def perform(inputs: Any) -> Any:
+            count = batch_check.portions_for(trainer, inputs, counted)
+            portions = micro_batch.portions_of(trainer)
+            if portions is not None:
+                return portions.run(trainer, run, model, inputs, counted, least=count)
+            return micro_batch.run_in_portions(trainer, run, model, inputs, count, counted)
+
+        return repair.run(trainer, perform, model, inputs, computes_loss_on_first_device, partial(_repaired, trainer))
+
+    def evaluate(self, original: Original, trainer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Look at the batches before they run, and repair a map that does not run."""
+        on_first, repaired = computes_loss_on_first_device, partial(_repaired, trainer)
+        with (
+            repair.repairing_evaluation(trainer, on_first, repaired),
+            evaluation_check.checking(trainer, original, ((trainer, *args), kwargs), on_first, repaired),
+        ):
+            return original(trainer, *args, **kwargs)
+
+    def explain_out_of_memory(self, trainer: Any, failure: BaseException) -> None:
+        """Name the place, the cause, and the map and settings that would have fitted."""
+        from ..training import explain_oom  # only where it is needed
+
+        placed = placed_models.placed(trainer.model)
+        plan = None if placed is None else placed[1].plan
+        model = trainer.model if placed is None else placed[0]
+        explain_oom.explain(trainer, model, plan, failure, computes_loss_on_first_device(model))
+
+
+def is_covered(device_map: Any) -> bool:
+    """Whether `BALANCE_INTERCEPT` has maps made in place of `device_map`."""
+    intercept = state.settings().intercept
+    # "none" was turned into "auto" on the way here.
+    return isinstance(device_map, str) and (device_map in intercept or (device_map == "auto" and "none" in intercept))
+
+
+def _dtype_of_script(cls: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    if state.settings().precision is None:
+        return None
+    return dtype_of(config_of(cls, args, kwargs), kwargs)
+
+
+def _with_device_map(kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Return the keyword arguments of `from_pretrained`, changed where no map would be made otherwise."""
+    if kwargs.get("device_map") is None and "none" in state.settings().intercept and not calls.stack:
+        other_ways = ("tp_plan", "tp_size", "device_mesh", "distributed_config")
+        is_free = all(kwargs.get(way) is None for way in other_ways)
+        if is_free and _world_size() == 1 and devices.count() > 1:
+            kwargs = {**kwargs, "device_map": "auto"}
+    return untrapped(kwargs)
+
+
+def _world_size() -> int:
+    text = os.environ.get("WORLD_SIZE", "1")
+    return int(text) if text.isdigit() else 1
+
+
+def _plan_again(trainer: Any) -> None:
+    """Bring the placement of the trainer's model in line with what the trainer really does."""
+    placed = placed_models.placed(trainer.model)
+    if placed is None:
+        _log_no_map(trainer)
+        return
+    model, (plan, _, max_memory, _) = placed
+    what, instead = "placing modules that the script has put into the model", "they stay where they are"
+    plan = attempt(what, changed_modules.settle, trainer, model, plan, default=plan, instead=instead)
+    attempt("placing the modules around the model", outside.arrange, trainer, model, instead="it stays where it is")
+    on_first, looks = computes_loss_on_first_device(model), batch_check.looks_at(trainer)
+    outcome = second_pass(trainer, model, plan, on_first, max_memory, may_wait=looks)
+    _replanned(trainer, outcome.plan)
+    if looks:
+        batch_check.begin(trainer, outcome, on_first, max_memory, partial(_replanned, trainer))
+
+
+def _log_no_map(trainer: Any) -> None:
+    """Tell a user who armed the shim, on a machine with several devices, that this model was not placed by it."""
+    alone = trainer.args.world_size == 1  # each process of several has its own device, and that is as it should be
+    if alone and devices.count() > 1 and not placed_models.has_map(trainer.model):
+        log.once(
+            "info",
+            "the model was loaded without a device_map, so it was not balanced; device_map='auto' in the script or "
+            "BALANCE_INTERCEPT=auto,balanced,none lets the shim place it",
+        )
+
+
+def _replanned(trainer: Any, plan: Plan) -> None:
+    """Remember the plan that is in force now, show it if its map is new, and tell those who work by it."""
+    placed = placed_models.placed(trainer.model)
+    assert placed is not None, "only placed models are planned again"
+    model, before = placed
+    placed_models.remember_placed(model, before._replace(plan=plan))
+    report = state.settings().report
+    if plan.device_map != before.plan.device_map:
+        plan_report.show(plan, report, before.files, before.number)
+    elif before.files is not None:
+        plan_report.write(plan, report, before.files)
+    trainer_callback.replanned(trainer, plan)
+    rebalance.replanned(trainer, plan)
+
+
+def _repaired(trainer: Any, plan: Plan) -> None:
+    _replanned(trainer, plan)
+    batch_check.replanned(trainer, plan)
+
+
+def _rebalance(trainer: Any) -> None:
+    placed = placed_models.placed(trainer.model)
+    if placed is None:
+        return
+    model, (plan, *_) = placed
+
+    def moved(better: Plan) -> None:
+        placed_models.remember_placed(model, placed[1]._replace(plan=better))
+        plan_report.show(better, state.settings().report, placed[1].files, placed[1].number)
+        batch_check.replanned(trainer, better)
+
+    rebalance.begin(trainer, model, plan, computes_loss_on_first_device(model), moved)
+
+
+def _loss_context(trainer: Any, model: Any, inputs: Any) -> AbstractContextManager[None]:
+    return step_context(trainer, placed_models.placed(trainer.model) is not None, model, inputs)
+
+
+def _returned(trainer: Any, loss: Any) -> Any:
+    """Return the loss of a step on the first device, where the Trainer adds it up and refuses it from any other.
+
+    The model's own loss comes back there with the outputs; one that a trainer computes itself (TRL 1.16) does not.
+    """
+    main_device = trainer.args.device
+    if getattr(trainer, "is_model_parallel", False) and getattr(loss, "device", main_device) != main_device:
+        return loss.to(main_device)
+    return loss

@@ -1,0 +1,35 @@
+"""Mode `zero3` in a process that starts the ranks itself, such as `trl sft` or `swift sft`: nothing trains in it."""
+
+import os
+import sys
+from typing import Any
+
+from .. import log
+from ..units import counted
+from ..zero.launching import relaunch, requirements
+from .base import Mode, Original
+
+
+class Launcher(Mode):
+    """Tells programs with launchers of their own how many ranks to start."""
+
+    def before_launcher(self, program: str) -> None:
+        """Set the variables that the launcher reads, unless the user has set them.
+
+        Raises:
+            BalanceError: ZeRO-3 is asked for and cannot be had.
+        """
+        if os.environ.get("NPROC_PER_NODE", "").strip() or os.environ.get("NNODES", "").strip():
+            return
+        requirements.check()
+        count = relaunch.process_count()
+        os.environ["NPROC_PER_NODE"] = str(count)
+        if program == "llamafactory":
+            os.environ["FORCE_TORCHRUN"] = "1"
+        os.environ.update(relaunch.threads_for(count))
+        log.info(f"{program} starts {counted(count, 'process')} for ZeRO-3")
+
+    def load(self, original: Original, cls: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Stand around `cls.from_pretrained`."""
+        log.once("warning", f"BALANCE_MODE=zero3 does not act in {sys.argv[0]}, which starts the ranks")
+        return original(cls, *args, **kwargs)

@@ -1,0 +1,78 @@
+"""Seam 1's work: from a model that is about to load to the plan in force, whoever made the map."""
+
+import gc
+from dataclasses import replace
+from typing import Any
+
+from .. import devices, log, state
+from ..devices import Device
+from ..map_file import DeviceMap
+from ..memory.workload import assume, longest_row
+from ..patching.guard import attempt
+from ..placement import placed_models
+from ..placement.compared_heads import device_of_compared_head
+from ..placement.model_load import ModelLoad, calls
+from ..placement.plan import Plan, collapse
+from ..placement.remedies import saved_by_chunks, saved_by_precision
+from ..placement.request import Request
+from ..report import plan_report
+from ..training import precision
+from ..upstream.loss_device import computes_loss_on_first_device
+
+
+def usable_devices(load: ModelLoad) -> tuple[Device, ...]:
+    """Return the devices that the model may use, with what is free on them by the time that it is in use."""
+    if placed_models.placed_models():
+        gc.collect()  # hooks make cycles, so a model that nobody uses any more (the fold before) may still be there
+    return devices.inventory(state.settings(), load.max_memory, leaving=placed_models.bytes_leaving())
+
+
+def request_for(load: ModelLoad, usable: tuple[Device, ...], **more: Any) -> Request:
+    """Return the request for a model about to load. `more`: further fields."""
+    settings = state.settings()
+    return Request.from_settings(
+        settings,
+        load.model,
+        assume(settings, placed_models.arguments(), longest_row(load.model.config)),
+        usable,
+        no_split=load.no_split,
+        parameter_bytes=load.parameter_bytes,
+        loss_on_first=computes_loss_on_first_device(load.model),
+        may_halve=precision.could_halve(),
+        head_device=device_of_compared_head(load.model, placed_models.compared_models()),
+        **more,
+    )
+
+
+def put_in_force(plan: Plan, request: Request, load: ModelLoad) -> tuple[Plan, DeviceMap]:
+    """Show and remember the plan; return it with its notes, and the map as the library takes it."""
+    instead = "the plan is used anyway"
+    for what, compared in (("the chunked loss", _chunks_line), ("the script's own precision", _precision_line)):
+        line = attempt(f"comparing with {what}", compared, plan, request, default="", instead=instead)
+        if line:
+            plan = replace(plan, notes=(*plan.notes, line))
+            if plan.is_users:  # a user's map is shown without its notes
+                log.info(line)
+    settings, number = state.settings(), placed_models.next_number()
+    files = attempt("reporting the plan", plan_report.show, plan, settings.report, None, number, instead=instead)
+    placed_models.remember_placed(load.model, placed_models.Placed(plan, files, load.max_memory, number))
+    call = calls.innermost()
+    if call is not None and not call.mapped:
+        placed_models.remember_no_map(load.model)
+    return plan, collapse(plan.device_map)
+
+
+def _chunks_line(plan: Plan, request: Request) -> str:
+    return plan_report.chunks_line(saved_by_chunks(plan, request))
+
+
+def _precision_line(plan: Plan, request: Request) -> str:
+    call = calls.innermost()
+    scripts = None if call is None else call.dtype
+    if scripts is None or request.parameter_bytes is not None or plan.recomputed is not None:
+        return ""
+    dtype = str(scripts).removeprefix("torch.")
+    autocast = precision.autocast_of_script(placed_models.arguments())
+    return plan_report.precision_line(
+        str(state.settings().precision), dtype, saved_by_precision(plan, request, dtype, autocast)
+    )

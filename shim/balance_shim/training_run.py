@@ -1,0 +1,61 @@
+"""What the shim keeps about one `Trainer`: in one weak dictionary, ended together when its training ends.
+
+Each room declares the parts that it keeps; nobody's object gets attributes of ours.
+"""
+
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
+from typing import Any, Generic, TypeVar
+from weakref import WeakKeyDictionary
+
+from .patching.guard import attempt
+
+_T = TypeVar("_T")
+_runs: "WeakKeyDictionary[Any, dict[Part[Any], Any]]" = WeakKeyDictionary()
+
+
+class Part(Generic[_T]):
+    """One thing that is kept about a trainer.
+
+    Args:
+        name: names it in a warning where ending it fails, as in "watching memory".
+        end: called with (trainer, value) when the training ends, after which the value is dropped.
+        instead: what happens where ending it fails.
+        outlives: whether the value is kept for further trainings of the trainer.
+    """
+
+    def __init__(
+        self, name: str, end: Callable[[Any, _T], None] | None = None, instead: str = "", outlives: bool = False
+    ) -> None:
+        self.name, self.end, self.instead, self.outlives = name, end, instead, outlives
+
+    def of(self, trainer: Any) -> _T | None:
+        """Return the value for `trainer`; None where there is none."""
+        value: _T | None = _runs.get(trainer, {}).get(self)
+        return value
+
+    def keep(self, trainer: Any, value: _T) -> _T:
+        """Keep `value`, in place of one before, and return it."""
+        _runs.setdefault(trainer, {})[self] = value
+        return value
+
+    def drop(self, trainer: Any) -> _T | None:
+        """Forget the value for `trainer`, without ending it, and return it; None where there is none."""
+        value: _T | None = _runs.get(trainer, {}).pop(self, None)
+        return value
+
+
+def end(trainer: Any) -> None:
+    """End all parts of the training of `trainer`, the last first."""
+    parts = _runs.get(trainer, {})
+    with ExitStack() as ends:  # all of them, also where one fails under BALANCE_STRICT
+        for part in [part for part in parts if not part.outlives]:
+            value = parts.pop(part)
+            if part.end is not None:
+                ends.callback(attempt, part.name, part.end, trainer, value, instead=part.instead)
+
+
+def end_quietly(trainer: Any) -> None:
+    """Do so where training has failed: nothing of ours, also under BALANCE_STRICT, takes the place of that failure."""
+    with suppress(Exception):
+        end(trainer)
