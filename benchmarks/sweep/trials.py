@@ -45,4 +45,4 @@ def record_of(candidate: Candidate, plain: Server, machine: Server, roomy: Serve
 def _is_short_of_room(answer: dict[str, Any]) -> bool:
     """Whether a training has run out of memory, or was placed by no plan because its weights alone do not fit."""
     failed = "OutOfMemoryError" in str(answer.get("error", "")) or "not done in" in str(answer.get("error", ""))
-    return failed or "does not fit" in answer.get("log", "") or "fit none of" in answer.get("log", "")
+    return failed or "does not fit" in answer.get("log", "") or "blocks that do not fit" in answer.get("log", "")

@@ -31,7 +31,7 @@ def test_versions_that_do_not_go_together(stack, said):
     """One line for each mismatch, with what to do."""
     found = problems(stack)
     assert len(found) == 1 and said in found[0]
-    assert any(word in found[0] for word in ("update", "take it off", "install"))
+    assert any(word in found[0] for word in ("update", "remove it from", "install"))
 
 
 def test_slow_links_are_named_once():

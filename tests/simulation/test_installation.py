@@ -129,4 +129,4 @@ def test_the_same_machine_may_be_installed_again_another_not():
     except SimulationError as error:
         print(error)
     """
-    assert "one machine a run" in processes.output_of(START + text)
+    assert "one machine per run" in processes.output_of(START + text)

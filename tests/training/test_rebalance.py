@@ -93,7 +93,7 @@ def test_measuring_waits_for_rows_as_long_as_planned_for(results):
 
 def test_other_modes_are_left_alone(results):
     """A map of the user's stays as it is, which is said."""
-    assert not results["map"]["moved"] and lines(results["map"], "BALANCE_REBALANCE=1 is for maps of the shim's own")
+    assert not results["map"]["moved"] and lines(results["map"], "BALANCE_REBALANCE=1 applies to maps made by the shim")
 
 
 def test_a_watched_training_moves_alike(results):

@@ -62,7 +62,7 @@ LAUNCHERS = {
     "accelerate, one process": Launcher([*ACCELERATE, "--cpu", "--num_processes", "1"], TWO, [STARTS]),
     "accelerate, DeepSpeed config": Launcher(
         [*ACCELERATE, "--use_deepspeed", "--num_processes", "2", "--deepspeed_config_file", "{folder}/ds.json"],
-        said=["your DeepSpeed config wins"],
+        said=["your DeepSpeed config takes precedence"],
     ),
     "accelerate, DeepSpeed stage 2": Launcher(
         [*ACCELERATE, "--use_deepspeed", "--num_processes", "2", "--zero_stage", "2"],

@@ -44,7 +44,9 @@ class DeferredLogits(torch.Tensor):
     recipe: Recipe
     full: torch.Tensor | None
     base: "DeferredLogits | None"
-    handlers: ClassVar[dict[Any, Handler]] = {}  # operation -> how it is done in chunks; filled by `operations`
+    handlers: ClassVar[
+        dict[Any, Handler]
+    ] = {}  # operation -> how it is done in chunks; filled by `operations.register`
 
     @classmethod
     def __torch_function__(

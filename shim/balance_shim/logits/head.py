@@ -11,9 +11,11 @@ from torch import nn
 
 from .. import log
 from ..patching.guard import attempt
-from . import chunks
+from . import chunks, operations
 from .deferred import DeferredLogits, Step, defer
 from .recipe import Recipe
+
+operations.register()
 
 FULL = "the loss is computed from full logits: "
 WRAPPERS = 8  # of PEFT, DDP and others around a model

@@ -183,7 +183,8 @@ def _viewed(recipe: Recipe, select: Callable[[Tensor], Tensor]) -> Recipe:
     return recipe.of_rows(select, select)
 
 
-def _fill() -> None:
+def register() -> None:
+    """Tell `DeferredLogits` which operations it can do in chunks."""
     handlers = DeferredLogits.handlers
     for handler, names in (
         (_step, "float half bfloat16 double to cpu mul multiply div divide true_divide tanh neg negative "
@@ -206,6 +207,3 @@ def _fill() -> None:
     handlers[functional.cross_entropy] = _cross_entropy
     handlers[functional.log_softmax] = handlers[functional.softmax] = _softmax
     handlers[functional.tanh] = _step
-
-
-_fill()
