@@ -50,7 +50,7 @@ def main() -> None:
         model(input_ids=ids, labels=ids).loss.backward()
 
     subject = passes.noted(model, bucket := int(1e6))
-    written = flight_record.Notes(list(subject.modules), list(subject.parameters), 0)
+    written = flight_record.FlightRecord(list(subject.modules), list(subject.parameters), 0)
     checksum = passes.Checksum(subject)
 
     def noted_step() -> None:

@@ -44,7 +44,7 @@ def _train(card: Card, name: str, tokens: int, checkpointing: bool, room: int | 
     seen: dict[str, Any] = {"forward": 0, "whole": 0, "failure": {}}
 
     class Observed(transformers.Trainer):
-        """Notes the peaks of the first forward pass and step, and the errors before the shim handles them."""
+        """FlightRecord the peaks of the first forward pass and step, and the errors before the shim handles them."""
 
         def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, **kwargs: Any) -> Any:
             before = card.module.memory_allocated(0)

@@ -101,7 +101,7 @@ class Variable(NamedTuple):
     meaning: str
 
 
-class Problem(NamedTuple):
+class SettingProblem(NamedTuple):
     """A value that cannot be used. `message` is the whole line; `fatal` when an explicit request would be ignored."""
 
     variable: str
@@ -298,7 +298,7 @@ VARIABLES = (
 )  # fmt: skip
 
 
-def read(environ: Mapping[str, str], default_mode: str = "balanced") -> tuple[Settings, tuple[Problem, ...]]:
+def read(environ: Mapping[str, str], default_mode: str = "balanced") -> tuple[Settings, tuple[SettingProblem, ...]]:
     """Return the settings that `environ` asks for, and each value in it that cannot be used.
 
     A bad value leaves its field at the default, except that a bad `BALANCE_MODE` leaves the shim off. A problem is
@@ -347,7 +347,7 @@ def read(environ: Mapping[str, str], default_mode: str = "balanced") -> tuple[Se
     problems = []
     for name, fault, consequence, fatal in faults:
         consequence = "BALANCE_STRICT stops the program" if strict and not fatal else consequence
-        problems.append(Problem(name, f"{fault}; {consequence}", fatal or strict))
+        problems.append(SettingProblem(name, f"{fault}; {consequence}", fatal or strict))
     return Settings(**fields), tuple(problems)
 
 

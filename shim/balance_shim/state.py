@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from .choices import Mode
-    from .settings import Problem, Settings
+    from .settings import SettingProblem, Settings
 
 # With nothing but one of these set there is nothing to validate, so reading the settings, which costs more than the
 # rest of arming, waits until a model library is there. The others need more variables.
@@ -31,7 +31,7 @@ class Arming:
         self.environ = {name: text for name, text in environ.items() if name.startswith("BALANCE_") and text.strip()}
         self.default_mode = default_mode
         self.pending: BalanceError | None = None  # what could not be raised when it was found
-        self._read: tuple[Settings, tuple[Problem, ...]] | None = None
+        self._read: tuple[Settings, tuple[SettingProblem, ...]] | None = None
 
     @property
     def mode(self) -> Mode:
@@ -54,10 +54,10 @@ class Arming:
         return self._settings_and_problems()[0]
 
     @property
-    def problems(self) -> tuple[Problem, ...]:
+    def problems(self) -> tuple[SettingProblem, ...]:
         return () if self.is_plain else self._settings_and_problems()[1]
 
-    def _settings_and_problems(self) -> tuple[Settings, tuple[Problem, ...]]:
+    def _settings_and_problems(self) -> tuple[Settings, tuple[SettingProblem, ...]]:
         if self._read is None:
             from .settings import read
 

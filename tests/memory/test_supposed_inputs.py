@@ -103,7 +103,7 @@ def test_pictures_in_a_layout_of_their_own_reach_the_tower(make):
     """Kosmos-2, Fuyu, InstructBLIP, Idefics 3, Pix2Struct: the tower and what brings it to the language model run."""
     model = make()
     found = profile(model, chain(model), WORKLOAD)
-    assert found.method == "traced" and not found.untried
+    assert found.method == "traced" and not found.unreached
 
 
 def test_a_config_with_several_ends_of_text_is_traced():
@@ -117,11 +117,11 @@ def test_the_dry_run_reaches_every_block(make):
     """Heads with targets of other names, pictures, sound, and layers that are left out at random: all have run."""
     model = make()
     found = profile(model, chain(model), WORKLOAD)
-    assert found.method == "traced" and not found.untried - {"bert.pooler"}
+    assert found.method == "traced" and not found.unreached - {"bert.pooler"}
 
 
 @pytest.mark.parametrize(("make", "head"), [(answers, "qa_outputs"), (speech, "lm_head")])
 def test_a_head_that_meets_its_targets_where_they_arrive_is_bonded_to_the_first_device(make, head):
     """The loss itself is run, so that the source of `forward` need not tell."""
     model = make()
-    assert head in profile(model, chain(model), WORKLOAD).bonds.on_first
+    assert head in profile(model, chain(model), WORKLOAD).constraints.on_first

@@ -13,7 +13,13 @@ from balance_shim.memory.cost import BlockCost
 from balance_shim.memory.peak import Schedule
 from balance_shim.memory.workload import Workload
 from balance_shim.placement import planner
-from balance_shim.placement.balance import WORTH_A_CROSSING, WORTH_LEAVING_HOME, DoesNotFit, balance, takes_inputs
+from balance_shim.placement.balance import (
+    WORTH_A_CROSSING,
+    WORTH_LEAVING_FIRST_DEVICE,
+    DoesNotFit,
+    balance,
+    takes_inputs,
+)
 from balance_shim.placement.chain import chain_of
 from balance_shim.placement.plan import collapse, device_of, evaluate, lower_bound
 from balance_shim.placement.request import Request
@@ -64,7 +70,7 @@ def test_the_worst_device_is_below_that_of_any_other_map_of_whole_layers(tied, w
                 continue
             ends = {"model.embed_tokens": embedding, "model.rotary_emb": embedding, "model.norm": head, "lm_head": head}
             other = evaluate("balanced", costed, {**device_map, **ends}, devices)
-            away = WORTH_LEAVING_HOME if embedding else 0
+            away = WORTH_LEAVING_FIRST_DEVICE if embedding else 0
             assert ours * (1 - WORTH_A_CROSSING) * (1 - away) <= other.worst.filled * (1 + 1e-9)
 
 
@@ -73,21 +79,23 @@ def test_the_worst_device_is_below_that_of_any_other_map_of_whole_layers(tied, w
 def test_the_embedding_leaves_the_first_device_only_where_that_is_worth_it(name, larger, leaves):
     """A first device that is smaller by 1 % keeps the embedding; one that it would fill to the brim does not."""
     costed = planner.cost(Request(models.ALL[name](), Workload(seq_len=64)))
-    home = takes_inputs(costed.blocks)
+    first_device = takes_inputs(costed.blocks)
     # Half of the bytes are in the embedding, so that a small first device cannot have it without being the fullest.
     costs = [
-        BlockCost(weights=256 * MIB // len(home) if block.name in home else 256 * MIB // len(costed.blocks))
+        BlockCost(
+            weights=256 * MIB // len(first_device) if block.name in first_device else 256 * MIB // len(costed.blocks)
+        )
         for block in costed.blocks
     ]
     costed = replace(costed, costs=tuple(costs), records=(), first_record=None, first=BlockCost())
     sizes = [512 * MIB, *[int(larger * 512 * MIB)] * 3]
     devices = tuple(Device(index, f"cuda:{index}", size, size, 0) for index, size in enumerate(sizes))
     device_map = balance(costed, devices)
-    assert home and ({device_map[each] for each in home} == {0}) is not leaves
+    assert first_device and ({device_map[each] for each in first_device} == {0}) is not leaves
     plan = evaluate("balanced", costed, device_map, devices)
-    pinned = replace(costed, bonds=costed.bonds.with_met(home | {None}))
-    at_home = evaluate("balanced", pinned, balance(pinned, devices), devices)
-    assert (plan.worst.filled <= at_home.worst.filled * (1 - WORTH_LEAVING_HOME)) is leaves
+    pinned = replace(costed, constraints=costed.constraints.with_met(first_device | {None}))
+    on_first_device = evaluate("balanced", pinned, balance(pinned, devices), devices)
+    assert (plan.worst.filled <= on_first_device.worst.filled * (1 - WORTH_LEAVING_FIRST_DEVICE)) is leaves
 
 
 @pytest.mark.parametrize("tied", [True, False])

@@ -45,16 +45,16 @@ def planned(size=4 * GIB):
 def test_a_tower_that_the_dry_run_does_not_reach_stays_whole_on_the_first_device():
     """It is named as one module, so that its inputs are brought to it; the plan has a line on it."""
     plan, costed = planned()
-    assert len(costed.untried) == 40
+    assert len(costed.unreached) == 40
     assert plan.device_map["eye"] == 0 and not any(name.startswith("eye.") for name in plan.device_map)
     assert len({plan.device_map[f"model.layers.{number}"] for number in range(6)}) > 1
     assert [note for note in plan.notes if note.startswith("not reached by the dry run") and "eye" in note]
 
 
 def test_what_has_been_reached_is_not_bonded():
-    """The same plan without anything untried splits the tower."""
+    """The same plan without anything unreached splits the tower."""
     _, costed = planned()
     from balance_shim.placement.careful import carefully
 
     machine = [describe(index, f"cuda:{index}", 4 * GIB, Settings()) for index in range(4)]
-    assert carefully(replace(costed, untried=frozenset()), machine).bonds == costed.bonds
+    assert carefully(replace(costed, unreached=frozenset()), machine).constraints == costed.constraints

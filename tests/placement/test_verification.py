@@ -1,4 +1,4 @@
-"""What a trial of a map shows, and what the planner makes of it."""
+"""What a dry run of a map shows, and what the planner makes of it."""
 
 from dataclasses import replace
 
@@ -7,7 +7,7 @@ import torch
 import transformers
 
 from balance_shim.devices import Device, describe
-from balance_shim.memory.colocation import NO_BONDS, Bonds
+from balance_shim.memory.colocation import NO_CONSTRAINTS, Constraints
 from balance_shim.memory.cost import BlockCost
 from balance_shim.memory.tracing import dry_run
 from balance_shim.memory.workload import Workload
@@ -69,41 +69,41 @@ def request_for(model_class, devices=2, size=64 * MIB, **sizes):
 
 
 @pytest.mark.parametrize(
-    ("model_class", "bonds"),
+    ("model_class", "constraints"),
     [
-        (Plain, NO_BONDS),
-        (WeightOfTheEmbedding, Bonds((frozenset({"model.embed_tokens", "model.norm", "lm_head"}),))),
-        (InputAtTheEnd, Bonds((frozenset({"model.embed_tokens", "model.norm"}),))),
-        (LossWhereLabelsAre, Bonds(on_first=frozenset({"lm_head"}))),
+        (Plain, NO_CONSTRAINTS),
+        (WeightOfTheEmbedding, Constraints((frozenset({"model.embed_tokens", "model.norm", "lm_head"}),))),
+        (InputAtTheEnd, Constraints((frozenset({"model.embed_tokens", "model.norm"}),))),
+        (LossWhereLabelsAre, Constraints(on_first=frozenset({"lm_head"}))),
     ],
 )
-def test_what_a_model_computes_between_its_modules_bonds_blocks(model_class, bonds):
+def test_what_a_model_computes_between_its_modules_bonds_blocks(model_class, constraints):
     """A trace finds which, and still measures everything; the plan keeps them on one device, and layers move freely."""
     request = request_for(model_class, devices=3)
     costed = planner.cost(request)
-    assert (costed.method, costed.bonds) == ("traced", bonds)
+    assert (costed.method, costed.constraints) == ("traced", constraints)
     plan = planner.balanced(request)
     assert not plan.notes
-    for group in bonds.groups:
+    for group in constraints.groups:
         assert len({plan.device_map[name] for name in group}) == 1
-    assert {plan.device_map[name] for name in bonds.on_first} <= {0}
+    assert {plan.device_map[name] for name in constraints.on_first} <= {0}
     layers = [plan.device_map[f"model.layers.{number}"] for number in range(6)]
     assert len(set(layers)) == 3
 
 
 @pytest.mark.parametrize("model_class", [WeightOfTheEmbedding, InputAtTheEnd, LossWhereLabelsAre])
 def test_a_map_that_does_not_run_is_solved_again_with_the_missing_bond(model_class, monkeypatch):
-    """Where costs do not tell of a bond, as those of a formula do not, the trial does."""
+    """Where costs do not tell of a constraint, as those of a formula do not, the dry run does."""
     request = request_for(model_class)
-    costed = replace(planner.cost(request), bonds=NO_BONDS)
+    costed = replace(planner.cost(request), constraints=NO_CONSTRAINTS)
     tried = []
 
-    def trial(*arguments):
-        tried.append(proving_trial(*arguments))
+    def verify(*arguments):
+        tried.append(original(*arguments))
         return tried[-1]
 
-    proving_trial = verification.trial
-    monkeypatch.setattr(verification, "trial", trial)
+    original = verification.verify
+    monkeypatch.setattr(verification, "verify", verify)
     plan = planner.solved(request, costed, None)
     assert plan is not None
     assert tried[0].met and not tried[-1].met and len(tried) <= 3, tried
@@ -132,14 +132,14 @@ class Skips(Plain):
     ("skips", "devices"), [([(10, 13)], 2), ([(7, 9)], 3), ([(2, 21)], 3), ([(n, 23 - n) for n in range(12)], 2)]
 )
 def test_a_model_that_skips_layers_runs_under_its_plan(skips, devices, monkeypatch):
-    """Also the layers that a trial leaves out: it is repeated with all of them."""
+    """Also the layers that a dry run leaves out: it is repeated with all of them."""
     request = request_for(Skips, devices, num_hidden_layers=24)
     request.model.skips = tuple(skips)
     plan = planner.balanced(request)
     assert plan is not None and plan.method == "traced" and not plan.notes
     assert len({plan.device_map[f"model.layers.{number}"] for number in range(24)}) > 1 or len(skips) > 1
     monkeypatch.setattr(dry_run, "_left_out", lambda *_: frozenset())
-    found = verification.trial(request, planner.cost(request), plan.device_map)
+    found = verification.verify(request, planner.cost(request), plan.device_map)
     assert found.blocks and not found.met
 
 
@@ -197,11 +197,11 @@ def test_a_peak_off_the_prediction_weighs_in_the_next_solution():
     costed = planner.cost(request)
     first = balance(costed, request.devices)
     assert first["lm_head"] == first["model.layers.5"]
-    found = verification.trial(request, costed, first)
-    (surprise,) = verification.surprises(found, costed, first, request.devices)
-    assert surprise.seen - surprise.predicted > 512 * MIB
-    counted = verification.corrected(found, costed, first, request.devices[0], surprise)
-    assert verification.surprises(found, counted, first, request.devices) == ()
+    found = verification.verify(request, costed, first)
+    (misprediction,) = verification.mispredictions(found, costed, first, request.devices)
+    assert misprediction.seen - misprediction.predicted > 512 * MIB
+    counted = verification.corrected(found, costed, first, request.devices[0], misprediction)
+    assert verification.mispredictions(found, counted, first, request.devices) == ()
     as_seen = evaluate("balanced", counted, first, request.devices)
     plan = planner.balanced(request)
     assert plan.worst.filled < as_seen.worst.filled
@@ -239,9 +239,9 @@ class CallsForward(Plain):
 
 def test_a_model_that_calls_forward_itself_needs_no_bond():
     costed = planner.cost(request_for(CallsForward, 3))
-    assert costed.bonds == NO_BONDS
+    assert costed.constraints == NO_CONSTRAINTS
     device_map = {block.name: 2 if block.name == "lm_head" else 0 for block in costed.blocks}
-    assert verification.trial(request_for(CallsForward, 3), costed, device_map).met == ()
+    assert verification.verify(request_for(CallsForward, 3), costed, device_map).met == ()
 
 
 def with_long_rows(size, **workload):
@@ -267,7 +267,7 @@ def test_what_the_trial_shows_decides_how_many_layers_are_recomputed():
 
 @pytest.mark.exhaustive
 def test_layers_that_differ_in_what_they_recompute_are_tried_out_as_they_are():
-    """In a T5 one recomputed layer can raise the peak that all of them lower; a plan is no lower than its trial."""
+    """In a T5 one recomputed layer can raise the peak that all of them lower; a plan is no lower than its dry run."""
     sizes = {"d_model": 256, "d_ff": 1024, "d_kv": 32, "num_layers": 3, "num_heads": 8, "vocab_size": 512}
     model = models.on_meta(
         transformers.T5ForConditionalGeneration, transformers.T5Config(**sizes, decoder_start_token_id=0)
@@ -279,7 +279,7 @@ def test_layers_that_differ_in_what_they_recompute_are_tried_out_as_they_are():
         plan = planner.balanced(request)
         costed, recomputed = planner.costed_for(request)
         assert recomputed == plan.recomputed
-        found = verification.trial(replace(request, workload=plan.workload), costed, plan.device_map, recomputed)
+        found = verification.verify(replace(request, workload=plan.workload), costed, plan.device_map, recomputed)
         for device in plan.devices:
             held = device.terms["weights"] + device.terms["optimizer"] + device.terms["overhead"]
             assert found.peaks[device.device.index] + held <= 1.03 * device.predicted_peak

@@ -74,11 +74,11 @@ def train(trainer_class=Trainer, device_map="auto", with_labels=True, evaluates=
     peaks = [device.peak for device in simulation.usage()]
     placed = placed_models.placed(trainer.model)
     plan = placed and placed[1].plan
-    home = model.lm_head.weight.device.index
+    first_device = model.lm_head.weight.device.index
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     return {
         "losses": losses,
-        "head": home,
+        "head": first_device,
         "peaks": peaks,
         "predicted": plan and [device.predicted_peak for device in plan.devices],
         "loss planned": plan and plan.workload.loss,

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from balance_shim import state
-from balance_shim.memory.colocation import NO_BONDS
+from balance_shim.memory.colocation import NO_CONSTRAINTS
 from balance_shim.placement import planner
 from balance_shim.placement.move import Moved
 from balance_shim.placement.plan import evaluate
@@ -13,8 +13,8 @@ from tests.placement.test_verification import LossWhereLabelsAre, request_for
 
 
 def plan_of(request, head):
-    """Return a plan with the head on this device: at home or where this model's loss cannot be computed."""
-    costed = replace(planner.cost(request), bonds=NO_BONDS)
+    """Return a plan with the head on this device: at first_device or where this model's loss cannot be computed."""
+    costed = replace(planner.cost(request), constraints=NO_CONSTRAINTS)
     places = {block.name: int(".layers." in block.name and int(block.name[-1]) > 2) for block in costed.blocks}
     return evaluate("balanced", costed, {**places, "lm_head": head}, request.devices)
 
@@ -37,11 +37,11 @@ def test_a_map_whose_trial_meets_two_devices_is_given_up_for_any_other(monkeypat
 
 
 def test_a_map_that_parts_the_embedding_from_what_feeds_it_is_given_up():
-    """Bonds of the request, such as that of a prompt encoder on the first device, count like a trial."""
+    """Constraints of the request, such as that of a prompt encoder on the first device, count like a dry run."""
     request = request_for(LossWhereLabelsAre)
     plan = plan_of(request, head=0)
     away = replace(plan, device_map={**plan.device_map, "model.embed_tokens": 1, "model.rotary_emb": 1})
-    fed = replace(request, bonds=NO_BONDS.with_met(frozenset({"model.embed_tokens", None})))
+    fed = replace(request, constraints=NO_CONSTRAINTS.with_met(frozenset({"model.embed_tokens", None})))
     assert not replan.plan_in_force(request, away).broken
     assert replan.plan_in_force(fed, away).broken
     assert not replan.plan_in_force(fed, plan).broken

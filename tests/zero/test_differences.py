@@ -11,10 +11,10 @@ FULL = [0, 1, 2, 4, 5, 3]
 
 
 def taken(*ranks, before=None, inputs=()):
-    """Notes by rank of `ranks`: (modules, gradients, whether the pass has ended), after one step of `before`."""
+    """FlightRecord by rank of `ranks`: (modules, gradients, whether the pass has ended), after one step of `before`."""
     found = {}
     for rank, (modules, gradients, ended) in enumerate(ranks):
-        written = flight_record.Notes(NAMES, PARAMETERS, rank)
+        written = flight_record.FlightRecord(NAMES, PARAMETERS, rank)
         for pass_modules, pass_gradients in ([before] if before else []) + [(modules, gradients)]:
             written.begin(list(inputs[rank]) if inputs else [])
             for index in pass_modules:
@@ -75,7 +75,7 @@ def test_ranks_that_agree_as_far_as_they_go():
 def test_a_rank_that_has_gone_on_is_compared_by_its_last_pass():
     """It skipped the last module and began the next step, while the other one still waits in this one."""
     found = taken((FULL, [], False), (FULL[:-1], [], False))
-    ahead = flight_record.Notes(NAMES, PARAMETERS, 1)
+    ahead = flight_record.FlightRecord(NAMES, PARAMETERS, 1)
     ahead.begin([])
     for index in FULL[:-1]:
         ahead.add(index)
@@ -103,7 +103,7 @@ def test_an_evaluation_is_told_from_a_step():
     """A forward pass outside of a training step is a pass of its own, and does not count as a step."""
     found = {}
     for rank, order in enumerate(([0, 1], [0, 2])):
-        written = flight_record.Notes(NAMES, PARAMETERS, rank)
+        written = flight_record.FlightRecord(NAMES, PARAMETERS, rank)
         written.begin([])
         written.begin([], is_step=False)
         for index in order:
@@ -116,7 +116,7 @@ def test_the_pass_before_may_be_the_reason():
     """An evaluation in which all weights were there ended well on both ranks; they lose each other in the next one."""
     found = {}
     for rank, order in enumerate(([0, 1, 3], [0, 1, 4, 5, 3])):
-        written = flight_record.Notes(NAMES, PARAMETERS, rank)
+        written = flight_record.FlightRecord(NAMES, PARAMETERS, rank)
         for modules in (order, []):
             written.begin([], is_step=False)
             for index in modules:
@@ -129,7 +129,7 @@ def test_the_pass_before_may_be_the_reason():
 def test_notes_outlive_their_rank(tmp_path):
     """What one process has noted is read from files by another, at any moment."""
     for rank, order in ((0, [0, 1, 0]), (1, [0, 0])):
-        written = flight_record.Notes(["x", "y"], ["p"], rank, str(tmp_path))
+        written = flight_record.FlightRecord(["x", "y"], ["p"], rank, str(tmp_path))
         written.begin(["labels"])
         written.add(1)
         written.add_gradient(0)
@@ -149,7 +149,7 @@ def test_notes_on_a_full_disk(tmp_path):
     """All of a rank's file is there from the start, or writing to it would end the rank; the rest may be missing."""
     folder = tmp_path / "notes"
     folder.mkdir()
-    written = flight_record.Notes(["x"], [], 0, str(folder))
+    written = flight_record.FlightRecord(["x"], [], 0, str(folder))
     assert (folder / "0.notes").stat().st_blocks * 512 >= flight_record._BYTES
     for file in folder.iterdir():
         file.unlink()
@@ -177,7 +177,7 @@ def test_only_what_ranks_must_agree_on_is_in_the_checksum():
     assert list(subject.modules) == ["0", "1"] and subject.gathered == {0}
     totals = []
     for leaves_out in (None, 1, 0):
-        written = flight_record.Notes(list(subject.modules), list(subject.parameters), 0)
+        written = flight_record.FlightRecord(list(subject.modules), list(subject.parameters), 0)
         hooks = passes.note(written, subject)
         written.begin([])
         parts = [module for index, module in enumerate(model) if index != leaves_out]
@@ -187,7 +187,7 @@ def test_only_what_ranks_must_agree_on_is_in_the_checksum():
         for hook in hooks:
             hook.remove()
     assert totals[0] == totals[1] != totals[2]
-    written = flight_record.Notes(list(subject.modules), list(subject.parameters), 0)
+    written = flight_record.FlightRecord(list(subject.modules), list(subject.parameters), 0)
     passes.note(written, subject)
     written.begin([])
     model(torch.ones(1, 2)).sum().backward()

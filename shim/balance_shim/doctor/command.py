@@ -90,7 +90,7 @@ def _guarded(title: str, part: Callable[[], Section | None]) -> Section | None:
         return Section(title, f"  failed: {words}", (problem,))
 
 
-def _variables(read: settings.Settings, faults: Sequence[settings.Problem]) -> Section:
+def _variables(read: settings.Settings, faults: Sequence[settings.SettingProblem]) -> Section:
     """Return what the variables come to: each setting that differs from its default."""
     default = settings.Settings()
     lines = [

@@ -12,8 +12,8 @@ from .blocks import Block, within
 
 
 @dataclass(frozen=True)
-class Bonds:
-    """What a trial of the model has shown.
+class Constraints:
+    """Blocks that have to share a device, as dry runs and training steps have shown.
 
     Attributes:
         groups: the names of blocks that must share a device, whichever that is.
@@ -23,80 +23,80 @@ class Bonds:
     groups: tuple[frozenset[str], ...] = ()
     on_first: frozenset[str] = frozenset()
 
-    def with_met(self, met: frozenset[str | None]) -> "Bonds":
-        """Return the bonds with one more, between the blocks that were `met`; None among them stands for the inputs."""
+    def with_met(self, met: frozenset[str | None]) -> "Constraints":
+        """Return the constraints with one more, between the blocks that `met`; None stands for the inputs."""
         names = frozenset(name for name in met if name is not None)
         touched = [group for group in self.groups if group & names]
         whole = names.union(*touched)
         if None in met or whole & self.on_first:
-            return Bonds(tuple(group for group in self.groups if group not in touched), self.on_first | whole)
+            return Constraints(tuple(group for group in self.groups if group not in touched), self.on_first | whole)
         if len(whole) < 2:
             return self
-        return Bonds((*(group for group in self.groups if group not in touched), whole), self.on_first)
+        return Constraints((*(group for group in self.groups if group not in touched), whole), self.on_first)
 
-    def with_all(self, met: Iterable[frozenset[str | None]]) -> "Bonds":
-        """Return the bonds with one for each of `met`."""
-        bonds = self
+    def with_all(self, met: Iterable[frozenset[str | None]]) -> "Constraints":
+        """Return the constraints with one for each of `met`."""
+        constraints = self
         for each in met:
-            bonds = bonds.with_met(each)
-        return bonds
+            constraints = constraints.with_met(each)
+        return constraints
 
-    def renamed(self, new_name: Callable[[str], str]) -> "Bonds":
-        return Bonds(
+    def renamed(self, new_name: Callable[[str], str]) -> "Constraints":
+        return Constraints(
             tuple(frozenset(map(new_name, group)) for group in self.groups), frozenset(map(new_name, self.on_first))
         )
 
-    def and_those(self, other: "Bonds") -> "Bonds":
-        bonds = self.with_all(other.groups)
-        return bonds.with_met(other.on_first | {None}) if other.on_first else bonds
+    def and_those(self, other: "Constraints") -> "Constraints":
+        constraints = self.with_all(other.groups)
+        return constraints.with_met(other.on_first | {None}) if other.on_first else constraints
 
     def to_json(self) -> dict[str, Any]:
         return {"groups": [sorted(group) for group in self.groups], "on_first": sorted(self.on_first)}
 
     @classmethod
-    def from_json(cls, found: Mapping[str, Sequence[Any]]) -> "Bonds":
-        """Return the bonds that `to_json` has been called on."""
+    def from_json(cls, found: Mapping[str, Sequence[Any]]) -> "Constraints":
+        """Return the constraints that `to_json` has been called on."""
         return cls(tuple(map(frozenset, found["groups"])), frozenset(found["on_first"]))
 
 
-NO_BONDS = Bonds()
+NO_CONSTRAINTS = Constraints()
 
 
-def of_the_loss(blocks: Sequence[Block]) -> Bonds:
-    """Return the bonds of a model whose loss can only be computed on the first device: all behind the layers is there.
+def of_the_loss(blocks: Sequence[Block]) -> Constraints:
+    """Return the constraints of a model whose loss is computed on the first device: all behind the layers is there.
 
     Args:
         blocks: in forward order.
     """
     last_layer = max((position for position, block in enumerate(blocks) if block.role == "layer"), default=len(blocks))
-    return Bonds(on_first=frozenset(block.name for block in blocks[last_layer + 1 :]))
+    return Constraints(on_first=frozenset(block.name for block in blocks[last_layer + 1 :]))
 
 
-def of_untried(blocks: Sequence[Block], untried: frozenset[str]) -> tuple[Bonds, ...]:
-    """Return bonds for blocks that no dry run has reached, the most careful first, each less so than the one before.
+def of_unreached(blocks: Sequence[Block], unreached: frozenset[str]) -> tuple[Constraints, ...]:
+    """Return constraints for blocks that no dry run has reached, the most careful first.
 
     Nobody has seen what such blocks meet. Together on the first device they run as on one. Where that has no room, a
     tower may go whole to another device, then its layers to several.
 
     Args:
         blocks: in forward order.
-        untried: the names of those that took no part in any dry run.
+        unreached: the names of those that took no part in any dry run.
     """
-    if not untried:
-        return (NO_BONDS,)
-    alone = [block.name for block in blocks if block.name in untried and block.role != "layer"]
-    towers = [tower for tower in _towers(blocks) if untried.issuperset(tower)]
+    if not unreached:
+        return (NO_CONSTRAINTS,)
+    alone = [block.name for block in blocks if block.name in unreached and block.role != "layer"]
+    towers = [tower for tower in _towers(blocks) if unreached.issuperset(tower)]
     in_towers = frozenset().union(*towers)
     home = frozenset(alone) - in_towers
-    if towers or not any(block.role == "layer" and block.name not in untried for block in blocks):
+    if towers or not any(block.role == "layer" and block.name not in unreached for block in blocks):
         # What a tower makes is put between what the embedding makes.
         home |= {block.name for block in blocks if block.role == "embedding"}
     parts = [frozenset(name for name in tower if not _is_numbered(name)) for tower in towers]
     levels = (
-        Bonds(on_first=home | in_towers),
-        Bonds(tuple(tower for tower in towers if len(tower) > 1), home),
-        Bonds(tuple(part for part in parts if len(part) > 1), home),
-        NO_BONDS,
+        Constraints(on_first=home | in_towers),
+        Constraints(tuple(tower for tower in towers if len(tower) > 1), home),
+        Constraints(tuple(part for part in parts if len(part) > 1), home),
+        NO_CONSTRAINTS,
     )
     return tuple(level for number, level in enumerate(levels) if level not in levels[:number])
 
@@ -118,6 +118,6 @@ def _is_numbered(name: str) -> bool:
     return name.rpartition(".")[2].isdigit()
 
 
-def of_all_but_layers(blocks: Sequence[Block]) -> Bonds:
-    """Return the most careful bonds: all but the layers is on the first device."""
-    return Bonds(on_first=frozenset(block.name for block in blocks if block.role != "layer"))
+def of_all_but_layers(blocks: Sequence[Block]) -> Constraints:
+    """Return the most careful constraints: all but the layers is on the first device."""
+    return Constraints(on_first=frozenset(block.name for block in blocks if block.role != "layer"))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from ..optimizers import Optimizer, optimizer_named
 from . import estimate, replay
 from .blocks import Block
-from .colocation import NO_BONDS, Bonds, of_the_loss
+from .colocation import NO_CONSTRAINTS, Constraints, of_the_loss
 from .cost import TRACED, BlockCost, CostSource
 from .peak import Schedule
 from .recomputation import is_supported
@@ -35,12 +35,12 @@ class Profile:
         schedule: how the costs of a device combine.
         method: how they were found, for people: "traced", or what could not be traced and why.
         source: the same as data.
-        bonds: which blocks have to share a device.
+        constraints: which blocks have to share a device.
         math_attention: the types in which attention runs as plain matrix products, which keep S x S probabilities.
         repeats_grouped_keys: whether keys and values are repeated for all heads, so that it does not.
         records: the allocations of each block, in the order of the blocks; None for one that was not traced.
         first_record: those of `first`; None without a trace.
-        untried: the names of the blocks with parameters that no dry run has reached: nobody knows what they meet.
+        unreached: the names of the blocks with parameters that no dry run has reached: nobody knows what they meet.
     """
 
     costs: tuple[BlockCost, ...]
@@ -48,12 +48,12 @@ class Profile:
     schedule: Schedule
     method: str
     source: CostSource = "trace"
-    bonds: Bonds = NO_BONDS
+    constraints: Constraints = NO_CONSTRAINTS
     math_attention: tuple[str, ...] = ()
     repeats_grouped_keys: bool = False
     records: tuple[Record | None, ...] = ()
     first_record: Record | None = None
-    untried: frozenset[str] = frozenset()
+    unreached: frozenset[str] = frozenset()
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -62,10 +62,10 @@ class Profile:
             "schedule": asdict(self.schedule),
             "method": self.method,
             "source": self.source,
-            "bonds": self.bonds.to_json(),
+            "constraints": self.constraints.to_json(),
             "math_attention": self.math_attention,
             "repeats_grouped_keys": self.repeats_grouped_keys,
-            "untried": sorted(self.untried),
+            "unreached": sorted(self.unreached),
             "records": replay.to_json([self.first_record, *self.records]),
         }
 
@@ -74,11 +74,11 @@ class Profile:
         """Return the profile that `to_json` has been called on."""
         costs = tuple(BlockCost(**cost) for cost in found["costs"])
         first, schedule = BlockCost(**found["first"]), Schedule(**found["schedule"])
-        bonds, untried = Bonds.from_json(found["bonds"]), frozenset(found["untried"])
+        constraints, unreached = Constraints.from_json(found["constraints"]), frozenset(found["unreached"])
         attention = tuple(found["math_attention"]), found["repeats_grouped_keys"]
         first_record, *records = replay.from_json(found["records"])
-        found_so = found["method"], found["source"], bonds
-        return cls(costs, first, schedule, *found_so, *attention, tuple(records), first_record, untried)
+        found_so = found["method"], found["source"], constraints
+        return cls(costs, first, schedule, *found_so, *attention, tuple(records), first_record, unreached)
 
 
 def profile(
@@ -132,11 +132,11 @@ def profile(
     first = _traced_first(found.first) if found else _returned(blocks, costs)
     if untraced:
         method = f"{method}, but for {_listed(untraced)}, which that does not reach: estimated by a formula"
-    bonds = found.bonds if found else of_the_loss(blocks) if loss_on_first else NO_BONDS
+    constraints = found.constraints if found else of_the_loss(blocks) if loss_on_first else NO_CONSTRAINTS
     reached = found.reached if found else frozenset()
-    untried = frozenset(block.name for block in blocks if block.parameters and block.name not in reached)
+    unreached = frozenset(block.name for block in blocks if block.parameters and block.name not in reached)
     if found and batch is None and not found.loss_seen and takes_targets(model):
-        untried |= of_the_loss(blocks).on_first  # nobody has seen where they meet their targets
+        unreached |= of_the_loss(blocks).on_first  # nobody has seen where they meet their targets
     first_record = Record(forward=found.first.allocations[0], backward=found.first.allocations[1]) if found else None
     return Profile(
         tuple(costs),
@@ -144,10 +144,10 @@ def profile(
         schedule,
         method,
         source,
-        bonds,
+        constraints,
         records=tuple(records),
         first_record=first_record,
-        untried=untried,
+        unreached=unreached,
     )
 
 

@@ -5,10 +5,10 @@ from typing import Any
 
 from .. import cache, devices, log, state
 from ..map_file import DeviceMap
-from ..memory.colocation import NO_BONDS
+from ..memory.colocation import NO_CONSTRAINTS
 from ..patching.guard import attempt
 from ..placement import colocations, placed_models, planner
-from ..placement.fused_head import bonds_for as bonds_for_fused_head
+from ..placement.fused_head import constraints_for as bonds_for_fused_head
 from ..placement.model_load import ModelLoad
 from ..placement.plan import Plan
 from ..placement.remedies import what_would_fit
@@ -34,8 +34,8 @@ class Balanced(DeviceMaps):
             return None
         what, instead = "looking for a fused head", "norm and head may be on two devices"
         arguments = placed_models.arguments()
-        fused = attempt(what, bonds_for_fused_head, load.model, arguments, default=NO_BONDS, instead=instead)
-        request = placing.request_for(load, usable, bonds=colocated.bonds.and_those(fused))
+        fused = attempt(what, bonds_for_fused_head, load.model, arguments, default=NO_CONSTRAINTS, instead=instead)
+        request = placing.request_for(load, usable, constraints=colocated.constraints.and_those(fused))
         plan = _balanced(request, load.max_memory)
         if plan is None:
             return None

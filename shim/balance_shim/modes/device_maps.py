@@ -269,7 +269,7 @@ def _returned(trainer: Any, loss: Any) -> Any:
 
     The model's own loss comes back there with the outputs; one that a trainer computes itself (TRL 1.16) does not.
     """
-    main_device = trainer.args.device
-    if getattr(trainer, "is_model_parallel", False) and getattr(loss, "device", main_device) != main_device:
-        return loss.to(main_device)
+    first_device = trainer.args.device
+    if getattr(trainer, "is_model_parallel", False) and getattr(loss, "device", first_device) != first_device:
+        return loss.to(first_device)
     return loss

@@ -239,9 +239,9 @@ def watched_devices(trainer: TrainerLike, plan: Plan | None) -> tuple[str, list[
     if kind is None:
         return None
     indices = {each.device.index or 0 for each in trainer.model.parameters() if each.device.type == kind}
-    home = trainer.args.device
-    if home.type == kind:
-        indices.add(home.index or 0)
+    first_device = trainer.args.device
+    if first_device.type == kind:
+        indices.add(first_device.index or 0)
     if plan is not None:
         indices |= {device.device.index for device in plan.devices}
     return (kind, sorted(indices)) if indices else None

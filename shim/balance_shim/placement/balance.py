@@ -9,7 +9,7 @@ from ..map_file import DeviceMap
 from ..memory.blocks import Block
 from ..memory.cost import BlockCost
 from ..memory.peak import NOTHING, RunPeaks, merged
-from .chain import Chain, Group, Link, chain_of
+from .chain import Chain, EndGroup, Link, chain_of
 from .plan import CostedModel, evaluate, lower_bound
 from .solver import least_fill, partition
 
@@ -19,7 +19,7 @@ WORTH_A_CROSSING = 0.005
 WORTH_A_SPLIT = 0.02
 # Scripts expect the embedding where inputs arrive: they feed it themselves, and PEFT's prompt encoders are concatenated
 # with its output. It is elsewhere only where that brings the fullest device down by this part at least.
-WORTH_LEAVING_HOME = 0.05
+WORTH_LEAVING_FIRST_DEVICE = 0.05
 MOST_WORK = 100_000  # layouts tried x links in the row: about a second
 _IN_ROW = -1
 
@@ -44,25 +44,25 @@ class _Layout:
 
 
 def balance(costed: CostedModel, devices: Sequence[Device]) -> DeviceMap:
-    """Return the best map found with the embedding on the first device, or without where `WORTH_LEAVING_HOME` is met.
+    """Return the best map found with the embedding on the first device, unless leaving is worth it.
 
     Raises:
         DoesNotFit: the weights alone do not fit the devices without going to the host.
     """
-    home = takes_inputs(costed.blocks)
-    if home <= costed.bonds.on_first or (costed.head_device is not None and _is_tied_to_head(costed, home)):
+    entry = takes_inputs(costed.blocks)
+    if entry <= costed.constraints.on_first or (costed.head_device is not None and _is_tied_to_head(costed, entry)):
         return _best(costed, devices)
     try:
-        at_home = _best(replace(costed, bonds=costed.bonds.with_met(home | {None})), devices)
+        on_first_device = _best(replace(costed, constraints=costed.constraints.with_met(entry | {None})), devices)
     except DoesNotFit:
         return _best(costed, devices)
-    fill = _fill(costed, at_home, devices)
+    fill = _fill(costed, on_first_device, devices)
     least = lower_bound(costed, devices) / max(device.capacity for device in devices)
-    if fill <= 1 and least > fill * (1 - WORTH_LEAVING_HOME):
-        return at_home  # no map is that much better
+    if fill <= 1 and least > fill * (1 - WORTH_LEAVING_FIRST_DEVICE):
+        return on_first_device  # no map is that much better
     anywhere = _best(costed, devices)
     other = _fill(costed, anywhere, devices)
-    return anywhere if other <= fill * (1 - WORTH_LEAVING_HOME) or other <= 1 < fill else at_home
+    return anywhere if other <= fill * (1 - WORTH_LEAVING_FIRST_DEVICE) or other <= 1 < fill else on_first_device
 
 
 def takes_inputs(blocks: Sequence[Block]) -> frozenset[str]:
@@ -83,7 +83,7 @@ def _is_tied_to_head(costed: CostedModel, names: frozenset[str]) -> bool:
         {name for block in costed.blocks if block.name in those for name in (block.name, *block.tensors)}
         for those in (names, head)
     ]
-    return any(all(group & each for each in held) for group in (*costed.ties, *costed.bonds.groups))
+    return any(all(group & each for each in held) for group in (*costed.ties, *costed.constraints.groups))
 
 
 def _fill(costed: CostedModel, device_map: DeviceMap, devices: Sequence[Device]) -> float:
@@ -131,16 +131,16 @@ def _balanced(costed: CostedModel, devices: Sequence[Device]) -> DeviceMap:
         if not _weights_fit(costed, device_map, devices):
             needed = sum(cost.weights for cost in costed.costs)
             raise DoesNotFit(needed, sum(device.holds_weights for device in devices))
-    return _home_first({block.name: device_map[block.name] for block in costed.blocks}, devices[0].index)
+    return _starting_on({block.name: device_map[block.name] for block in costed.blocks}, devices[0].index)
 
 
-def _home_first(device_map: DeviceMap, home: int) -> DeviceMap:
+def _starting_on(device_map: DeviceMap, first_device: int) -> DeviceMap:
     """Return the map with something on the first device in front.
 
     Up to 1.10 at least, accelerate has inputs arrive where the first entry is.
     """
-    front = next((name for name, place in device_map.items() if place == home), None)
-    return device_map if front is None else {front: home, **device_map}
+    front = next((name for name, place in device_map.items() if place == first_device), None)
+    return device_map if front is None else {front: first_device, **device_map}
 
 
 def _solve(chain: Chain, first: BlockCost, devices: Sequence[Device], least: float = 0) -> tuple[DeviceMap, float]:
@@ -172,19 +172,19 @@ def _solve(chain: Chain, first: BlockCost, devices: Sequence[Device], least: flo
     return device_map, worst
 
 
-def _layouts(groups: Sequence[Group], devices: tuple[Device, ...]) -> Iterator[_Layout]:
+def _layouts(groups: Sequence[EndGroup], devices: tuple[Device, ...]) -> Iterator[_Layout]:
     """Yield layouts, the plainest first: devices in their own order, groups in the row where they may be."""
     for order in _orders(devices):
-        home = order.index(devices[0])
-        choices = [_choices(group, home, [device.index for device in order]) for group in groups]
+        first_device = order.index(devices[0])
+        choices = [_choices(group, first_device, [device.index for device in order]) for group in groups]
         combinations = sorted(product(*choices), key=lambda places: sum(place != _IN_ROW for place in places))
         yield from (_Layout(order, places) for places in combinations)
 
 
-def _choices(group: Group, home: int, indices: Sequence[int]) -> list[int]:
+def _choices(group: EndGroup, first_device: int, indices: Sequence[int]) -> list[int]:
     """Return the places that `group` may have; see `_Layout`."""
     if group.pinned:
-        return [home]
+        return [first_device]
     if group.device is not None:
         return [indices.index(group.device)]
     anywhere = list(range(len(indices)))
@@ -208,15 +208,15 @@ def _kind(device: Device, devices: tuple[Device, ...]) -> tuple[int, int, bool]:
     return device.capacity, device.overhead, device is devices[0]
 
 
-def _apart(groups: Sequence[Group], layout: _Layout) -> list[Group]:
+def _apart(groups: Sequence[EndGroup], layout: _Layout) -> list[EndGroup]:
     return [group for group, place in zip(groups, layout.places, strict=True) if place != _IN_ROW]
 
 
 class _Problems:
     """What the solver is given for each layout. Layouts share the loads of devices that hold the same apart."""
 
-    def __init__(self, chain: Chain, first: BlockCost, home: Device) -> None:
-        self._chain, self._first, self._home = chain, first, home
+    def __init__(self, chain: Chain, first: BlockCost, first_device: Device) -> None:
+        self._chain, self._first, self._first_device = chain, first, first_device
         self._rows: dict[frozenset[int], list[BlockCost]] = {}
         self._loads: dict[tuple[frozenset[int], tuple[int, ...], int, bool], RunPeaks] = {}
 
@@ -228,7 +228,7 @@ class _Problems:
         loads = []
         for position, device in enumerate(layout.devices):
             here = tuple(group for group, place in enumerate(layout.places) if place == position)
-            key = apart, here, device.overhead, device is self._home
+            key = apart, here, device.overhead, device is self._first_device
             if key not in self._loads:
                 self._loads[key] = RunPeaks(self._rows[apart], self._chain.schedule, *self._beside(here, device))
             loads.append(self._loads[key])
@@ -240,7 +240,7 @@ class _Problems:
         ahead = self._chain.merged([link for group in groups for link in group.ahead])
         behind = [link.cost for group in groups for link in group.behind]
         # Inputs arrive on the first device and outputs return to it.
-        behind += [self._first] if device is self._home else []
+        behind += [self._first] if device is self._first_device else []
         return replace(ahead, weights=ahead.weights + device.overhead), merged(behind, self._chain.schedule)
 
 

@@ -7,21 +7,21 @@ from dataclasses import replace
 from ..devices import Device
 from ..map_file import DeviceMap
 from ..memory.blocks import Block, within
-from ..memory.colocation import of_untried
+from ..memory.colocation import of_unreached
 from .balance import DoesNotFit, balance
 from .plan import CostedModel, Plan, evaluate
 
 
 def carefully(costed: CostedModel, devices: Sequence[Device]) -> CostedModel:
-    """Return `costed` with bonds for what no dry run has reached: the most careful ones with which the model fits.
+    """Return `costed` with constraints for what no dry run has reached: the most careful that fit.
 
     Where it fits with none of them, those that can at least be loaded.
 
     Raises:
         DoesNotFit: the weights alone do not fit.
     """
-    bonds = of_untried(costed.blocks, costed.untried)
-    levels = [replace(costed, bonds=costed.bonds.and_those(each)) for each in bonds]
+    constraints = of_unreached(costed.blocks, costed.unreached)
+    levels = [replace(costed, constraints=costed.constraints.and_those(each)) for each in constraints]
     if len(levels) == 1:
         return levels[0]
     loads = []
@@ -34,14 +34,14 @@ def carefully(costed: CostedModel, devices: Sequence[Device]) -> CostedModel:
 
 
 def whole(costed: CostedModel, device_map: DeviceMap) -> DeviceMap:
-    """Return `device_map` with untried blocks named by the outermost module around them that is on one device.
+    """Return `device_map` with unreached blocks named by the outermost module around them that is on one device.
 
     The inputs of a module that a map names are brought to its device. Those of a module whose parts are named are not,
     so that what it computes between its parts may meet tensors of two devices.
     """
     named: dict[str, str] = {}
     for block in costed.blocks:
-        if block.name in costed.untried and block.name:
+        if block.name in costed.unreached and block.name:
             outer = _outermost_whole(block, costed.blocks, device_map)
             named |= {each.name: outer for each in costed.blocks if within(each.name, outer)}
     return {named.get(name, name): place for name, place in device_map.items()}
@@ -49,13 +49,13 @@ def whole(costed: CostedModel, device_map: DeviceMap) -> DeviceMap:
 
 def line(costed: CostedModel, device_map: DeviceMap, devices: Sequence[Device]) -> str:
     """Return what a plan notes on blocks that no dry run has reached; "" where there are none."""
-    untried = [block for block in costed.blocks if block.name in costed.untried and block.role != "layer"]
-    if not untried:
+    unreached = [block for block in costed.blocks if block.name in costed.unreached and block.role != "layer"]
+    if not unreached:
         return ""
-    names = [_outermost_whole(block, costed.blocks, device_map) for block in untried]
+    names = [_outermost_whole(block, costed.blocks, device_map) for block in unreached]
     listed = list(dict.fromkeys(names))
     shown = ", ".join(listed[:4]) + (f" and {len(listed) - 4} more" if len(listed) > 4 else "")
-    places = {device_map[block.name] for block in untried}
+    places = {device_map[block.name] for block in unreached}
     first = devices[0]
     if places == {first.index}:
         return f"not reached by the dry run, so kept together on {first.name}: {shown}"

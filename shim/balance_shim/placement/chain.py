@@ -26,7 +26,7 @@ class Link:
 
 
 @dataclass(frozen=True)
-class Group:
+class EndGroup:
     """Links that share a device, which may be any device: an embedding, a tower, a head; ends that are tied.
 
     Attributes:
@@ -53,10 +53,10 @@ class Chain:
     """A model as the solver takes it: links in forward order, of which the groups' may be taken out of the row."""
 
     links: tuple[Link, ...]
-    groups: tuple[Group, ...]
+    groups: tuple[EndGroup, ...]
     schedule: Schedule
 
-    def without(self, groups: Sequence[Group]) -> tuple[Link, ...]:
+    def without(self, groups: Sequence[EndGroup]) -> tuple[Link, ...]:
         """Return the links that are left in the row when `groups` are placed apart."""
         apart = {id(link) for group in groups for link in (*group.ahead, *group.behind)}
         return tuple(link for link in self.links if id(link) not in apart)
@@ -70,7 +70,7 @@ def chain_of(costed: CostedModel, whole_tower: bool) -> Chain:
     links = _followed(costed)
     if whole_tower:
         links = _with_whole_tower(links, costed.schedule)
-    links = _joined_by_bonds(links, costed)
+    links = _joined_by_constraints(links, costed)
     return Chain(tuple(links), tuple(_groups(links, costed)), costed.schedule)
 
 
@@ -96,13 +96,13 @@ def _with_whole_tower(links: list[Link], schedule: Schedule) -> list[Link]:
     return [*links[: tower[0]], whole, *links[tower[-1] + 1 :]]
 
 
-def _joined_by_bonds(links: list[Link], costed: CostedModel) -> list[Link]:
-    """Join links that share a tensor or are bonded, unless they are the two ends, which are a group.
+def _joined_by_constraints(links: list[Link], costed: CostedModel) -> list[Link]:
+    """Join links that share a tensor or are colocated, unless they are the two ends, which are a group.
 
     Rare (an encoder and decoder that share their embedding): the whole stretch cannot be one block, so all holders go
     where the first one is and the chain crosses over and back.
     """
-    for group in (*costed.ties, *costed.bonds.groups):
+    for group in (*costed.ties, *costed.constraints.groups):
         holders = [position for position, link in enumerate(links) if link.holds(group)]
         if len(holders) > 1 and not _are_ends(links, holders):
             together = _joined([links[position] for position in holders], costed.schedule)
@@ -122,30 +122,30 @@ def _are_ends(links: Sequence[Link], holders: Sequence[int]) -> bool:
     return holders[0] < layers[0] and holders[1] > layers[-1]
 
 
-def _groups(links: Sequence[Link], costed: CostedModel) -> list[Group]:
+def _groups(links: Sequence[Link], costed: CostedModel) -> list[EndGroup]:
     """Return the groups of `links`; those that have to be on the first device are in pinned ones.
 
     The head's group is bound to the device of the head that it is compared with, unless it is pinned.
     """
-    home = {id(link) for link in links if link.holds(costed.bonds.on_first)}
+    on_first = {id(link) for link in links if link.holds(costed.constraints.on_first)}
     groups = [
         replace(
             group,
-            pinned=any(id(link) in home for link in (*group.ahead, *group.behind)),
+            pinned=any(id(link) in on_first for link in (*group.ahead, *group.behind)),
             device=costed.head_device if _has_head(group) else None,
         )
         for group in _free_groups(links, costed)
     ]
     grouped = {id(link) for group in groups for link in (*group.ahead, *group.behind)}
-    others = tuple(link for link in links if id(link) in home - grouped)
-    return [*groups, Group(others, pinned=True)] if others else groups
+    others = tuple(link for link in links if id(link) in on_first - grouped)
+    return [*groups, EndGroup(others, pinned=True)] if others else groups
 
 
-def _has_head(group: Group) -> bool:
+def _has_head(group: EndGroup) -> bool:
     return any(block.role == "head" for link in (*group.ahead, *group.behind) for block in link.blocks)
 
 
-def _free_groups(links: Sequence[Link], costed: CostedModel) -> list[Group]:
+def _free_groups(links: Sequence[Link], costed: CostedModel) -> list[EndGroup]:
     layers = [position for position, link in enumerate(links) if link.role == "layer"]
     if not layers:
         return []
@@ -155,11 +155,11 @@ def _free_groups(links: Sequence[Link], costed: CostedModel) -> list[Group]:
     # Behind the last layer come norm, pooler, head, classifier: all that makes the logits.
     head = tuple(links[layers[-1] + 1 :])
     tied = any(
-        any(link.holds(bond) for link in embedding) and any(link.holds(bond) for link in head)
-        for bond in (*costed.ties, *costed.bonds.groups)
+        any(link.holds(constraint) for link in embedding) and any(link.holds(constraint) for link in head)
+        for constraint in (*costed.ties, *costed.constraints.groups)
     )
-    ends = [Group(embedding, head)] if tied else [Group(ahead=embedding), Group(behind=head)]
-    return [group for group in (*ends, Group(ahead=tower)) if group.ahead or group.behind]
+    ends = [EndGroup(embedding, head)] if tied else [EndGroup(ahead=embedding), EndGroup(behind=head)]
+    return [group for group in (*ends, EndGroup(ahead=tower)) if group.ahead or group.behind]
 
 
 def _joined(links: Sequence[Link], schedule: Schedule) -> Link:

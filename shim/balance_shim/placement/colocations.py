@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 from .. import cache
-from ..memory.colocation import NO_BONDS, Bonds
+from ..memory.colocation import NO_CONSTRAINTS, Constraints
 
 if TYPE_CHECKING:
     from torch import nn
@@ -22,20 +22,20 @@ class Colocations:
     """What failed steps have shown of a model.
 
     Attributes:
-        bonds: the blocks that must share a device.
+        constraints: the blocks that must share a device.
         library_map: whether no map of ours ran, and the library's own did.
     """
 
-    bonds: Bonds = field(default=NO_BONDS)
+    constraints: Constraints = field(default=NO_CONSTRAINTS)
     library_map: bool = False
 
     def to_json(self) -> dict[str, Any]:
-        return {"bonds": self.bonds.to_json(), "library_map": self.library_map}
+        return {"constraints": self.constraints.to_json(), "library_map": self.library_map}
 
     @classmethod
     def from_json(cls, found: Any) -> "Colocations":
         """Return what `to_json` was called on."""
-        return cls(Bonds.from_json(found["bonds"]), bool(found["library_map"]))
+        return cls(Constraints.from_json(found["constraints"]), bool(found["library_map"]))
 
 
 NONE = Colocations()

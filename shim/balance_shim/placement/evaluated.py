@@ -29,7 +29,7 @@ def with_evaluation(request: "Request", costed: CostedModel) -> CostedModel:
         loss="full",
         evaluation=None,
     )
-    key = request.key("evaluation", workload.to_json(), costed.bonds.to_json(), _shapes(request.evaluation_batch))
+    key = request.key("evaluation", workload.to_json(), costed.constraints.to_json(), _shapes(request.evaluation_batch))
     found = cached(request.cache, key, lambda: _traced(request, costed, workload))
     if found is None:
         return costed
@@ -54,7 +54,9 @@ def _traced(request: "Request", costed: CostedModel, workload: Workload) -> dict
     for batch in (fed, None) if fed is not None else (_with_rows(request.batch, workload), None):
         try:
             with tracing_for(request.architectures, request.repeats_grouped_keys):
-                found = trace_evaluation(request.model, costed.blocks, workload, request.trains, batch, costed.bonds)
+                found = trace_evaluation(
+                    request.model, costed.blocks, workload, request.trains, batch, costed.constraints
+                )
         except CannotTrace as error:
             reason = reason or str(error)
             if isinstance(error, TakesTooLong):

@@ -7,7 +7,7 @@ two devices fails, or reads over the link. So the final norm, which makes the hi
 from typing import TYPE_CHECKING, Any
 
 from ..memory.blocks import chain
-from ..memory.colocation import NO_BONDS, Bonds
+from ..memory.colocation import NO_CONSTRAINTS, Constraints
 from .plan import CostedModel, Plan, device_of
 
 if TYPE_CHECKING:
@@ -17,24 +17,24 @@ FORWARD = "lce_forward"
 PACKAGE = "liger_kernel"
 
 
-def bonds_for(model: "nn.Module", arguments: Any | None) -> Bonds:
-    """Return the bonds of what is behind the last layer, if the forward of `model` is Liger's, or is about to be.
+def constraints_for(model: "nn.Module", arguments: Any | None) -> Constraints:
+    """Return the constraints of what is behind the last layer, if the forward of `model` is Liger's, or is about to be.
 
     Args:
         arguments: the `TrainingArguments`, whose `use_liger_kernel` has the Trainer bind it when training begins.
     """
     if not (getattr(arguments, "use_liger_kernel", False) or _is_ligers(model)):
-        return NO_BONDS
+        return NO_CONSTRAINTS
     blocks = chain(model)
     last = max((position for position, block in enumerate(blocks) if block.role == "layer"), default=len(blocks))
     behind = frozenset(block.name for block in blocks[last + 1 :] if block.parameters)
-    return Bonds((behind,)) if len(behind) > 1 else NO_BONDS
+    return Constraints((behind,)) if len(behind) > 1 else NO_CONSTRAINTS
 
 
-def breaks(plan: Plan, bonds: Bonds, costed: CostedModel) -> bool:
-    """Whether the map of `plan` has blocks on two devices that `bonds` want on one."""
+def breaks(plan: Plan, constraints: Constraints, costed: CostedModel) -> bool:
+    """Whether the map of `plan` has blocks on two devices that `constraints` want on one."""
     names = {block.name for block in costed.blocks}
-    groups = [group & names for group in bonds.groups]
+    groups = [group & names for group in constraints.groups]
     return any(len({device_of(name, plan.device_map) for name in group}) > 1 for group in groups)
 
 

@@ -69,7 +69,7 @@ def has_map(model: "nn.Module") -> bool:
     return any(module in _had_map or "hf_device_map" in vars(module) for module in model.modules())
 
 
-def home_of(model: "nn.Module") -> int | None:
+def first_device_of(model: "nn.Module") -> int | None:
     """Return the index of the device where the inputs of `model` arrive; None if no map of ours has placed it."""
     placed = _placed.get(model)
     return placed.plan.devices[0].device.index if placed is not None and placed.plan.is_ours else None

@@ -8,7 +8,7 @@ from ..choices import PlanMode
 from ..devices import Device
 from ..map_file import DeviceMap
 from ..memory.blocks import Block, holder_of
-from ..memory.colocation import NO_BONDS, Bonds
+from ..memory.colocation import NO_CONSTRAINTS, Constraints
 from ..memory.cost import BlockCost, CostSource, is_estimate
 from ..memory.peak import NOTHING, PLAIN, Schedule, peak, peak_terms
 from ..memory.replay import DeviceRun, Record, replay
@@ -63,7 +63,7 @@ class DevicePlan:
         room = self.device.available - overhead
         geometry = geometry_for(self.device.available)
         found = replay(self.run, max(1, room), settings, geometry)
-        # A trial may have shown more than the trace that the record is of.
+        # A dry run may have shown more than the trace that the record is of.
         more = max(0, self.predicted_peak - overhead - found.allocated)
         reserved = found.reserved + overhead + more
         return min(reserved, max(self.device.available, self.predicted_peak)) if found.fits else reserved
@@ -180,7 +180,7 @@ class CostedModel:
 
     Attributes:
         ties: the groups of parameters that must share a device.
-        bonds: the blocks that must share a device, or be on the first one.
+        constraints: the blocks that must share a device, or be on the first one.
         first: what the first device holds beside its blocks and behind them: inputs, and outputs that return.
         schedule: how the costs of a device combine.
         method: how the costs were found, for people.
@@ -189,7 +189,7 @@ class CostedModel:
         repeats_grouped_keys: whether keys and values are repeated for all heads, so that it does not.
         records: the allocations of each block in the order of the blocks; None for one that was not traced.
         first_record: those of `first`.
-        untried: the names of the blocks that no dry run has reached.
+        unreached: the names of the blocks that no dry run has reached.
         head_device: index of the device where the head should be; see `compared_heads`. None: any.
     """
 
@@ -203,12 +203,12 @@ class CostedModel:
     schedule: Schedule = PLAIN
     method: str = ""
     source: CostSource = "trace"
-    bonds: Bonds = NO_BONDS
+    constraints: Constraints = NO_CONSTRAINTS
     math_attention: tuple[str, ...] = ()
     repeats_grouped_keys: bool = False
     records: tuple[Record | None, ...] = ()
     first_record: Record | None = None
-    untried: frozenset[str] = frozenset()
+    unreached: frozenset[str] = frozenset()
     head_device: int | None = None
 
 
@@ -268,7 +268,7 @@ def _attention_notes(costed: CostedModel, devices: Sequence[Device]) -> list[str
     return notes
 
 
-def _run(costed: CostedModel, device_map: DeviceMap, device: Device, home: Device) -> DeviceRun | None:
+def _run(costed: CostedModel, device_map: DeviceMap, device: Device, first_device: Device) -> DeviceRun | None:
     """Return what happens on `device`; None if a block there was not traced."""
     here = [
         record
@@ -278,7 +278,7 @@ def _run(costed: CostedModel, device_map: DeviceMap, device: Device, home: Devic
     if costed.first_record is None or any(record is None for record in here):
         return None
     records = tuple(record for record in here if record is not None)
-    last = costed.first_record if device.index == home.index else Record()
+    last = costed.first_record if device.index == first_device.index else Record()
     return DeviceRun(records, last, costed.schedule.accumulating, costed.schedule.step_at_once)
 
 

@@ -42,12 +42,12 @@ def cost(request: Request) -> CostedModel:
         schedule=found.schedule,
         method=found.method,
         source=found.source,
-        bonds=found.bonds.and_those(request.bonds),
+        constraints=found.constraints.and_those(request.constraints),
         math_attention=found.math_attention,
         repeats_grouped_keys=found.repeats_grouped_keys,
         records=found.records,
         first_record=found.first_record,
-        untried=found.untried,
+        unreached=found.unreached,
         head_device=request.head_device,
     )
 
@@ -72,7 +72,7 @@ def _profile(request: Request, blocks: tuple[Block, ...]) -> Profile:
 def balanced(request: Request) -> Plan | None:
     """Return the plan of mode `balanced`; None, with a line that says why, when there is none.
 
-    That is when not even the weights fit, or when the model fails under every map that was tried out.
+    That is when not even the weights fit, or when the model fails under every map that was verified out.
     """
     try:
         costed, recomputed = costed_for(request)
@@ -82,7 +82,7 @@ def balanced(request: Request) -> Plan | None:
         return None
     if plan is None:
         log.warning(
-            f"{costed.model_class} does not run when its layers are on several devices, as a trial on shapes shows; "
+            f"{costed.model_class} cannot run with its layers on several devices, as a dry run shows; "
             "the library's own map applies"
         )
     return plan
@@ -98,9 +98,9 @@ def fitting(request: Request) -> Plan | None:
 
 
 def solved(request: Request, costed: CostedModel, recomputed: frozenset[str] | None) -> Plan | None:
-    """Return the best plan that the trial lets pass, for what `costed_for(request)` gave; None if there is none.
+    """Return the best plan that passes its dry run, for what `costed_for(request)` gave; None if there is none.
 
-    What a trial shows, blocks that have to share a device or a peak off the prediction, goes into the next solution.
+    What a dry run shows, blocks that have to share a device or a peak off the prediction, goes into the next solution.
 
     Raises:
         DoesNotFit: the weights alone do not fit.
@@ -121,19 +121,19 @@ def _settled(
         device_map = balance(costed, request.devices)
         if best is not None and device_map == best.device_map:
             break
-        tried = as_tried(request, costed, device_map, recomputed)
-        if tried.met:
-            log.debug(f"a map that does not run: {costed.model_class} computes across {tried.met}")
-            more = costed.bonds.with_all(tried.met)
-            if more == costed.bonds or remaining == 1:
+        verified = as_verified(request, costed, device_map, recomputed)
+        if verified.met:
+            log.debug(f"a map that does not run: {costed.model_class} computes across {verified.met}")
+            more = costed.constraints.with_all(verified.met)
+            if more == costed.constraints or remaining == 1:
                 more = more.and_those(of_all_but_layers(costed.blocks))
-            costed = replace(costed, bonds=more)
+            costed = replace(costed, constraints=more)
             continue
-        if best is None or tried.plan.worst.filled < best.worst.filled:
-            best = tried.plan
-        if tried.costed == costed:
+        if best is None or verified.plan.worst.filled < best.worst.filled:
+            best = verified.plan
+        if verified.costed == costed:
             break
-        costed = tried.costed
+        costed = verified.costed
     return best or _on_one_device(costed, request.devices, recomputed), costed
 
 
@@ -152,27 +152,29 @@ def _on_one_device(costed: CostedModel, devices: tuple[Device, ...], recomputed:
 
 
 @dataclass(frozen=True)
-class Tried:
-    """A map as its trial has shown it: its plan, the costs with which that agrees, and what met across devices."""
+class Verified:
+    """A map as its dry run has shown it: its plan, the costs with which that agrees, and what met across devices."""
 
     plan: Plan
     costed: CostedModel
     met: tuple[frozenset[str | None], ...]
 
 
-def as_tried(request: Request, costed: CostedModel, device_map: DeviceMap, recomputed: frozenset[str] | None) -> Tried:
-    """Return the plan of `device_map` with what a trial of it shows beyond the prediction."""
-    found = verification.trial(request, costed, device_map, recomputed)
+def as_verified(
+    request: Request, costed: CostedModel, device_map: DeviceMap, recomputed: frozenset[str] | None
+) -> Verified:
+    """Return the plan of `device_map` with what a dry run of it shows beyond the prediction."""
+    found = verification.verify(request, costed, device_map, recomputed)
     # An estimate says already that this model fails in a dry run.
     is_news = found.failure and not is_estimate(costed.source)
     notes = [f"the map has had no dry run: {found.failure}"] if is_news else []
-    for surprise in verification.surprises(found, costed, device_map, request.devices):
-        notes.append(f"{surprise}")
-        if surprise.seen > surprise.predicted:
-            costed = verification.corrected(found, costed, device_map, request.devices[0], surprise)
+    for misprediction in verification.mispredictions(found, costed, device_map, request.devices):
+        notes.append(f"{misprediction}")
+        if misprediction.seen > misprediction.predicted:
+            costed = verification.corrected(found, costed, device_map, request.devices[0], misprediction)
             notes[-1] += "; the figures here include it"
     plan = replace(evaluate("balanced", costed, device_map, request.devices, notes), recomputed=recomputed)
-    return Tried(plan, costed, found.met)
+    return Verified(plan, costed, found.met)
 
 
 def costed_for(request: Request) -> tuple[CostedModel, frozenset[str] | None]:
@@ -206,11 +208,11 @@ def _least_recomputing(request: Request) -> _Choice:
     most = replace(most, recomputed=frozenset(recomputable(plain.costed, most.costed)))
     if most.shortfall:
         return min(most, plain, key=lambda choice: choice.shortfall)
-    bonds = plain.costed.bonds.and_those(most.costed.bonds)
-    bare, full = (replace(choice.costed, bonds=bonds) for choice in (plain, most))
+    constraints = plain.costed.constraints.and_those(most.costed.constraints)
+    bare, full = (replace(choice.costed, constraints=constraints) for choice in (plain, most))
     try:
         some = _choice(request, *least_recomputation(bare, full, request.devices))
-    except DoesNotFit:  # with the bonds of both
+    except DoesNotFit:  # with the constraints of both
         return most
     return most if some.shortfall else some
 

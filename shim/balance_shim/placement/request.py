@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ..cache import digest, folder_of
 from ..device_rules.kinds import INSISTS_ON_GROUPS, Architecture
 from ..devices import Device
-from ..memory.colocation import NO_BONDS, Bonds
+from ..memory.colocation import NO_CONSTRAINTS, Constraints
 from ..memory.fingerprint import fingerprint
 from ..memory.workload import Workload
 from ..settings import Settings
@@ -35,7 +35,7 @@ class Request:
         batch: what the model gets in training; None: what its config suggests.
         evaluation_batch: what the model gets when it is evaluated; None: rows like those of `batch`.
         cache: folder of what has been found out before; None: nothing is kept.
-        bonds: the blocks that steps have shown to need one device; see `colocations`.
+        constraints: the blocks that steps have shown to need one device; see `colocations`.
         head_device: index of the device where the head should be, if that fits; see `compared_heads`. No key has it:
             it changes which map is chosen, and neither costs nor trials.
         selective: whether layers are recomputed only as far as it takes to fit, whatever `workload` says.
@@ -59,7 +59,7 @@ class Request:
     may_halve: bool = False
     cache: Path | None = None
     repeats_grouped_keys: bool = True
-    bonds: Bonds = NO_BONDS
+    constraints: Constraints = NO_CONSTRAINTS
     evaluation_batch: "Mapping[str, Any] | None" = None
     head_device: int | None = None
 

@@ -20,7 +20,7 @@ LEAST_ERROR = 64 << 20  # bytes; differences below decide nothing
 
 
 @dataclass(frozen=True)
-class Trial:
+class Verification:
     """What became of a model, shortened to a few layers a device, that ran on shapes under a map.
 
     Attributes:
@@ -37,17 +37,17 @@ class Trial:
     failure: str = ""
 
 
-def trial(
+def verify(
     request: "Request", costed: CostedModel, device_map: DeviceMap, recomputed: frozenset[str] | None = None
-) -> Trial:
-    """Return the trial of `device_map`, which is made once for a model, a map and the layers to recompute."""
+) -> Verification:
+    """Return the verification of `device_map`, made once for a model, a map and the layers to recompute."""
     if costed.source == "formula after time-out":
-        return Trial(failure=costed.method)
+        return Verification(failure=costed.method)
     request = replace(request, workload=replace(request.workload, evaluation=None), evaluation_batch=None)
     costed = replace(costed, workload=replace(costed.workload, evaluation=None))
-    key = request.key("trial", device_map, request.devices[0].index, sorted(recomputed or ()))
+    key = request.key("dry run", device_map, request.devices[0].index, sorted(recomputed or ()))
     found = cached(request.cache, key, lambda: _tried(request, costed, device_map, recomputed))
-    return Trial(
+    return Verification(
         {int(index): size for index, size in found["peaks"].items()},
         frozenset(found["blocks"]),
         tuple(map(frozenset, found["met"])),
@@ -64,20 +64,20 @@ def _tried(
     from ..memory.tracing.origins import CrossesDevices
 
     result: dict[str, Any] = {"peaks": {}, "blocks": [], "met": [], "failure": ""}
-    if too_long.is_known(request.model, "trial", costed.workload.seq_len):
+    if too_long.is_known(request.model, "dry run", costed.workload.seq_len):
         return {**result, "failure": f"{costed.model_class} took too long in an earlier dry run"}
     places = {block.name: int(device_map[block.name]) for block in costed.blocks}
     first = request.devices[0].index
     try:
         with tracing_for(request.architectures, request.repeats_grouped_keys):
-            found = dry_run.prove(
+            found = dry_run.perform(
                 request.model, costed.blocks, costed.workload, places, first, request.trains, request.batch, recomputed
             )
     except CrossesDevices as error:
         return {**result, "met": [sorted(blocks, key=str) for blocks in error.met]}
     except CannotTrace as error:
         if isinstance(error, TakesTooLong):
-            too_long.note(request.model, "trial", costed.workload.seq_len)
+            too_long.note(request.model, "dry run", costed.workload.seq_len)
         return {**result, "failure": str(error)}
     return {
         **result,
@@ -87,7 +87,7 @@ def _tried(
 
 
 @dataclass(frozen=True)
-class Surprise:
+class Misprediction:
     """A device whose peak beside weights and optimizer state, in bytes, was not as predicted."""
 
     device: Device
@@ -101,34 +101,34 @@ class Surprise:
         )
 
 
-def surprises(
-    found: Trial, costed: CostedModel, device_map: DeviceMap, devices: Sequence[Device]
-) -> tuple[Surprise, ...]:
-    """Return the devices of the trial whose peaks were off what `costed` predicts."""
-    off: list[Surprise] = []
+def mispredictions(
+    found: Verification, costed: CostedModel, device_map: DeviceMap, devices: Sequence[Device]
+) -> tuple[Misprediction, ...]:
+    """Return the devices of the dry run whose peaks were off what `costed` predicts."""
+    off: list[Misprediction] = []
     if costed.source == "blockwise trace":  # with pictures, which the model as a whole is tried out without
         return ()
     for device in devices if found.blocks else ():
         predicted = _peak_without_state(costed, _ran_on(device, found, costed, device_map, devices[0]))
         seen = found.peaks.get(device.index, 0)
         if abs(predicted - seen) > max(LARGEST_ERROR * seen, LEAST_ERROR):
-            off.append(Surprise(device, predicted, seen))
+            off.append(Misprediction(device, predicted, seen))
     return tuple(off)
 
 
 def corrected(
-    found: Trial, costed: CostedModel, device_map: DeviceMap, home: Device, surprise: Surprise
+    found: Verification, costed: CostedModel, device_map: DeviceMap, first_device: Device, misprediction: Misprediction
 ) -> CostedModel:
     """Return `costed` with what a device took beyond its prediction, as temporaries of one of the blocks on it.
 
     Of one that is no layer, if there is any: layers are alike, so one of them would be off everywhere.
     """
-    costs = _ran_on(surprise.device, found, costed, device_map, home)
+    costs = _ran_on(misprediction.device, found, costed, device_map, first_device)
     roles = {block.name: block.role for block in costed.blocks}
     guilty = max(costs, key=lambda name: (roles.get(name) != "layer", max(costs[name].forward, costs[name].backward)))
     # With more than enough on top its own moment is the peak, which tells how much would be just enough.
     enough = _peak_without_state(costed, {**costs, guilty: _raised(costs[guilty], _MUCH)}) - _MUCH
-    raised = _raised(costs[guilty], surprise.seen - enough)
+    raised = _raised(costs[guilty], misprediction.seen - enough)
     if guilty == _ARRIVING:
         return replace(costed, first=raised)
     pairs = zip(costed.blocks, costed.costs, strict=True)
@@ -144,7 +144,7 @@ def _raised(cost: BlockCost, by: int) -> BlockCost:
 
 
 def _ran_on(
-    device: Device, found: Trial, costed: CostedModel, device_map: DeviceMap, home: Device
+    device: Device, found: Verification, costed: CostedModel, device_map: DeviceMap, first_device: Device
 ) -> dict[str, BlockCost]:
     """Return the costs of the blocks that ran on `device`, in forward order."""
     costs = {
@@ -152,7 +152,7 @@ def _ran_on(
         for block, cost in zip(costed.blocks, costed.costs, strict=True)
         if block.name in found.blocks and device_map[block.name] == device.index
     }
-    return {**costs, _ARRIVING: costed.first} if device == home else costs
+    return {**costs, _ARRIVING: costed.first} if device == first_device else costs
 
 
 def _peak_without_state(costed: CostedModel, costs: Mapping[str, BlockCost]) -> int:

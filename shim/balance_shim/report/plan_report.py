@@ -52,7 +52,7 @@ def plan_table(plan: Plan) -> str:
     return table(["device", "blocks", *TERMS, "peak", "capacity", "used", "reserved"], rows, left=2)
 
 
-def beside(assumed: Plan, actual: Plan, waits: bool = False) -> str:
+def workload_comparison(assumed: Plan, actual: Plan, waits: bool = False) -> str:
     """Return how the actual workload differs from the assumed one, and a table of both predicted peaks.
 
     Args:

@@ -15,10 +15,10 @@ def around_device(original: Callable[..., Any]) -> Callable[..., Any]:
 
     def device(self: Any) -> Any:
         found = original(self)
-        home = placed_models.home_of(self)
+        first_device = placed_models.first_device_of(self)
         # Without accelerate's hooks it is an ordinary model, and may have been moved as one; so it has on the host.
-        if home is None or found.index in (None, home) or not align_hooks.hooks_of(self):
+        if first_device is None or found.index in (None, first_device) or not align_hooks.hooks_of(self):
             return found
-        return type(found)(found.type, home)
+        return type(found)(found.type, first_device)
 
     return device

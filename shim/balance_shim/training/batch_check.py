@@ -163,7 +163,7 @@ class BatchCheck:
         assumed = self._plan
         outcome = plan_in_force(self._request(longest), assumed)
         if state.settings().report != "off" and assumed.workload.differences(outcome.plan.workload):
-            log.info(f"first batch: {plan_report.beside(assumed, outcome.plan)}")
+            log.info(f"first batch: {plan_report.workload_comparison(assumed, outcome.plan)}")
         outcome = self._kept_in_training(moved_if_better(self._trainer, outcome, assumed.workload.guessed))
         if outcome.plan.shortfall and shapes_of(longest, None) != shapes_of(batch, None):
             exact = plan_in_force(self._request(batch), outcome.plan)

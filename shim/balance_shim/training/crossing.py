@@ -49,14 +49,14 @@ def is_cross_device(failure: BaseException) -> bool:
     return bool(_WORDS.search(text)) and not (two and {"cpu", "meta"} & {two[1], two[2]})
 
 
-def crossing_of(failure: BaseException, model: Any, blocks: Collection[str], kind: str, home: int) -> Crossing:
+def crossing_of(failure: BaseException, model: Any, blocks: Collection[str], kind: str, first_device: int) -> Crossing:
     """Return what met when `failure` was raised.
 
     Args:
         model: the model that was placed.
         blocks: the names of its blocks.
         kind: type of its devices, "cuda".
-        home: index of the device where inputs arrive.
+        first_device: index of the device where inputs arrive.
     """
     named = frozenset(int(number) for number in _NUMBERED.findall(str(failure)))
     owners = _Owners(model, blocks)
@@ -75,7 +75,7 @@ def crossing_of(failure: BaseException, model: Any, blocks: Collection[str], kin
             this = None
         if len(places) < 2:
             continue
-        origins = {owners.of_tensor(each, home) for each in here} - {_UNKNOWN}
+        origins = {owners.of_tensor(each, first_device) for each in here} - {_UNKNOWN}
         met = frozenset(origins) | ({this} if this is not None else set())
         if len(met) > 1:
             return Crossing(met, named or frozenset(places))
@@ -116,12 +116,12 @@ class _Owners:
         """Return the index of the device that a block is on."""
         return self._devices.get(block)
 
-    def of_tensor(self, tensor: Any, home: int) -> str | None:
+    def of_tensor(self, tensor: Any, first_device: int) -> str | None:
         """Return the block whose parameter was last in making `tensor`; None: inputs."""
         if id(tensor) in self._tensors:
             return self._tensors[id(tensor)] or _UNKNOWN
         if tensor.grad_fn is None:
-            return None if tensor.device.index == home else _UNKNOWN
+            return None if tensor.device.index == first_device else _UNKNOWN
         waiting: deque[Any] = deque([tensor.grad_fn])
         seen: set[Any] = set()
         while waiting and len(seen) < MOST_NODES:

@@ -38,13 +38,19 @@ def _return_outputs(module: Any, args: Any, kwargs: Any, output: Any) -> Any:
     """
     if not state.enabled():
         return None
-    home = next(_tensors((args, kwargs)), None)
-    if home is None or home.device.type == "meta":
+    first_device = next(_tensors((args, kwargs)), None)
+    if first_device is None or first_device.device.type == "meta":
         return None
     skipped = getattr(module, "_skip_keys_device_placement", None) or ()
     skipped = {skipped} if isinstance(skipped, str) else set(skipped)
     moved = attempt(
-        "bringing outputs back", _moved, output, home.device, skipped, default=output, instead="they stay as they are"
+        "bringing outputs back",
+        _moved,
+        output,
+        first_device.device,
+        skipped,
+        default=output,
+        instead="they stay as they are",
     )
     return None if moved is output else moved
 

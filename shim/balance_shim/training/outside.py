@@ -12,7 +12,7 @@ from weakref import WeakKeyDictionary
 from .. import copies, log
 from ..errors import MoveError
 from ..map_file import DeviceMap
-from ..memory.colocation import NO_BONDS, Bonds
+from ..memory.colocation import NO_CONSTRAINTS, Constraints
 from ..placement import fused_head, placed_models
 from ..placement.move import Moved, move
 from ..units import counted
@@ -23,19 +23,19 @@ if TYPE_CHECKING:
 
 PROMPTS = "prompt_encoder"  # of a `peft.PeftModel` with prompt learning
 
-_bonds: "WeakKeyDictionary[nn.Module, Bonds]" = WeakKeyDictionary()
+_constraints: "WeakKeyDictionary[nn.Module, Constraints]" = WeakKeyDictionary()
 
 
 def arrange(trainer: Any, model: "nn.Module") -> None:
     """Bring what was made where the embedding is, and is not prompts, to the first device, with a line.
 
-    Where a kernel computes what is behind the layers, that stays together from now on: see `bonds_of`.
+    Where a kernel computes what is behind the layers, that stays together from now on: see `constraints_of`.
 
     Args:
         trainer: a `transformers.Trainer` about to train.
         model: what was placed: the trainer's model, or one inside of it.
     """
-    _bonds[model] = fused_head.bonds_for(model, trainer.args)
+    _constraints[model] = fused_head.constraints_for(model, trainer.args)
     made_at = _device_of_embedding(model)
     tensors = _direct_tensors(_modules(trainer, model), model)
     # TRL's models with a value head (0.x) bring outputs to the device of that head, wherever it is.
@@ -51,9 +51,9 @@ def arrange(trainer: Any, model: "nn.Module") -> None:
         )
 
 
-def bonds_of(model: "nn.Module") -> Bonds:
-    """Return the bonds of the blocks of a model that `arrange` was called for."""
-    return _bonds.get(model, NO_BONDS)
+def constraints_of(model: "nn.Module") -> Constraints:
+    """Return the constraints of the blocks of a model that `arrange` was called for."""
+    return _constraints.get(model, NO_CONSTRAINTS)
 
 
 def move_along(trainer: Any, model: "nn.Module", device_map: DeviceMap) -> Moved:

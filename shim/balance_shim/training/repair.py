@@ -16,7 +16,7 @@ from .. import cache, devices, log, rng, state
 from ..errors import LostModelError, MoveError
 from ..map_file import DeviceMap
 from ..memory.blocks import Block
-from ..memory.colocation import Bonds, of_all_but_layers
+from ..memory.colocation import Constraints, of_all_but_layers
 from ..patching.guard import attempt
 from ..placement import colocations, compared_heads, placed_models, planner, verification
 from ..placement.balance import DoesNotFit
@@ -237,10 +237,10 @@ def _repaired_plan(
 ) -> tuple[Plan, colocations.Colocations, str] | None:
     """Return the plan of another map, what is to be remembered for it, and what was done, in words; None: no other."""
     model = request.model
-    bonds = colocations.of(model).bonds
+    constraints = colocations.of(model).constraints
     if plan.is_librarys:
-        return _on_one_device(request, costed, plan, bonds)
-    exact = bonds.with_met(seen.blocks) if len(seen.blocks) > 1 else bonds
+        return _on_one_device(request, costed, plan, constraints)
+    exact = constraints.with_met(seen.blocks) if len(seen.blocks) > 1 else constraints
     exact = exact.with_all(_met_in_dry_run(case, request, costed, plan))
     careful = exact.and_those(of_all_but_layers(costed.blocks))
     parted = compared_heads.parted(plan, costed)
@@ -253,13 +253,15 @@ def _repaired_plan(
         ahead = exact.and_those(of_all_but_layers(_without_end(costed.blocks)))
         attempts.insert(1, (ahead, "everything before the layers is on the first device now"))
     if parted:
-        attempts.insert(0, (bonds, "the heads of models of one vocabulary are on one device now"))
+        attempts.insert(0, (constraints, "the heads of models of one vocabulary are on one device now"))
     for wanted, done in attempts:
-        if wanted == bonds and not parted:
+        if wanted == constraints and not parted:
             continue
         try:
             better = planner.solved(
-                replace(request, bonds=wanted), replace(costed, bonds=costed.bonds.and_those(wanted)), plan.recomputed
+                replace(request, constraints=wanted),
+                replace(costed, constraints=costed.constraints.and_those(wanted)),
+                plan.recomputed,
             )
         except DoesNotFit:
             continue
@@ -275,7 +277,7 @@ def _repaired_plan(
 
 
 def _on_one_device(
-    request: Request, costed: CostedModel, plan: Plan, bonds: Bonds
+    request: Request, costed: CostedModel, plan: Plan, constraints: Constraints
 ) -> tuple[Plan, colocations.Colocations, str] | None:
     """Return the plan with all of the model on the first device, if it fits there; None if it does not.
 
@@ -286,7 +288,7 @@ def _on_one_device(
     alone = replace(evaluate("auto", costed, device_map, request.devices), recomputed=plan.recomputed)
     if alone.shortfall:
         return None
-    return alone, colocations.Colocations(bonds), f"all of it is on {request.devices[0].name} now, where it fits"
+    return alone, colocations.Colocations(constraints), f"all of it is on {request.devices[0].name} now, where it fits"
 
 
 def _without_end(blocks: Sequence[Block]) -> Sequence[Block]:
@@ -307,7 +309,7 @@ def _met_in_dry_run(
     exact = replace(request, workload=workload, batch=batch)
     places = {block.name: device_of(block.name, plan.device_map) for block in costed.blocks}
     tried = attempt(
-        "the dry run of the batch that failed", verification.trial, exact, costed, places, plan.recomputed,
+        "the dry run of the batch that failed", verification.verify, exact, costed, places, plan.recomputed,
         instead="see the traceback",
     )  # fmt: skip
     return () if tried is None else tuple(tried.met)

@@ -10,7 +10,7 @@ from ..devices import Device
 from ..errors import MoveError
 from ..map_file import DeviceMap
 from ..memory.blocks import chain
-from ..memory.colocation import Bonds
+from ..memory.colocation import Constraints
 from ..memory.cost import is_estimate
 from ..memory.workload import Workload
 from ..patching.guard import attempt
@@ -40,7 +40,7 @@ class Outcome:
         request: what it was made for.
         costed: the costs that it is made of.
         moved: whether that map is a new one.
-        broken: whether that map does not run: a trial shows so, or it parts the embedding from what the script feeds
+        broken: whether that map does not run: a dry run shows so, or it parts the embedding from what the script feeds
             it with.
         waits: whether the first batch has to show its shapes before anything is decided.
     """
@@ -81,7 +81,7 @@ def second_pass(
     outcome = plan_in_force(request, assumed)
     outcome = replace(outcome, waits=may_wait and request.batch is None and request.workload.guessed)
     if settings.report != "off":
-        log.info(plan_report.beside(assumed, outcome.plan, outcome.waits))
+        log.info(plan_report.workload_comparison(assumed, outcome.plan, outcome.waits))
     return outcome if outcome.waits else warned(trainer, moved_if_better(trainer, outcome))
 
 
@@ -151,12 +151,12 @@ def _as_it_is(
     placed = {block.name: device_of(block.name, assumed.device_map) for block in costed.blocks}
     places: DeviceMap = {name: place for name, place in placed.items() if isinstance(place, int)}
     if assumed.is_ours and len(places) == len(placed):
-        tried = planner.as_tried(request, costed, places, recomputed)
-        home = request.devices[0].index
-        strays = any(places.get(name, home) != home for name in request.bonds.on_first)
+        verified = planner.as_verified(request, costed, places, recomputed)
+        first_device = request.devices[0].index
+        strays = any(places.get(name, first_device) != first_device for name in request.constraints.on_first)
         # A kernel that gets the addresses of two devices stops in no way that could be repaired.
-        parted = fused_head.breaks(tried.plan, request.bonds, costed)
-        return replace(tried.plan, device_map=assumed.device_map), bool(tried.met) or strays or parted
+        parted = fused_head.breaks(verified.plan, request.constraints, costed)
+        return replace(verified.plan, device_map=assumed.device_map), bool(verified.met) or strays or parted
     return replace(evaluate(assumed.mode, costed, assumed.device_map, request.devices), recomputed=recomputed), False
 
 
@@ -194,21 +194,21 @@ def request_for(
         batch=batch,
         loss_on_first=loss_on_first,
         may_halve=precision.could_halve(),
-        bonds=_bonds(trainer, model, usable).and_those(outside.bonds_of(model)),
+        constraints=_constraints(trainer, model, usable).and_those(outside.constraints_of(model)),
         head_device=device_of_compared_head(model, placed_models.compared_models()),
         evaluation_batch=evaluation_batch,
     )
 
 
-def _bonds(trainer: Any, model: Any, usable: tuple[Device, ...]) -> Bonds:
+def _constraints(trainer: Any, model: Any, usable: tuple[Device, ...]) -> Constraints:
     """Return what steps have shown to need one device, and the embedding where something of the script's own is.
 
     Soft prompts are concatenated with what the embedding gives, outside of any module.
     """
-    bonds = colocations.of(model).bonds
+    constraints = colocations.of(model).constraints
     if usable and weight_copies.has_parts_on(usable[0].index, trainer.model, model):
-        bonds = bonds.with_met(takes_inputs(chain(model)) | {None})
-    return bonds
+        constraints = constraints.with_met(takes_inputs(chain(model)) | {None})
+    return constraints
 
 
 def _fits(request: Request, assumed: Plan) -> bool:

@@ -12,12 +12,12 @@ from ..training_run import Part
 from ..units import counted, format_size
 from . import calls, given_optimizer
 from .divergence import cross_attention, desync, modality_sync
-from .divergence.desync import Watch
+from .divergence.desync import DesyncDetector
 from .weights import inference_models
 from .weights.partitioned_parameter import look_whole
 
 _CHECKS: Part[bool] = Part("whether the engine will be checked", outlives=True)
-_WATCH: Part[Watch] = Part("the watch over the ranks", outlives=True)
+_WATCH: Part[DesyncDetector] = Part("the watch over the ranks", outlives=True)
 _HOOKS: Part[list[Any]] = Part("hooks that have ranks run what others run", outlives=True)
 
 
@@ -76,7 +76,7 @@ def accompany(model: Any) -> list[Any]:
     return modality_sync.accompany(model) or cross_attention.accompany(innermost(model))
 
 
-def watch_of(trainer: Any) -> Watch | None:
+def watch_of(trainer: Any) -> DesyncDetector | None:
     """Return the watch over the ranks from this training on, evaluations behind it included; None for one rank."""
     if int(os.environ["WORLD_SIZE"]) < 2:
         return None

@@ -19,7 +19,7 @@ LAYERS_A_DEVICE = 2  # of each list that run on a device; the rest is like them
 
 
 @dataclass(frozen=True)
-class Proof:
+class DryRun:
     """What a shortened model held under a map.
 
     Attributes:
@@ -31,7 +31,7 @@ class Proof:
     peaks: dict[int, int]
 
 
-def prove(
+def perform(
     model: nn.Module,
     blocks: Sequence[Block],
     workload: Workload,
@@ -40,7 +40,7 @@ def prove(
     trains: Trains = None,
     real_batch: Mapping[str, Any] | None = None,
     recomputed: Collection[str] | None = None,
-) -> Proof:
+) -> DryRun:
     """Run the model under `device_map` with no more than a few layers on each device.
 
     Args:
@@ -77,11 +77,11 @@ def _run(
     fed: Mapping[str, Any],
     left_out: frozenset[str],
     recomputed: Collection[str] | None,
-) -> Proof:
+) -> DryRun:
     devices = {block.name: places.index(device_map[block.name]) for block in blocks}
     held = measure.run_placed(model, blocks, devices, workload, trains, fed, left_out, recomputed).held
     peaks = {place: max(held[index].forward, held[index].backward) for index, place in enumerate(places)}
-    return Proof(frozenset(devices) - left_out, peaks)
+    return DryRun(frozenset(devices) - left_out, peaks)
 
 
 def _left_out(

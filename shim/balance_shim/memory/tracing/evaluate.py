@@ -9,7 +9,7 @@ from torch import nn
 
 from ...virtual.machine import Machine
 from ..blocks import Block, anchors
-from ..colocation import Bonds
+from ..colocation import Constraints
 from ..workload import Workload
 from . import batch, layers, measure, run
 from .errors import CannotTrace, TakesTooLong, tracing_errors
@@ -40,14 +40,14 @@ def trace_evaluation(
     workload: Workload,
     trains: Trains,
     fed: Mapping[str, Any] | None,
-    bonds: Bonds,
+    constraints: Constraints,
 ) -> Evaluated:
     """Run a forward pass of `model` without gradients, each distinct block on a device of its own.
 
     Args:
         workload: batch size and sequence length are those of the evaluation.
         fed: what the model gets, on any device; None: what its config suggests.
-        bonds: of the blocks, as the trace of a training step has shown them.
+        constraints: of the blocks, as the trace of a training step has shown them.
 
     Raises:
         CannotTrace: the model cannot be copied or fails in a dry run.
@@ -56,13 +56,13 @@ def trace_evaluation(
         fed = next(iter(supposed_batches(model, workload))) if fed is None else fed
         sample = layers.sample(model, blocks)
         try:
-            return _traced(model, blocks, workload, trains, fed, bonds, sample)
+            return _traced(model, blocks, workload, trains, fed, constraints, sample)
         except TakesTooLong:
             raise
         except CannotTrace:
             if sample.whole:
                 raise
-        return _traced(model, blocks, workload, trains, fed, bonds, layers.everything(blocks))
+        return _traced(model, blocks, workload, trains, fed, constraints, layers.everything(blocks))
 
 
 def _traced(
@@ -71,11 +71,11 @@ def _traced(
     workload: Workload,
     trains: Trains,
     fed: Mapping[str, Any],
-    bonds: Bonds,
+    constraints: Constraints,
     sample: layers.Sample,
 ) -> Evaluated:
     there = [block for block in blocks if block.name not in sample.left_out]
-    devices = measure.a_device_each(model, there, bonds)
+    devices = measure.a_device_each(model, there, constraints)
     placed = [block.name for block in there if block.kind != "tensor"]
     model, trains, left_out = measure.as_supposed(model, blocks, workload, trains, sample.left_out)
     with tracing(1 + max(devices.values())) as machine:
@@ -83,7 +83,7 @@ def _traced(
         run.place_inputs(twin, {name: devices[name] for name in placed}, machine)
         by_device, outputs = _step(twin, batch.on_first_device(fed, model, machine), workload, machine)
         del twin
-    first = ELSEWHERE if bonds.on_first else by_device.pop(0)
+    first = ELSEWHERE if constraints.on_first else by_device.pop(0)
     leads = anchors(there)
     held = {
         block.name: by_device.pop(devices[block.name], ELSEWHERE)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from ..blocks import Block, anchors, holder_of, within
-from ..colocation import NO_BONDS, Bonds, of_the_loss
+from ..colocation import NO_CONSTRAINTS, Constraints, of_the_loss
 from ..recomputation import can_be_recomputed
 from ..ties import tied_groups
 from ..workload import Workload
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 LAYER_DROP = ("layerdrop", "encoder_layerdrop", "decoder_layerdrop")  # attributes: how often a layer is left out
-MOST_ROUNDS = 6  # of looking for bonds; one run finds all that its own device map shows
+MOST_ROUNDS = 6  # of looking for constraints; one run finds all that its own device map shows
 
 
 def trace_with(
@@ -36,35 +36,37 @@ def trace_with(
     loss_on_first: bool,
 ) -> Traced:
     """Trace `model` fed with a batch; its repeated layers once, or all of them if that cannot be told apart."""
-    bonds = of_the_loss(blocks) if loss_on_first else NO_BONDS
+    constraints = of_the_loss(blocks) if loss_on_first else NO_CONSTRAINTS
     sample = layers.sample(model, blocks)
     once = partial(_trace, model, blocks, workload, trains, fed)
     if sample.whole:
-        return _bonded(partial(once, sample), bonds)
-    # A layer that speaks for others cannot have a bond that they would need, too.
+        return _colocated(partial(once, sample), constraints)
+    # A layer that speaks for others cannot have a constraint that they would need, too.
     layer_names = frozenset(block.name for block in blocks if block.role in ("layer", "tower"))
     try:
-        return _bonded(partial(once, sample), bonds, layer_names)
+        return _colocated(partial(once, sample), constraints, layer_names)
     except TakesTooLong:
         raise
     except CannotTrace:
-        return _bonded(partial(once, layers.everything(blocks)), bonds)
+        return _colocated(partial(once, layers.everything(blocks)), constraints)
 
 
-def _bonded(trace_under: Callable[[Bonds], Traced], bonds: Bonds, free: frozenset[str] = frozenset()) -> Traced:
-    """Trace, and again with the bonds that it has shown, as long as operations meet tensors of two devices.
+def _colocated(
+    trace_under: Callable[[Constraints], Traced], constraints: Constraints, free: frozenset[str] = frozenset()
+) -> Traced:
+    """Trace, and again with the constraints that it has shown, as long as operations meet tensors of two devices.
 
     Args:
-        free: the names of the blocks that get no bonds.
+        free: the names of the blocks that get no constraints.
     """
     for _ in range(MOST_ROUNDS):
         try:
-            return trace_under(bonds)
+            return trace_under(constraints)
         except CrossesDevices as error:
-            more = bonds.with_all(error.met)
-            if more == bonds or not free.isdisjoint(frozenset().union(*error.met)):
+            more = constraints.with_all(error.met)
+            if more == constraints or not free.isdisjoint(frozenset().union(*error.met)):
                 raise
-            bonds = more
+            constraints = more
     raise CannotTrace("the model keeps computing across other blocks")
 
 
@@ -75,14 +77,14 @@ def _trace(
     trains: Trains,
     fed: Mapping[str, Any],
     sample: layers.Sample,
-    bonds: Bonds,
+    constraints: Constraints,
 ) -> Traced:
     there = [block for block in blocks if block.name not in sample.left_out]
     leads = anchors(there)
-    devices = a_device_each(model, there, bonds)
+    devices = a_device_each(model, there, constraints)
     placed = run_placed(model, blocks, devices, workload, trains, fed, sample.left_out)
     by_device = dict(placed.held)
-    first = ELSEWHERE if bonds.on_first else by_device.pop(0)
+    first = ELSEWHERE if constraints.on_first else by_device.pop(0)
     held = {}
     for position, block in reversed(list(enumerate(there))):
         # Of blocks that share a device, because they are tied, the last one has it all; followers add nothing.
@@ -90,7 +92,13 @@ def _trace(
             held[block.name] = by_device.pop(devices[block.name], ELSEWHERE)
     reached = frozenset(name for name, speaker in sample.speaks_for.items() if speaker in placed.reached)
     return Traced(
-        held, placed.trained, first, sample.speaks_for, bonds, reached=reached, loss_seen=not TARGETS.isdisjoint(fed)
+        held,
+        placed.trained,
+        first,
+        sample.speaks_for,
+        constraints,
+        reached=reached,
+        loss_seen=not TARGETS.isdisjoint(fed),
     )
 
 
@@ -160,23 +168,23 @@ def as_supposed(
     return model, lambda name, _: not any(within(name, tower) for tower in towers), left_out
 
 
-def a_device_each(model: nn.Module, blocks: Sequence[Block], bonds: Bonds) -> dict[str, int]:
-    """Return block name -> device in the trace: one each, from 1 on; tied or bonded blocks and followers share theirs.
+def a_device_each(model: nn.Module, blocks: Sequence[Block], constraints: Constraints) -> dict[str, int]:
+    """Return block name -> device in the trace: one each from 1 on; tied or colocated blocks and followers share one.
 
-    What is bonded to the first device is on device 0, and what is tied to it.
+    What is colocated to the first device is on device 0, and what is tied to it.
 
     Raises:
         CannotTrace: there are more blocks than devices.
     """
     leads = list(anchors(blocks))
-    for group in (*tied_groups(model), *bonds.groups):
+    for group in (*tied_groups(model), *constraints.groups):
         shared = {
             leads[position]
             for position, block in enumerate(blocks)
             if block.name in group or not group.isdisjoint(block.parameters)
         }
         leads = [min(shared) if lead in shared else lead for lead in leads]
-    home = {lead for block, lead in zip(blocks, leads, strict=True) if block.name in bonds.on_first}
+    home = {lead for block, lead in zip(blocks, leads, strict=True) if block.name in constraints.on_first}
     numbers = {lead: number for number, lead in enumerate(sorted(set(leads) - home), start=1)}
     numbers |= dict.fromkeys(home, 0)
     if len(numbers) >= MOST_DEVICES:

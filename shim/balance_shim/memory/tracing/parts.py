@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from ..blocks import Block, within
-from ..colocation import NO_BONDS
+from ..colocation import NO_CONSTRAINTS
 from ..recomputation import is_supported
 from ..workload import Workload
 from . import measure
@@ -49,19 +49,19 @@ def trace_parts(
     held: dict[str, Held] = {}
     trained: dict[str, list[torch.Tensor]] = {}
     speaks_for = {block.name: block.name for block in blocks}
-    bonds = NO_BONDS
+    constraints = NO_CONSTRAINTS
     for part in found:
         held |= part.held
         trained |= part.trained
         speaks_for |= part.speaks_for
-        bonds = bonds.and_those(part.bonds)
+        constraints = constraints.and_those(part.constraints)
     # What a tower makes, and what is done with it, has not been seen: it counts as not reached.
     return Traced(
         held,
         trained,
         found[0].first,
         speaks_for,
-        bonds,
+        constraints,
         note=f"traced in parts, because {whole}",
         reached=found[0].reached,
         loss_seen=found[0].loss_seen,
@@ -103,7 +103,7 @@ def _part(
         {outer(key): each for key, each in found.trained.items()},
         found.first,
         {outer(key): outer(speaker) for key, speaker in found.speaks_for.items()},
-        found.bonds.renamed(outer),
+        found.constraints.renamed(outer),
         reached=frozenset(map(outer, found.reached)),
         loss_seen=found.loss_seen,
     )

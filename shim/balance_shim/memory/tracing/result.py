@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ..colocation import NO_BONDS, Bonds
+from ..colocation import NO_CONSTRAINTS, Constraints
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -40,7 +40,7 @@ class Traced:
         trained: block name -> its parameters that train, as meta tensors.
         first: bytes on the device where inputs arrive and outputs return to.
         speaks_for: name of any block -> name of the block in the trace that is like it.
-        bonds: which blocks it could only be run with on one device.
+        constraints: which blocks it could only be run with on one device.
         note: how it was traced, where that was not as a whole; "" otherwise.
         reached: the names of the blocks that took part in the step, and of those that such blocks speak for.
         loss_seen: whether the model was given targets, so that its loss was computed.
@@ -50,7 +50,7 @@ class Traced:
     trained: "dict[str, list[Tensor]]"
     first: Held
     speaks_for: dict[str, str]
-    bonds: Bonds = NO_BONDS
+    constraints: Constraints = NO_CONSTRAINTS
     note: str = ""
     reached: frozenset[str] = frozenset()
     loss_seen: bool = True

@@ -8,7 +8,7 @@ from weakref import WeakKeyDictionary
 if TYPE_CHECKING:
     from torch import nn
 
-Run = Literal["trace", "trial"]  # a trace runs each distinct block once, a trial more of them
+Run = Literal["trace", "dry run"]  # a trace runs each distinct block once, a dry run more of them
 
 _shortest: "WeakKeyDictionary[nn.Module, dict[Run, int]]" = WeakKeyDictionary()
 

@@ -24,7 +24,7 @@ from ...errors import ZeroError
 from ...patching.guard import attempt
 from ..launching import refusal_file
 from . import differences, flight_record, passes
-from .flight_record import Notes
+from .flight_record import FlightRecord
 
 LONGEST_PATIENCE = 60.0  # seconds without progress before the ranks compare notes; nothing is said if they agree
 POLL = 1.0  # seconds
@@ -35,7 +35,7 @@ LAG = (
 )
 
 
-class Watch:
+class DesyncDetector:
     """Has one rank's notes compared with the others' when something is wrong.
 
     Args:
@@ -45,7 +45,9 @@ class Watch:
         patience: seconds without progress after which the ranks compare notes.
     """
 
-    def __init__(self, notes: Notes, subject: passes.Noted, rank: int, size: int, store: Any, patience: float) -> None:
+    def __init__(
+        self, notes: FlightRecord, subject: passes.Observed, rank: int, size: int, store: Any, patience: float
+    ) -> None:
         self.notes, self.rank, self.size, self.store, self.patience = notes, rank, size, store, patience
         self.inside = False  # a training step
         self.running = False  # the model's forward pass, within a step or not
@@ -212,7 +214,7 @@ class Watch:
             Path(folder, flight_record.EXPLAINED).touch()
 
 
-def start(engine: Any, timeout: float) -> Watch:
+def start(engine: Any, timeout: float) -> DesyncDetector:
     """Return a watch on the modules of the model of DeepSpeed's `engine`, in the place of the one before.
 
     Args:
@@ -232,8 +234,10 @@ def start(engine: Any, timeout: float) -> Watch:
         f"balance_shim/watch/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}/{_starts()}", store
     )
     rank = dist.get_rank()
-    ours = Notes(list(subject.modules), passes.reached_in_backward(subject), rank, os.environ.get(refusal_file.FOLDER))
-    watch = Watch(ours, subject, rank, dist.get_world_size(), named, min(LONGEST_PATIENCE, timeout / 3))
+    ours = FlightRecord(
+        list(subject.modules), passes.reached_in_backward(subject), rank, os.environ.get(refusal_file.FOLDER)
+    )
+    watch = DesyncDetector(ours, subject, rank, dist.get_world_size(), named, min(LONGEST_PATIENCE, timeout / 3))
     watch.hooks = [*passes.note(ours, subject), passes.BackwardHook(ours, subject, engine.optimizer)]
     # Ahead of those of the model itself, which belong to the pass.
     # Functions, not methods, which a script that copies its model would copy with the whole watch.
@@ -248,7 +252,7 @@ def start(engine: Any, timeout: float) -> Watch:
 
 
 _count = 0
-_current: Watch | None = None
+_current: DesyncDetector | None = None
 
 
 def _starts() -> int:

@@ -30,7 +30,7 @@ def difference(
     """Return one line on the first difference between the first rank and another; None where notes agree.
 
     Args:
-        notes: by rank, as `Notes.as_dict` has them.
+        notes: by rank, as `FlightRecord.as_dict` has them.
         names: of the modules.
         parameters: names of what the backward pass reaches.
         is_lost: whether nothing but waiting for each other is wrong with the ranks, so that the pass before may be the

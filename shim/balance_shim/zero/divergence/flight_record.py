@@ -1,6 +1,6 @@
 """The notes of the ranks of one training: which modules each has run in its present pass, and where they part.
 
-A pass is one forward and backward pass of a training step, or one forward pass outside of any. Notes stand in files
+A pass is one forward and backward pass of a training step, or one forward pass outside of any. The notes are in files
 that the ranks write through shared memory, one each, so that they outlive a rank that is aborted.
 """
 
@@ -26,7 +26,7 @@ _GRADIENTS_LENGTH, _GRADIENTS_START = _LENGTH["gradients"], _START["gradients"]
 _BYTES = (_HEADER + len(_LISTS) * CAPACITY) * array("l").itemsize
 
 
-class Notes:
+class FlightRecord:
     """What one rank has run in its present pass.
 
     Attributes:

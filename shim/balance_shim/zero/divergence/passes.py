@@ -5,11 +5,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .flight_record import Notes
+from .flight_record import FlightRecord
 
 
 @dataclass(frozen=True)
-class Noted:
+class Observed:
     """The modules and parameters whose runs and gradients are noted.
 
     Attributes:
@@ -30,7 +30,7 @@ class Noted:
     limit: int
 
 
-def noted(model: Any, limit: int) -> Noted:
+def noted(model: Any, limit: int) -> Observed:
     """Return the modules and parameters of `model`, which DeepSpeed has partitioned, that ranks note."""
     modules: dict[str, Any] = {}
     gathered: set[int] = set()
@@ -53,15 +53,15 @@ def noted(model: Any, limit: int) -> Noted:
         if each.requires_grad and hasattr(each, "ds_id") and not (leaves and name.startswith(leaves))
     }
     sizes = [getattr(each, "ds_numel", 0) for each in parameters.values()]
-    return Noted(modules, frozenset(gathered), parameters, sizes, limit)
+    return Observed(modules, frozenset(gathered), parameters, sizes, limit)
 
 
-def reached_in_backward(subject: Noted) -> list[str]:
+def reached_in_backward(subject: Observed) -> list[str]:
     """Return the names of what the backward pass reaches, in the order of their indices: parameters, then modules."""
     return [*subject.parameters, *subject.modules]
 
 
-def note(notes: Notes, subject: Noted) -> list[Any]:
+def note(notes: FlightRecord, subject: Observed) -> list[Any]:
     """Have `notes` taken of what `subject` does; returns the hooks that do it.
 
     Ahead of DeepSpeed's own: a rank waits for the others, or is aborted, inside of those. For parameters that means a
@@ -79,7 +79,7 @@ def note(notes: Notes, subject: Noted) -> list[Any]:
 
 
 class BackwardHook:
-    """Notes each module whose parameters DeepSpeed is about to gather for its backward pass.
+    """FlightRecord each module whose parameters DeepSpeed is about to gather for its backward pass.
 
     In the place of the method that DeepSpeed calls for that (`parameter_offload.py`, 0.16 to 0.19), because a hook of
     torch's would be one more autograd function per module.
@@ -87,7 +87,7 @@ class BackwardHook:
 
     METHOD = "pre_sub_module_backward_function"
 
-    def __init__(self, notes: Notes, subject: Noted, optimizer: Any) -> None:
+    def __init__(self, notes: FlightRecord, subject: Observed, optimizer: Any) -> None:
         """Args: optimizer: DeepSpeed's, of stage 3."""
         self._owner = getattr(optimizer, "parameter_offload", None)
         original = getattr(self._owner, self.METHOD, None)
@@ -114,11 +114,11 @@ class BackwardHook:
 class Checksum:
     """What a pass that has ended must have in common on all ranks, in few bytes."""
 
-    def __init__(self, subject: Noted) -> None:
+    def __init__(self, subject: Observed) -> None:
         self._subject = subject
         self._latest: tuple[list[int], list[tuple[int, ...]]] = ([], [])
 
-    def of(self, notes: Notes) -> str:
+    def of(self, notes: FlightRecord) -> str:
         """Return the checksum of the present pass: the gathered modules in their order, and the buckets of gradients.
 
         Not the order of gradients, which is the same to DeepSpeed within a bucket.
