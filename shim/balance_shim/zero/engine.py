@@ -13,7 +13,7 @@ from ..units import counted, format_size
 from . import calls, given_optimizer
 from .divergence import cross_attention, desync, modality_sync
 from .divergence.desync import DesyncDetector
-from .weights import inference_models
+from .weights import inference_models, state_dicts
 from .weights.partitioned_parameter import look_whole
 
 _CHECKS: Part[bool] = Part("whether the engine will be checked", outlives=True)
@@ -35,6 +35,7 @@ def prepare(trainer: Any) -> None:
         def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             check(trainer.model_wrapped)
             look_whole(trainer.model)  # adapters too, which are partitioned only now
+            state_dicts.arm(trainer.model)
             calls.watch(innermost(trainer.model))
             what = "watching for ranks that run different modules"
             watch = attempt(what, watch_of, trainer, instead="a hang will not be explained")

@@ -45,6 +45,11 @@ ROWS = (
         reason="sizes are those of the whole weight; values are gathered, if every rank does the same",
     ),
     _row(
+        _MODELS, "state_dict", "`state_dict()` and `load_state_dict()` by the script", "works",
+        "zero/test_training.py::test_a_script_that_looks_at_its_weights", "hooks of modules with partitioned weights",
+        reason="weights are gathered module by module, if every rank does the same; what is read is in host memory",
+    ),
+    _row(
         _MODELS, "weights_data", "`weight.data` of a partitioned weight", "refused", f"{_REFUSED}[weights_data]",
         "reading the attribute",
         "the script reads `.data` of a weight of shape {shape} that is partitioned; put `with "

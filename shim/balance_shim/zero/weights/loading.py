@@ -9,7 +9,7 @@ from ... import devices, log, zero_support
 from ...patching.guard import attempt, insist
 from ...upstream.loading_dtype import config_of, dtype_of
 from .. import session
-from . import inference_models, whole_loading
+from . import inference_models, state_dicts, whole_loading
 from .partitioned_parameter import look_whole
 
 # What transformers refuses together with ZeRO-3, or what has no meaning there.
@@ -33,6 +33,7 @@ def load(original: Callable[..., Any], cls: Any, args: tuple[Any, ...], kwargs: 
     check(model)
     attempt("dropping renamings that were not used", _drop_unused_renamings, model, instead="saving may use old names")
     look_whole(model)
+    state_dicts.arm(model)
     inference_models.stand_by(model)
     if is_mapped:
         model.hf_device_map = {"": own_device()}  # which a script may print: without ZeRO-3 it would have one
