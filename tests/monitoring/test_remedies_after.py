@@ -2,7 +2,7 @@
 
 from types import SimpleNamespace
 
-from balance_shim.training.explain_oom import _as_measured
+from balance_shim.training.oom.remedies import as_measured
 from tests.report.test_plan_report import GIB, plan
 
 
@@ -25,13 +25,13 @@ def test_a_remedy_is_judged_by_what_was_measured():
     """Activations were 1.5 times the prediction, so a remedy with 14 GiB of them takes 21, and does not fit."""
     failed = scene(with_activations(16 * GIB), 28 * GIB)
     assert not with_activations(14 * GIB).shortfall
-    judged = _as_measured(failed, with_activations(14 * GIB))
+    judged = as_measured(failed, with_activations(14 * GIB))
     assert judged.worst.predicted_peak == 25 * GIB and judged.shortfall == GIB
-    assert _as_measured(failed, with_activations(12 * GIB)).worst.predicted_peak == 22 * GIB
+    assert as_measured(failed, with_activations(12 * GIB)).worst.predicted_peak == 22 * GIB
 
 
 def test_a_prediction_that_was_right_changes_nothing():
     """Neither where less was measured, nor where what grows is something that was kept."""
     remedy = with_activations(14 * GIB)
-    assert _as_measured(scene(with_activations(16 * GIB), 19 * GIB), remedy) == remedy
-    assert _as_measured(scene(with_activations(16 * GIB), 28 * GIB, kept=object()), remedy) == remedy
+    assert as_measured(scene(with_activations(16 * GIB), 19 * GIB), remedy) == remedy
+    assert as_measured(scene(with_activations(16 * GIB), 28 * GIB, kept=object()), remedy) == remedy

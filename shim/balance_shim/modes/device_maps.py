@@ -162,12 +162,12 @@ class DeviceMaps(Training):
 
     def explain_out_of_memory(self, trainer: Any, failure: BaseException) -> None:
         """Name the place, the cause, and the map and settings that would have fitted."""
-        from ..training import explain_oom  # only where it is needed
+        from ..training.oom import explain  # only where it is needed
 
         placed = placed_models.placed(trainer.model)
         plan = None if placed is None else placed[1].plan
         model = trainer.model if placed is None else placed[0]
-        explain_oom.explain(trainer, model, plan, failure, computes_loss_on_first_device(model))
+        explain.explain(trainer, model, plan, failure, computes_loss_on_first_device(model))
 
 
 def is_covered(device_map: Any) -> bool:

@@ -1,0 +1,129 @@
+"""Explain an out-of-memory error: its place, predicted and measured peaks, a map that would have fitted, remedies."""
+
+from dataclasses import replace
+from typing import Any
+
+from ... import devices, log
+from ...monitoring import trainer_callback
+from ...monitoring.monitor import watched_devices
+from ...monitoring.other_processes import paged_state
+from ...monitoring.out_of_memory import place_of
+from ...monitoring.readings import Meter
+from ...patching.guard import attempt
+from ...placement.plan import Plan
+from ...report import plan_report
+from ...report.table import table
+from ...units import format_alike, format_size
+from ..actual_workload import innermost
+from .causes import causes
+from .remedies import what_fits
+from .scene import Scene, with_predictions
+
+
+def explain(trainer: Any, model: Any, plan: Plan | None, failure: BaseException, loss_on_first: bool) -> None:
+    """Say on standard error why `failure`, an out-of-memory error, was raised while `trainer` trained.
+
+    Args:
+        trainer: a `transformers.Trainer`.
+        model: what was placed: the trainer's model, or one inside of it.
+        plan: the plan that placed it, or None.
+        failure: as it was raised; it is only read.
+        loss_on_first: as in `Request`.
+    """
+    kind = devices.accelerator_type()
+    if kind is None or not log.is_first_process():
+        return
+    if plan is None:
+        model = innermost(model)  # a map has the names of the model inside
+    place = place_of(failure, model)
+    meter = Meter(kind, _looked_at(trainer, plan, kind))
+    meter.paged = paged_state(getattr(trainer, "optimizer", None))
+    readings = meter.read()
+    # Without a number in the message it is the device with the least room.
+    rooms = [
+        total - reading.allocated - (reading.others or 0) for total, reading in zip(meter.totals, readings, strict=True)
+    ]
+    failed = rooms.index(min(rooms))
+    if place.device is not None and place.device in meter.indices:
+        failed = meter.indices.index(place.device)
+    monitor = trainer_callback.monitor_of(trainer)
+    scene = Scene(place, meter, readings, failed, plan)
+    if monitor is not None:
+        scene = replace(scene, largest_before=monitor.largest, kept=monitor.kept)
+    planned_again = "the explanation of the out-of-memory has no map and no remedies"
+    scene = attempt(
+        "planning again", with_predictions, scene, trainer, model, loss_on_first, default=scene, instead=planned_again
+    )
+    lines = [_headline(scene, trainer), *causes(scene), _table(scene)]
+    lines += attempt("looking for what fits", what_fits, scene, trainer, default=[], instead=planned_again)
+    log.error("\n  ".join(lines))
+
+
+def _looked_at(trainer: Any, plan: Plan | None, kind: str) -> list[int]:
+    """Return the devices to look at: those that the training uses and, of a model of nobody's plan, those in reach.
+
+    A question to any other would make a context on it, which takes memory where somebody else may need it.
+    """
+    used = watched_devices(trainer, plan)
+    indices = set(used[1]) if used is not None else set()
+    if plan is None and trainer.args.world_size == 1:
+        indices |= set(devices.in_use(kind))
+    return sorted(indices) or [0]
+
+
+def _headline(scene: Scene, trainer: Any) -> str:
+    place = scene.place
+    block = _block_of(place.module, scene)
+    where = f" of {place.module}" if place.module else ""
+    if place.phase == "backward pass":
+        where = f", recomputing {place.module}" if place.module else f" ({_on_device(scene)})"
+    elif place.phase == "optimizer step":
+        where = f" ({_on_device(scene)})"
+    inside = f" (block {block})" if block and block != place.module else ""
+    sizes = (scene.readings[scene.failed].allocated, place.wanted, scene.meter.totals[scene.failed])
+    allocated, asked, total = format_alike(*sizes)
+    wanted = f", {asked} more requested" if place.wanted else ""
+    batch = f", batch of {place.batch.rows} x {place.batch.row_tokens} tokens" if place.batch.tokens else ""
+    step = f", step {trainer.state.global_step + 1}"
+    return (
+        f"out of memory on {scene.name} in the {place.phase}{where}{inside}{step}{batch}: "
+        f"{allocated} in tensors{wanted}, of {total}"
+    )
+
+
+def _block_of(module: str, scene: Scene) -> str:
+    plan = scene.planned or scene.actual
+    if plan is None or not module:
+        return ""
+    return next((name for name in plan.device_map if name and f"{module}.".startswith(f"{name}.")), "")
+
+
+def _on_device(scene: Scene) -> str:
+    plan = scene.planned or scene.actual
+    if plan is None:
+        return "block unknown: autograd and optimizers do not report it"
+    held = plan_report.summary(plan.device_map, scene.meter.indices[scene.failed])
+    return f"the traceback does not name the block; blocks of {scene.name}: {held}"
+
+
+def _table(scene: Scene) -> str:
+    plan = scene.planned
+    planned = {} if plan is None else {each.device.index: each for each in plan.devices}
+    actual = {} if scene.actual is None else {each.device.index: each for each in scene.actual.devices}
+    rows = []
+    for position, (index, name) in enumerate(zip(scene.meter.indices, scene.meter.names, strict=True)):
+        if scene.request is not None and index not in actual and index not in planned:
+            continue
+        reading = scene.readings[position]
+        rows.append(
+            [
+                name + (" <-" if position == scene.failed else ""),
+                format_size(planned[index].predicted_peak) if index in planned else "",
+                format_size(actual[index].predicted_peak) if index in actual else "",
+                format_size(scene.peak(position)),
+                format_size(reading.others or 0),
+                format_size(scene.meter.totals[position]),
+            ]
+        )
+    header = ["device", "as planned", "for this batch", "measured", "others", "of"]
+    return table(header, rows).removeprefix("  ").replace("\n", "\n  ")
