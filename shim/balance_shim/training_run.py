@@ -1,4 +1,4 @@
-"""What the shim keeps about one `Trainer`: in one weak dictionary, ended together when its training ends.
+"""What the shim keeps about one `Trainer`: in one dictionary, ended together when its training ends.
 
 Each room declares the parts that it keeps; nobody's object gets attributes of ours.
 """
@@ -6,12 +6,13 @@ Each room declares the parts that it keeps; nobody's object gets attributes of o
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from typing import Any, Generic, TypeVar
-from weakref import WeakKeyDictionary
+from weakref import finalize
 
 from .patching.guard import attempt
 
 _T = TypeVar("_T")
-_runs: "WeakKeyDictionary[Any, dict[Part[Any], Any]]" = WeakKeyDictionary()
+# By the identity of a trainer, which goes with it: a script's own class may compare by value, and not be hashable.
+_runs: "dict[int, dict[Part[Any], Any]]" = {}
 
 
 class Part(Generic[_T]):
@@ -31,23 +32,26 @@ class Part(Generic[_T]):
 
     def of(self, trainer: Any) -> _T | None:
         """Return the value for `trainer`; None where there is none."""
-        value: _T | None = _runs.get(trainer, {}).get(self)
+        value: _T | None = _runs.get(id(trainer), {}).get(self)
         return value
 
     def keep(self, trainer: Any, value: _T) -> _T:
         """Keep `value`, in place of one before, and return it."""
-        _runs.setdefault(trainer, {})[self] = value
+        if id(trainer) not in _runs:
+            finalize(trainer, _runs.pop, id(trainer), None).atexit = False
+            _runs[id(trainer)] = {}
+        _runs[id(trainer)][self] = value
         return value
 
     def drop(self, trainer: Any) -> _T | None:
         """Forget the value for `trainer`, without ending it, and return it; None where there is none."""
-        value: _T | None = _runs.get(trainer, {}).pop(self, None)
+        value: _T | None = _runs.get(id(trainer), {}).pop(self, None)
         return value
 
 
 def end(trainer: Any) -> None:
     """End all parts of the training of `trainer`, the last first."""
-    parts = _runs.get(trainer, {})
+    parts = _runs.get(id(trainer), {})
     with ExitStack() as ends:  # all of them, also where one fails under BALANCE_STRICT
         for part in [part for part in parts if not part.outlives]:
             value = parts.pop(part)
