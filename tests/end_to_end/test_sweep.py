@@ -6,7 +6,7 @@ from balance_shim.versions import version_of
 from benchmarks.sweep import table
 from benchmarks.sweep.classes import candidates
 from benchmarks.sweep.server import Server
-from benchmarks.sweep.trials import MACHINE, record_of
+from benchmarks.sweep.trials import MACHINE, ROOMY_MACHINE, record_of
 
 pytestmark = pytest.mark.skipif(version_of("transformers") < (5, 0), reason="the sample is one of 5.x")
 
@@ -28,8 +28,8 @@ RIGHT = ("runs under both", "healed")
 
 @pytest.fixture(scope="module")
 def servers():
-    with Server("") as plain, Server(MACHINE) as machine:
-        yield plain, machine
+    with Server("") as plain, Server(MACHINE) as machine, Server(ROOMY_MACHINE) as roomy:
+        yield plain, machine, roomy
 
 
 @pytest.mark.parametrize("name", SAMPLE)
