@@ -104,8 +104,16 @@ def _tiny_part(part: Any) -> Any:
     if stages and stages != getattr(config_class(), "out_features", None):
         set_by_owner["out_features"] = list(stages)
         set_by_owner.pop("out_indices", None)
+    shrunk = _shrunk(part)
+    # A size that is small already, of a class whose own default is larger: one head of keys (PaliGemma).
+    small = {
+        name: value
+        for name, value in vars(part).items()
+        if name in accepted and name not in shrunk
+        if type(value) is int and type(default.get(name)) is int and value < default[name]
+    }
     try:
-        return config_class(**{**set_by_owner, **_shrunk(part), **overrides_of(config_class.model_type)})
+        return config_class(**{**set_by_owner, **small, **shrunk, **overrides_of(config_class.model_type)})
     except Exception:  # a field that goes with sizes that are no longer there
         return tiny(config_class)
 
