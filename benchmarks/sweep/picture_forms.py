@@ -14,12 +14,12 @@ from .targets import Row
 
 @dataclass(frozen=True)
 class Form:
-    """One form: `picture` makes the entries of one picture, `beside` those that depend on the tokens."""
+    """One form: `picture` makes the entries of one picture, `extra` those that depend on the tokens."""
 
     picture: Callable[[torch.Generator], Row]
     makes: tuple[str, ...]
     joined: frozenset[str] = frozenset()
-    beside: Callable[[torch.Tensor], Row] = lambda ids: {}
+    extra: Callable[[torch.Tensor], Row] = lambda ids: {}
 
 
 def forms(config: Any, parameters: set[str]) -> Iterator[Form]:
@@ -56,9 +56,9 @@ def forms(config: Any, parameters: set[str]) -> Iterator[Form]:
         return lambda generator: {name: torch.randn(shape, generator=generator), **more}
 
     if "image_attention_mask" in parameters:
-        yield Form(picture(1, 3, size, size), (name,), beside=_one_picture("image_attention_mask"))
+        yield Form(picture(1, 3, size, size), (name,), extra=_one_picture("image_attention_mask"))
     if "image_embeds_position_mask" in parameters:
-        yield Form(picture(3, size, size), (name,), beside=_positions_of_features(config))
+        yield Form(picture(3, size, size), (name,), extra=_positions_of_features(config))
     if "image_sizes" in parameters:
         for tiles in (3, 2, 5):
             yield Form(picture(tiles, 3, size, size, image_sizes=torch.tensor([size, size])), (name, "image_sizes"))
@@ -69,7 +69,7 @@ def forms(config: Any, parameters: set[str]) -> Iterator[Form]:
         for shape in ((3, size, size), (4, 3, size, size)):  # a picture, or a video
             yield Form(
                 picture(*shape), (name,),
-                beside=lambda ids: {
+                extra=lambda ids: {
                     "qformer_input_ids": torch.randint(8, 200, (8,)), "qformer_attention_mask": torch.ones(8).long()
                 },
             )  # fmt: skip
@@ -113,13 +113,13 @@ def _one_picture(name: str) -> Callable[[torch.Tensor], Row]:
 def _positions_of_features(config: Any) -> Callable[[torch.Tensor], Row]:
     number = lookup(config, "latent_query_num", default=64)
 
-    def beside(ids: torch.Tensor) -> Row:
+    def extra(ids: torch.Tensor) -> Row:
         filled = torch.cat([ids[:1], torch.full((number,), 9), ids[1:]])
         mask = torch.zeros(len(filled), dtype=torch.bool)
         mask[1 : 1 + number] = True
         return {"input_ids": filled, "image_embeds_position_mask": mask}
 
-    return beside
+    return extra
 
 
 def _mllama(config: Any, size: int) -> Form:
@@ -132,7 +132,7 @@ def _mllama(config: Any, size: int) -> Form:
             "aspect_ratio_mask": torch.ones(1, tiles, dtype=torch.long),
         }
 
-    def beside(ids: torch.Tensor) -> Row:
+    def extra(ids: torch.Tensor) -> Row:
         return {"cross_attention_mask": torch.ones(len(ids), 1, tiles, dtype=torch.long)}
 
-    return Form(picture, ("pixel_values", "aspect_ratio_ids"), beside=beside)
+    return Form(picture, ("pixel_values", "aspect_ratio_ids"), extra=extra)

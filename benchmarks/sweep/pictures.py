@@ -132,7 +132,7 @@ def with_words(model: Any, parameters: set[str], length: int) -> Iterator[Inputs
                 ids = torch.randint(8, 200, (length,), generator=generator)
                 marks = torch.full((places,), token if token is not None else 9)
                 ids = torch.cat([ids[:4], marks, ids[4:]])
-                made = {**form.picture(generator), **form.beside(ids)}
+                made = {**form.picture(generator), **form.extra(ids)}
                 if "input_ids" in parameters:
                     made = {"input_ids": ids, **made}
                     ids = made["input_ids"]

@@ -37,9 +37,7 @@ def traced(record: dict[str, Any]) -> str:
         return "no plan"
     if method.startswith("estimated"):
         return "estimated"
-    if "estimated by a formula" in method or "in parts" in method:
-        return "in parts"
-    return "traced"
+    return "traced" if method in ("", "traced") else "partly traced"
 
 
 def summary(records: list[dict[str, Any]]) -> str:

@@ -25,7 +25,7 @@ def test_real_classes_are_traced_and_left_as_they_were(name, tuning):
     model = models.ALL[name]()
     with nothing_changes(model):
         _, found = profiled(model, replace(WORKLOAD, tuning=tuning))
-    assert found.method.startswith("traced in parts, because" if name in IN_PARTS else "traced"), found.method
+    assert found.method.startswith("traced block by block, because" if name in IN_PARTS else "traced"), found.method
     assert name in IN_PARTS or found.method == "traced"
 
 

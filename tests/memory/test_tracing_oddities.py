@@ -94,7 +94,7 @@ def test_random_numbers_of_a_trace_are_not_missing_afterwards():
 def test_a_model_that_ends_the_program_is_traced_without_it():
     """A forward pass that exits, as some do over inputs that they do not like, does not end the program in a trace."""
     _, found = profiled(behaving(models.llama(), lambda: sys.exit("no such task")))
-    assert found.method.startswith("traced in parts, because") and "no such task" in found.method
+    assert found.method.startswith("traced block by block, because") and "no such task" in found.method
 
 
 def test_a_model_that_takes_too_long_is_estimated(monkeypatch):

@@ -87,15 +87,15 @@ def of_unreached(blocks: Sequence[Block], unreached: frozenset[str]) -> tuple[Co
     alone = [block.name for block in blocks if block.name in unreached and block.role != "layer"]
     towers = [tower for tower in _towers(blocks) if unreached.issuperset(tower)]
     in_towers = frozenset().union(*towers)
-    home = frozenset(alone) - in_towers
+    on_first = frozenset(alone) - in_towers
     if towers or not any(block.role == "layer" and block.name not in unreached for block in blocks):
         # What a tower makes is put between what the embedding makes.
-        home |= {block.name for block in blocks if block.role == "embedding"}
+        on_first |= {block.name for block in blocks if block.role == "embedding"}
     parts = [frozenset(name for name in tower if not _is_numbered(name)) for tower in towers]
     levels = (
-        Constraints(on_first=home | in_towers),
-        Constraints(tuple(tower for tower in towers if len(tower) > 1), home),
-        Constraints(tuple(part for part in parts if len(part) > 1), home),
+        Constraints(on_first=on_first | in_towers),
+        Constraints(tuple(tower for tower in towers if len(tower) > 1), on_first),
+        Constraints(tuple(part for part in parts if len(part) > 1), on_first),
         NO_CONSTRAINTS,
     )
     return tuple(level for number, level in enumerate(levels) if level not in levels[:number])

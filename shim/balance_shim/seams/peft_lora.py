@@ -1,4 +1,4 @@
-"""`peft.tuners.lora.model`: adapters that the script merges into weights, which ZeRO-3 has in parts on all ranks."""
+"""`peft.tuners.lora.model`: adapters that the script merges into weights, which ZeRO-3 partitions."""
 
 from collections.abc import Callable
 from typing import Any

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
-from weakref import WeakKeyDictionary
 
 from .. import log
 from ..memory.cost import BlockCost
@@ -11,10 +10,11 @@ from ..memory.evaluation import Evaluation
 from ..placement import evaluated
 from ..placement.plan import CostedModel, Plan, evaluate
 from ..placement.request import Request
+from ..training_run import Part
 from ..units import format_size
 from . import micro_batch
 
-_announced: "WeakKeyDictionary[Any, set[bool]]" = WeakKeyDictionary()  # trainer -> whether there was a remedy
+_ANNOUNCED: Part[set[bool]] = Part("whether there was a remedy for an evaluation", outlives=True)
 
 
 @dataclass(frozen=True)
@@ -142,7 +142,9 @@ def announce(trainer: Any, evaluation: Evaluation, plan: Plan, remedy: Evaluatio
         plan: for the evaluation as it is.
         remedy: how it runs; None: there is none.
     """
-    announced = _announced.setdefault(trainer, set())
+    announced = _ANNOUNCED.of(trainer)
+    if announced is None:
+        announced = _ANNOUNCED.keep(trainer, set())
     if (remedy is not None) in announced:
         return
     announced.add(remedy is not None)

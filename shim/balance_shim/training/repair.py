@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, NamedTuple
-from weakref import WeakKeyDictionary
 
 from .. import cache, devices, log, rng, state
 from ..errors import LostModelError, MoveError
@@ -23,6 +22,7 @@ from ..placement.balance import DoesNotFit
 from ..placement.library_map import library_map
 from ..placement.plan import CostedModel, Plan, device_of, evaluate
 from ..placement.request import Request
+from ..training_run import Part
 from . import crossing, outside, weight_copies
 from .actual_workload import actual_workload
 from .batch_shapes import on_host
@@ -32,8 +32,6 @@ from .replan import costs_in_force, request_for, usable_now
 MOST_REPAIRS = 6  # in one training
 
 Perform = Callable[[Any], Any]
-_steps: "WeakKeyDictionary[Any, Step]" = WeakKeyDictionary()
-_evaluations: "WeakKeyDictionary[Any, Step]" = WeakKeyDictionary()
 
 
 class _MicroBatch(NamedTuple):
@@ -49,6 +47,10 @@ class Step:
     def __init__(self) -> None:
         self.done: list[_MicroBatch] = []
         self.repairs = 0
+
+
+_STEP: Part[Step] = Part("the step under way")
+_EVALUATION: Part[Step] = Part("repairs in evaluations", outlives=True)
 
 
 def run(
@@ -77,7 +79,7 @@ def run(
     current = attempt("preparing to repair a step", _remembered, inputs, instead="a step that stops is not repeated")
     if current is None:
         return perform(inputs)
-    step = _steps.setdefault(trainer, Step())
+    step = _STEP.of(trainer) or _STEP.keep(trainer, Step())
     try:
         try:
             loss = perform(inputs)
@@ -130,7 +132,7 @@ def _evaluated(
     except Exception as failure:
         if not crossing.is_cross_device(failure):
             raise
-        step = _evaluations.setdefault(trainer, Step())
+        step = _EVALUATION.of(trainer) or _EVALUATION.keep(trainer, Step())
         return _repaired(_Case(trainer, perform, model, step, current, loss_on_first, replanned, False), failure)
 
 

@@ -62,7 +62,7 @@ def trace_parts(
         found[0].first,
         speaks_for,
         constraints,
-        note=f"traced in parts, because {whole}",
+        note=f"traced block by block, because {whole}",
         reached=found[0].reached,
         loss_seen=found[0].loss_seen,
     )

@@ -1,6 +1,6 @@
 """Models that no Trainer trains, such as a teacher: the script just calls them, and expects whole weights.
 
-Under ZeRO-3 they are loaded in parts, like all others, and only an engine of DeepSpeed's gathers them for each module.
+Under ZeRO-3 they are partitioned, like all others, and only an engine of DeepSpeed's gathers them for each module.
 TRL makes one for its reference models. For the rest one is made at the first call, be it of a part of the model.
 """
 

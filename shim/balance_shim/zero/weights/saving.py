@@ -62,7 +62,7 @@ def wait_for_all() -> None:
 
 
 def is_divided(model: Any) -> bool:
-    """Whether parameters of `model` are in parts now."""
+    """Whether parameters of `model` are partitioned now."""
     return any(is_partitioned(each) for each in model.parameters())
 
 
