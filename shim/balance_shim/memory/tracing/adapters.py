@@ -22,7 +22,7 @@ def with_adapters(model: nn.Module, blocks: Sequence[Block]) -> nn.Module:
     try:
         import peft
     except ImportError:
-        raise CannotTrace("PEFT is not installed, so LoRA is estimated") from None
+        raise CannotTrace("PEFT is not installed (pip install peft)") from None
     layers = [block.name for block in blocks if block.role == "layer"]
     targets = [
         name
