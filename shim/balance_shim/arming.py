@@ -194,11 +194,7 @@ def _set_up_simulation(settings: Settings) -> None:
 
     assert settings.simulate is not None  # or there would be no hook on torch
     simulation.install(settings.simulate)
-    simulation.report_at_exit()
-    if settings.report not in ("text", "off"):
-        from .simulation.record import write_at_exit
-
-        write_at_exit(settings.report)
+    simulation.report_at_exit(None if settings.report in ("text", "off") else settings.report)
 
 
 def _is_simulation_refused(arming: Arming) -> bool:

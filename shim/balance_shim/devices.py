@@ -14,7 +14,7 @@ from typing import Any
 from . import log
 from .device_rules.kinds import DEFAULT_ARCHITECTURE, Architecture, Capability, Runtime
 from .device_rules.overhead import overhead_of
-from .eligible_devices import describe_display_cards, display_cards, eligible
+from .eligible_devices import describe_display_cards, display_cards, eligible, total_memory
 from .map_file import ACCELERATOR_TYPES
 from .settings import Settings
 from .units import MIB, format_size, parse_size
@@ -178,6 +178,25 @@ def computing(settings: Settings) -> tuple[int, ...]:
     return tuple(index for index in indices if index not in small)
 
 
+def totals(settings: Settings) -> dict[int, int]:
+    """Return the memory of each device that a training is likely to use: index -> bytes, free or not.
+
+    No device is asked how much is free. Devices that differ by `ALIKE` at most are equal.
+    """
+    kind = accelerator_type()
+    if kind is None:
+        return {}
+    module = _module(kind)
+    caps, _ = _caps(settings, None, module.device_count())
+    most = settings.max_memory if isinstance(settings.max_memory, int) else None
+    sizes = {}
+    for index in computing(settings):
+        total = total_memory(module, index)
+        if total is not None:
+            sizes[index] = min(size for size in (total, caps.get(index), most) if size is not None)
+    return _alike(sizes)
+
+
 def describe(
     index: int, name: str, available: int, settings: Settings, architecture: Architecture = DEFAULT_ARCHITECTURE
 ) -> Device:
@@ -231,13 +250,20 @@ def _levelled(devices: list[Device]) -> tuple[Device, ...]:
     Devices of one type differ by a few MiB, by what a desktop or another process happens to hold, and from run to run.
     Neither must change a map: with it, the dropout masks change, too.
     """
-    capacities: dict[int, int] = {}
-    smallest = 0
-    for device in sorted(devices, key=lambda device: device.capacity):
-        if not smallest or device.capacity > smallest * (1 + ALIKE):
-            smallest = device.capacity
-        capacities[device.index] = max(1, smallest // _granule(smallest) * _granule(smallest))
+    equal = _alike({device.index: device.capacity for device in devices})
+    capacities = {index: max(1, size // _granule(size) * _granule(size)) for index, size in equal.items()}
     return tuple(replace(device, capacity=capacities[device.index]) for device in devices)
+
+
+def _alike(sizes: Mapping[int, int]) -> dict[int, int]:
+    """Return the sizes, those that differ by `ALIKE` at most as the smallest of them."""
+    equal: dict[int, int] = {}
+    smallest = 0
+    for index in sorted(sizes, key=sizes.__getitem__):
+        if not smallest or sizes[index] > smallest * (1 + ALIKE):
+            smallest = sizes[index]
+        equal[index] = smallest
+    return {index: equal[index] for index in sizes}
 
 
 def _granule(capacity: int) -> int:

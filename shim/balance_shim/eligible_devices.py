@@ -77,7 +77,7 @@ def display_cards(module: Any, indices: Sequence[int], named: Collection[int] = 
     Never device 0: the Trainer puts inputs there and has outputs return to it, whatever the map, so that it is planned
     for.
     """
-    totals = {index: total for index in indices if (total := _total(module, index)) is not None}
+    totals = {index: total for index in indices if (total := total_memory(module, index)) is not None}
     largest = max(totals.values(), default=0)
     return frozenset(
         index for index, total in totals.items() if total < DISPLAY_CARD * largest and index not in (0, *named)
@@ -87,7 +87,7 @@ def display_cards(module: Any, indices: Sequence[int], named: Collection[int] = 
 def describe_display_cards(module: Any, kind: str, indices: Collection[int]) -> str:
     """Return "cuda:2 (NVIDIA T400, 4.0 GiB)" for each device."""
     return ", ".join(
-        f"{kind}:{index} ({name_of(module, index)}, {format_size(_total(module, index) or 0)})"
+        f"{kind}:{index} ({name_of(module, index)}, {format_size(total_memory(module, index) or 0)})"
         for index in sorted(indices)
     )
 
@@ -100,7 +100,8 @@ def name_of(module: Any, index: int) -> str:
         return "unknown"
 
 
-def _total(module: Any, index: int) -> int | None:
+def total_memory(module: Any, index: int) -> int | None:
+    """Return the bytes of a device, free or not; None where torch cannot tell."""
     try:
         return int(module.get_device_properties(index).total_memory)
     except Exception:

@@ -13,6 +13,7 @@ from ..placement.model_load import ModelLoad
 from ..placement.plan import Plan
 from ..placement.remedies import what_would_fit
 from ..placement.request import Request
+from ..replicas import rank_device, ranks
 from ..report import plan_report
 from . import placing
 from .device_maps import DeviceMaps
@@ -21,10 +22,15 @@ from .device_maps import DeviceMaps
 class Balanced(DeviceMaps):
     """Replaces "auto" and its like by a map that evens out training memory."""
 
+    def has_own_devices(self) -> bool:
+        """Return whether this process has all devices, or a share of them: each rank of several gets one."""
+        return ranks.has_own_devices()
+
     def device_map_for(self, load: ModelLoad) -> DeviceMap | None:
         """Return the balanced map; None, with a line, where there is nothing to balance or no map to be had."""
         usable = placing.usable_devices(load)
-        if len(usable) < 2:
+        share = ranks.own_share()
+        if len(usable) < 2 and not (share and usable):
             there = f"{len(usable)} device" if usable else "no device"
             log.once("info", f"{there} to use: nothing to balance, the library places the model")
             return None
@@ -40,6 +46,8 @@ class Balanced(DeviceMaps):
         if plan is None:
             return None
         plan, device_map = placing.put_in_force(plan, request, load)
+        if share:
+            rank_device.adopt(usable[0].index)
         if plan.shortfall and not request.workload.guessed:
             log.warning(plan_report.shortfall_line(plan, what_would_fit(plan, request)))
         return device_map

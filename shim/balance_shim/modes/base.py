@@ -139,6 +139,17 @@ class Mode:
         """Return the keyword arguments of an `Accelerator` that the program makes."""
         return options
 
+    def after_device_choice(self, partial_state: Any) -> None:
+        """accelerate's `PartialState` has chosen the device of this process."""
+
+    def prepare_model(self, original: Original, accelerator: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Stand around `Accelerator.prepare_model`, whose first argument is the model."""
+        return original(accelerator, *args, **kwargs)
+
+    def preparing(self, objects: tuple[Any, ...]) -> AbstractContextManager[Any]:
+        """Return the context in which accelerate prepares `objects`."""
+        return nullcontext()
+
     def before_clipping_norm(self, accelerator: Any, max_norm: Any) -> None:
         """The program clips gradients to a norm."""
 

@@ -3,6 +3,7 @@
 import os
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
+from inspect import signature
 from typing import Any
 from weakref import ref
 
@@ -12,6 +13,7 @@ from ..patching.guard import attempt, insist
 from ..placement import placed_models
 from ..placement.model_load import Call, calls
 from ..placement.plan import Plan
+from ..replicas import preparation, rank_device, ranks
 from ..report import plan_report
 from ..rng import undisturbed
 from ..training import (
@@ -63,20 +65,27 @@ class DeviceMaps(Training):
         return loaded
 
     def makes_map(self, device_map: Any) -> bool:
-        """Return whether `BALANCE_INTERCEPT` covers `device_map`, in a program of one process."""
+        """Return whether `BALANCE_INTERCEPT` covers `device_map`, where this process has devices of its own."""
         if not is_covered(device_map):
             return False
-        if _world_size() > 1:
+        if not self.has_own_devices():
+            count = ranks.world_size(os.environ)
             log.once(
                 "warning",
-                f"device_map={device_map!r} in a run of {_world_size()} processes is left to the library: each of them "
+                f"device_map={device_map!r} in a run of {count} processes is left to the library: each of them "
                 "would spread its model over all devices",
             )
             return False
         return True
 
+    def has_own_devices(self) -> bool:
+        """Return whether no other process trains on the devices that a map would use."""
+        return ranks.world_size(os.environ) == 1
+
     def before_trainer(self, init: Original, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Keep a placed model on its devices."""
+        what, instead = "bringing inputs to this rank's devices", "they go to the device of its number"
+        attempt(what, _correct_arguments, init, args, kwargs, instead=instead)
         instead = "the model may be copied to each device"
         attempt("keeping a placed model whole", data_parallel.prevent, init, args, kwargs, instead=instead)
         what, instead = "keeping the map of a model inside", "the Trainer decides where it goes"
@@ -160,6 +169,21 @@ class DeviceMaps(Training):
         ):
             return original(trainer, *args, **kwargs)
 
+    def after_device_choice(self, partial_state: Any) -> None:
+        """Keep inputs on a device of this rank's share."""
+        what, instead = "bringing inputs to this rank's devices", "they go to the device of its number"
+        attempt(what, rank_device.correct_state, partial_state, instead=instead)
+
+    def preparing(self, objects: tuple[Any, ...]) -> AbstractContextManager[Any]:
+        """Have accelerate accept maps of ours in several processes."""
+        return preparation.maps_allowed() if any(map(_is_replica, objects)) else nullcontext()
+
+    def prepare_model(self, original: Original, accelerator: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Leave a model on its devices when it becomes one of several replicas."""
+        if _is_replica(args[0] if args else kwargs.get("model")):
+            return preparation.prepare_placed(original, accelerator, args, kwargs)
+        return original(accelerator, *args, **kwargs)
+
     def explain_out_of_memory(self, trainer: Any, failure: BaseException) -> None:
         """Name the place, the cause, and the map and settings that would have fitted."""
         from ..training.oom import explain  # only where it is needed
@@ -168,6 +192,17 @@ class DeviceMaps(Training):
         plan = None if placed is None else placed[1].plan
         model = trainer.model if placed is None else placed[0]
         explain.explain(trainer, model, plan, failure, computes_loss_on_first_device(model))
+
+
+def _correct_arguments(init: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    arguments = signature(init).bind_partial(*args, **kwargs).arguments.get("args")
+    if arguments is not None:
+        rank_device.correct_arguments(arguments)
+
+
+def _is_replica(model: Any) -> bool:
+    """Whether the shim has placed `model`, or one inside of it, on a share of the devices."""
+    return ranks.world_size(os.environ) > 1 and hasattr(model, "modules") and placed_models.placed(model) is not None
 
 
 def is_covered(device_map: Any) -> bool:
@@ -188,14 +223,9 @@ def _with_device_map(kwargs: dict[str, Any]) -> dict[str, Any]:
     if kwargs.get("device_map") is None and "none" in state.settings().intercept and not calls.stack:
         other_ways = ("tp_plan", "tp_size", "device_mesh", "distributed_config")
         is_free = all(kwargs.get(way) is None for way in other_ways)
-        if is_free and _world_size() == 1 and devices.count() > 1:
+        if is_free and ranks.world_size(os.environ) == 1 and devices.count() > 1:
             kwargs = {**kwargs, "device_map": "auto"}
     return untrapped(kwargs)
-
-
-def _world_size() -> int:
-    text = os.environ.get("WORLD_SIZE", "1")
-    return int(text) if text.isdigit() else 1
 
 
 def _plan_again(trainer: Any) -> None:

@@ -15,6 +15,7 @@ from ..placement.model_load import ModelLoad, calls
 from ..placement.plan import Plan, collapse
 from ..placement.remedies import saved_by_chunks, saved_by_precision
 from ..placement.request import Request
+from ..replicas import ranks
 from ..report import plan_report
 from ..training import precision
 from ..upstream.loss_device import computes_loss_on_first_device
@@ -24,7 +25,9 @@ def usable_devices(load: ModelLoad) -> tuple[Device, ...]:
     """Return the devices that the model may use, with what is free on them by the time that it is in use."""
     if placed_models.placed_models():
         gc.collect()  # hooks make cycles, so a model that nobody uses any more (the fold before) may still be there
-    return devices.inventory(state.settings(), load.max_memory, leaving=placed_models.bytes_leaving())
+    share, leaving = ranks.own_share(), placed_models.bytes_leaving()
+    usable = devices.inventory(state.settings(), load.max_memory, only=share, leaving=leaving)
+    return usable if share is None else tuple(sorted(usable, key=lambda device: share.index(device.index)))
 
 
 def request_for(load: ModelLoad, usable: tuple[Device, ...], **more: Any) -> Request:

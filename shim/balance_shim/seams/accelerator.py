@@ -1,4 +1,4 @@
-"""`accelerate.accelerator`: a loop of the script's own, without a Trainer, gets DeepSpeed and its config for ZeRO-3."""
+"""`accelerate.accelerator`: how models are prepared for several processes, in a Trainer and in loops without one."""
 
 from collections.abc import Callable
 from typing import Any
@@ -16,10 +16,12 @@ def apply(module: Any) -> None:
         SeamMoved: this version has no such class, or it clips elsewhere.
     """
     accelerator = getattr(module, "Accelerator", None)
-    for name in ("__init__", "clip_grad_norm_", "clip_grad_value_"):
+    for name in ("__init__", "prepare", "prepare_model", "clip_grad_norm_", "clip_grad_value_"):
         if not callable(getattr(accelerator, name, None)):
             raise SeamMoved(f"accelerate.Accelerator.{name}", version_text("accelerate"))
     registry.replace(accelerator, "__init__", _around_init)
+    registry.replace(accelerator, "prepare", _around_prepare)
+    registry.replace(accelerator, "prepare_model", _around_prepare_model)
     registry.replace(accelerator, "clip_grad_norm_", _around_clip_norm)
     registry.replace(accelerator, "clip_grad_value_", _around_clip_value)
 
@@ -29,6 +31,21 @@ def _around_init(original: Callable[..., Any]) -> Callable[..., Any]:
         original(self, *args, **modes.current().accelerator_options(kwargs))
 
     return __init__
+
+
+def _around_prepare(original: Callable[..., Any]) -> Callable[..., Any]:
+    def prepare(self: Any, *args: Any, **kwargs: Any) -> Any:
+        with modes.current().preparing(args):
+            return original(self, *args, **kwargs)
+
+    return prepare
+
+
+def _around_prepare_model(original: Callable[..., Any]) -> Callable[..., Any]:
+    def prepare_model(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return modes.current().prepare_model(original, self, args, kwargs)
+
+    return prepare_model
 
 
 def _around_clip_norm(original: Callable[..., Any]) -> Callable[..., Any]:

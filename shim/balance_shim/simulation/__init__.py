@@ -74,19 +74,34 @@ def occupy(index: int, others: int) -> None:
         _installation.machine.ledger.occupy(index, others)
 
 
-def report_at_exit() -> None:
-    """Write the peaks to standard error when the program ends, however it ends; only its main process does."""
+def report_at_exit(folder: str | None = None) -> None:
+    """Write the peaks to standard error when the program ends, however it ends; only its main process does.
+
+    Of several ranks the one that ends last writes those of all.
+
+    Args:
+        folder: where `simulation.json` is written, if anywhere.
+    """
     global _reporting
     if not _reporting:
         _reporting = True
-        atexit.register(_report, os.getpid())
+        atexit.register(_report, os.getpid(), folder)
 
 
-def _report(process: int) -> None:
-    if is_active() and is_main_process(process):
-        from . import report
+def _report(process: int, folder: str | None) -> None:
+    # Neither a worker nor a process that only started the one that trains (ms-swift's command) has anything to report.
+    if not is_main_process(process) or not any(device.peak for device in usage()):
+        return
+    from ..patching.guard import attempt
+    from . import of_all_ranks, record, report
 
-        report.write(usage())
+    what, instead = "collecting the peaks of all ranks", "these are those of one rank"
+    peaks = attempt(what, of_all_ranks.usage_of_all, usage(), default=usage(), instead=instead)
+    if peaks is None:
+        return
+    report.write(peaks)
+    if folder is not None:
+        attempt(f"writing {record.FILE}", record.write, folder, peaks, instead="there is no such file")
 
 
 def is_main_process(process: int) -> bool:

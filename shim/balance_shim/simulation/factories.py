@@ -1,7 +1,8 @@
 """Making tensors on simulated devices: operations that torch dispatches by the device asked for, as no tensor is."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -21,6 +22,20 @@ _COMPUTED = (
     "randperm.generator", "tril_indices", "triu_indices", "hann_window", "hamming_window", "blackman_window",
     "bartlett_window", "kaiser_window", "scalar_tensor", "fft_fftfreq", "fft_rfftfreq",
 )  # fmt: skip
+
+
+@contextmanager
+def integers_on_host() -> Iterator[None]:
+    """Make empty tensors of 32-bit integers on the host, whatever device they are asked for on."""
+    global _integers_on_host
+    _integers_on_host = True
+    try:
+        yield
+    finally:
+        _integers_on_host = False
+
+
+_integers_on_host = False
 
 
 def register(machine: Machine) -> torch.library.Library:
@@ -57,6 +72,8 @@ def register(machine: Machine) -> torch.library.Library:
         memory_format: torch.memory_format | None,
     ) -> torch.Tensor:
         dtype = dtype or torch.get_default_dtype()
+        if _integers_on_host and dtype == torch.int32:
+            return torch.empty(size, dtype=dtype, device=shapes.HOST)
         place = machine.index_of(device)
         count = math.prod(size)
         machine.ledger.require(count * dtype.itemsize, place)

@@ -33,7 +33,7 @@ class Installation:
     def _install(self, spec: SimulationSpec) -> None:
         from ..virtual import attention, dispatch
         from ..virtual.machine import Machine
-        from . import autocast, backend, engine, factories, generators, patches, stand_in
+        from . import autocast, backend, engine, factories, generators, patches, process_group, stand_in
         from .tensor import BACKEND, SimulatedTensor
 
         with contextlib.ExitStack() as undo:
@@ -61,6 +61,7 @@ class Installation:
             torch.utils.backend_registration._setup_privateuseone_for_python_backend(
                 BACKEND, self.module, backend.Hooks(), engine.Guard()
             )
+            process_group.register()
             undo.pop_all()
 
 
@@ -72,22 +73,10 @@ def _forget_answers() -> None:
                 question.cache_clear()
 
 
-def _process_count() -> int:
-    """Return how many processes a launcher has started this one among; 1 where none has."""
-    counts = (os.environ.get(name, "").strip() for name in ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE"))
-    return max((int(count) for count in counts if count.isdigit()), default=1)
-
-
 def _check() -> None:
     """Raise SimulationError if the machine cannot be put into this process."""
     from . import stand_in
 
-    count = _process_count()
-    if count > 1:
-        raise SimulationError(
-            f"devices are simulated in one process, and a launcher has started {count} (WORLD_SIZE); start the script "
-            "without it, or unset BALANCE_SIMULATE to train in these processes on the CPU"
-        )
     if not hasattr(torch.utils.backend_registration, "_setup_privateuseone_for_python_backend"):
         raise SimulationError(
             f"torch {torch.__version__} has no backends written in Python, which simulated devices need; "

@@ -12,7 +12,7 @@ from torch.jit import _builtins
 
 from ..virtual.machine import Machine
 from ..virtual.tensor import _plain_data, set_data
-from . import cuda_names, data_parallel, engine
+from . import cuda_names, data_parallel, engine, factories, process_group
 from .autocast import _CastWeights
 from .generators import Generator
 from .tensor import BACKEND, SimulatedTensor
@@ -74,6 +74,9 @@ def _replacements(machine: Machine, module: ModuleType, weights: _CastWeights) -
     # transformers 4.52 to 5.2 subtract these for the devices of any map, whatever their type.
     yield torch.cuda, "memory_reserved", lambda device=None: 0
     yield torch.cuda, "memory_allocated", lambda device=None: 0
+    if torch.distributed.is_available():
+        yield torch.distributed, "init_process_group", _starting(torch.distributed.init_process_group)
+        yield torch.distributed, "Reducer", _reducing(torch.distributed.Reducer)
     yield from cuda_names.replacements(machine, module)
     yield from data_parallel.replacements(machine)
 
@@ -92,6 +95,25 @@ def _compatible(input: torch.Tensor, from_: torch.Tensor) -> bool:  # torch.comp
     if isinstance(input, SimulatedTensor) or isinstance(from_, SimulatedTensor):
         return True
     return _both_plain(input, from_)
+
+
+def _starting(original: Callable[..., None]) -> Callable[..., None]:
+    @functools.wraps(original)
+    def init_process_group(backend: Any = None, *args: Any, **kwargs: Any) -> None:
+        original(process_group.translated_backend(backend), *args, **kwargs)
+
+    return init_process_group
+
+
+def _reducing(original: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(original)
+    def make_reducer(*args: Any, **kwargs: Any) -> Any:
+        # DDP's record of parameters without gradients is copied to its device through pinned memory, which needs a
+        # driver; a record on the host is sent as it is.
+        with factories.integers_on_host():
+            return original(*args, **kwargs)
+
+    return make_reducer
 
 
 def _clearing(original: Callable[[], None], weights: _CastWeights) -> Callable[[], None]:

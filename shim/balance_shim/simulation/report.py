@@ -26,13 +26,7 @@ def summary(usage: "tuple[DeviceUsage, ...]") -> str:
 
 
 def write(usage: "tuple[DeviceUsage, ...]") -> None:
-    """Write the table to standard error, if there still is one.
-
-    A process that never used a device writes nothing: ms-swift's command imports torch and then starts the trainer
-    in a process of its own, which reports.
-    """
-    if not any(device.peak for device in usage):
-        return
+    """Write the table to standard error, if there still is one."""
     try:
         sys.stderr.write(f"balance_shim: memory of the simulated devices\n{summary(usage)}\n")
         sys.stderr.flush()

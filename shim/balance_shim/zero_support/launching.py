@@ -98,7 +98,7 @@ ROWS = (
     _row(
         "simulated", "simulated devices", "refused", f"{_RELAUNCH}test_what_cannot_be_had_is_one_line[one device]",
         "BALANCE_SIMULATE",
-        "devices are simulated in one process, and ZeRO-3 needs several; unset BALANCE_SIMULATE and set BALANCE_NPROC "
+        "ZeRO-3 does not run on simulated devices; unset BALANCE_SIMULATE and set BALANCE_NPROC "
         "to train in that many processes on the CPU",
     ),
     _unrepeatable("notebook", "a notebook", "ipykernel, IPython or jupyter is the program"),

@@ -136,6 +136,8 @@ def ensure_launched() -> None:
     Raises:
         ZeroError: that is asked for and not possible.
     """
+    if simulation.is_active():
+        raise zero_support.refusal("simulated")
     if is_launched(os.environ):
         note_ignored_count(os.environ)
         return
@@ -144,8 +146,6 @@ def ensure_launched() -> None:
     if has_own_launcher(sys.orig_argv):
         return
     requirements.check()
-    if simulation.is_active():
-        raise zero_support.refusal("simulated")
     count = process_count()
     if count == 1 and state.settings().nproc is None and state.settings().offload == "none":
         raise zero_support.refusal("one_device")

@@ -1,0 +1,52 @@
+"""accelerate prepares a model on several devices for data-parallel training, which it refuses otherwise.
+
+`DistributedDataParallel` takes such models as they are, without `device_ids`. accelerate knows that, behind a variable
+(`ACCELERATE_BYPASS_DEVICE_MAP`), and refuses quantized ones all the same.
+"""
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from inspect import signature
+from typing import Any
+
+_VARIABLE = "ACCELERATE_BYPASS_DEVICE_MAP"
+
+
+@contextmanager
+def maps_allowed() -> Iterator[None]:
+    """Have accelerate accept models with a device map of several entries, and pass no `device_ids` to DDP."""
+    before = os.environ.get(_VARIABLE)
+    os.environ[_VARIABLE] = "true"
+    try:
+        yield
+    finally:
+        if before is None:
+            os.environ.pop(_VARIABLE, None)
+        else:
+            os.environ[_VARIABLE] = before
+
+
+def prepare_placed(
+    original: Callable[..., Any], accelerator: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:
+    """Call `original`, `Accelerator.prepare_model`, for a model that stays on its devices."""
+    given = signature(original).bind(accelerator, *args, **kwargs)
+    given.arguments["device_placement"] = False
+    model = given.arguments["model"]
+    with maps_allowed(), _quantized_map_hidden(model):
+        return original(*given.args, **given.kwargs)
+
+
+@contextmanager
+def _quantized_map_hidden(model: Any) -> Iterator[None]:
+    """Hide the map of a quantized model, by which alone accelerate sees that it is on several devices."""
+    hidden = []
+    if getattr(model, "is_loaded_in_8bit", False) or getattr(model, "is_loaded_in_4bit", False):
+        hidden = [module for module in model.modules() if "hf_device_map" in vars(module)]
+    maps = [vars(module).pop("hf_device_map") for module in hidden]
+    try:
+        yield
+    finally:
+        for module, device_map in zip(hidden, maps, strict=True):
+            module.hf_device_map = device_map

@@ -1,0 +1,113 @@
+"""The ranks of this machine, and which of its devices are this rank's."""
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+
+from .. import devices, log, state
+from ..units import counted
+from .links import fast_links
+from .shares import Share, divide
+
+# Of each launcher: this process among those of its machine, and how many these are. torchrun, accelerate and ms-swift;
+# deepspeed; Open MPI; MVAPICH2; Intel MPI.
+_NAMES = (
+    ("LOCAL_RANK", "LOCAL_WORLD_SIZE"),
+    ("LOCAL_RANK", "LOCAL_SIZE"),
+    ("OMPI_COMM_WORLD_LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_SIZE"),
+    ("MV2_COMM_WORLD_LOCAL_RANK", "MV2_COMM_WORLD_LOCAL_SIZE"),
+    ("MPI_LOCALRANKID", "MPI_LOCALNRANKS"),
+)
+
+
+@dataclass(frozen=True)
+class LocalRank:
+    """This process among the `count` processes that a launcher has started on this machine, counted from 0."""
+
+    index: int
+    count: int
+
+
+def local_rank(environ: Mapping[str, str]) -> LocalRank | None:
+    """Return which local rank this process is; None where no launcher has said so."""
+    for name, name_of_count in _NAMES:
+        index, count = _number(environ.get(name)), _number(environ.get(name_of_count))
+        if index is not None and count is not None and index < count:
+            return LocalRank(index, count)
+    local, tasks = _number(environ.get("SLURM_LOCALID")), _tasks_here(environ)
+    if local is not None and tasks is not None and local < tasks:
+        return LocalRank(local, tasks)
+    # A launcher that names ranks only: all of them are on this machine, as far as anybody can tell.
+    local, world = _number(environ.get("LOCAL_RANK")), _number(environ.get("WORLD_SIZE"))
+    return LocalRank(local, world) if local is not None and world is not None and local < world else None
+
+
+def world_size(environ: Mapping[str, str]) -> int:
+    """Return the number of ranks on all machines; 1 without a launcher."""
+    # ms-swift takes WORLD_SIZE away while it loads a model, for the sake of transformers 4.50 to 4.53.
+    text = environ.get("WORLD_SIZE") or environ.get("_PATCH_WORLD_SIZE") or "1"
+    return int(text) if text.isdigit() else 1
+
+
+def has_own_devices() -> bool:
+    """Return whether no other rank uses the devices on which this process places models."""
+    rank = local_rank(os.environ)
+    return world_size(os.environ) == 1 or (rank is not None and rank.count == 1) or own_share() is not None
+
+
+def own_share() -> Share | None:
+    """Return the devices of this rank, the one where its inputs arrive first.
+
+    None where a model may use all devices: no launcher has started several ranks here, or there are fewer devices than
+    ranks. Total memory decides, not what is free, which changes while other ranks load: all ranks get the same result.
+    """
+    rank = local_rank(os.environ)
+    return None if rank is None or rank.count == 1 else _share(rank)
+
+
+def all_shares(ranks: int) -> tuple[Share, ...]:
+    """Return the shares of the devices of this machine among `ranks`, which are no more than there are devices."""
+    totals = devices.totals(state.settings())
+    return divide(totals, ranks, fast_links(tuple(totals)))
+
+
+@lru_cache(maxsize=1)
+def _share(rank: LocalRank) -> Share | None:
+    there = len(devices.totals(state.settings()))
+    if there < rank.count:
+        if there > 1:
+            log.once(
+                "info", f"{counted(rank.count, 'rank')} for {counted(there, 'device')}: none gets a share of its own"
+            )
+        return None
+    shares = all_shares(rank.count)
+    kind = devices.accelerator_type()
+    log.info(
+        "replicas: "
+        + ", ".join(f"rank {index} on {kind}:{'+'.join(map(str, share))}" for index, share in enumerate(shares))
+    )
+    return shares[rank.index]
+
+
+def _number(text: str | None) -> int | None:
+    return int(text) if text and text.isdigit() else None
+
+
+def _tasks_here(environ: Mapping[str, str]) -> int | None:
+    """Return how many tasks `srun` has started on this node; None where it has started none.
+
+    SLURM writes the numbers of all nodes of the step: "4(x2),3" are 4, 4 and 3.
+    """
+    node = _number(environ.get("SLURM_NODEID"))
+    written = environ.get("SLURM_STEP_TASKS_PER_NODE", "")
+    if node is None or not written:
+        return None
+    numbers: list[int] = []
+    for part in written.split(","):
+        match = re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", part.strip())
+        if match is None:
+            return None
+        numbers += [int(match[1])] * int(match[2] or 1)
+    return numbers[node] if node < len(numbers) else None
