@@ -244,7 +244,7 @@ def test_started_plainly_it_runs_twice(way, tmp_path):
 
 REFUSALS = {
     "code": (["-c", "from transformers import TrainingArguments as A; A('o')"], {}, "python -c cannot be run"),
-    "one device": (["SCRIPT"], {"BALANCE_NPROC": "", "BALANCE_SIMULATE": "1x1GiB"}, "does not run on simulated devices"),
+    "one device": (["SCRIPT"], {"BALANCE_NPROC": "", "BALANCE_SIMULATE": "1x1GiB"}, "not run on simulated devices"),
     "no device": (["SCRIPT"], {"BALANCE_NPROC": ""}, "no accelerator here; BALANCE_NPROC=2"),
     "port in use": (["SCRIPT"], {"MASTER_PORT": "USED"}, "cannot be used (Address already in use)"),
     "no port": (["SCRIPT"], {"MASTER_PORT": "x"}, "MASTER_PORT='x' is not a port"),

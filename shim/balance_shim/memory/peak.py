@@ -16,10 +16,17 @@ class Schedule:
         accumulating: whether gradients of earlier micro-batches exist all the time.
         step_at_once: whether the optimizer takes all tensors of a device together, so that its temporaries add up, or
             one after the other.
+        replicated: whether the model is one of several replicas: `DistributedDataParallel` keeps buckets in which
+            gradients are added up, as large as all gradients together, from its first step on.
     """
 
     accumulating: bool = False
     step_at_once: bool = False
+    replicated: bool = False
+
+    def buckets(self, gradients: int) -> int:
+        """Return the bytes of the buckets for `gradients` bytes."""
+        return gradients if self.replicated else 0
 
 
 PLAIN = Schedule()
@@ -28,11 +35,11 @@ PLAIN = Schedule()
 class Composition:
     """The peak of a device whose blocks are added in the order of the forward pass, kept up to date at each one.
 
-    Weights and optimizer state are there throughout. Going forward, what blocks keep piles up. Going backward,
-    gradients appear as activations go: while a block runs backward there is what the blocks before it keep, and the
-    gradients of those behind it. With accumulation the gradients of earlier micro-batches exist all the time. In the
-    end all gradients are there, with what the optimizer needs for its step. Between steps there may be an evaluation,
-    which goes forward beside weights and optimizer state only.
+    Weights, optimizer state and the buckets of replicas are there throughout. Going forward, what blocks keep piles up.
+    Going backward, gradients appear as activations go: while a block runs backward there is what the blocks before it
+    keep, and the gradients of those behind it. With accumulation the gradients of earlier micro-batches exist all the
+    time. In the end all gradients are there, with what the optimizer needs for its step. Between steps there may be an
+    evaluation, which goes forward beside weights and optimizer state only.
     """
 
     __slots__ = (
@@ -49,7 +56,7 @@ class Composition:
     def add(self, cost: BlockCost) -> None:
         """Add a block behind the others."""
         self._forward, self._backward, self._step = self._moments_with(cost)
-        self._held += cost.weights + cost.optimizer
+        self._held += cost.weights + cost.optimizer + self._schedule.buckets(cost.gradients)
         self._optimizer += cost.optimizer
         self._gradients += cost.gradients
         self._activations += cost.activations
@@ -62,7 +69,7 @@ class Composition:
         forward, backward, step = self._moments_with(last)
         gradients = self._gradients + last.gradients
         throughout = gradients if self._schedule.accumulating else 0
-        held = self._held + last.weights + last.optimizer
+        held = self._held + last.weights + last.optimizer + self._schedule.buckets(last.gradients)
         evaluation = max(self._evaluation, self._evaluation_kept + last.evaluation)
         evaluation += self._evaluation_throughout + last.evaluation_throughout
         return held + max(throughout + max(forward, backward), gradients + step, evaluation)
@@ -70,7 +77,7 @@ class Composition:
     def whole(self) -> BlockCost:
         """Return the blocks so far as one block."""
         return BlockCost(
-            weights=self._held - self._optimizer,
+            weights=self._held - self._optimizer - self._schedule.buckets(self._gradients),
             gradients=self._gradients,
             optimizer=self._optimizer,
             activations=self._activations,
@@ -123,9 +130,10 @@ def peak_terms(costs: Sequence[BlockCost], schedule: Schedule = PLAIN) -> dict[s
     # Not all of a block's activations and gradients need be there at the moment when most is.
     gradients = min(gradients, whole)
     kept = min(kept, whole - gradients)
+    buckets = schedule.buckets(sum(cost.gradients for cost in costs))
     return {
         "weights": sum(cost.weights for cost in costs),
-        "gradients": gradients,
+        "gradients": gradients + buckets,
         "optimizer": sum(cost.optimizer for cost in costs),
         "activations": kept,
         "temporary": whole - gradients - kept,

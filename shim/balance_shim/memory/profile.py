@@ -103,7 +103,7 @@ def profile(
         loss_on_first: whether the model computes its loss where its inputs arrive; see `upstream/loss_device.py`.
     """
     optimizer = optimizer_named(workload.optimizer)
-    schedule = Schedule(workload.accumulation > 1, optimizer.at_once)
+    schedule = Schedule(workload.accumulation > 1, optimizer.at_once, workload.replicated)
     own = _own_parameters(model, blocks)
     tensors = _weight_bytes(model, blocks, own, parameter_bytes)
     weights = [sum(sizes) for sizes in tensors]

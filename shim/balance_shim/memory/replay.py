@@ -9,10 +9,12 @@ from dataclasses import astuple, dataclass
 from functools import lru_cache
 from typing import Any
 
+from ..units import MIB
 from ..virtual.allocator import Block, CachingAllocator, NoRoom
 from ..virtual.allocator_settings import CUDA, AllocatorSettings, Geometry
 
 STEPS = 3  # at most; what is reserved mostly no longer grows after the second one
+BUCKET = 25 * MIB  # `bucket_cap_mb` of DDP, by default
 MICRO_BATCHES = 2  # of a step with gradient accumulation; later ones are like the second
 
 
@@ -50,12 +52,14 @@ class DeviceRun:
         last: what follows the blocks in the forward pass: outputs that return to the first device.
         accumulating: whether a step has several micro-batches.
         step_at_once: whether the optimizer takes all tensors together, so that its temporaries exist at one time.
+        replicated: whether `DistributedDataParallel` keeps buckets for the gradients.
     """
 
     blocks: tuple[Record, ...]
     last: Record = NO_RECORD
     accumulating: bool = False
     step_at_once: bool = False
+    replicated: bool = False
 
 
 @dataclass(frozen=True)
@@ -88,6 +92,8 @@ class _Replay:
 
     def peaks(self, fits: bool) -> Replayed:
         self._load()
+        if self._run.replicated:
+            self._make_buckets()
         gradients: list[Block] = []
         before = -1
         for step in range(STEPS):
@@ -111,6 +117,17 @@ class _Replay:
         if sum(sizes):
             self._free([self._allocate(sum(sizes))])
         for size in sizes:
+            self._allocate(size)
+
+    def _make_buckets(self) -> None:
+        """Make the buckets of DDP: parameters from the last to the first, up to 25 MiB each."""
+        size = 0
+        for gradient in reversed([size for record in self._sequence for size in record.gradients]):
+            size += gradient
+            if size >= BUCKET:
+                self._allocate(size)
+                size = 0
+        if size:
             self._allocate(size)
 
     def _forward_and_backward(self, gradients: list[Block] | None) -> None:

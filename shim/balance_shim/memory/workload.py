@@ -33,6 +33,7 @@ class Workload:
         prefix_tokens: tokens for which each layer gets trained keys and values (prefix tuning).
         trains_ahead: whether something outside of the model trains and runs ahead of it, so that gradients pass through
             all of its layers.
+        replicated: whether DDP adds up the gradients of several replicas, in buckets of its own.
         guessed: whether nobody has said yet how long rows are, which decides more than anything else.
     """
 
@@ -50,6 +51,7 @@ class Workload:
     prompt_tokens: int = 0
     prefix_tokens: int = 0
     trains_ahead: bool = False
+    replicated: bool = False
     guessed: bool = field(default=False, compare=False)
 
     @property
@@ -75,13 +77,16 @@ class Workload:
         return asdict(self)
 
 
-def assume(settings: Settings, arguments: Any | None = None, longest: int | None = None) -> Workload:
+def assume(
+    settings: Settings, arguments: Any | None = None, longest: int | None = None, replicated: bool = False
+) -> Workload:
     """Return the workload to plan for while the Trainer is not there yet.
 
     Args:
         settings: what the user said (`BALANCE_BATCH_SIZE`, ...); goes before everything else.
         arguments: the script's `TrainingArguments`, if it has made them already.
         longest: the most positions that the model takes, which bounds the default sequence length.
+        replicated: whether the model is one of several replicas.
     """
     known = from_arguments(arguments) if arguments is not None else {}
     for name in ("batch_size", "seq_len", "tuning", "optimizer"):
@@ -98,7 +103,7 @@ def assume(settings: Settings, arguments: Any | None = None, longest: int | None
     guessed = "seq_len" not in known
     if guessed and longest is not None:
         known["seq_len"] = min(DEFAULT_SEQUENCE_LENGTH, longest)
-    return Workload(**known, guessed=guessed)
+    return Workload(**known, replicated=replicated, guessed=guessed)
 
 
 def from_arguments(arguments: TrainingArgumentsLike) -> dict[str, Any]:

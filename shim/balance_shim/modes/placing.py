@@ -1,6 +1,7 @@
 """Seam 1's work: from a model that is about to load to the plan in force, whoever made the map."""
 
 import gc
+import os
 from dataclasses import replace
 from typing import Any
 
@@ -36,7 +37,7 @@ def request_for(load: ModelLoad, usable: tuple[Device, ...], **more: Any) -> Req
     return Request.from_settings(
         settings,
         load.model,
-        assume(settings, placed_models.arguments(), longest_row(load.model.config)),
+        assume(settings, placed_models.arguments(), longest_row(load.model.config), ranks.world_size(os.environ) > 1),
         usable,
         no_split=load.no_split,
         parameter_bytes=load.parameter_bytes,

@@ -279,7 +279,8 @@ def _run(costed: CostedModel, device_map: DeviceMap, device: Device, first_devic
         return None
     records = tuple(record for record in here if record is not None)
     last = costed.first_record if device.index == first_device.index else Record()
-    return DeviceRun(records, last, costed.schedule.accumulating, costed.schedule.step_at_once)
+    schedule = costed.schedule
+    return DeviceRun(records, last, schedule.accumulating, schedule.step_at_once, schedule.replicated)
 
 
 def lower_bound(costed: CostedModel, devices: Sequence[Device]) -> int:
@@ -290,8 +291,9 @@ def lower_bound(costed: CostedModel, devices: Sequence[Device]) -> int:
     blocks some of p devices holds n + 1. On one device there is but one map.
     """
     costs, schedule = costed.costs, costed.schedule
-    at_the_step = [cost.weights + cost.optimizer + cost.gradients for cost in costs]
-    between_passes = [cost.weights + cost.optimizer + cost.activations for cost in costs]
+    held = [cost.weights + cost.optimizer + schedule.buckets(cost.gradients) for cost in costs]
+    at_the_step = [size + cost.gradients for size, cost in zip(held, costs, strict=True)]
+    between_passes = [size + cost.activations for size, cost in zip(held, costs, strict=True)]
     if schedule.accumulating:
         between_passes = [size + cost.gradients for size, cost in zip(between_passes, costs, strict=True)]
     if schedule.step_at_once:

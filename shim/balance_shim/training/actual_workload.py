@@ -30,6 +30,7 @@ def actual_workload(
     longest = sequence_length.of_trainer(trainer)
     if longest is not None and not state.settings().seq_len:
         fields.setdefault("seq_len", longest)
+    fields["replicated"] = _has_buckets(trainer)
     fields["tuning"] = tuning(trainer.model)
     fields |= trained_ahead(trainer.model)
     setting = state.settings().gradient_checkpointing
@@ -48,6 +49,12 @@ def actual_workload(
     guessed = assumed.guessed and "seq_len" not in fields and batch is None
     workload = replace(assumed, **fields, guessed=guessed)
     return workload, batch
+
+
+def _has_buckets(trainer: Any) -> bool:
+    """Whether DDP will keep buckets beside the gradients: unless its `gradient_as_bucket_view` is asked for."""
+    options = getattr(getattr(trainer, "accelerator", None), "ddp_handler", None)
+    return bool(trainer.args.world_size > 1 and not getattr(options, "gradient_as_bucket_view", False))
 
 
 def tuning(model: Any) -> Tuning:
