@@ -1,12 +1,14 @@
 """The memory of one block in training, in bytes."""
 
-from dataclasses import dataclass, replace
-from typing import Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
 TERMS = ("weights", "gradients", "optimizer", "activations", "temporary", "overhead")
 
 
 # How the costs of a model were found.
+LAST = 1 << 60  # the rank of what is behind all blocks
 TRACED = "traced"  # what plans note on costs of which all were traced; anything else tells what was not, and why
 CostSource = Literal["trace", "blockwise trace", "formula", "formula after time-out"]
 
@@ -14,6 +16,31 @@ CostSource = Literal["trace", "blockwise trace", "formula", "formula after time-
 def is_estimate(source: CostSource) -> bool:
     """Whether no trace was had, so that figures may be far off."""
     return source.startswith("formula")
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One of several times at which a block, or the first device, computes in a pass, in bytes.
+
+    Activations and residue are changes, which may be negative: a later phase frees what an earlier one made.
+
+    Attributes:
+        rank: its place in the forward pass; see `BlockCost.rank`.
+        activations: what it adds to what is kept until the backward pass.
+        forward: the most that is there beyond what earlier phases keep.
+        backward: the most that is there in its backward pass, beyond what earlier phases keep and later ones left.
+        residue: what its backward pass leaves for those of earlier phases, parameter gradients not counted.
+    """
+
+    rank: int = field(compare=False)
+    activations: int = 0
+    forward: int = 0
+    backward: int = 0
+    residue: int = 0
+
+    def scaled(self, factor: float) -> "Phase":
+        sizes = (self.activations, self.forward, self.backward, self.residue)
+        return Phase(self.rank, *(int(size * factor) for size in sizes))
 
 
 @dataclass(frozen=True)
@@ -32,6 +59,11 @@ class BlockCost:
         evaluation: the most that running forward adds in an evaluation, where gradients are not there.
         evaluation_kept: what of that is there until the batch has been evaluated.
         evaluation_throughout: what an evaluation holds all the time, such as the outputs of batches before.
+        residue: what its backward pass leaves behind, gradients not counted; see `Phase`.
+        rank: its place in the forward pass as it was traced; blocks of the same rank keep the order of the chain.
+        phases: where it computes at several times, with other blocks in between (an embedding whose output pictures are
+            merged into after the tower has run): what it takes in each. `activations`, `forward` and `backward` are
+            then those of all phases together.
     """
 
     weights: int = 0
@@ -44,6 +76,51 @@ class BlockCost:
     evaluation: int = 0
     evaluation_kept: int = 0
     evaluation_throughout: int = 0
+    residue: int = 0
+    rank: int = field(default=0, compare=False)
+    phases: tuple[Phase, ...] = ()
+
+    @classmethod
+    def from_json(cls, found: Mapping[str, Any]) -> "BlockCost":
+        """Return the cost that `dataclasses.asdict` has been called on."""
+        return cls(**{**found, "phases": tuple(Phase(**phase) for phase in found["phases"])})
+
+    def in_phases(self) -> "list[BlockCost]":
+        """Return a cost for each phase; the first has the weights, gradients, optimizer state and evaluation."""
+        if not self.phases:
+            return [self]
+        first, *others = (
+            BlockCost(
+                activations=phase.activations,
+                forward=phase.forward,
+                backward=phase.backward,
+                residue=phase.residue,
+                rank=phase.rank,
+            )
+            for phase in self.phases
+        )
+        parts = ("activations", "forward", "backward", "residue", "rank", "phases")
+        return [replace(self, **{name: getattr(first, name) for name in parts}), *others]
+
+    def with_more(self, kept: int = 0, passing: int = 0) -> "BlockCost":
+        """Return the cost with `kept` more bytes of activations, and `passing` more in each pass."""
+        phases = self.phases
+        if phases:
+            first = phases[0]
+            more = replace(
+                first,
+                activations=first.activations + kept,
+                forward=first.forward + passing,
+                backward=first.backward + passing,
+            )
+            phases = (more, *phases[1:])
+        return replace(
+            self,
+            activations=self.activations + kept,
+            forward=self.forward + passing,
+            backward=self.backward + passing,
+            phases=phases,
+        )
 
     def in_training(self) -> "BlockCost":
         """Return the cost without that of evaluations."""

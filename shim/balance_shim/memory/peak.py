@@ -1,7 +1,7 @@
 """Compose the peak of a device from its blocks over time."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from .cost import BlockCost
 
@@ -39,17 +39,18 @@ class Composition:
     Going backward, gradients appear as activations go: while a block runs backward there is what the blocks before it
     keep, and the gradients of those behind it. With accumulation the gradients of earlier micro-batches exist all the
     time. In the end all gradients are there, with what the optimizer needs for its step. Between steps there may be an
-    evaluation, which goes forward beside weights and optimizer state only.
+    evaluation, which goes forward beside weights and optimizer state only. The phases of a block do not count here; see
+    `in_order`.
     """
 
     __slots__ = (
         "_activations", "_backward", "_evaluation", "_evaluation_kept", "_evaluation_throughout", "_forward",
-        "_gradients", "_held", "_optimizer", "_schedule", "_step",
+        "_gradients", "_held", "_optimizer", "_residue", "_schedule", "_step",
     )  # fmt: skip
 
     def __init__(self, schedule: Schedule = PLAIN) -> None:
         self._schedule = schedule
-        self._held = self._optimizer = self._gradients = self._activations = self._step = 0
+        self._held = self._optimizer = self._gradients = self._activations = self._step = self._residue = 0
         self._forward = self._backward = 0  # the most in each pass, without what is there throughout
         self._evaluation = self._evaluation_kept = self._evaluation_throughout = 0
 
@@ -59,6 +60,7 @@ class Composition:
         self._held += cost.weights + cost.optimizer + self._schedule.buckets(cost.gradients)
         self._optimizer += cost.optimizer
         self._gradients += cost.gradients
+        self._residue += cost.residue
         self._activations += cost.activations
         self._evaluation = max(self._evaluation, self._evaluation_kept + cost.evaluation)
         self._evaluation_kept += cost.evaluation_kept
@@ -87,26 +89,32 @@ class Composition:
             evaluation=self._evaluation,
             evaluation_kept=self._evaluation_kept,
             evaluation_throughout=self._evaluation_throughout,
+            residue=self._residue,
         )
 
     def _moments_with(self, cost: BlockCost) -> tuple[int, int, int]:
         """Return the most in the forward pass, in the backward pass and in the step, with `cost` as the last block."""
         forward = max(self._forward, self._activations + cost.forward)
         # Backward comes to this block first, so every moment of the earlier ones has its gradients, too.
-        arriving = 0 if self._schedule.accumulating else cost.gradients
+        arriving = cost.residue + (0 if self._schedule.accumulating else cost.gradients)
         backward = max(self._backward + arriving, self._activations + cost.backward)
         step = self._step + cost.step if self._schedule.step_at_once else max(self._step, cost.step)
         return forward, backward, step
 
 
 def peak(costs: Iterable[BlockCost], schedule: Schedule = PLAIN) -> int:
-    """Return the most bytes that a device holds at once in a training step with these blocks, in forward order."""
-    return _composed(costs, schedule).peak()
+    """Return the most bytes that a device holds at once in a training step with these blocks, in forward order.
+
+    Where costs have ranks, these are the order.
+    """
+    return _composed(in_order(costs), schedule).peak()
 
 
 def peak_terms(costs: Sequence[BlockCost], schedule: Schedule = PLAIN) -> dict[str, int]:
     """Return what `peak(costs, schedule)` is made of, in bytes by term, at the moment when it occurs."""
+    costs = in_order(costs)
     gradients = sum(cost.gradients for cost in costs)
+    left = sum(cost.residue for cost in costs)
     combine = sum if schedule.step_at_once else max
     # Each moment: gradients, activations, and the whole.
     step = combine([cost.step for cost in costs] or [0])
@@ -116,8 +124,9 @@ def peak_terms(costs: Sequence[BlockCost], schedule: Schedule = PLAIN) -> dict[s
         kept = activations + cost.activations
         there = gradients if schedule.accumulating else 0
         moments.append((there, kept, there + activations + cost.forward))
+        left -= cost.residue
         grown = gradients if schedule.accumulating else behind
-        rest = grown if schedule.accumulating else behind - cost.gradients
+        rest = left + (grown if schedule.accumulating else behind - cost.gradients)
         moments.append((grown, kept, rest + activations + cost.backward))
         activations = kept
         behind -= cost.gradients
@@ -171,9 +180,16 @@ class RunPeaks:
         return peaks
 
 
+def in_order(costs: Iterable[BlockCost]) -> list[BlockCost]:
+    """Return `costs` with a cost for each phase, by rank."""
+    return sorted((part for cost in costs for part in cost.in_phases()), key=lambda cost: cost.rank)
+
+
 def merged(costs: Iterable[BlockCost], schedule: Schedule = PLAIN) -> BlockCost:
     """Return the cost of blocks that follow each other on one device, as one."""
-    return _composed(costs, schedule).whole()
+    costs = list(costs)
+    whole = _composed(in_order(costs), schedule).whole()
+    return replace(whole, rank=min((cost.rank for cost in costs), default=0))
 
 
 def _composed(costs: Iterable[BlockCost], schedule: Schedule) -> Composition:

@@ -8,7 +8,7 @@ from ..optimizers import Optimizer, optimizer_named
 from . import estimate, replay
 from .blocks import Block
 from .colocation import NO_CONSTRAINTS, Constraints, of_the_loss
-from .cost import TRACED, BlockCost, CostSource
+from .cost import LAST, TRACED, BlockCost, CostSource, Phase
 from .peak import Schedule
 from .recomputation import is_supported
 from .replay import Record
@@ -72,8 +72,8 @@ class Profile:
     @classmethod
     def from_json(cls, found: Mapping[str, Any]) -> "Profile":
         """Return the profile that `to_json` has been called on."""
-        costs = tuple(BlockCost(**cost) for cost in found["costs"])
-        first, schedule = BlockCost(**found["first"]), Schedule(**found["schedule"])
+        costs = tuple(map(BlockCost.from_json, found["costs"]))
+        first, schedule = BlockCost.from_json(found["first"]), Schedule(**found["schedule"])
         constraints, unreached = Constraints.from_json(found["constraints"]), frozenset(found["unreached"])
         attention = tuple(found["math_attention"]), found["repeats_grouped_keys"]
         first_record, *records = replay.from_json(found["records"])
@@ -110,12 +110,12 @@ def profile(
     found, method, source = _trace(model, blocks, workload, trains, batch, loss_on_first)
     supposed = replace(workload, gradient_checkpointing=workload.gradient_checkpointing and is_supported(model))
     embeddings = _embeddings(model)
-    fresh = _fresh_gradients(model, blocks, own, workload, trains)
+    fresh = {} if found and found.ranks else _fresh_gradients(model, blocks, own, workload, trains)
     costs = []
     records: list[Record | None] = []
     untraced = []
     for block, held_weights, sizes in zip(blocks, weights, tensors, strict=True):
-        cost = _traced_cost(block, held_weights, found, optimizer) if found else None
+        cost = _traced_cost(block, held_weights, found, optimizer, schedule) if found else None
         records.append(_record(block, sizes, found, optimizer) if found and cost is not None else None)
         if cost is None:
             if found and own[block.name]:
@@ -128,8 +128,8 @@ def profile(
         if block.name in fresh:
             arriving = 0 if schedule.accumulating else cost.gradients
             cost = replace(cost, backward=max(cost.backward, arriving) + fresh[block.name])
-        costs.append(cost)
-    first = _traced_first(found.first) if found else _returned(blocks, costs)
+        costs.append(replace(cost, rank=found.ranks.get(block.name, 0)) if found else cost)
+    first = _traced_first(found, workload) if found else _returned(blocks, costs)
     if untraced:
         method = f"{method}, but for {_listed(untraced)}, which that does not reach: estimated by a formula"
     constraints = found.constraints if found else of_the_loss(blocks) if loss_on_first else NO_CONSTRAINTS
@@ -137,7 +137,7 @@ def profile(
     unreached = frozenset(block.name for block in blocks if block.parameters and block.name not in reached)
     if found and batch is None and not found.loss_seen and takes_targets(model):
         unreached |= of_the_loss(blocks).on_first  # nobody has seen where they meet their targets
-    first_record = Record(forward=found.first.allocations[0], backward=found.first.allocations[1]) if found else None
+    first_record = replace(replay.record_of(found.first.phases), weights=(first.weights,)) if found else None
     return Profile(
         tuple(costs),
         first,
@@ -187,7 +187,9 @@ def takes_targets(model: "nn.Module") -> bool:
     return bool(targets_of(model))
 
 
-def _traced_cost(block: Block, weights: int, found: "Traced", optimizer: Optimizer) -> BlockCost | None:
+def _traced_cost(
+    block: Block, weights: int, found: "Traced", optimizer: Optimizer, schedule: Schedule
+) -> BlockCost | None:
     """Return the cost of `block` as the trace has it; None if it was not reached."""
     speaker = found.speaks_for[block.name]
     if speaker not in found.trained:  # of a part that was not traced
@@ -206,6 +208,34 @@ def _traced_cost(block: Block, weights: int, found: "Traced", optimizer: Optimiz
         forward=held.forward,
         backward=held.backward,
         step=optimizer.step_bytes(trained),
+        phases=_phases(held, found, 0 if schedule.accumulating else gradients) if _is_alone(block, found) else (),
+    )
+
+
+def _is_alone(block: Block, found: "Traced") -> bool:
+    """Whether `block` was traced itself and speaks for no other, so that its phases are when it computes."""
+    speakers = found.speaks_for
+    return sum(speaker == speakers[block.name] for speaker in speakers.values()) == 1
+
+
+def _phases(held: "Held", found: "Traced", gradients: int) -> tuple[Phase, ...]:
+    """Return the phases of a device; none for a single one, or where they cannot be compared with other blocks'.
+
+    Args:
+        gradients: bytes of gradients that appear in the backward pass; they count as the first phase's, whose backward
+            pass is the last one.
+    """
+    if len(held.phases) < 2 or not found.ranks:
+        return ()
+    return tuple(
+        Phase(
+            rank=phase.start,
+            activations=phase.kept,
+            forward=phase.most_forward,
+            backward=phase.most_backward,
+            residue=phase.left - (0 if number else gradients),
+        )
+        for number, phase in enumerate(held.phases)
     )
 
 
@@ -215,18 +245,30 @@ def _record(block: Block, weights: list[int], found: "Traced", optimizer: Optimi
     held, trained = found.held.get(speaker), found.trained[speaker]
     if held is None:  # a follower: its allocations are among those of the block that it shares a device with
         return Record(weights=tuple(weights))
-    return Record(
+    return replace(
+        replay.record_of(held.phases),
         weights=tuple(weights),
         gradients=tuple(each.numel() * each.element_size() for each in trained),
         state=optimizer.state_tensors(trained),
         step=optimizer.step_tensors(trained),
-        forward=held.allocations[0],
-        backward=held.allocations[1],
     )
 
 
-def _traced_first(held: "Held") -> BlockCost:
-    return BlockCost(activations=held.kept, forward=held.forward, backward=held.backward)
+def _traced_first(found: "Traced", workload: Workload) -> BlockCost:
+    """Return the cost of the device where inputs arrive; its last phase, where outputs return, is behind all blocks.
+
+    The Trainer has the inputs of all micro-batches of a step there at once, until the optimizer has taken it
+    (`Trainer.get_batch_samples`, from transformers 4.46 on).
+    """
+    held = found.first
+    return BlockCost(
+        weights=found.inputs * workload.accumulation,
+        activations=held.kept,
+        forward=held.forward,
+        backward=held.backward,
+        rank=held.phases[-1].start if held.phases and found.ranks else LAST,
+        phases=_phases(held, found, 0),
+    )
 
 
 def _estimated_cost(
@@ -341,7 +383,7 @@ def _weight_bytes(
 def _returned(blocks: Sequence[Block], costs: Sequence[BlockCost]) -> BlockCost:
     """Return the copy of the outputs that arrives on the first device, where nothing was traced."""
     logits = sum(cost.activations for block, cost in zip(blocks, costs, strict=True) if block.role == "head")
-    return BlockCost(forward=logits)
+    return BlockCost(forward=logits, rank=LAST)
 
 
 def _listed(names: Sequence[str]) -> str:

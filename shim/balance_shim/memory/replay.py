@@ -1,17 +1,21 @@
 """What a device's caching allocator reserves in training: the allocations that the trace saw, replayed on its model.
 
 In a trace each block has a device of its own, so the order of allocations and frees on a device is that of a block. For
-the blocks of a real device these records follow each other: forward in the order of the blocks, backward in reverse.
+the blocks of a real device these records follow each other: forward in the order of the blocks, backward in reverse. A
+block that computes at several times of a pass has several phases, with those of other blocks in between.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..units import MIB
 from ..virtual.allocator import Block, CachingAllocator, NoRoom
 from ..virtual.allocator_settings import CUDA, AllocatorSettings, Geometry
+
+if TYPE_CHECKING:
+    from .tracing.phases import TracedPhase
 
 STEPS = 3  # at most; what is reserved mostly no longer grows after the second one
 BUCKET = 25 * MIB  # `bucket_cap_mb` of DDP, by default
@@ -30,6 +34,8 @@ class Record:
         forward: allocations (bytes, from 0) and frees (-1 - number of the allocation) in order.
         backward: the same in the backward pass, with the numbering going on. Without gradient accumulation what is
             never freed are the gradients.
+        later: (forward, backward) of each phase but the first one; the numbering goes through all of them, forward and
+            then in reverse.
     """
 
     weights: tuple[int, ...] = ()
@@ -38,9 +44,22 @@ class Record:
     step: tuple[int, ...] = ()
     forward: tuple[int, ...] = ()
     backward: tuple[int, ...] = ()
+    later: tuple[tuple[tuple[int, ...], tuple[int, ...]], ...] = ()
+
+    @property
+    def phases(self) -> tuple[tuple[tuple[int, ...], tuple[int, ...]], ...]:
+        return ((self.forward, self.backward), *self.later)
 
 
 NO_RECORD = Record()
+
+
+def record_of(phases: "Sequence[TracedPhase]") -> Record:
+    """Return the record of what a device allocated in a trace, without weights and optimizer."""
+    if not phases:
+        return NO_RECORD
+    first, *later = ((tuple(phase.forward), tuple(phase.backward)) for phase in phases)
+    return Record(forward=first[0], backward=first[1], later=tuple(later))
 
 
 @dataclass(frozen=True)
@@ -53,6 +72,8 @@ class DeviceRun:
         accumulating: whether a step has several micro-batches.
         step_at_once: whether the optimizer takes all tensors together, so that its temporaries exist at one time.
         replicated: whether `DistributedDataParallel` keeps buckets for the gradients.
+        order: the phases of blocks and `last` in forward order, as (position, number of the phase); the position of
+            `last` is the number of blocks. Empty: all phases of a block at its own place.
     """
 
     blocks: tuple[Record, ...]
@@ -60,6 +81,7 @@ class DeviceRun:
     accumulating: bool = False
     step_at_once: bool = False
     replicated: bool = False
+    order: tuple[tuple[int, int], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -87,6 +109,9 @@ class _Replay:
     def __init__(self, run: DeviceRun, allocator: CachingAllocator) -> None:
         self._run, self._allocator = run, allocator
         self._sequence = (*run.blocks, run.last)
+        self._order = run.order or tuple(
+            (position, phase) for position, record in enumerate(self._sequence) for phase in range(len(record.phases))
+        )
         self._live: list[dict[int, Block]] = [{} for _ in self._sequence]
         self._held = self._peak = 0
 
@@ -133,12 +158,13 @@ class _Replay:
     def _forward_and_backward(self, gradients: list[Block] | None) -> None:
         """Run a micro-batch. Without room for `gradients` among the records they are made here."""
         counters = [0] * len(self._sequence)
-        for number, record in enumerate(self._sequence):
-            self._play(number, record.forward, counters)
-        for number, record in reversed(list(enumerate(self._sequence))):
-            if gradients is not None:
+        for number, phase in self._order:
+            self._play(number, self._sequence[number].phases[phase][0], counters)
+        for number, phase in reversed(self._order):
+            record = self._sequence[number]
+            if gradients is not None and not phase:
                 gradients += map(self._allocate, record.gradients)
-            self._play(number, record.backward, counters)
+            self._play(number, record.phases[phase][1], counters)
         if self._run.accumulating:
             for live in self._live:
                 self._free(live.values())
@@ -191,5 +217,11 @@ def to_json(records: Sequence[Record | None]) -> dict[str, Any]:
 
 def from_json(found: Mapping[str, Any]) -> tuple[Record | None, ...]:
     """Return the records that `to_json` has been called on."""
-    distinct = [Record(*map(tuple, fields)) for fields in found["distinct"]]
+    distinct = [_record_from(fields) for fields in found["distinct"]]
     return tuple(None if number is None else distinct[number] for number in found["numbers"])
+
+
+def _record_from(fields: Sequence[Any]) -> Record:
+    *sizes, later = fields
+    phases = tuple((tuple(forward), tuple(backward)) for forward, backward in later)
+    return replace(Record(*map(tuple, sizes)), later=phases)

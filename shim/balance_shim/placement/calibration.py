@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from ..devices import Device
 from ..map_file import DeviceMap
-from ..memory.cost import BlockCost
+from ..memory.cost import BlockCost, Phase
 from ..memory.peak import Schedule, peak
 from .plan import CostedModel, device_of
 
@@ -87,4 +87,12 @@ def scaled(cost: BlockCost, kept: float, step: float) -> BlockCost:
         forward=int(cost.forward * kept),
         backward=gradients + int((cost.backward - gradients) * kept),
         step=int(cost.step * step),
+        phases=tuple(_scaled(phase, kept, gradients) for phase in cost.phases),
     )
+
+
+def _scaled(phase: Phase, factor: float, gradients: int) -> Phase:
+    """Return `phase` with the share of its backward pass that may be `gradients` left as it is."""
+    known = max(0, min(gradients, phase.backward))
+    less = replace(phase, backward=phase.backward - known).scaled(factor)
+    return replace(less, backward=less.backward + known)

@@ -75,7 +75,11 @@ def chain_of(costed: CostedModel, whole_tower: bool) -> Chain:
 
 
 def _followed(costed: CostedModel) -> list[Link]:
-    """Return a link for each block, with those that follow it: rotary embeddings, single tensors."""
+    """Return a link for each block, with those that follow it: rotary embeddings, single tensors.
+
+    They are in the order in which a trace saw them run. An embedding, which the library registers behind the tower of a
+    vision-language model, runs ahead of it.
+    """
     members: dict[int, list[int]] = {}
     for position, lead in enumerate(anchors(costed.blocks)):
         members.setdefault(lead, []).append(position)
@@ -84,7 +88,7 @@ def _followed(costed: CostedModel) -> list[Link]:
             tuple(costed.blocks[position] for position in [lead, *(other for other in members[lead] if other != lead)]),
             merged((costed.costs[position] for position in members[lead]), costed.schedule),
         )
-        for lead in sorted(members)
+        for lead in sorted(members, key=lambda lead: (costed.costs[lead].rank, lead))
     ]
 
 

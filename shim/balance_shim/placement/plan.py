@@ -271,16 +271,22 @@ def _attention_notes(costed: CostedModel, devices: Sequence[Device]) -> list[str
 def _run(costed: CostedModel, device_map: DeviceMap, device: Device, first_device: Device) -> DeviceRun | None:
     """Return what happens on `device`; None if a block there was not traced."""
     here = [
-        record
-        for block, record in zip(costed.blocks, costed.records, strict=False)
+        (cost, record)
+        for block, cost, record in zip(costed.blocks, costed.costs, costed.records, strict=False)
         if _place(block, device_map) == device.index
     ]
-    if costed.first_record is None or any(record is None for record in here):
+    if costed.first_record is None or any(record is None for _, record in here):
         return None
-    records = tuple(record for record in here if record is not None)
-    last = costed.first_record if device.index == first_device.index else Record()
+    here.append((costed.first, costed.first_record) if device.index == first_device.index else (NOTHING, Record()))
+    ranked = sorted(
+        (cost.phases[phase].rank if phase < len(cost.phases) else cost.rank, position, phase)
+        for position, (cost, record) in enumerate(here)
+        for phase in range(len(record.phases) if record is not None else 0)
+    )
+    *records, last = (record for _, record in here if record is not None)
+    order = tuple((position, phase) for _, position, phase in ranked)
     schedule = costed.schedule
-    return DeviceRun(records, last, schedule.accumulating, schedule.step_at_once, schedule.replicated)
+    return DeviceRun(tuple(records), last, schedule.accumulating, schedule.step_at_once, schedule.replicated, order)
 
 
 def lower_bound(costed: CostedModel, devices: Sequence[Device]) -> int:

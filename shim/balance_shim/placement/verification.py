@@ -140,7 +140,7 @@ _ARRIVING = "inputs and outputs"  # beside the names of blocks, which have no sp
 
 
 def _raised(cost: BlockCost, by: int) -> BlockCost:
-    return replace(cost, forward=cost.forward + by, backward=cost.backward + by)
+    return cost.with_more(passing=by)
 
 
 def _ran_on(

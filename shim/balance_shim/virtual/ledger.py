@@ -7,7 +7,7 @@ one dies, which is when `weakref` reports it.
 import threading
 import weakref
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -60,7 +60,8 @@ class Ledger:
         self._storages: dict[int, _Held] = {}
         self._dead: deque[_Held] = deque()
         self._lock = threading.Lock()  # transformers fills a model from several threads
-        self._records: list[list[int]] | None = None
+        self._record: list[tuple[int, int, int]] | None = None
+        self._clock: Callable[[], int] = int
         self._numbers = [0] * len(names)
         self._allocators: tuple[CachingAllocator, ...] = ()
         settings = allocator_settings.read()
@@ -189,21 +190,26 @@ class Ledger:
         )
 
     @contextmanager
-    def recording(self) -> Iterator[list[list[int]]]:
-        """Yield a list for each device that fills with its allocations (bytes, from 0) and frees (-1 - number).
+    def recording(self, clock: Callable[[], int] = int) -> Iterator[list[tuple[int, int, int]]]:
+        """Yield a list that fills with (device, event, time): allocations (bytes, from 0) and frees (-1 - number).
 
         Allocations are numbered from 0 in their order on the device, from the start of the record. Storages that lived
-        before are not in it.
+        before are not in it. `clock` tells the time; by default it is always 0.
         """
         self._settle()
-        records: list[list[int]] = [[] for _ in self.names]
-        self._records, self._numbers = records, [0] * len(self.names)
+        record: list[tuple[int, int, int]] = []
+        self._record, self._numbers, self._clock = record, [0] * len(self.names), clock
         for held in self._storages.values():
             held.number = -1
         try:
-            yield records
+            yield record
         finally:
-            self._records = None
+            self._record = None
+
+    @property
+    def events(self) -> int | None:
+        """The number of events recorded so far; None without a record."""
+        return None if self._record is None else len(self._record)
 
     def settle(self) -> None:
         """Count what has died; without a need for it, but for where a record is cut."""
@@ -224,10 +230,10 @@ class Ledger:
         """Count `size` bytes on a device; return the allocator's block and the number of the allocation."""
         block = self._allocate(size, index)
         number = -1
-        if self._records is not None:
+        if self._record is not None:
             number = self._numbers[index]
             self._numbers[index] += 1
-            self._records[index].append(size)
+            self._record.append((index, size, self._clock()))
         self._live[index] += size
         if self._live[index] > self._peak[index]:
             self._peak[index] = self._live[index]
@@ -238,8 +244,8 @@ class Ledger:
         if held.block is not None:
             self._allocators[held.index].free(held.block)
             held.block = None
-        if self._records is not None and held.number >= 0:
-            self._records[held.index].append(-1 - held.number)
+        if self._record is not None and held.number >= 0:
+            self._record.append((held.index, -1 - held.number, self._clock()))
 
     def _allocate(self, size: int, index: int) -> Block | None:
         """Return the allocator's block for `size` bytes; None where there is no allocator, or nothing to allocate.

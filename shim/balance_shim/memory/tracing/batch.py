@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils._pytree import tree_map_only
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from ...virtual.machine import Machine
 from .machine import traced
@@ -21,3 +21,9 @@ def on_first_device(batch: Mapping[str, Any], model: nn.Module, machine: Machine
         for name, each in batch.items()
         if anything or name in accepted
     }
+
+
+def size_of(batch: Mapping[str, Any]) -> int:
+    """Return the bytes of the tensors in `batch`."""
+    tensors = (each for each in tree_leaves(dict(batch)) if isinstance(each, torch.Tensor))
+    return sum(each.numel() * each.element_size() for each in tensors)

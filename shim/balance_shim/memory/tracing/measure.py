@@ -99,7 +99,21 @@ def _trace(
         constraints,
         reached=reached,
         loss_seen=not TARGETS.isdisjoint(fed),
+        ranks=_ranks(blocks, placed.began),
+        inputs=placed.inputs,
     )
+
+
+def _ranks(blocks: Sequence[Block], began: Mapping[str, int]) -> dict[str, int]:
+    """Return block name -> when it began, the number of an event; of one that was not called, when the one ahead did.
+
+    Layers that another one speaks for are not called. They follow the layer ahead of them in the chain.
+    """
+    ranks: dict[str, int] = {}
+    last = 0
+    for block in blocks:
+        last = ranks[block.name] = began.get(block.name, last)
+    return ranks
 
 
 def run_placed(
@@ -135,6 +149,7 @@ def run_placed(
         origins = Origins(twin, devices, machine)
         try:
             arriving = batch.on_first_device(fed, model, machine)
+            inputs = batch.size_of(arriving)
             held = training_step(twin, arriving, workload, machine, supposed, switches)
         except TakesTooLong:
             raise
@@ -143,7 +158,7 @@ def run_placed(
             raise
         origins.check()
         del twin
-    return Placed(held, trained, origins.reached)
+    return Placed(held, trained, origins.reached, origins.began, inputs)
 
 
 def _drop_no_layers(twin: nn.Module) -> None:

@@ -44,7 +44,8 @@ class Origins:
             blocks: the names of those that run, and of layers that others speak for.
         """
         self._run: Callable[..., Any] = TracedTensor.run
-        self._devices = machine.devices
+        self._devices, self._ledger = machine.devices, machine.ledger
+        self.began: dict[str, int] = {}  # block name -> the number of the recorded event ahead of which it was called
         self._running: list[str] = []
         self._met: dict[frozenset[str | None], str] = {}
         self._reached: set[str | None] = set()
@@ -73,6 +74,8 @@ class Origins:
     def _begins(self, name: str, args: Any, kwargs: Any) -> tuple[Any, Any]:
         self._running.append(name)
         self._reached.add(name)
+        if name not in self.began and self._ledger.events is not None:
+            self.began[name] = self._ledger.events
         return args, kwargs
 
     def _ends(self) -> None:

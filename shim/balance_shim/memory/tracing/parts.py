@@ -65,6 +65,7 @@ def trace_parts(
         note=f"traced block by block, because {whole}",
         reached=found[0].reached,
         loss_seen=found[0].loss_seen,
+        inputs=sum(part.inputs for part in found),
     )
 
 
@@ -106,6 +107,7 @@ def _part(
         found.constraints.renamed(outer),
         reached=frozenset(map(outer, found.reached)),
         loss_seen=found.loss_seen,
+        inputs=found.inputs,
     )
 
 

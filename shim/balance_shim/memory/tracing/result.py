@@ -1,12 +1,14 @@
 """The result of a trace."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from ..colocation import NO_CONSTRAINTS, Constraints
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from .phases import TracedPhase
 
 
 @dataclass(frozen=True)
@@ -18,14 +20,14 @@ class Held:
         kept: at its end, when only what backward needs is left.
         backward: the most in the backward pass; gradients of earlier micro-batches do not count.
         ran: whether anything was computed there.
-        allocations: (in the forward pass, in the backward pass), each in order; see `memory.replay.Record`.
+        phases: when it computed, in order; none where it did not.
     """
 
     forward: int
     kept: int
     backward: int
     ran: bool
-    allocations: tuple[tuple[int, ...], tuple[int, ...]] = ((), ())
+    phases: "tuple[TracedPhase, ...]" = ()
 
 
 ELSEWHERE = Held(0, 0, 0, ran=True)  # for a block whose bytes are counted with those of another one
@@ -44,6 +46,9 @@ class Traced:
         note: how it was traced, where that was not as a whole; "" otherwise.
         reached: the names of the blocks that took part in the step, and of those that such blocks speak for.
         loss_seen: whether the model was given targets, so that its loss was computed.
+        ranks: block name -> its place in the forward pass, comparable with the starts of phases; empty where parts were
+            traced one by one, whose phases cannot be compared.
+        inputs: bytes of a batch, on the device where it arrives.
     """
 
     held: dict[str, Held]
@@ -54,6 +59,8 @@ class Traced:
     note: str = ""
     reached: frozenset[str] = frozenset()
     loss_seen: bool = True
+    ranks: dict[str, int] = field(default_factory=dict)
+    inputs: int = 0
 
 
 @dataclass(frozen=True)
@@ -64,8 +71,12 @@ class Placed:
         held: index of each device -> bytes beside weights.
         trained: block name -> its parameters that train, as meta tensors.
         reached: the names of the blocks that took part in the step.
+        began: block name -> the number of the event ahead of which it was first called.
+        inputs: bytes of the batch.
     """
 
     held: dict[int, Held]
     trained: "dict[str, list[Tensor]]"
     reached: frozenset[str]
+    began: dict[str, int]
+    inputs: int

@@ -17,6 +17,7 @@ from . import ahead
 from .autocast import CudaRules
 from .errors import CannotTrace, TakesTooLong
 from .machine import TooManyOperations
+from .phases import autograd_clock, phases_of
 from .plain_kernels import fuses_loss, plain_functions
 from .result import Held
 
@@ -97,21 +98,23 @@ def _training_step(model: nn.Module, batch: Mapping[str, Any], workload: Workloa
         _backward(_forward(model, batch, workload, machine))
     before = live(machine)
     reset(machine)
-    with machine.ledger.recording() as records:
+    with machine.ledger.recording(autograd_clock) as record:
         loss = _forward(model, batch, workload, machine)
         forward, kept = peaks(machine), live(machine)
-        cuts = [len(record) for record in records]
+        machine.ledger.settle()
+        cut = len(record)
         reset(machine)
         _backward(loss)
         del loss
         backward = peaks(machine)
+    phases = phases_of(record, cut)
     return {
         index: Held(
             forward=forward[index] - before[index],
             kept=kept[index] - before[index],
             backward=backward[index] - before[index],
             ran=forward[index] > before[index],
-            allocations=(tuple(records[index][: cuts[index]]), tuple(records[index][cuts[index] :])),
+            phases=tuple(phases.get(index, ())),
         )
         for index in range(len(machine.devices))
     }

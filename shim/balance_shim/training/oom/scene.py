@@ -116,13 +116,7 @@ def _corrected(costed: CostedModel, actual: Plan, scene: Scene) -> CostedModel:
     share = -(-gap // len(on_it))
     costs = list(costed.costs)
     for position in on_it:
-        cost = costs[position]
-        costs[position] = replace(
-            cost,
-            activations=cost.activations + share,
-            forward=cost.forward + share,
-            backward=cost.backward + share,
-        )
+        costs[position] = costs[position].with_more(kept=share, passing=share)
     return replace(costed, costs=tuple(costs), records=(), first_record=None)  # of other costs than these
 
 
