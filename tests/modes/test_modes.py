@@ -2,6 +2,7 @@
 
 import ast
 import inspect
+import os
 from pathlib import Path
 
 import pytest
@@ -33,6 +34,16 @@ def test_a_launcher_trains_nothing(monkeypatch):
     monkeypatch.setattr(relaunch, "is_launcher", lambda: True)
     assert type(modes.current()) is Launcher
     assert not isinstance(modes.current(), Zero3)
+
+
+def test_llama_factory_starts_ranks_whatever_their_number(monkeypatch):
+    """Also where the user asks for one process, or there is one device: it would train in its own process otherwise."""
+    monkeypatch.setattr(state, "settings", lambda: Settings(mode="zero3", nproc=2))
+    for name in ("FORCE_TORCHRUN", "NNODES"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("NPROC_PER_NODE", "1")
+    Launcher().before_launcher("llamafactory")
+    assert (os.environ.pop("FORCE_TORCHRUN"), os.environ["NPROC_PER_NODE"]) == ("1", "1")
 
 
 @pytest.mark.parametrize("kind", [Balanced, UserMap, Auto, Zero3, Launcher])

@@ -6,7 +6,9 @@ Each has to end with the losses of one process at the same global batch, or be r
 and the exit code is the number of launchers that fail. `test_launchers.py` runs a few of them.
 """
 
+import importlib.util
 import json
+import os
 import re
 import sys
 import sysconfig
@@ -148,6 +150,58 @@ def run_trl(what: str, folder: Path) -> None:
     assert len(expected) == 3 and logged(two.stdout) == pytest.approx(expected, rel=1e-3), (expected, two.tail())
 
 
+AXOLOTL = """\
+base_model: {model}
+datasets: [{{path: {folder}/axolotl.jsonl, ds_type: json, type: completion}}]
+dataset_prepared_path: {folder}/prepared
+shuffle_merged_datasets: false
+output_dir: {output}
+micro_batch_size: {size}
+sequence_len: 64
+max_steps: 3
+num_epochs: 1
+gradient_accumulation_steps: 1
+optimizer: adamw_torch
+lr_scheduler: constant
+learning_rate: 0.001
+attn_implementation: sdpa
+bf16: false
+logging_steps: 1
+save_strategy: "no"
+"""
+
+
+def run_axolotl(folder: Path) -> None:
+    """Train by `axolotl train` in two processes and, by its `--launcher python`, in one; the saved weights agree.
+
+    axolotl 0.21 needs a torch without CUDA where there is no GPU.
+
+    Raises:
+        AssertionError: it fails, or its losses or weights are not those of one process.
+    """
+    model = model_with_tokenizer(folder / "with-tokenizer")
+    (folder / "axolotl.jsonl").write_text("\n".join(json.dumps({"text": text(number, 24)}) for number in range(16)))
+    outcomes = []
+    zero3 = {**on_python_path(), "BALANCE_MODE": "zero3", "BALANCE_NPROC": "2", "BALANCE_NCCL_TIMEOUT": "120"}
+    for name, size, options, variables in (("one", 2, ["--launcher", "python"], {}), ("two", 1, [], zero3)):
+        config = folder / f"axolotl-{name}.yml"
+        config.write_text(AXOLOTL.format(model=model, folder=folder, output=folder / f"axolotl-{name}", size=size))
+        own = {"AXOLOTL_DO_NOT_TRACK": "1", "PATH": f"{PROGRAMS}{os.pathsep}{os.environ['PATH']}"}
+        command = [sys.executable, str(PROGRAMS / "axolotl"), "train", str(config), *options]
+        outcomes.append(run_command(command, {**own, **variables}).expect_success())
+    one, two = outcomes
+    assert (two.stdout + two.stderr).count("ZeRO-3 over 2 processes") == 1, two.tail()
+    expected = logged(one.stdout + one.stderr)
+    assert len(expected) == 3 and logged(two.stdout + two.stderr) == pytest.approx(expected, rel=1e-3), two.tail()
+    from safetensors.torch import load_file
+
+    saved_by_one, saved_by_two = (load_file(folder / f"axolotl-{name}" / "model.safetensors") for name in ("one", "two"))
+    assert {key: each.shape for key, each in saved_by_two.items()} == {
+        key: each.shape for key, each in saved_by_one.items()
+    }
+    assert all(each.allclose(saved_by_one[key], rtol=1e-3, atol=1e-4) for key, each in saved_by_two.items())
+
+
 def logged(stdout: str) -> list[float]:
     return [float(each) for each in re.findall(r"'loss': '?([-\d.e]+)", stdout)]
 
@@ -171,9 +225,12 @@ def main(names: Sequence[str]) -> int:
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         expected = losses_of_one(folder) if not names or set(names) & set(LAUNCHERS) else {}
-        for name in names or [*LAUNCHERS, *(f"trl {what}" for what in TRL_ROWS)]:
+        with_axolotl = ["axolotl"] if importlib.util.find_spec("axolotl") else []
+        for name in names or [*LAUNCHERS, *(f"trl {what}" for what in TRL_ROWS), *with_axolotl]:
             try:
-                if name.startswith("trl "):
+                if name == "axolotl":
+                    run_axolotl(folder)
+                elif name.startswith("trl "):
                     run_trl(name.removeprefix("trl "), folder)
                 else:
                     run(name, folder, expected)

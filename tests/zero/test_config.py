@@ -175,22 +175,42 @@ def test_precision_is_that_of_the_model_that_trains(monkeypatch):
     assert found.enabled() == ["bf16"]
 
 
-@pytest.mark.parametrize(("divides", "expected"), [(True, 2.0), (False, 1.0)])
-def test_a_loss_that_counts_no_tokens_is_not_multiplied(divides, expected):
-    """The Trainer multiplies by the number of processes what the model has divided by all their tokens, or has not."""
+@pytest.mark.parametrize(("takes", "divides", "expected"), [(True, True, 2.0), (True, False, 0.5), (False, False, 1.0)])
+def test_a_loss_that_counts_no_tokens_has_the_weight_of_its_tokens(takes, divides, expected, monkeypatch):
+    """The Trainer multiplies by the number of processes where the model takes the number of all tokens; a model that
+    does not divide by it has its loss weighed by the part of the tokens that are its own, here 1 of 4."""
     trainer = SimpleNamespace(
         args=SimpleNamespace(average_tokens_across_devices=True, world_size=2),
-        model_accepts_loss_kwargs=True,
+        model_accepts_loss_kwargs=takes,
         compute_loss_func=None,
         accelerator=SimpleNamespace(num_processes=2),
     )
-    count = mean_loss.noted(trainer, torch.tensor(4))
-    moved = count.to("meta") if divides else count.to(count.device)
-    assert moved.device.type == ("meta" if divides else "cpu")
+    assert mean_loss.is_averaged(trainer)
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda total: total.copy_(torch.tensor([4, 2])))
+    count = mean_loss.noted(trainer, torch.tensor(4)) if takes else None
+    with mean_loss.counting_targets() as numbers:
+        torch.nn.CrossEntropyLoss()(torch.zeros(3, 5), torch.tensor([1, -100, -100]))
     loss = torch.tensor(2.0)
-    if divides:
-        _ = loss.to("meta") / moved
-    assert mean_loss.corrected(trainer, (loss, "outputs"), count) == (torch.tensor(expected), "outputs")
+    if takes:
+        moved = count.to("meta") if divides else count.to(count.device)
+        assert moved.device.type == ("meta" if divides else "cpu")
+        if divides:
+            _ = loss.to("meta") / moved
+    assert mean_loss.corrected(trainer, (loss, "outputs"), count, numbers) == (torch.tensor(expected), "outputs")
+
+
+def test_a_loss_whose_tokens_are_unknown_has_an_equal_weight():
+    """Not the mean of cross_entropy, or means of different numbers of targets: the mean of the ranks' losses."""
+    trainer = SimpleNamespace(
+        args=SimpleNamespace(), model_accepts_loss_kwargs=False, accelerator=SimpleNamespace(num_processes=2)
+    )
+    with mean_loss.counting_targets() as numbers:
+        assert mean_loss.corrected(trainer, torch.tensor(2.0), None, numbers) == 2.0
+        torch.nn.functional.cross_entropy(torch.zeros(3, 5), torch.arange(3))
+        torch.nn.functional.cross_entropy(torch.zeros(2, 5), torch.arange(2))
+    assert [int(each) for each in numbers] == [3, 2]
+    assert mean_loss.corrected(trainer, torch.tensor(2.0), None, numbers) == 2.0
 
 
 @pytest.mark.parametrize(("bytes_", "expected"), [(None, 1e9), (80 << 30, 1e9), (8 << 30, 214748364)])

@@ -1,5 +1,7 @@
 """Launchers' own commands under zero3: a few of `launchers.py`, which tries all of them and is run by hand."""
 
+import importlib.util
+
 import pytest
 
 from tests.sampling import sampled
@@ -27,3 +29,10 @@ def test_trains_or_is_refused(name, prepared):
 def test_commands_of_trl(what, tmp_path):
     """`trl reward` trains in two processes with the losses of its script in one; its launcher process is left alone."""
     launchers.run_trl(what, tmp_path)
+
+
+@pytest.mark.exhaustive
+@pytest.mark.skipif(importlib.util.find_spec("axolotl") is None, reason="axolotl is in none of the lanes")
+def test_command_of_axolotl(tmp_path):
+    """`axolotl train` trains in two processes with the losses of one, and saves whole weights."""
+    launchers.run_axolotl(tmp_path)

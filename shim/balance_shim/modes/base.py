@@ -162,6 +162,10 @@ class Mode:
         """Return whether DeepSpeed may compile its operation for processes on one CPU."""
         return True
 
+    def engine_config(self, trainer: Any) -> Any:
+        """Return the DeepSpeed config of `trainer` that the mode has chosen; None where the program chooses."""
+        return None
+
     def before_engine_config(self, config: Any, model: Any) -> None:
         """The last "auto" entries of `config`, an `HfTrainerDeepSpeedConfig`, become numbers of `model`."""
 

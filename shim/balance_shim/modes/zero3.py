@@ -101,18 +101,17 @@ class Zero3(Training):
             return original(trainer, model, inputs, *args, **kwargs)
 
     def compute_loss(self, original: Original, trainer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Correct losses that are a mean of this rank's tokens where the trainer takes them for a sum."""
-        count = kwargs.get("num_items_in_batch")
-        if count is None:
-            return original(trainer, *args, **kwargs)
+        """Have losses that are a mean of this rank's tokens become a mean of all ranks' tokens."""
         from ..zero import mean_loss  # needs torch
 
-        what, instead = "noting who counts tokens", "the loss may be that of one process, times their number"
-        kwargs["num_items_in_batch"] = count = attempt(
-            what, mean_loss.noted, trainer, count, default=count, instead=instead
-        )
-        result = original(trainer, *args, **kwargs)
-        return insist("finding the mean of the ranks", mean_loss.corrected, trainer, result, count)
+        if len(args) > 2 or not trainer.model.training or not mean_loss.is_averaged(trainer):
+            return original(trainer, *args, **kwargs)
+        count = kwargs.get("num_items_in_batch")
+        if count is not None:
+            kwargs["num_items_in_batch"] = count = mean_loss.noted(trainer, count)
+        with mean_loss.counting_targets() as numbers:
+            result = original(trainer, *args, **kwargs)
+        return mean_loss.corrected(trainer, result, count, numbers)
 
     def evaluate(self, original: Original, trainer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Evaluate on all ranks."""
@@ -162,6 +161,10 @@ class Zero3(Training):
     def compiles_shared_memory(self) -> bool:
         """Return False on the CPU: compiling takes a minute, and gloo does the same."""
         return devices.accelerator_type() is not None
+
+    def engine_config(self, trainer: Any) -> Any:
+        """Return the config that the trainer's arguments have got from us."""
+        return trainer.args.deepspeed
 
     def before_engine_config(self, hf_config: Any, model: Any) -> None:
         """Fill in sizes and precision, and mark blocks of experts."""

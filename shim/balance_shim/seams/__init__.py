@@ -22,6 +22,7 @@ SEAMS = {
     "deepspeed.runtime.engine": "balance_shim.seams.deepspeed_engine",
     "swift.cli.main": "balance_shim.seams.launchers",
     "llamafactory.launcher": "balance_shim.seams.launchers",
+    "axolotl.train": "balance_shim.seams.axolotl_saving",
 }
 
 # The oldest and the newest version that has run. A newer one whose seams are all present is no problem.
@@ -32,4 +33,5 @@ KNOWN_TO_WORK = {
     "deepspeed": ("0.16.9", "0.19.8"),
     "swift": ("3.12.0", "4.6.0"),
     "llamafactory": ("0.9.4", "0.9.5"),
+    "axolotl": ("0.19.0", "0.21.0"),
 }

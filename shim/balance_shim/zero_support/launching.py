@@ -47,6 +47,11 @@ ROWS = (
         "`swift` is the program", reason="NPROC_PER_NODE is set for it",
     ),
     _row(
+        "axolotl", "`axolotl train`, with accelerate (its default), torchrun or `--launcher python`", "works",
+        "zero/test_launchers.py::test_command_of_axolotl", "`axolotl` is the program, or `axolotl.cli.train` the module",
+        reason="the launcher process is left alone; its config is given DeepSpeed while it saves, which all ranks do",
+    ),
+    _row(
         "sbatch", "sbatch without srun", "works", f"{_RELAUNCH}test_inside_another_launcher",
         "SLURM_PROCID without a step of several tasks",
         reason="the batch script is one process, which becomes several on its own node",
@@ -60,6 +65,12 @@ ROWS = (
         "nproc_ignored", "BALANCE_NPROC under another launcher", "works with a note",
         f"{_RELAUNCH}test_a_number_of_processes_that_cannot_act_is_said", "LOCAL_WORLD_SIZE differs from BALANCE_NPROC",
         "BALANCE_NPROC={wanted} is ignored: a launcher has started {there} on this machine",
+    ),
+    _row(
+        "launcher_trains", "a launcher that trains in its own process (LLaMA-Factory or axolotl with Ray)", "refused",
+        "zero/test_support.py::test_refused[launcher_trains]", "a Trainer in a process that is no rank",
+        "{program} makes a Trainer in its own process, which starts the ranks and is none of them; start its training "
+        "by torchrun, or unset BALANCE_MODE",
     ),
     _row(
         "mpirun", "mpirun across nodes without MASTER_ADDR", "refused",

@@ -1,6 +1,6 @@
 """Train a small vision-language model on rows of which some have a picture and some have not.
 
-python pictures.py --kind llava --output FOLDER --losses FILE [--batch-size 2] [--frozen]
+python pictures.py --kind llava --output FOLDER --losses FILE [--batch-size 2] [--frozen] [--uneven]
 """
 
 import argparse
@@ -18,6 +18,7 @@ parser.add_argument("--losses", required=True)
 parser.add_argument("--batch-size", type=int, default=1)
 parser.add_argument("--accumulation", type=int, default=1)
 parser.add_argument("--frozen", action="store_true")
+parser.add_argument("--uneven", action="store_true", help="sequences have different numbers of labels")
 options = parser.parse_args()
 
 PICTURE, TOKENS, LENGTH = 500, 4, 24
@@ -68,13 +69,15 @@ def row(index):
     picture = index in (0, 3, 4, 5)
     if picture:
         ids[3 : 3 + TOKENS] = PICTURE
-    return {"input_ids": ids, "picture": picture}
+    return {"input_ids": ids, "picture": picture, "index": index}
 
 
 def collate(rows):
     ids = torch.stack([row["input_ids"] for row in rows])
     labels = ids.clone()
-    labels[:, 3 : 3 + TOKENS] = -100  # as many in each row: some classes take the mean of their own rows
+    labels[:, 3 : 3 + TOKENS] = -100
+    if options.uneven:
+        labels[[row["index"] % 2 == 1 for row in rows], 10:] = -100
     batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels}
     count = sum(row["picture"] for row in rows)
     if count and options.kind == "llava":

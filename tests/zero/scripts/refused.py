@@ -78,6 +78,14 @@ def one_device():
         devices.count = count
 
 
+def launcher_trains():
+    """As in the process of a program that starts the ranks."""
+    from balance_shim.modes.launcher import Launcher
+    from transformers import Trainer
+
+    Launcher().before_trainer(Trainer.__init__, (None,), {})
+
+
 def weights_in_loss():
     weight = load().lm_head.weight
     torch.nn.functional.linear(torch.ones(1, weight.shape[1]), weight).sum().backward()
@@ -135,6 +143,7 @@ REFUSED = {
     "parallelism_config": with_parallelism_config,
     "auto_batch": lambda: arguments(auto_find_batch_size=True),
     "one_device": one_device,
+    "launcher_trains": launcher_trains,
     "quantized": lambda: load(quantization_config={"load_in_4bit": True}),
     "tensor_parallel": lambda: load(tp_plan="auto"),
     "other_plugin": other_plugin,
