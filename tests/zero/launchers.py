@@ -195,11 +195,9 @@ def run_axolotl(folder: Path) -> None:
     assert len(expected) == 3 and logged(two.stdout + two.stderr) == pytest.approx(expected, rel=1e-3), two.tail()
     from safetensors.torch import load_file
 
-    saved_by_one, saved_by_two = (load_file(folder / f"axolotl-{name}" / "model.safetensors") for name in ("one", "two"))
-    assert {key: each.shape for key, each in saved_by_two.items()} == {
-        key: each.shape for key, each in saved_by_one.items()
-    }
-    assert all(each.allclose(saved_by_one[key], rtol=1e-3, atol=1e-4) for key, each in saved_by_two.items())
+    alone, shared = (load_file(folder / f"axolotl-{name}" / "model.safetensors") for name in ("one", "two"))
+    assert {key: each.shape for key, each in shared.items()} == {key: each.shape for key, each in alone.items()}
+    assert all(each.allclose(alone[key], rtol=1e-3, atol=1e-4) for key, each in shared.items())
 
 
 def logged(stdout: str) -> list[float]:

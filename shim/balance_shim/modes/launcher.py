@@ -16,8 +16,8 @@ class Launcher(Mode):
     def before_launcher(self, program: str) -> None:
         """Set the variables that the launcher reads, unless the user has set them.
 
-        LLaMA-Factory (0.9.5) starts ranks for several devices only, and trains in its own process otherwise: also on one
-        device or the CPU it is told to start them, one if the user says so.
+        LLaMA-Factory (0.9.5) starts ranks for several devices only, and trains in its own process otherwise. It is told
+        to start them on one device and on the CPU too: one, if the user says so.
 
         Raises:
             BalanceError: ZeRO-3 is asked for and cannot be had.

@@ -48,7 +48,7 @@ ROWS = (
     ),
     _row(
         "axolotl", "`axolotl train`, with accelerate (its default), torchrun or `--launcher python`", "works",
-        "zero/test_launchers.py::test_command_of_axolotl", "`axolotl` is the program, or `axolotl.cli.train` the module",
+        "zero/test_launchers.py::test_command_of_axolotl", "`axolotl` is the program",
         reason="the launcher process is left alone; its config is given DeepSpeed while it saves, which all ranks do",
     ),
     _row(

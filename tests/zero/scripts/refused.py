@@ -80,8 +80,9 @@ def one_device():
 
 def launcher_trains():
     """As in the process of a program that starts the ranks."""
-    from balance_shim.modes.launcher import Launcher
     from transformers import Trainer
+
+    from balance_shim.modes.launcher import Launcher
 
     Launcher().before_trainer(Trainer.__init__, (None,), {})
 
