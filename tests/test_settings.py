@@ -25,6 +25,7 @@ BAD_VALUES = {
     "BALANCE_MONITOR": ["maybe", "2", "all"],
     "BALANCE_REBALANCE": ["twice", "2"],
     "BALANCE_LOSS": ["chunks", "1"],
+    "BALANCE_REPLICAS": ["0", "all", "-1", "1.5"],
     "BALANCE_ZERO_CONFIG": [
         "/no/ds.json", "{1}", "[]", '{"zero_optimization": {"stage": 2}}', '{"zero_optimization": 3}',
     ],
@@ -144,12 +145,18 @@ def test_reserve_is_taken_from_the_capacity():
     assert settings.Reserve(fixed=300).of(1000) == 300 and settings.Reserve(fixed=3000).of(1000) == 1000
 
 
-@pytest.mark.parametrize("name", settings.ZERO_VARIABLES)
-def test_variables_of_zero3_in_another_mode_are_said_to_be_ignored(name):
+@pytest.mark.parametrize(
+    ("name", "only", "mode"),
+    [
+        *((name, "zero3", "balanced") for name in settings.ZERO_VARIABLES),
+        *((name, "balanced", "zero3") for name in settings.BALANCED_VARIABLES),
+    ],
+)
+def test_variables_of_another_mode_are_said_to_be_ignored(name, only, mode):
     """They would change nothing, which who sets them should know; they are not even read."""
-    read, problems = settings.read({name: "2", "BALANCE_MODE": "balanced"})
-    assert read == settings.Settings()
-    assert [problem.message for problem in problems] == [f"{name} is for BALANCE_MODE=zero3 only; it is ignored"]
+    read, problems = settings.read({name: "2", "BALANCE_MODE": mode})
+    assert read == settings.Settings(mode=mode)
+    assert [problem.message for problem in problems] == [f"{name} is for BALANCE_MODE={only} only; it is ignored"]
 
 
 def test_every_optimizer_of_the_memory_model_is_accepted():

@@ -6,6 +6,7 @@
         ├── LostModelError
         ├── ModelError
         ├── MoveError
+        ├── ReplicaError
         ├── SettingError
         ├── SimulationError
         ├── UsageError
@@ -34,6 +35,10 @@ class ModelError(BalanceError):
 
 class MoveError(BalanceError):
     """Blocks that could not be moved; the model works under its old map as before."""
+
+
+class ReplicaError(BalanceError):
+    """Replicas that `BALANCE_REPLICAS` asks for and that cannot be started."""
 
 
 class SettingError(BalanceError):

@@ -22,6 +22,7 @@ TUNINGS: tuple[Tuning, ...] = get_args(Tuning)
 LOSSES: tuple[LossSetting, ...] = get_args(LossSetting)
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 OFFLOADS: tuple[Offload, ...] = get_args(Offload)
+BALANCED_VARIABLES = ("BALANCE_REPLICAS",)
 ZERO_VARIABLES = ("BALANCE_ZERO_CONFIG", "BALANCE_OFFLOAD", "BALANCE_NPROC", "BALANCE_NCCL_TIMEOUT")
 
 
@@ -77,6 +78,7 @@ class Settings(NamedTuple):
     zero_config: dict[str, Any] | None = None
     offload: Offload = "none"
     nproc: int | None = None
+    replicas: int | str = 1
     nccl_timeout: int | None = None
     report: str = "text"
     cache: str | None = ""
@@ -135,7 +137,7 @@ def _count(text: str) -> int:
     return number
 
 
-def _micro_batch(text: str) -> int | str:
+def _count_or_auto(text: str) -> int | str:
     return "auto" if text.lower() == "auto" else _count(text)
 
 
@@ -261,7 +263,7 @@ VARIABLES = (
              "optimizer to assume until the Trainer is known"),
     Variable("BALANCE_PRECISION", "precision", _one_of(PRECISIONS), "one of " + ", ".join(PRECISIONS), "the script's",
              "dtype of the loaded weights and mixed precision of training"),
-    Variable("BALANCE_MICRO_BATCH", "micro_batch", _micro_batch, "a whole number from 1, or auto", "the script's",
+    Variable("BALANCE_MICRO_BATCH", "micro_batch", _count_or_auto, "a whole number from 1, or auto", "the script's",
              "sequences per micro-batch, or the most that are predicted to fit; accumulation keeps the effective "
              "batch"),
     Variable("BALANCE_GRADIENT_CHECKPOINTING", "gradient_checkpointing", _checkpointing, "1, 0 or auto",
@@ -274,6 +276,9 @@ VARIABLES = (
     Variable("BALANCE_LOSS", "loss", _one_of(LOSSES), "one of " + ", ".join(LOSSES), "auto",
              "compute the loss of causal models in chunks, without full logits: in models that the shim has "
              "placed, in any that a Trainer trains, or in none"),
+    Variable("BALANCE_REPLICAS", "replicas", _count_or_auto, "a whole number from 1, or auto", "1",
+             "mode `balanced`: data-parallel replicas to train, each on its own share of the devices; `auto`: the most "
+             "that fit. Under a launcher the number of its processes on this machine decides"),
     Variable("BALANCE_ZERO_CONFIG", "zero_config", _zero_config, "the path of a DeepSpeed JSON file, or JSON", "",
              "mode `zero3`: merged over the shim's own DeepSpeed config"),
     Variable("BALANCE_OFFLOAD", "offload", _one_of(OFFLOADS), "one of " + ", ".join(OFFLOADS), "none",
@@ -314,8 +319,9 @@ def read(environ: Mapping[str, str], default_mode: str = "balanced") -> tuple[Se
             continue
         if variable.name == "BALANCE_DEVICE_MAP" and fields["mode"] not in ("map", "auto"):
             continue  # not used, so not read: it may be a file of another machine
-        if variable.name in ZERO_VARIABLES and fields["mode"] != "zero3":
-            faults.append((variable.name, f"{variable.name} is for BALANCE_MODE=zero3 only", "it is ignored", False))
+        only = "zero3" if variable.name in ZERO_VARIABLES else "balanced" if variable.name in BALANCED_VARIABLES else ""
+        if only and fields["mode"] != only:
+            faults.append((variable.name, f"{variable.name} is for BALANCE_MODE={only} only", "it is ignored", False))
             continue
         try:
             fields[variable.field] = variable.parse(text)

@@ -11,7 +11,7 @@ from balance_shim import modes, state
 from balance_shim.modes.auto import Auto
 from balance_shim.modes.balanced import Balanced
 from balance_shim.modes.base import Mode
-from balance_shim.modes.launcher import Launcher
+from balance_shim.modes.launcher import ReplicaLauncher, ZeroLauncher
 from balance_shim.modes.user_map import UserMap
 from balance_shim.modes.zero3 import Zero3
 from balance_shim.settings import MODES, Settings
@@ -32,7 +32,7 @@ def test_a_launcher_trains_nothing(monkeypatch):
     """A program that starts the ranks itself gets no ZeRO-3 of its own."""
     monkeypatch.setattr(state, "settings", lambda: Settings(mode="zero3"))
     monkeypatch.setattr(relaunch, "is_launcher", lambda: True)
-    assert type(modes.current()) is Launcher
+    assert type(modes.current()) is ZeroLauncher
     assert not isinstance(modes.current(), Zero3)
 
 
@@ -42,11 +42,11 @@ def test_llama_factory_starts_ranks_whatever_their_number(monkeypatch):
     for name in ("FORCE_TORCHRUN", "NNODES"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("NPROC_PER_NODE", "1")
-    Launcher().before_launcher("llamafactory")
+    ZeroLauncher().before_launcher("llamafactory")
     assert (os.environ.pop("FORCE_TORCHRUN"), os.environ["NPROC_PER_NODE"]) == ("1", "1")
 
 
-@pytest.mark.parametrize("kind", [Balanced, UserMap, Auto, Zero3, Launcher])
+@pytest.mark.parametrize("kind", [Balanced, UserMap, Auto, Zero3, ZeroLauncher, ReplicaLauncher])
 def test_overridden_moments_take_what_seams_give(kind):
     """A moment has as many arguments in each mode as in the base, which is what seams call."""
     for name, moment in inspect.getmembers(Mode, inspect.isfunction):

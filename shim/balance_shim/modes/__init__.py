@@ -11,13 +11,20 @@ def current() -> Mode:
         from ..zero.launching import relaunch
 
         if relaunch.is_launcher():
-            from .launcher import Launcher
+            from .launcher import ZeroLauncher
 
-            return Launcher()
+            return ZeroLauncher()
         from .zero3 import Zero3
 
         return Zero3()
     if name == "balanced":
+        if state.settings().replicas != 1:
+            from ..zero.launching import relaunch
+
+            if relaunch.is_launcher():
+                from .launcher import ReplicaLauncher
+
+                return ReplicaLauncher()
         from .balanced import Balanced
 
         return Balanced()

@@ -4,6 +4,7 @@ from dataclasses import replace
 from typing import Any
 
 from .. import cache, devices, log, state
+from ..errors import BalanceError
 from ..map_file import DeviceMap
 from ..memory.colocation import NO_CONSTRAINTS
 from ..patching.guard import attempt
@@ -22,12 +23,28 @@ from .device_maps import DeviceMaps
 class Balanced(DeviceMaps):
     """Replaces "auto" and its like by a map that evens out training memory."""
 
+    def training_is_near(self) -> None:
+        """Become several processes, where `BALANCE_REPLICAS` says how many."""
+        if state.is_pending() or state.settings().replicas == 1:
+            return
+        from . import replica_launch
+
+        try:
+            replica_launch.ensure_launched()
+        except BalanceError as error:
+            state.postpone(error)  # to where arguments or a model are made, which ends the program
+
     def has_own_devices(self) -> bool:
         """Return whether this process has all devices, or a share of them: each rank of several gets one."""
         return ranks.has_own_devices()
 
     def device_map_for(self, load: ModelLoad) -> DeviceMap | None:
         """Return the balanced map; None, with a line, where there is nothing to balance or no map to be had."""
+        if state.settings().replicas == "auto":
+            from . import replica_launch
+
+            what, instead = "finding out how many replicas fit", "one is trained"
+            attempt(what, replica_launch.launch_largest, load, instead=instead)
         usable = placing.usable_devices(load)
         share = ranks.own_share()
         if len(usable) < 2 and not (share and usable):

@@ -239,7 +239,8 @@ def _plan_again(trainer: Any) -> None:
     plan = attempt(what, changed_modules.settle, trainer, model, plan, default=plan, instead=instead)
     attempt("placing the modules around the model", outside.arrange, trainer, model, instead="it stays where it is")
     on_first, looks = computes_loss_on_first_device(model), batch_check.looks_at(trainer)
-    outcome = second_pass(trainer, model, plan, on_first, max_memory, may_wait=looks)
+    may_wait = looks and trainer.args.world_size == 1  # blocks of replicas do not move once they train
+    outcome = second_pass(trainer, model, plan, on_first, max_memory, may_wait=may_wait)
     _replanned(trainer, outcome.plan)
     if looks:
         batch_check.begin(trainer, outcome, on_first, max_memory, partial(_replanned, trainer))

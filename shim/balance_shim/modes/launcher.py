@@ -1,10 +1,10 @@
-"""Mode `zero3` in a process that starts the ranks itself, such as `trl sft` or `swift sft`: nothing trains in it."""
+"""A process that starts the ranks itself, such as `trl sft` or `swift sft`: nothing trains in it."""
 
 import os
 import sys
 from typing import Any
 
-from .. import log, zero_support
+from .. import log, state, zero_support
 from ..units import counted
 from ..zero.launching import relaunch, requirements
 from .base import Mode, Original
@@ -13,6 +13,9 @@ from .base import Mode, Original
 class Launcher(Mode):
     """Tells programs with launchers of their own how many ranks to start."""
 
+    purpose: str  # what the ranks are for
+    asked_by: str  # the setting that has no effect in this process
+
     def before_launcher(self, program: str) -> None:
         """Set the variables that the launcher reads, unless the user has set them.
 
@@ -20,22 +23,38 @@ class Launcher(Mode):
         to start them on one device and on the CPU too: one, if the user says so.
 
         Raises:
-            BalanceError: ZeRO-3 is asked for and cannot be had.
+            BalanceError: ranks are asked for and cannot be had.
         """
         if program == "llamafactory":
             os.environ["FORCE_TORCHRUN"] = "1"
         if os.environ.get("NPROC_PER_NODE", "").strip() or os.environ.get("NNODES", "").strip():
             return
-        requirements.check()
-        count = relaunch.process_count()
+        count = self.process_count()
+        if count is None:
+            return
         os.environ["NPROC_PER_NODE"] = str(count)
         os.environ.update(relaunch.threads_for(count))
-        log.info(f"{program} starts {counted(count, 'process')} for ZeRO-3")
+        log.info(f"{program} starts {counted(count, 'process')} for {self.purpose}")
+
+    def process_count(self) -> int | None:
+        """Return how many ranks to start; None leaves it to the launcher."""
+        raise NotImplementedError
 
     def load(self, original: Original, cls: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Stand around `cls.from_pretrained`."""
-        log.once("warning", f"BALANCE_MODE=zero3 does not act in {sys.argv[0]}, which starts the ranks")
+        log.once("warning", f"{self.asked_by} does not act in {sys.argv[0]}, which starts the ranks")
         return original(cls, *args, **kwargs)
+
+
+class ZeroLauncher(Launcher):
+    """Starts the ranks of mode `zero3`."""
+
+    purpose, asked_by = "ZeRO-3", "BALANCE_MODE=zero3"
+
+    def process_count(self) -> int:
+        """Return BALANCE_NPROC, or one for each device."""
+        requirements.check()
+        return relaunch.process_count()
 
     def before_trainer(self, init: Original, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Refuse it: this process is none of the ranks, and its model is not partitioned.
@@ -44,3 +63,14 @@ class Launcher(Mode):
             BalanceError: always.
         """
         raise zero_support.refusal("launcher_trains", program=os.path.basename(sys.argv[0]))
+
+
+class ReplicaLauncher(Launcher):
+    """Starts the ranks that train replicas."""
+
+    purpose, asked_by = "replicas", "BALANCE_REPLICAS"
+
+    def process_count(self) -> int | None:
+        """Return BALANCE_REPLICAS; with `auto` the process that loads the model decides, and becomes as many."""
+        wanted = state.settings().replicas
+        return wanted if isinstance(wanted, int) else None

@@ -63,7 +63,7 @@ class SimulatedGroup(dist.ProcessGroup):
     def getBackendName(self) -> str:
         return NAME
 
-    def barrier(self, *options: Any) -> Any:
+    def barrier(self, *_: Any, **__: Any) -> Any:
         return self.gloo.barrier()
 
     def __repr__(self) -> str:
@@ -71,7 +71,7 @@ class SimulatedGroup(dist.ProcessGroup):
 
 
 def _collective(name: str) -> Callable[..., Any]:
-    def collective(self: SimulatedGroup, *args: Any) -> Any:
+    def collective(self: SimulatedGroup, *args: Any, **kwargs: Any) -> Any:
         tensors: list[torch.Tensor] = []
 
         def bare(value: Any) -> Any:
@@ -80,10 +80,10 @@ def _collective(name: str) -> Callable[..., Any]:
             tensors.append(value.raw if isinstance(value, SimulatedTensor) else value)
             return tensors[-1]
 
-        bare_args = tree_map(bare, args)
+        bare_args, bare_kwargs = tree_map(bare, (args, kwargs))
         if any(tensor.is_meta for tensor in tensors):  # there is nothing to send
             return _done(tensors)
-        return getattr(self.gloo, name)(*bare_args)
+        return getattr(self.gloo, name)(*bare_args, **bare_kwargs)
 
     collective.__name__ = name
     return collective

@@ -18,6 +18,7 @@ from ..placement.calibration import scaled
 from ..placement.plan import CostedModel, Plan, evaluate
 from ..placement.remedies import what_would_fit
 from ..placement.request import Request
+from ..replicas import ranks
 from ..report import plan_report
 from ..rng import undisturbed
 from ..training_run import Part
@@ -64,8 +65,8 @@ def begin(
 
 
 def looks_at(trainer: Any) -> bool:
-    """Whether batches of `trainer` are looked at: several processes would have to come to the same result."""
-    return bool(trainer.args.world_size == 1)
+    """Whether batches of `trainer` are looked at: not where several processes share one model."""
+    return bool(trainer.args.world_size == 1 or ranks.has_own_devices())
 
 
 def portions_for(trainer: Any, inputs: Any, counted: bool) -> int:

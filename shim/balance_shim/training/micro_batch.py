@@ -8,11 +8,12 @@ import gc
 import inspect
 import itertools
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 from .. import devices, log, state
 from ..monitoring.out_of_memory import is_out_of_memory
+from ..replicas import together
 from ..training_run import Part
 from ..versions import version_of
 
@@ -74,12 +75,11 @@ def take_largest(trainer: Any, fits: Callable[[], bool]) -> None:
         middle = (low + high) // 2
         set_size(trainer, sizes[middle], effective // sizes[middle])
         low, high = (low, middle) if fits() else (middle + 1, high)
-    set_size(trainer, sizes[low], effective // sizes[low])
-    if sizes[low] != before:
-        accumulation = effective // sizes[low]
-        log.info(
-            f"micro-batch {sizes[low]} instead of {before}, accumulation {accumulation}: {effective} sequences per step"
-        )
+    size = together.least(sizes[low], arguments.device)  # ranks whose shares differ take the same
+    set_size(trainer, size, effective // size)
+    if size != before:
+        accumulation = effective // size
+        log.info(f"micro-batch {size} instead of {before}, accumulation {accumulation}: {effective} sequences per step")
 
 
 def set_size(trainer: Any, size: int, accumulation: int) -> None:
@@ -151,8 +151,14 @@ def ignores_count(trainer: Any) -> bool:
 
 
 def portions_of(trainer: Any) -> "Portions | None":
-    """Return what runs the micro-batches of `trainer`; None where `BALANCE_MICRO_BATCH` is not set, or cannot act."""
-    if state.settings().micro_batch is None or trainer.args.world_size > 1:
+    """Return what runs the micro-batches of `trainer`; None where `BALANCE_MICRO_BATCH` is not set, or cannot act.
+
+    Replicas that ran out of memory in a backward pass may have sent some of their gradients already.
+    """
+    if state.settings().micro_batch is None:
+        return None
+    if trainer.args.world_size > 1:
+        log.once("info", "BALANCE_MICRO_BATCH: with several processes a step that runs out of memory is not repeated")
         return None
     return _PORTIONS.of(trainer) or _PORTIONS.keep(trainer, Portions())
 
@@ -231,8 +237,11 @@ def run_in_portions(trainer: Any, run: Run, model: Any, inputs: Inputs, count: i
     rows = rows_of(inputs)
     if count == 1 or rows is None or rows < count:
         return run(model, inputs)
+    *earlier, last = portions(inputs, rows, count)
     with _shares(trainer, count, counted):
-        losses = [run(model, each) for each in portions(inputs, rows, count)]
+        with model.no_sync() if together.is_wrapped(model) else nullcontext():
+            losses = [run(model, each) for each in earlier]
+        losses.append(run(model, last))  # replicas add up the gradients of all portions
     return sum(losses[1:], losses[0])
 
 

@@ -49,8 +49,11 @@ def begin(trainer: Any, model: Any, plan: Plan, loss_on_first: bool, moved: Call
     if not plan.is_ours:
         log.once("info", "BALANCE_REBALANCE=1 applies to maps made by the shim; a given map is not changed")
         return
+    if trainer.args.world_size > 1:
+        log.once("info", "BALANCE_REBALANCE=1: blocks of replicas do not move while they train")
+        return
     kind = devices.accelerator_type()
-    if kind is None or trainer.args.world_size > 1 or len(set(plan.device_map.values())) < 2:
+    if kind is None or len(set(plan.device_map.values())) < 2:
         return
     callback = _callback(rebalancer := Rebalancer(trainer, model, plan, loss_on_first, moved, kind))
     trainer.add_callback(callback)

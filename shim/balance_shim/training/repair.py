@@ -75,7 +75,8 @@ def run(
         Exception: what `perform` raises; of a cross-device error the first one, where no map helps.
     """
     if not _may_repair(trainer):
-        return perform(inputs)
+        with _explained(trainer):
+            return perform(inputs)
     current = attempt("preparing to repair a step", _remembered, inputs, instead="a step that stops is not repeated")
     if current is None:
         return perform(inputs)
@@ -140,6 +141,20 @@ def _may_repair(trainer: Any) -> bool:
     """Whether the model of `trainer` was placed on several devices, and by this process alone."""
     placed = placed_models.placed(trainer.model)
     return placed is not None and trainer.args.world_size == 1 and len(set(placed[1].plan.device_map.values())) > 1
+
+
+@contextmanager
+def _explained(trainer: Any) -> Iterator[None]:
+    """Tell why a step of a replica that stops across devices is not repeated: the other ranks would not repeat it."""
+    try:
+        yield
+    except Exception as failure:
+        if trainer.args.world_size > 1 and crossing.is_cross_device(failure):
+            log.error_of_any_rank(
+                "this step met tensors of two devices, and maps of replicas are not repaired; train once without "
+                "replicas, which repairs the map and remembers what has to share a device"
+            )
+        raise
 
 
 class _Case(NamedTuple):

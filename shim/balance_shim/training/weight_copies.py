@@ -6,6 +6,7 @@ from typing import Any
 from .. import devices
 from ..monitoring import leak_search
 from ..placement import placed_models
+from ..replicas import together
 
 
 def has_parts_on(index: int, trained: Any, placed: Any) -> bool:
@@ -32,6 +33,8 @@ def reason_to_stay(trainer: Any) -> str:
     Another model of the script's that has a device map (a reference model) has the same shapes by its nature; what
     is computed of both comes from their outputs.
     """
+    if together.is_wrapped(getattr(trainer, "model_wrapped", None)):
+        return "its parameters are in the buckets of DistributedDataParallel"
     kind = devices.accelerator_type()
     if kind is None:
         return ""

@@ -9,6 +9,7 @@ from typing import Any
 
 from .. import log
 from ..placement import placed_models
+from ..replicas import ranks
 
 
 def keep_map(model: Any, arguments: Any) -> None:
@@ -21,7 +22,7 @@ def keep_map(model: Any, arguments: Any) -> None:
     if not hasattr(model, "modules") or getattr(model, "hf_device_map", None) is not None:
         return
     placed = placed_models.placed(model)
-    if placed is None or arguments is None or arguments.world_size > 1:
+    if placed is None or arguments is None or not (arguments.world_size == 1 or ranks.has_own_devices()):
         return
     inner = placed[0]
     device_map = getattr(inner, "hf_device_map", None)

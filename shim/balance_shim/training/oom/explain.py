@@ -31,7 +31,8 @@ def explain(trainer: Any, model: Any, plan: Plan | None, failure: BaseException,
         loss_on_first: as in `Request`.
     """
     kind = devices.accelerator_type()
-    if kind is None or not log.is_first_process():
+    alone = trainer.args.world_size == 1
+    if kind is None or (alone and not log.is_first_process()):
         return
     if plan is None:
         model = innermost(model)  # a map has the names of the model inside
@@ -56,7 +57,7 @@ def explain(trainer: Any, model: Any, plan: Plan | None, failure: BaseException,
     )
     lines = [_headline(scene, trainer), *causes(scene), _table(scene)]
     lines += attempt("looking for what fits", what_fits, scene, trainer, default=[], instead=planned_again)
-    log.error("\n  ".join(lines))
+    (log.error if alone else log.error_of_any_rank)("\n  ".join(lines))
 
 
 def _looked_at(trainer: Any, plan: Plan | None, kind: str) -> list[int]:

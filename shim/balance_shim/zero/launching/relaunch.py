@@ -16,6 +16,7 @@ from typing import NoReturn
 from ... import devices, log, simulation, state, zero_support
 from ...errors import ZeroError
 from ...processes import is_worker
+from ...units import counted
 from . import rank_environment, requirements
 
 # Any of these says that a launcher has started this process, or that it works below one that a launcher has started.
@@ -149,14 +150,26 @@ def ensure_launched() -> None:
     count = process_count()
     if count == 1 and state.settings().nproc is None and state.settings().offload == "none":
         raise zero_support.refusal("one_device")
+    where = devices.accelerator_type()
     try:
-        words = command(sys.orig_argv, count, os.environ)
+        become(count, f"ZeRO-3, {'on the CPU' if where is None else f'one for each {where}'}")
     except Unrepeatable as error:
         raise ZeroError(f"BALANCE_MODE=zero3: {error}") from None
+
+
+def become(count: int, purpose: str) -> NoReturn:
+    """Execute this process again as the launcher of `count` ranks.
+
+    Args:
+        purpose: what they are for, for people.
+
+    Raises:
+        Unrepeatable: see `program`.
+        ZeroError: the port that is asked for is none, or is in use.
+    """
+    words = command(sys.orig_argv, count, os.environ)
     _check_port(os.environ)
-    where = devices.accelerator_type()
-    several = f"{count} processes" if count > 1 else "1 process"
-    log.info(f"starting {several} for ZeRO-3, {'on the CPU' if where is None else f'one for each {where}'}")
+    log.info(f"starting {counted(count, 'process')} for {purpose}")
     _become(words, {**threads_for(count), **rank_environment.variables(os.environ)})
 
 

@@ -1,0 +1,86 @@
+"""`BALANCE_REPLICAS`: this process becomes the ranks that train, each on its share of the devices."""
+
+import os
+import sys
+from dataclasses import replace
+from typing import NoReturn
+
+from .. import devices, log, state
+from ..errors import ReplicaError
+from ..placement import planner
+from ..placement.model_load import ModelLoad
+from ..processes import is_worker
+from ..replicas import ranks
+from ..units import counted
+from ..zero.launching import relaunch
+from . import placing
+
+NAME = "BALANCE_REPLICAS"
+
+
+def ensure_launched() -> None:
+    """Become as many ranks as asked for, unless a launcher has started some, or the model decides how many.
+
+    Raises:
+        ReplicaError: they cannot be started.
+    """
+    wanted = state.settings().replicas
+    if isinstance(wanted, str) or wanted == 1 or not may_launch():  # "auto" is decided once there is a model
+        return
+    there = len(devices.totals(state.settings()))
+    if wanted > there:
+        raise ReplicaError(
+            f"{NAME}={wanted}: there {'is' if there == 1 else 'are'} {counted(there, 'device')} to use, and each "
+            "replica needs one at least"
+        )
+    try:
+        _become(wanted)
+    except relaunch.Unrepeatable as error:
+        raise ReplicaError(f"{NAME}={wanted}: {error}") from None
+
+
+def may_launch() -> bool:
+    """Return whether this process may become several; logs that a launcher has started another number than asked."""
+    wanted = state.settings().replicas
+    if relaunch.is_launched(os.environ):
+        rank = ranks.local_rank(os.environ)
+        there = 1 if rank is None else rank.count
+        if wanted not in ("auto", there) and os.environ.get("LOCAL_RANK", "0") == "0":
+            log.once("warning", f"{NAME}={wanted} is ignored: a launcher has started {there} on this machine")
+        return False
+    return not is_worker() and not relaunch.has_own_launcher(sys.orig_argv)
+
+
+def launch_largest(load: ModelLoad) -> None:
+    """With `BALANCE_REPLICAS=auto`, become as many ranks as have room for the model; return if that is one."""
+    if state.settings().replicas != "auto" or not may_launch():
+        return
+    count = _largest(load)
+    if count == 1:
+        return
+    try:
+        _become(count)
+    except relaunch.Unrepeatable as error:
+        log.info(f"{counted(count, 'replica')} would fit, but {error}")
+
+
+def _largest(load: ModelLoad) -> int:
+    """Return the most replicas that fit, each with a balanced map on its share, with the reserve kept free."""
+    usable = {device.index: device for device in placing.usable_devices(load)}
+    request = placing.request_for(load, tuple(usable.values()))
+    request = replace(request, workload=replace(request.workload, replicated=True))
+    for count in range(len(usable), 1, -1):
+        shares = ranks.all_shares(count)
+        if any(index not in usable for share in shares for index in share):  # no room is left there
+            continue
+        different = {tuple(usable[index].capacity for index in share): share for share in shares}
+        if all(
+            planner.fitting(replace(request, devices=tuple(usable[index] for index in share))) is not None
+            for share in different.values()
+        ):
+            return count
+    return 1
+
+
+def _become(count: int) -> NoReturn:
+    relaunch.become(count, "replicas of the model")

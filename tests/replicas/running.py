@@ -1,0 +1,53 @@
+"""Run `scripts/trainings.py` on simulated devices, in one process or in ranks that share them."""
+
+import json
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tests import processes
+
+SCRIPTS = Path(__file__).parent / "scripts"
+TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A run that has ended.
+
+    Attributes:
+        said: what its first rank printed.
+        peaks: of each simulated device, allocated, in bytes.
+        predicted: device index -> predicted peak on the first rank's share, in bytes.
+        log: standard error.
+        folder: its output folder.
+    """
+
+    said: dict[str, Any]
+    peaks: list[int]
+    predicted: dict[int, int]
+    log: str
+    folder: Path
+
+
+def train(name: str, model: Path, folder: Path, ranks: int = 1, rows: int = 2, **variables: str) -> Outcome:
+    """Run training `name` with a global micro-batch of `ranks * rows` sequences; it has to succeed."""
+    report = folder / "report"
+    chosen = {"BALANCE_SIMULATE": "4x256MiB", "BALANCE_REPORT": str(report), "ROWS": str(rows), **variables}
+    launcher = (*TORCHRUN, str(ranks)) if ranks > 1 else (sys.executable,)
+    folder.mkdir(parents=True, exist_ok=True)
+    done = start(*launcher, SCRIPTS / "trainings.py", name, model, folder / "output", **chosen)
+    assert done.returncode == 0, done.stderr[-6000:]
+    said = json.loads(done.stdout.strip().splitlines()[-1])
+    simulated = json.loads((report / "simulation.json").read_text(encoding="utf-8"))
+    plan = json.loads((report / "plan.json").read_text(encoding="utf-8"))
+    predicted = {int(device["name"].rpartition(":")[2]): device["predicted_peak"] for device in plan["devices"]}
+    return Outcome(said, [device["peak"] for device in simulated], predicted, done.stderr, folder / "output")
+
+
+def start(*command: Any, timeout: float = 240, **variables: str) -> "subprocess.CompletedProcess[str]":
+    """Run a command with the shim injected."""
+    chosen = {"BALANCE_MODE": "balanced", "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", **variables}
+    return processes.run(*command, paths=(processes.SHIM, processes.INJECTED), timeout=timeout, **chosen)
