@@ -209,8 +209,8 @@ def compare(name, case):
         )
     for device, peak in zip(plan.devices, reserved, strict=True):
         expected, allowed = device.predicted_reserved, RESERVED_OFF.get(name, RESERVED_TOLERANCE)
-        # Rows of different lengths fragment more than one batch, repeated, can show. Evaluations are not replayed.
-        if case.rows != "ragged" and not case.metrics:
+        # Rows of different lengths fragment more than one batch, repeated, can show.
+        if case.rows != "ragged":
             wrong |= expected is None or abs(expected - peak) > max(allowed * peak, RESERVED_SLACK)
         text.append(f"  {device.name}: predicted to reserve {(expected or 0) / 2**20:.0f}, found {peak / 2**20:.0f}")
     print("\n".join(text), flush=True)

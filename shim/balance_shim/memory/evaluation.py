@@ -38,6 +38,11 @@ class Evaluation:
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
+    def left_by_batch(self, outputs: int) -> int:
+        """Return the bytes that each batch adds; `outputs` as in `piled_up`."""
+        labels = self.seq_len * LABEL_BYTES * self.batch_size
+        return (outputs if self.returns == "logits" else labels) + labels
+
     def piled_up(self, outputs: int) -> tuple[int, int]:
         """Return the bytes that are there while the last batch runs, and the most when its outputs have been added.
 
@@ -49,8 +54,7 @@ class Evaluation:
         """
         if self.returns == "loss":
             return 0, 0
-        labels = self.seq_len * LABEL_BYTES
-        row = (outputs / self.batch_size if self.returns == "logits" else labels) + labels
+        row = self.left_by_batch(outputs) / self.batch_size
         # While the last whole batch runs; one with fewer rows behind it takes less.
         before = max(0, self.kept_rows // self.batch_size - 1) * self.batch_size
         if not self.joined or not self.piles_up:

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from .tracing.phases import TracedPhase
 
 STEPS = 3  # at most; what is reserved mostly no longer grows after the second one
+EVALUATIONS = 2
+WHOLE_BATCHES = 2  # at either end of an evaluation
+MOST_BATCHES = 64  # of an evaluation whose outputs are added up one by one
 BUCKET = 25 * MIB  # `bucket_cap_mb` of DDP, by default
 MICRO_BATCHES = 2  # of a step with gradient accumulation; later ones are like the second
 
@@ -36,6 +39,7 @@ class Record:
             never freed are the gradients.
         later: (forward, backward) of each phase but the first one; the numbering goes through all of them, forward and
             then in reverse.
+        evaluation: the events of each phase when a batch is evaluated, with a numbering of their own.
     """
 
     weights: tuple[int, ...] = ()
@@ -45,6 +49,7 @@ class Record:
     forward: tuple[int, ...] = ()
     backward: tuple[int, ...] = ()
     later: tuple[tuple[tuple[int, ...], tuple[int, ...]], ...] = ()
+    evaluation: tuple[tuple[int, ...], ...] = ()
 
     @property
     def phases(self) -> tuple[tuple[tuple[int, ...], tuple[int, ...]], ...]:
@@ -63,6 +68,23 @@ def record_of(phases: "Sequence[TracedPhase]") -> Record:
 
 
 @dataclass(frozen=True)
+class EvaluationRun:
+    """Evaluations between training steps.
+
+    Attributes:
+        batches: how many batches run until their outputs go to the host.
+        outputs: bytes that each of them leaves on the device until then.
+        most: bytes that all of them leave; the last batch may have fewer rows.
+        joined: whether these are one tensor, which is made anew for each batch.
+    """
+
+    batches: int = 1
+    outputs: int = 0
+    most: int = 0
+    joined: bool = True
+
+
+@dataclass(frozen=True)
 class DeviceRun:
     """What happens on one device in training.
 
@@ -74,6 +96,7 @@ class DeviceRun:
         replicated: whether `DistributedDataParallel` keeps buckets for the gradients.
         order: the phases of blocks and `last` in forward order, as (position, number of the phase); the position of
             `last` is the number of blocks. Empty: all phases of a block at its own place.
+        evaluation: the evaluations; None where there are none.
     """
 
     blocks: tuple[Record, ...]
@@ -82,6 +105,7 @@ class DeviceRun:
     step_at_once: bool = False
     replicated: bool = False
     order: tuple[tuple[int, int], ...] = ()
+    evaluation: EvaluationRun | None = None
 
 
 @dataclass(frozen=True)
@@ -119,22 +143,30 @@ class _Replay:
         self._load()
         if self._run.replicated:
             self._make_buckets()
-        gradients: list[Block] = []
         before = -1
         for step in range(STEPS):
-            for micro_batch in range(MICRO_BATCHES if self._run.accumulating else 1):
-                self._forward_and_backward(gradients if micro_batch == 0 and self._run.accumulating else None)
-            self._optimizer_step(first=step == 0)
-            self._free(gradients)
-            gradients.clear()
-            for live in self._live:  # gradients, where they are in the records
-                self._free(live.values())
-                live.clear()
+            self._training_step(first=step == 0)
             # The first step is without the optimizer's state.
             if step and self._allocator.peak_reserved == before:
                 break
             before = self._allocator.peak_reserved
+        for _ in range(EVALUATIONS if self._run.evaluation else 0):
+            self._evaluate()
+            self._training_step(first=False)
         return Replayed(self._peak, self._allocator.peak_reserved, fits)
+
+    def _training_step(self, first: bool) -> None:
+        gradients: list[Block] = []
+        for micro_batch in range(MICRO_BATCHES if self._run.accumulating else 1):
+            self._forward_and_backward(gradients if micro_batch == 0 and self._run.accumulating else None)
+        self._optimizer_step(first)
+        self._free(gradients)
+        self._clear()  # gradients, where they are in the records
+
+    def _clear(self) -> None:
+        for live in self._live:
+            self._free(live.values())
+            live.clear()
 
     def _load(self) -> None:
         """Load the weights as transformers does: into a block that it has the allocator reserve beforehand."""
@@ -166,9 +198,54 @@ class _Replay:
                 gradients += map(self._allocate, record.gradients)
             self._play(number, record.phases[phase][1], counters)
         if self._run.accumulating:
-            for live in self._live:
-                self._free(live.values())
-                live.clear()
+            self._clear()
+
+    def _evaluate(self) -> None:
+        """Run the batches of an evaluation: the first ones and the last ones in full, of others what is kept of them.
+
+        As in `transformers.trainer_pt_utils.EvalLoopContainer`: outputs are added to those before by a copy of all of
+        them, and the loop has a name for those of the last batch.
+        """
+        run = self._run.evaluation
+        assert run is not None
+        kept: list[Block] = []
+        before: list[Block] = []  # the outputs that the loop has a name for
+        for number in range(1, run.batches + 1):
+            whole = number <= WHOLE_BATCHES or number > run.batches - WHOLE_BATCHES
+            if whole:
+                self._play_evaluation()
+            elif number % max(1, run.batches // MOST_BATCHES):
+                continue
+            outputs = [self._outputs(run.outputs)] if run.outputs else []
+            self._clear()
+            self._free(before)
+            before = []
+            if not run.outputs or not run.joined or not kept:
+                kept += outputs
+                continue
+            joined = self._allocate(min(number * run.outputs, run.most))
+            self._free(kept)
+            kept, before = [joined], outputs
+        self._free(before)
+        self._free(kept)
+
+    def _outputs(self, size: int) -> Block:
+        """Return `size` bytes of outputs: where the model returns most of them, the tensor that it returned."""
+        live = self._live[-1]
+        returned = [number for number, block in live.items() if size / 2 <= block.size <= size]
+        if returned:
+            return live.pop(max(returned, key=lambda number: live[number].size))
+        return self._allocate(size)
+
+    def _play_evaluation(self) -> None:
+        counters = [0] * len(self._sequence)
+        for number, phase in self._order:
+            record = self._sequence[number]
+            if len(record.evaluation) == len(record.phases):
+                self._play(number, record.evaluation[phase], counters)
+            elif not phase:
+                for events in record.evaluation:
+                    self._play(number, events, counters)
 
     def _play(self, number: int, events: Iterable[int], counters: list[int]) -> None:
         live = self._live[number]
@@ -222,6 +299,6 @@ def from_json(found: Mapping[str, Any]) -> tuple[Record | None, ...]:
 
 
 def _record_from(fields: Sequence[Any]) -> Record:
-    *sizes, later = fields
+    *sizes, later, evaluation = fields
     phases = tuple((tuple(forward), tuple(backward)) for forward, backward in later)
-    return replace(Record(*map(tuple, sizes)), later=phases)
+    return replace(Record(*map(tuple, sizes)), later=phases, evaluation=tuple(map(tuple, evaluation)))

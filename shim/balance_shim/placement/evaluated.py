@@ -12,6 +12,7 @@ from ..memory.workload import Workload
 from .plan import CostedModel
 
 if TYPE_CHECKING:
+    from ..memory.tracing.evaluate import Evaluated
     from .request import Request
 
 
@@ -41,7 +42,21 @@ def with_evaluation(request: "Request", costed: CostedModel) -> CostedModel:
     first = replace(
         costed.first, evaluation=max(found["first"][0], most - throughout), evaluation_throughout=throughout
     )
+    costed = _with_records(costed, found)
     return replace(costed, costs=costs, first=first, workload=replace(costed.workload, evaluation=evaluation))
+
+
+def _with_records(costed: CostedModel, found: Mapping[str, Any]) -> CostedModel:
+    """Return `costed` with the allocations of an evaluation; without any where it was not traced."""
+    if costed.first_record is None or not found["events"]:
+        return replace(costed, records=(), first_record=None)
+    events = [tuple(map(tuple, phases)) for phases in found["events"]]
+    records = tuple(
+        record and replace(record, evaluation=events[found["of"][block.name]])
+        for block, record in zip(costed.blocks, costed.records, strict=True)
+    )
+    first = replace(costed.first_record, evaluation=events[found["of"][""]])
+    return replace(costed, records=records, first_record=first, evaluation_outputs=found["outputs"])
 
 
 def _traced(request: "Request", costed: CostedModel, workload: Workload) -> dict[str, Any] | None:
@@ -66,6 +81,7 @@ def _traced(request: "Request", costed: CostedModel, workload: Workload) -> dict
             "held": {name: [held.forward, held.kept] for name, held in found.held.items()},
             "first": [found.first.forward, found.first.kept],
             "outputs": found.outputs,
+            **_events(found),
         }
     log.debug(f"an evaluation cannot be traced: {reason}")
     return _estimated(costed.blocks, workload, request)
@@ -84,7 +100,20 @@ def _estimated(blocks: Sequence[Block], workload: Workload, request: "Request") 
         "held": {block.name: [logits * LOSS_BYTES_PER_LOGIT if block.name in heads else 0, 0] for block in blocks},
         "first": [2 * logits, 0],
         "outputs": 2 * logits,
+        "events": [],
+        "of": {},
     }
+
+
+def _events(found: "Evaluated") -> dict[str, Any]:
+    """Return the distinct lists of what is allocated in each phase, and which of them is each block's ("": `first`)."""
+    of = {
+        name: tuple(tuple(phase.forward) for phase in held.phases)
+        for name, held in {**found.held, "": found.first}.items()
+    }
+    distinct = list(dict.fromkeys(of.values()))
+    numbers = {events: number for number, events in enumerate(distinct)}
+    return {"events": distinct, "of": {name: numbers[events] for name, events in of.items()}}
 
 
 def _with_rows(batch: Mapping[str, Any] | None, workload: Workload) -> dict[str, Any] | None:

@@ -11,7 +11,7 @@ from ..memory.blocks import Block, holder_of
 from ..memory.colocation import NO_CONSTRAINTS, Constraints
 from ..memory.cost import BlockCost, CostSource, is_estimate
 from ..memory.peak import NOTHING, PLAIN, Schedule, peak, peak_terms
-from ..memory.replay import DeviceRun, Record, replay
+from ..memory.replay import DeviceRun, EvaluationRun, Record, replay
 from ..memory.workload import Workload
 from ..units import MIB, format_size
 from ..virtual.allocator_settings import geometry_for
@@ -190,6 +190,7 @@ class CostedModel:
         records: the allocations of each block in the order of the blocks; None for one that was not traced.
         first_record: those of `first`.
         unreached: the names of the blocks that no dry run has reached.
+        evaluation_outputs: bytes of what the model returns for a batch that is evaluated, but for its loss.
         head_device: index of the device where the head should be; see `compared_heads`. None: any.
     """
 
@@ -209,6 +210,7 @@ class CostedModel:
     records: tuple[Record | None, ...] = ()
     first_record: Record | None = None
     unreached: frozenset[str] = frozenset()
+    evaluation_outputs: int = 0
     head_device: int | None = None
 
 
@@ -284,9 +286,27 @@ def _run(costed: CostedModel, device_map: DeviceMap, device: Device, first_devic
         for phase in range(len(record.phases) if record is not None else 0)
     )
     *records, last = (record for _, record in here if record is not None)
-    order = tuple((position, phase) for _, position, phase in ranked)
-    schedule = costed.schedule
-    return DeviceRun(tuple(records), last, schedule.accumulating, schedule.step_at_once, schedule.replicated, order)
+    return DeviceRun(
+        tuple(records),
+        last,
+        costed.schedule.accumulating,
+        costed.schedule.step_at_once,
+        costed.schedule.replicated,
+        tuple((position, phase) for _, position, phase in ranked),
+        _evaluation(costed, is_first=device.index == first_device.index),
+    )
+
+
+def _evaluation(costed: CostedModel, is_first: bool) -> EvaluationRun | None:
+    evaluation = costed.workload.evaluation
+    if evaluation is None:
+        return None
+    if not is_first or evaluation.returns == "loss":
+        return EvaluationRun()
+    outputs = evaluation.left_by_batch(costed.evaluation_outputs)
+    batches = max(1, -(-evaluation.kept_rows // evaluation.batch_size))
+    most = outputs * evaluation.kept_rows // evaluation.batch_size
+    return EvaluationRun(batches, outputs, most, evaluation.joined)
 
 
 def lower_bound(costed: CostedModel, devices: Sequence[Device]) -> int:

@@ -16,6 +16,7 @@ from .errors import CannotTrace, TakesTooLong, tracing_errors
 from .inputs import supposed_batches
 from .machine import tracing
 from .model_copy import Trains, traced_copy
+from .phases import phases_of
 from .result import ELSEWHERE, Held
 
 
@@ -101,11 +102,18 @@ def _step(
     model.eval()
     before = run.live(machine)
     run.reset(machine)
-    with torch.no_grad():  # and full logits: only training steps defer them
+    with torch.no_grad(), machine.ledger.recording() as record:  # and full logits: only training steps defer them
         loss, outputs = run.evaluated(model, fed, workload, machine)
-    forward, kept = run.peaks(machine), run.live(machine)
+        forward, kept = run.peaks(machine), run.live(machine)
+    phases = phases_of(record, len(record))
     held = {
-        index: Held(forward[index] - before[index], kept[index] - before[index], 0, forward[index] > before[index])
+        index: Held(
+            forward=forward[index] - before[index],
+            kept=kept[index] - before[index],
+            backward=0,
+            ran=forward[index] > before[index],
+            phases=tuple(phases.get(index, ())),
+        )
         for index in range(len(machine.devices))
     }
     config: Any = getattr(model, "config", None)
