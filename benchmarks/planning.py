@@ -18,6 +18,7 @@ import transformers
 from models import MODELS
 
 from balance_shim.devices import Device
+from balance_shim.memory.training_case import TrainingCase
 from balance_shim.memory.workload import Workload
 from balance_shim.placement import planner
 from balance_shim.placement.request import Request
@@ -58,7 +59,7 @@ def plan(name: str, count: int, size: int, workload: Workload, folder: Path | No
     start = time.perf_counter()
     with torch.device("meta"):
         model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
-    found = planner.balanced(Request(model, workload, devices, cache=folder))
+    found = planner.balanced(Request(TrainingCase.of(model, workload), devices, cache=folder))
     assert found is not None
     return time.perf_counter() - start
 

@@ -87,6 +87,7 @@ def planning(counts: list[int], kinds: list[int]) -> None:
     import torch
     import transformers
 
+    from balance_shim.memory.training_case import TrainingCase
     from balance_shim.memory.workload import Workload
     from balance_shim.placement import planner
     from balance_shim.placement.balance import balance
@@ -111,7 +112,7 @@ def planning(counts: list[int], kinds: list[int]) -> None:
         return made
 
     def row(made: Any, first: str) -> list[str]:
-        request = Request(made, workload, devices)
+        request = Request(TrainingCase.of(made, workload), devices)
         costed = []
         to_cost = timed(lambda: costed.append(planner.cost(request)))
         to_place = timed(lambda: balance(costed[0], devices))

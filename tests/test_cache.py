@@ -12,6 +12,7 @@ from balance_shim import cache
 from balance_shim.devices import Device
 from balance_shim.memory import profile as profiling
 from balance_shim.memory.fingerprint import fingerprint
+from balance_shim.memory.training_case import TrainingCase
 from balance_shim.memory.workload import Workload
 from balance_shim.placement import colocations, planner
 from balance_shim.placement.request import Request
@@ -120,16 +121,16 @@ def traces(monkeypatch):
     seen = []
     original = profiling._trace
 
-    def counting(model, blocks, workload, *rest):
-        seen.append(workload)
-        return original(model, blocks, workload, *rest)
+    def counting(case):
+        seen.append(case.workload)
+        return original(case)
 
     monkeypatch.setattr(profiling, "_trace", counting)
     return seen
 
 
 def request(folder, model=None, **changes):
-    return Request(model or models.llama(), Workload(seq_len=64, **changes), DEVICES, cache=folder)
+    return Request(TrainingCase.of(model or models.llama(), Workload(seq_len=64, **changes)), DEVICES, cache=folder)
 
 
 def test_the_same_plan_comes_from_the_cache(tmp_path, traces):
@@ -190,7 +191,7 @@ def test_a_file_of_another_version_is_not_used(tmp_path, traces, monkeypatch):
     monkeypatch.setattr(cache, "__version__", "0.0.0")
     planner.cost(request(tmp_path))
     assert len(traces) == 2
-    assert transformers.__version__ in str(fingerprint(models.llama(), None, None))
+    assert transformers.__version__ in str(fingerprint(TrainingCase.of(models.llama(), Workload())))
 
 
 def test_files_are_plain_json(tmp_path):
@@ -203,21 +204,21 @@ def test_files_are_plain_json(tmp_path):
 def test_a_list_that_a_module_holds_is_part_of_the_key():
     model = models.llama()
     model.skips = [(0, 3)]
-    before = fingerprint(model, None, None)
-    assert fingerprint(model, None, None) == before
+    before = fingerprint(TrainingCase.of(model, Workload()))
+    assert fingerprint(TrainingCase.of(model, Workload())) == before
     model.skips = [(0, 5)]
-    assert fingerprint(model, None, None) != before
+    assert fingerprint(TrainingCase.of(model, Workload())) != before
 
 
 def test_a_config_that_is_no_json_has_a_key_too():
     """4.51 leaves data types in a config inside another, and scripts put things of their own into configs."""
     model = models.llama()
     model.config.of_the_script = {"inner": range(3)}
-    before = fingerprint(model, None, None)
-    assert fingerprint(model, None, None) == before
+    before = fingerprint(TrainingCase.of(model, Workload()))
+    assert fingerprint(TrainingCase.of(model, Workload())) == before
     assert colocations.of(model) == colocations.of(models.llama())
     model.config.of_the_script = {"inner": range(4)}
-    assert fingerprint(model, None, None) != before
+    assert fingerprint(TrainingCase.of(model, Workload())) != before
 
 
 @pytest.mark.parametrize("edited", ["helper.py", "base.py"])
@@ -232,8 +233,8 @@ def test_files_of_the_user_beside_the_model_are_part_of_the_key(edited, tmp_path
     (package / "model.py").write_text(own)
     monkeypatch.syspath_prepend(tmp_path)
     model = importlib.import_module(f"{package.name}.model").Own()
-    before = fingerprint(model, None, None)
-    assert fingerprint(model, None, None) == before
+    before = fingerprint(TrainingCase.of(model, Workload()))
+    assert fingerprint(TrainingCase.of(model, Workload())) == before
     with (package / edited).open("a") as file:
         file.write("\n# another version\n")
-    assert fingerprint(model, None, None) != before
+    assert fingerprint(TrainingCase.of(model, Workload())) != before

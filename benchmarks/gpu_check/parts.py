@@ -83,6 +83,7 @@ def _compared(card: Card, wanted: Any) -> Record:
 def stages(card: Card) -> Iterator[Record]:
     import torch
 
+    from balance_shim.memory.training_case import TrainingCase
     from balance_shim.memory.workload import Workload
     from balance_shim.placement import planner
     from balance_shim.placement.request import Request
@@ -93,7 +94,7 @@ def stages(card: Card) -> Iterator[Record]:
     for model, count, checkpointing in (("Qwen2.5-7B", 4, False), ("Llama-3-8B", 8, True)):
         workload = Workload(seq_len=2048, loss="chunked", gradient_checkpointing=checkpointing)
         devices = tuple(card.as_planned(index, 80 * GIB) for index in range(count))
-        request = Request(configs.build(model, torch.bfloat16, "meta"), workload, devices)
+        request = Request(TrainingCase.of(configs.build(model, torch.bfloat16, "meta"), workload), devices)
         plan = planner.balanced(request)
         if plan is None:
             yield {"model": model, "error": "no plan"}
@@ -149,6 +150,7 @@ def liger(card: Card) -> Iterator[Record]:
     import torch
     from liger_kernel.transformers import apply_liger_kernel_to_qwen2
 
+    from balance_shim.memory.training_case import TrainingCase
     from balance_shim.memory.workload import Workload
     from balance_shim.placement import planner
     from balance_shim.placement.request import Request
@@ -158,7 +160,7 @@ def liger(card: Card) -> Iterator[Record]:
     model = configs.build("Qwen2.5-7B, 2 layers", torch.bfloat16, card.device)
     apply_liger_kernel_to_qwen2(model=model)
     device = card.as_planned(0, LIMITLESS)
-    costed = planner.cost(Request(model, Workload(seq_len=2048), (device,)))
+    costed = planner.cost(Request(TrainingCase.of(model, Workload(seq_len=2048)), (device,)))
     yield {"what": "trace of a patched model", "method": str(costed.method)}
     ids = torch.randint(10, 30000, (1, 2048), device=card.device)
     model.train()

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from balance_shim.memory.training_case import TrainingCase
 from balance_shim.memory.workload import Workload
 from balance_shim.placement import planner
 from balance_shim.placement.plan import DevicePlan, evaluate
@@ -74,7 +75,7 @@ def predicted(card: Card, wanted: Case) -> DevicePlan:
     device = card.as_planned(0, LIMITLESS)
     model = configs.build(wanted.model, DTYPES[wanted.precision], "meta")
     batch = batch_of(wanted) if wanted.padded else None
-    costed = planner.cost(Request(model, wanted.workload, (device,), batch=batch))
+    costed = planner.cost(Request(TrainingCase.of(model, wanted.workload, batch=batch), (device,)))
     return evaluate("balanced", costed, {block.name: 0 for block in costed.blocks}, (device,)).devices[0]
 
 

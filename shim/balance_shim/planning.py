@@ -145,29 +145,21 @@ def _request_for_model(model: Any, options: PlanOptions) -> "Request":
 
 
 def _request(model: Any, options: PlanOptions, no_split: Collection[str] | None, **more: Any) -> "Request":
+    from .memory.training_case import TrainingCase
     from .memory.workload import assume, longest_row
     from .placement.request import Request
-    from .upstream.loss_device import computes_loss_on_first_device
 
     settings = options.settings
     workload = assume(settings, None, longest_row(model.config))
-    return Request.from_settings(
-        settings,
-        model,
-        replace(workload, accumulation=options.accumulation),
-        devices_of(options),
-        no_split=no_split,
-        loss_on_first=computes_loss_on_first_device(model),
-        may_halve=not options.precision,
-        **more,
-    )
+    case = TrainingCase.of(model, replace(workload, accumulation=options.accumulation), no_split, **more)
+    return Request.from_settings(settings, case, devices_of(options), may_halve=not options.precision)
 
 
 def _solved(request: "Request") -> "Plan":
     from .placement import planner
     from .placement.balance import DoesNotFit
 
-    name = type(request.model).__name__
+    name = request.case.structure.model_class
     try:
         costed, recomputed = planner.costed_for(request)
         found = planner.solved(request, costed, recomputed)

@@ -1,6 +1,9 @@
 """What the shim keeps about one `Trainer`: in one dictionary, ended together when its training ends.
 
-Each room declares the parts that it keeps; nobody's object gets attributes of ours.
+Each subpackage declares the parts that it keeps. Other people's objects get no attributes of ours, with three
+exceptions, where the reason is given: `training/micro_batch` and `training/precision` (the arguments' copies need them
+too), and `zero/weights/inference_models` (a dictionary of engines would keep their models alive). Facts about a model,
+which may be placed before a Trainer exists and be trained by several, are in weak dictionaries by model.
 """
 
 from collections.abc import Callable

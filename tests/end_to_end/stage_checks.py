@@ -15,6 +15,7 @@ from gpu_check import configs, stages  # noqa: E402
 from gpu_check.card import Card  # noqa: E402
 from gpu_check.table import page  # noqa: E402
 
+from balance_shim.memory.training_case import TrainingCase  # noqa: E402
 from balance_shim.memory.workload import Workload  # noqa: E402
 from balance_shim.placement import planner  # noqa: E402
 from balance_shim.placement.request import Request  # noqa: E402
@@ -50,7 +51,7 @@ def main():
     card = Card()
     workload = Workload(seq_len=512)
     devices = tuple(card.as_planned(index, 8 << 30) for index in range(4))
-    request = Request(configs.build("tiny", torch.float32, "meta"), workload, devices)
+    request = Request(TrainingCase.of(configs.build("tiny", torch.float32, "meta"), workload), devices)
     plan = planner.balanced(request)
     alone = [
         stages.measure_stage(card, request.model, plan.device_map, place, 0, workload).allocated for place in range(4)

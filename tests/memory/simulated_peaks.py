@@ -21,6 +21,7 @@ from transformers import Trainer, TrainingArguments  # noqa: E402
 
 from balance_shim.devices import inventory  # noqa: E402
 from balance_shim.memory.blocks import chain  # noqa: E402
+from balance_shim.memory.training_case import TrainingCase  # noqa: E402
 from balance_shim.memory.workload import Workload  # noqa: E402
 from balance_shim.placement import planner  # noqa: E402
 from balance_shim.placement.plan import evaluate  # noqa: E402
@@ -28,7 +29,6 @@ from balance_shim.placement.request import Request  # noqa: E402
 from balance_shim.settings import Settings  # noqa: E402
 from balance_shim.training.actual_workload import actual_workload  # noqa: E402
 from balance_shim.training.replan import evaluating  # noqa: E402
-from balance_shim.upstream.loss_device import computes_loss_on_first_device  # noqa: E402
 from balance_shim.virtual import grouped_attention  # noqa: E402
 from tests.memory.simulated_cases import CASES, REAL_CASES, device_map  # noqa: E402
 from tests.simulation.child import main  # noqa: E402
@@ -178,14 +178,15 @@ def compare(name, case):
     treated = grouped_queries(case.repeats)
     devices = inventory(Settings())[: case.devices]
     request = Request(
-        placed,
-        workload,
+        TrainingCase.of(
+            placed,
+            workload,
+            trains=lambda _, parameter: parameter.requires_grad,
+            batch=batch,
+            evaluation_batch=evaluation_batch,
+        ),
         devices,
-        trains=lambda _, parameter: parameter.requires_grad,
-        batch=batch,
-        loss_on_first=computes_loss_on_first_device(placed),
         repeats_grouped_keys=case.repeats,
-        evaluation_batch=evaluation_batch,
     )
     costed = planner.cost(request)
     plan = evaluate("map", costed, places, devices)

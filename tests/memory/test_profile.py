@@ -10,9 +10,10 @@ from balance_shim.memory import estimate
 from balance_shim.memory.blocks import chain
 from balance_shim.memory.peak import Schedule
 from balance_shim.memory.profile import profile
-from balance_shim.memory.ties import parameter_count
+from balance_shim.memory.structure import structure_of
 from balance_shim.memory.tracing import trace
 from balance_shim.memory.tracing.errors import CannotTrace
+from balance_shim.memory.training_case import TrainingCase
 from balance_shim.memory.workload import Workload
 from balance_shim.optimizers import QUANTIZED, SPARES_SINCE
 from balance_shim.versions import version_of
@@ -23,16 +24,16 @@ LOGITS = WORKLOAD.tokens * models.SIZES["vocab_size"] * torch.float32.itemsize
 
 
 def total(model, workload, field, **options):
-    return sum(getattr(cost, field) for cost in profile(model, chain(model), workload, **options).costs)
+    return sum(getattr(cost, field) for cost in profile(TrainingCase.of(model, workload, **options)).costs)
 
 
 def by_role(model, workload, field, **options):
     """Return role -> the sum of `field` over the blocks of that role."""
-    blocks = chain(model)
-    found = dict.fromkeys((block.role for block in blocks), 0)
-    for block, cost in zip(blocks, profile(model, blocks, workload, **options).costs, strict=True):
-        found[block.role] += getattr(cost, field)
-    return found
+    case = TrainingCase.of(model, workload, **options)
+    sums = dict.fromkeys((block.role for block in case.structure.blocks), 0)
+    for block, cost in zip(case.structure.blocks, profile(case).costs, strict=True):
+        sums[block.role] += getattr(cost, field)
+    return sums
 
 
 @pytest.fixture(params=["traced", "formula"])
@@ -51,8 +52,8 @@ def way(request, monkeypatch):
 def test_weights_and_adam_state_are_counted_exactly(name, way):
     """Weights, gradients and AdamW state add up to the model's own bytes, tied weights counted once."""
     model = models.ALL[name]()
-    found = profile(model, chain(model), WORKLOAD)
-    parameters = parameter_count(model) * torch.float32.itemsize
+    found = profile(TrainingCase.of(model, WORKLOAD))
+    parameters = structure_of(model).parameters * torch.float32.itemsize
     buffers = sum(buffer.numel() * buffer.element_size() for buffer in model.buffers())
     assert sum(cost.weights for cost in found.costs) == parameters + buffers
     assert sum(cost.gradients for cost in found.costs) == parameters
@@ -63,7 +64,7 @@ def test_weights_and_adam_state_are_counted_exactly(name, way):
 def test_costs_keep_what_the_composition_relies_on(name, way):
     """What a block keeps is part of what it has in each pass, and nothing is below zero."""
     model = models.ALL[name]()
-    found = profile(model, chain(model), WORKLOAD)
+    found = profile(TrainingCase.of(model, WORKLOAD))
     for cost in [*found.costs, found.first]:
         assert 0 <= cost.activations <= min(cost.forward, cost.backward or cost.activations)
         assert min(cost.weights, cost.gradients, cost.optimizer, cost.step) >= 0
@@ -74,9 +75,9 @@ def test_costs_keep_what_the_composition_relies_on(name, way):
 def test_a_loss_in_chunks_needs_a_chunk(way):
     """The head holds hidden states and one chunk; what returns to the first device is not the logits."""
     model = models.llama(vocab_size=65536)
-    blocks = chain(model)
     full, chunked = (
-        profile(model, blocks, Workload(seq_len=8192, tuning="lora", loss=loss)) for loss in ("full", "chunked")
+        profile(TrainingCase.of(model, Workload(seq_len=8192, tuning="lora", loss=loss)))
+        for loss in ("full", "chunked")
     )
     logits = 8192 * 65536 * torch.float32.itemsize
     assert full.costs[-1].backward > 2 * logits and full.first.forward >= logits
@@ -104,10 +105,10 @@ def test_a_frozen_tower_has_no_gradients(way):
 def test_checkpointing_trades_kept_activations_for_temporary_ones(way):
     """With checkpointing a layer keeps its input only, and all of it comes back while it is recomputed."""
     model = models.llama()
-    blocks = chain(model)
-    plain = profile(model, blocks, WORKLOAD).costs
-    recomputed = profile(model, blocks, replace(WORKLOAD, gradient_checkpointing=True)).costs
-    for block, before, after in zip(blocks, plain, recomputed, strict=True):
+    case = TrainingCase.of(model, WORKLOAD)
+    plain = profile(case).costs
+    recomputed = profile(case.with_workload(gradient_checkpointing=True)).costs
+    for block, before, after in zip(case.structure.blocks, plain, recomputed, strict=True):
         if block.role == "layer":
             assert after.activations < before.activations / 4
             assert after.backward >= before.activations
@@ -125,13 +126,13 @@ def test_logits_are_the_heads(way):
 def test_what_returns_is_with_the_first_device(way):
     """The logits that come back to where the inputs were count there, whichever blocks sit there."""
     model = models.llama()
-    assert profile(model, chain(model), WORKLOAD).first.forward >= LOGITS
+    assert profile(TrainingCase.of(model, WORKLOAD)).first.forward >= LOGITS
 
 
 def test_a_tied_head_is_counted_once_before_it_is_tied(way):
     """transformers 5 ties after the device map is made; the head's own parameter is only a place-holder until then."""
     tied, untied = models.llama(tie_word_embeddings=True), models.llama()
-    assert parameter_count(untied) - parameter_count(tied) == tied.lm_head.weight.numel()
+    assert structure_of(untied).parameters - structure_of(tied).parameters == tied.lm_head.weight.numel()
     assert total(untied, WORKLOAD, "weights") - total(tied, WORKLOAD, "weights") == tied.lm_head.weight.nbytes
 
 
@@ -164,7 +165,7 @@ def test_accumulation_and_optimizer_make_the_schedule(way):
     model = models.llama()
 
     def schedule(**changes):
-        return profile(model, chain(model), replace(WORKLOAD, **changes)).schedule
+        return profile(TrainingCase.of(model, replace(WORKLOAD, **changes))).schedule
 
     assert schedule(optimizer="adamw_torch_fused") == Schedule(accumulating=False, step_at_once=False)
     assert schedule(optimizer="adamw_torch", accumulation=2) == Schedule(accumulating=True, step_at_once=True)
@@ -172,7 +173,7 @@ def test_accumulation_and_optimizer_make_the_schedule(way):
 
 def test_the_method_says_what_was_traced_and_why_not(way):
     """A profile that is not traced says so, with the reason."""
-    found = profile(models.llama(), chain(models.llama()), WORKLOAD)
+    found = profile(TrainingCase.of(models.llama(), WORKLOAD))
     expected = {"traced": "traced", "formula": "estimated by a formula, because this test says so"}
     assert found.method == expected[way]
 

@@ -3,8 +3,8 @@
 import pytest
 import transformers
 
-from balance_shim.memory.blocks import chain
 from balance_shim.memory.profile import profile
+from balance_shim.memory.training_case import TrainingCase
 from balance_shim.memory.workload import Workload
 from balance_shim.versions import version_of
 from tests import models
@@ -102,21 +102,21 @@ if NEW:  # 4.51: InstructBLIP stops across devices where it joins masks, Idefics
 def test_pictures_in_a_layout_of_their_own_reach_the_tower(make):
     """Kosmos-2, Fuyu, InstructBLIP, Idefics 3, Pix2Struct: the tower and what brings it to the language model run."""
     model = make()
-    found = profile(model, chain(model), WORKLOAD)
+    found = profile(TrainingCase.of(model, WORKLOAD))
     assert found.method == "traced" and not found.unreached
 
 
 def test_a_config_with_several_ends_of_text_is_traced():
     """Llama 3.1 has three tokens as `eos_token_id`."""
     model = models.llama(eos_token_id=[2, 7, 9])
-    assert profile(model, chain(model), WORKLOAD).method == "traced"
+    assert profile(TrainingCase.of(model, WORKLOAD)).method == "traced"
 
 
 @pytest.mark.parametrize("make", [answers, choices, pictures, speech, *([cross_attention_to_pictures] if NEW else [])])
 def test_the_dry_run_reaches_every_block(make):
     """Heads with targets of other names, pictures, sound, and layers that are left out at random: all have run."""
     model = make()
-    found = profile(model, chain(model), WORKLOAD)
+    found = profile(TrainingCase.of(model, WORKLOAD))
     assert found.method == "traced" and not found.unreached - {"bert.pooler"}
 
 
@@ -124,4 +124,4 @@ def test_the_dry_run_reaches_every_block(make):
 def test_a_head_that_meets_its_targets_where_they_arrive_is_bonded_to_the_first_device(make, head):
     """The loss itself is run, so that the source of `forward` need not tell."""
     model = make()
-    assert head in profile(model, chain(model), WORKLOAD).constraints.on_first
+    assert head in profile(TrainingCase.of(model, WORKLOAD)).constraints.on_first

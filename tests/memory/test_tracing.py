@@ -7,7 +7,7 @@ import pytest
 import torch
 import transformers
 
-from balance_shim.memory.blocks import chain
+from balance_shim.memory.structure import structure_of
 from balance_shim.memory.tracing import layers
 from balance_shim.memory.tracing.machine import traced, tracing
 from balance_shim.memory.workload import Workload
@@ -53,7 +53,7 @@ def test_a_sample_of_the_layers_stands_for_all(name, changes, monkeypatch):
     """Tracing each distinct layer once gives the very figures of a trace that runs all of them."""
     model, workload = models.ALL[name](), replace(WORKLOAD, **changes)
     blocks, sampled = profiled(model, workload)
-    monkeypatch.setattr(layers, "sample", lambda _, blocks: layers.everything(blocks))
+    monkeypatch.setattr(layers, "sample", lambda _, structure: layers.everything(structure.blocks))
     whole = profiled(model, workload)[1]
     last = [block.name for block in blocks if block.role == "layer"][-1]
     for block, one, other in zip(blocks, sampled.costs, whole.costs, strict=True):
@@ -79,7 +79,7 @@ def test_not_all_layers_run():
     """Of six like layers three run, however many there are: two, and the one behind them."""
     for count in (6, 40):
         model = models.llama(num_hidden_layers=count)
-        sample = layers.sample(model, chain(model))
+        sample = layers.sample(model, structure_of(model))
         assert len(sample.left_out) == count - 3
         assert sample.speaks_for[f"model.layers.{count - 1}"] == "model.layers.1"
         assert not sample.whole
@@ -101,7 +101,7 @@ def test_dense_and_expert_layers_are_measured_each(monkeypatch):
     assert len({(cost.weights, cost.activations) for cost in dense}) == 1
     assert len({(cost.weights, cost.activations) for cost in experts}) == 1
     assert dense[0].weights != experts[0].weights and dense[0].activations != experts[0].activations
-    monkeypatch.setattr(layers, "sample", lambda _, blocks: layers.everything(blocks))
+    monkeypatch.setattr(layers, "sample", lambda _, structure: layers.everything(structure.blocks))
     whole = costs_of(moe_with_dense_layers())
     assert [cost.activations for cost in whole.values()] == [cost.activations for cost in costs.values()]
 
@@ -114,7 +114,7 @@ def sliding_and_full(**changes):
 def test_sliding_and_full_attention_are_kinds_of_their_own():
     """Layers that differ only by the name that the config has for them are not taken for alike."""
     model = sliding_and_full()
-    sample = layers.sample(model, chain(model))
+    sample = layers.sample(model, structure_of(model))
     speakers = [sample.speaks_for[f"model.layers.{number}"] for number in range(6)]
     assert speakers[1] != speakers[2] and speakers[2::2] == speakers[2:3] * 2 and speakers[3::2] == speakers[3:4] * 2
     costs_of(model)
@@ -236,7 +236,7 @@ def test_the_real_batch_decides():
     text = {name: each for name, each in pictures(2, 4).items() if name in ("input_ids", "attention_mask", "labels")}
     text["input_ids"].fill_(5)
     _, found = profiled(model, **trained, batch=text)
-    assert "which that does not reach" in found.method and "visual" in found.method
+    assert "which the trace does not reach" in found.method and "visual" in found.method
     longer = costs_of(models.llama(), batch={name: each.repeat(1, 2) for name, each in text.items()})
     shorter = costs_of(models.llama(), batch=text)
     assert longer["lm_head"].activations == pytest.approx(2 * shorter["lm_head"].activations, rel=0.01)

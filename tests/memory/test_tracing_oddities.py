@@ -10,11 +10,12 @@ import pytest
 import torch
 import transformers
 
-from balance_shim.memory.blocks import chain
 from balance_shim.memory.profile import profile
+from balance_shim.memory.structure import structure_of
 from balance_shim.memory.tracing import layers, machine
 from balance_shim.memory.tracing.machine import TracedTensor, traced, tracing
 from balance_shim.memory.tracing.trace import trace
+from balance_shim.memory.training_case import TrainingCase
 from balance_shim.memory.workload import Workload
 from tests import models
 from tests.memory.traced_costs import WORKLOAD, costs_of, nothing_changes, profiled
@@ -127,7 +128,7 @@ def test_layers_with_a_part_in_common_are_traced_all():
     model = models.llama()
     rows = model.model.layers
     rows[4].mlp = rows[1].mlp
-    found = layers.sample(model, chain(model))
+    found = layers.sample(model, structure_of(model))
     assert not found.left_out & {"model.layers.1", "model.layers.4"}
     assert "model.layers.4" not in (found.speaks_for["model.layers.3"], found.speaks_for["model.layers.5"])
 
@@ -228,7 +229,7 @@ def test_whole_numbers_stay_and_real_ones_go():
 def test_a_trace_ends_with_all_memory_given_back():
     """Nothing of a trace is held by what comes out of it: the next trace starts from zero."""
     model = models.llama()
-    found = trace(model, chain(model), WORKLOAD)
+    found = trace(TrainingCase.of(model, WORKLOAD))
     assert not any(isinstance(each, TracedTensor) for trained in found.trained.values() for each in trained)
 
 
@@ -245,7 +246,7 @@ def test_a_model_that_talks_is_not_heard(capfd):
 
     Talking.forward.__signature__ = inspect.signature(original)
     model.__class__ = Talking
-    assert profile(model, chain(model), Workload(seq_len=64)).method == "traced"
+    assert profile(TrainingCase.of(model, Workload(seq_len=64))).method == "traced"
     heard = capfd.readouterr()
     assert "a picture!" not in heard.out and "a warning!" not in heard.err
     print("heard")

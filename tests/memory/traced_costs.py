@@ -6,10 +6,9 @@ from contextlib import contextmanager
 import numpy
 import torch
 
-from balance_shim.memory.blocks import chain
 from balance_shim.memory.profile import profile
+from balance_shim.memory.training_case import TrainingCase
 from balance_shim.memory.workload import Workload
-from balance_shim.upstream.loss_device import computes_loss_on_first_device
 from tests import models
 
 WORKLOAD = Workload(batch_size=2, seq_len=64)
@@ -19,9 +18,8 @@ TEXT = {**models.SIZES, "num_key_value_heads": 2}
 
 def profiled(model, workload=WORKLOAD, **options):
     """Return (blocks, profile) as the planner asks for it."""
-    blocks = chain(model)
-    first = computes_loss_on_first_device(model)
-    return blocks, profile(model, blocks, workload, loss_on_first=first, **options)
+    case = TrainingCase.of(model, workload, **options)
+    return case.structure.blocks, profile(case)
 
 
 def costs_of(model, workload=WORKLOAD, **options):

@@ -22,6 +22,7 @@ import peft  # noqa: E402
 import transformers  # noqa: E402
 
 from balance_shim.devices import Device  # noqa: E402
+from balance_shim.memory.training_case import TrainingCase  # noqa: E402
 from balance_shim.memory.workload import Workload  # noqa: E402
 from balance_shim.placement import planner  # noqa: E402
 from balance_shim.placement.plan import evaluate  # noqa: E402
@@ -154,11 +155,8 @@ def devices(capacities) -> tuple[Device, ...]:
 
 def request(case: Case, model, capacities):
     return Request(
-        model,
-        case.workload,
+        TrainingCase.of(model, case.workload, trains=lambda _, parameter: parameter.requires_grad, batch=case.batch),
         devices(capacities),
-        trains=lambda _, parameter: parameter.requires_grad,
-        batch=case.batch,
     )
 
 

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from balance_shim.devices import Device, _levelled, describe
 from balance_shim.memory.cost import BlockCost
 from balance_shim.memory.peak import Schedule
+from balance_shim.memory.training_case import TrainingCase
 from balance_shim.memory.workload import Workload
 from balance_shim.placement import planner
 from balance_shim.placement.balance import (
@@ -18,7 +19,6 @@ from balance_shim.placement.balance import (
     WORTH_LEAVING_FIRST_DEVICE,
     DoesNotFit,
     balance,
-    takes_inputs,
 )
 from balance_shim.placement.chain import chain_of
 from balance_shim.placement.plan import collapse, device_of, evaluate, lower_bound
@@ -39,11 +39,11 @@ def machine(*sizes):
 def test_every_tensor_gets_a_device_and_ties_hold(name, devices):
     """The map covers every parameter and buffer, keeps ties together and uses existing devices only."""
     model = models.ALL[name]()
-    costed = planner.cost(Request(model, Workload(seq_len=64)))
+    costed = planner.cost(Request(TrainingCase.of(model, Workload(seq_len=64))))
     device_map = balance(costed, machine(*[64 * MIB] * devices))
     for tensor in [*dict(model.named_parameters(remove_duplicate=False)), *dict(model.named_buffers())]:
         assert device_of(tensor, device_map) in range(devices)
-    for group in costed.ties:
+    for group in costed.structure.ties:
         assert len({device_of(tensor, device_map) for tensor in group}) == 1
 
 
@@ -60,7 +60,7 @@ def test_the_worst_device_is_below_that_of_any_other_map_of_whole_layers(tied, w
     With the embedding away from the first device none is lower by what is worth leaving it.
     """
     model = models.llama(tie_word_embeddings=tied, vocab_size=256)
-    costed = planner.cost(Request(model, workload))
+    costed = planner.cost(Request(TrainingCase.of(model, workload)))
     devices = machine(8 * MIB, 8 * MIB, 16 * MIB)
     ours = evaluate("balanced", costed, balance(costed, devices), devices).worst.filled
     for choice in combinations_with_replacement(range(7), 2):
@@ -78,8 +78,8 @@ def test_the_worst_device_is_below_that_of_any_other_map_of_whole_layers(tied, w
 @pytest.mark.parametrize("name", ["llama", "gpt2", "t5", "llava"])
 def test_the_embedding_leaves_the_first_device_only_where_that_is_worth_it(name, larger, leaves):
     """A first device that is smaller by 1 % keeps the embedding; one that it would fill to the brim does not."""
-    costed = planner.cost(Request(models.ALL[name](), Workload(seq_len=64)))
-    first_device = takes_inputs(costed.blocks)
+    costed = planner.cost(Request(TrainingCase.of(models.ALL[name](), Workload(seq_len=64))))
+    first_device = costed.structure.entry
     # Half of the bytes are in the embedding, so that a small first device cannot have it without being the fullest.
     costs = [
         BlockCost(
@@ -102,7 +102,8 @@ def test_the_embedding_leaves_the_first_device_only_where_that_is_worth_it(name,
 def test_ends_that_are_tied_are_one_group(tied):
     """Embedding and head may sit anywhere: each on its own, or together where they are one tensor."""
     chain = chain_of(
-        planner.cost(Request(models.llama(tie_word_embeddings=tied), Workload(seq_len=64))), whole_tower=True
+        planner.cost(Request(TrainingCase.of(models.llama(tie_word_embeddings=tied), Workload(seq_len=64)))),
+        whole_tower=True,
     )
     names = [
         ([block.name for link in group.ahead for block in link.blocks], [link.blocks[0].name for link in group.behind])
@@ -117,7 +118,7 @@ def test_ends_that_are_tied_are_one_group(tied):
 @pytest.mark.parametrize("name", models.ALL)
 def test_the_chain_holds_each_block_once(name):
     """Joining blocks to links, by ties and towers and followers, loses and repeats none, and no cost either."""
-    costed = planner.cost(Request(models.ALL[name](), Workload(seq_len=64)))
+    costed = planner.cost(Request(TrainingCase.of(models.ALL[name](), Workload(seq_len=64))))
     chain = chain_of(costed, whole_tower=True)
     held = [block.name for link in chain.links for block in link.blocks]
     assert sorted(held) == sorted(block.name for block in costed.blocks)
@@ -141,7 +142,7 @@ COSTS = st.builds(
 def test_no_map_goes_below_the_lower_bound(costs, capacities, data):
     """Neither one in a row nor any other, on devices of any sizes."""
     schedule = Schedule(accumulating=data.draw(st.booleans()), step_at_once=data.draw(st.booleans()))
-    some = planner.cost(Request(models.llama(), Workload(seq_len=64)))
+    some = planner.cost(Request(TrainingCase.of(models.llama(), Workload(seq_len=64))))
     costed = replace(some, blocks=some.blocks[: len(costs)], costs=tuple(costs), schedule=schedule, first=BlockCost())
     devices = tuple(Device(index, f"cuda:{index}", size, size, 7) for index, size in enumerate(capacities))
     maps = product(range(len(devices)), repeat=len(costs))
@@ -154,7 +155,7 @@ def test_no_map_goes_below_the_lower_bound(costs, capacities, data):
 
 def test_the_lower_bound_knows_of_whole_blocks():
     """Of ten equal blocks one of four devices holds three, though a quarter of all is two and a half."""
-    some = planner.cost(Request(models.llama(num_hidden_layers=7), Workload(seq_len=64)))
+    some = planner.cost(Request(TrainingCase.of(models.llama(num_hidden_layers=7), Workload(seq_len=64))))
     layer = BlockCost(weights=1000)
     costed = replace(some, blocks=some.blocks[:10], costs=(layer,) * 10)
     devices = tuple(Device(index, f"cuda:{index}", 5000, 5000, 7) for index in range(4))
@@ -165,7 +166,7 @@ def test_a_tower_is_split_only_where_that_is_worth_it():
     """Vision blocks are on one device while that costs little, and spread where the tower would fill its device."""
 
     def worst_and_homes(tower_share):
-        costed = planner.cost(Request(models.llava(), Workload(seq_len=64)))
+        costed = planner.cost(Request(TrainingCase.of(models.llava(), Workload(seq_len=64))))
         total, devices = 16 << 30, machine(*[40 << 30] * 2)
         tower = [block for block in costed.blocks if block.role == "tower"]
         even = BlockCost(weights=int(tower_share * total / len(tower)))
@@ -215,13 +216,13 @@ def test_every_tensor_of_any_model_is_placed_once(shape, devices, no_split):
     """Models of any tree of modules, with ties across it: each parameter and buffer has one block and one device."""
     with torch.device("meta"):
         model = Tree(shape, None)
-    costed = planner.cost(Request(model, Workload(seq_len=64), no_split=no_split))
+    costed = planner.cost(Request(TrainingCase.of(model, Workload(seq_len=64), no_split=no_split)))
     named = [name for name, _ in model.named_parameters(remove_duplicate=False)]
     named += [name for name, _ in model.named_buffers(remove_duplicate=False)]
     assert sorted(name for block in costed.blocks for name in block.tensors) == sorted(named)
     device_map = balance(costed, machine(*[64 * MIB] * devices))
     assert {device_of(name, device_map) for name in named} <= set(range(devices))
-    for group in costed.ties:
+    for group in costed.structure.ties:
         assert len({device_of(name, device_map) for name in group}) == 1
     weights = sum(tensor.nbytes for tensor in [*model.parameters(), *model.buffers()])
     assert sum(cost.weights for cost in costed.costs) == weights
@@ -229,13 +230,15 @@ def test_every_tensor_of_any_model_is_placed_once(shape, devices, no_split):
 
 def test_rotary_embeddings_stay_with_the_embedding():
     """A module without parameters, registered last and run first, does not end up at the tail."""
-    device_map = balance(planner.cost(Request(models.llama(), Workload(seq_len=64))), machine(*[64 * MIB] * 4))
+    device_map = balance(
+        planner.cost(Request(TrainingCase.of(models.llama(), Workload(seq_len=64)))), machine(*[64 * MIB] * 4)
+    )
     assert device_map["model.rotary_emb"] == device_map["model.embed_tokens"]
 
 
 def test_weights_are_placed_even_when_the_prediction_is_over_capacity():
     """A model that loads but is predicted not to train gets a map by which it loads."""
-    costed = planner.cost(Request(models.llama(), Workload(batch_size=64, seq_len=4096)))
+    costed = planner.cost(Request(TrainingCase.of(models.llama(), Workload(batch_size=64, seq_len=4096))))
     weights = sum(cost.weights for cost in costed.costs)
     devices = machine(weights // 2, weights // 2, weights // 3)
     plan = evaluate("balanced", costed, balance(costed, devices), devices)
@@ -246,7 +249,7 @@ def test_weights_are_placed_even_when_the_prediction_is_over_capacity():
 
 def test_weights_that_do_not_fit_are_refused_with_the_figures():
     """Never a silent spill to the host: by how much it does not fit is in the exception."""
-    costed = planner.cost(Request(models.llama(), Workload()))
+    costed = planner.cost(Request(TrainingCase.of(models.llama(), Workload())))
     with pytest.raises(DoesNotFit) as caught:
         balance(costed, machine(1000, 1000))
     assert caught.value.available == 2000
@@ -261,7 +264,7 @@ def real_machine(*sizes):
 @pytest.mark.parametrize("name", ["llama", "llava"])
 def test_small_differences_between_devices_change_no_map(name):
     """Devices of one type that differ by up to 0.9 %, as real ones do from run to run, get the map of equal ones."""
-    costed = planner.cost(Request(models.ALL[name](), Workload(seq_len=64)))
+    costed = planner.cost(Request(TrainingCase.of(models.ALL[name](), Workload(seq_len=64))))
     equal = balance(costed, real_machine(*[64 * MIB] * 4))
 
     @settings(max_examples=20, deadline=None)
@@ -295,7 +298,7 @@ def test_a_loss_that_does_not_follow_the_logits_keeps_its_head_on_the_first_devi
     model = models.ALL[name]()
     assert computes_loss_on_first_device(model)
     devices = machine(*[64 * MIB] * 4)
-    request = Request(model, Workload(seq_len=64), devices, loss_on_first=True)
+    request = Request(TrainingCase.of(model, Workload(seq_len=64), loss_on_first=True), devices)
     device_map = balance(planner.cost(request), devices)
     layers = {name: place for name, place in device_map.items() if ".layer." in name}
     behind = list(device_map.items())[max(list(device_map).index(name) for name in layers) + 1 :]

@@ -6,6 +6,7 @@ from balance_shim.devices import Device
 from balance_shim.memory.blocks import Block
 from balance_shim.memory.cost import BlockCost
 from balance_shim.memory.peak import PLAIN, Schedule
+from balance_shim.memory.structure import ModelStructure
 from balance_shim.memory.workload import Workload
 from balance_shim.placement.calibration import corrected
 from balance_shim.placement.plan import CostedModel, evaluate
@@ -17,7 +18,7 @@ MAP = {"a": 0, "b": 0, "c": 1}
 
 def costed(schedule=PLAIN):
     blocks = tuple(Block(name, "Layer", "layer", (f"{name}.weight",), ()) for name in "abc")
-    return CostedModel("Model", 3, blocks, (COST,) * 3, (), Workload(), schedule=schedule)
+    return CostedModel(ModelStructure("Model", blocks), (COST,) * 3, Workload(), schedule=schedule)
 
 
 def peaks_with(measured, schedule=PLAIN):

@@ -6,6 +6,7 @@ import torch
 import transformers
 
 from balance_shim.devices import describe
+from balance_shim.memory.training_case import TrainingCase
 from balance_shim.memory.workload import Workload
 from balance_shim.placement import planner
 from balance_shim.placement.request import Request
@@ -38,7 +39,7 @@ def planned(size=4 * GIB):
     machine = tuple(describe(index, f"cuda:{index}", size, Settings()) for index in range(4))
     model = models.on_meta(Sees, config)
     model._no_split_modules = None
-    request = Request(model, Workload(batch_size=2, seq_len=64), machine)
+    request = Request(TrainingCase.of(model, Workload(batch_size=2, seq_len=64)), machine)
     return planner.balanced(request), planner.cost(request)
 
 

@@ -3,6 +3,7 @@
 import pytest
 
 from balance_shim.devices import describe
+from balance_shim.memory.training_case import TrainingCase
 from balance_shim.memory.workload import Workload
 from balance_shim.placement import planner
 from balance_shim.placement.compared_heads import device_of_compared_head
@@ -16,7 +17,9 @@ GIB = 1 << 30
 def planned(head_device, sizes=(2, 2, 2, 2), **changes):
     machine = tuple(describe(index, f"cuda:{index}", int(size * GIB), Settings()) for index, size in enumerate(sizes))
     workload = Workload(batch_size=4, seq_len=512)
-    plan = planner.balanced(Request(models.llama(**changes), workload, machine, head_device=head_device))
+    plan = planner.balanced(
+        Request(TrainingCase.of(models.llama(**changes), workload), machine, head_device=head_device)
+    )
     assert plan is not None and not plan.shortfall
     return plan
 

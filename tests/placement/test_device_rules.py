@@ -7,6 +7,7 @@ import transformers
 
 from balance_shim.device_rules.kinds import DEFAULT_ARCHITECTURE, kind_named
 from balance_shim.devices import describe
+from balance_shim.memory.training_case import TrainingCase
 from balance_shim.memory.workload import Workload
 from balance_shim.placement import planner
 from balance_shim.placement.plan import evaluate
@@ -24,7 +25,7 @@ def request_for(dtype, *architectures, **changes):
         describe(index, f"cuda:{index}", 64 * MIB, Settings(), each) for index, each in enumerate(architectures)
     )
     model = models.on_meta(transformers.LlamaForCausalLM, config).to(dtype)
-    return replace(Request(model, Workload(seq_len=256), machine), **changes)
+    return replace(Request(TrainingCase.of(model, Workload(seq_len=256)), machine), **changes)
 
 
 def layer_of(costed):

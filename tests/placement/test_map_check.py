@@ -4,6 +4,7 @@ import pytest
 
 from balance_shim.errors import DeviceMapError
 from balance_shim.map_file import UserMap
+from balance_shim.memory.structure import structure_of
 from balance_shim.placement.map_check import fit
 from balance_shim.placement.plan import device_of
 from tests import models
@@ -18,7 +19,8 @@ FULL = {
 
 
 def check(device_map, model=None, devices=4):
-    return fit(UserMap(device_map, "map.json"), model if model is not None else models.llama(), devices)
+    model = model if model is not None else models.llama()
+    return fit(UserMap(device_map, "map.json"), model, structure_of(model), devices)
 
 
 def refused(device_map, model=None, devices=4):

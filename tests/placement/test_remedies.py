@@ -7,6 +7,7 @@ import pytest
 import torch
 import transformers
 
+from balance_shim.memory.training_case import TrainingCase
 from balance_shim.memory.workload import Workload
 from balance_shim.placement import planner, remedies
 from balance_shim.placement.request import Request
@@ -21,17 +22,17 @@ MIB = 1 << 20
 
 def too_small_for(model, workload, part=0.95):
     """Return the request to place `model` on two devices that have so much of what it takes."""
-    fitting = planner.balanced(Request(model, workload, machine(64 << 30, 64 << 30)))
-    return Request(model, workload, machine(*[int(fitting.worst.predicted_peak * part)] * 2))
+    fitting = planner.balanced(Request(TrainingCase.of(model, workload), machine(64 << 30, 64 << 30)))
+    return Request(TrainingCase.of(model, workload), machine(*[int(fitting.worst.predicted_peak * part)] * 2))
 
 
 def test_what_would_fit_is_checked_not_guessed():
     """Each remedy named for a plan that does not fit does make it fit."""
     model = models.llama()
     workload = Workload(batch_size=1, seq_len=1024)
-    fitting = planner.balanced(Request(model, workload, machine(*[64 * MIB] * 2)))
+    fitting = planner.balanced(Request(TrainingCase.of(model, workload), machine(*[64 * MIB] * 2)))
     tight = machine(*[int(fitting.worst.predicted_peak * 0.95)] * 2)
-    request = Request(model, workload, tight)
+    request = Request(TrainingCase.of(model, workload), tight)
     plan = planner.balanced(request)
     assert plan.shortfall
     found = remedies.what_would_fit(plan, request)
@@ -42,11 +43,13 @@ def test_half_precision_is_a_remedy_where_weights_train_in_float32():
     """It comes with a plan that fits; not for models that are in half precision, nor where nobody may choose it."""
     workload = Workload(seq_len=256)
     half, whole = (models.llama().to(dtype) for dtype in (torch.bfloat16, torch.float32))
-    fitting = planner.balanced(Request(half, replace(workload, autocast=True), machine(*[64 * MIB] * 2)))
+    fitting = planner.balanced(
+        Request(TrainingCase.of(half, replace(workload, autocast=True)), machine(*[64 * MIB] * 2))
+    )
     sizes = machine(*[int(1.2 * fitting.worst.predicted_peak)] * 2)
 
     def offered(model, may):
-        request = Request(model, workload, sizes, may_halve=may)
+        request = Request(TrainingCase.of(model, workload), sizes, may_halve=may)
         found = remedies.remedies_that_fit(planner.balanced(request), request)
         return "BALANCE_PRECISION=bf16" in [remedy.phrase for remedy in found]
 
@@ -57,7 +60,7 @@ def test_what_precision_saves_is_told_by_term():
     """Weights, gradients and AdamW's state of a bfloat16 model are half of what they would be in float32."""
     model = models.llama().to(torch.bfloat16)
     devices = machine(*[64 * MIB] * 2)
-    request = Request(model, Workload(seq_len=256), devices)
+    request = Request(TrainingCase.of(model, Workload(seq_len=256)), devices)
     plan = planner.balanced(request)
     saved = remedies.saved_by_precision(plan, request, "float32", autocast=False)
     weights = sum(each.numel() * 2 for each in model.parameters())
@@ -130,7 +133,7 @@ def test_a_remedy_under_which_nothing_can_be_placed_is_none():
     request = too_small_for(model, workload)
     request = replace(request, devices=request.devices + machine(*[each.available for each in request.devices]))
     assert not planner.balanced(replace(request, selective=True)).recomputed
-    short = Request(model, workload, machine(*[800 * MIB] * 4))
+    short = Request(TrainingCase.of(model, workload), machine(*[800 * MIB] * 4))
     plan = planner.balanced(short)
     assert plan.shortfall
     # With adapters the layers are small enough to be on one device together.

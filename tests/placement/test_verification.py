@@ -10,6 +10,7 @@ from balance_shim.devices import Device, describe
 from balance_shim.memory.colocation import NO_CONSTRAINTS, Constraints
 from balance_shim.memory.cost import BlockCost
 from balance_shim.memory.tracing import dry_run
+from balance_shim.memory.training_case import TrainingCase
 from balance_shim.memory.workload import Workload
 from balance_shim.placement import planner, verification
 from balance_shim.placement.balance import balance
@@ -65,7 +66,7 @@ def request_for(model_class, devices=2, size=64 * MIB, **sizes):
     config = transformers.LlamaConfig(**{**models.SIZES, **sizes}, num_key_value_heads=2, tie_word_embeddings=False)
     settings = Settings(reserve=Reserve(fraction=0.08))
     machine = tuple(describe(index, f"cuda:{index}", size, settings) for index in range(devices))
-    return Request(models.on_meta(model_class, config), WORKLOAD, machine)
+    return Request(TrainingCase.of(models.on_meta(model_class, config), WORKLOAD), machine)
 
 
 @pytest.mark.parametrize(
@@ -247,7 +248,8 @@ def test_a_model_that_calls_forward_itself_needs_no_bond():
 def with_long_rows(size, **workload):
     """Return the request for one device and a model of which no prediction knows that it takes 2 GiB beside layers."""
     request = request_for(WorksMoreBesideLayers, devices=1, size=size)
-    return replace(request, workload=replace(WORKLOAD, seq_len=4096, **workload), selective=True)
+    request = request.with_case(workload=replace(WORKLOAD, seq_len=4096, **workload))
+    return replace(request, selective=True)
 
 
 def as_predicted(request):
@@ -275,11 +277,11 @@ def test_layers_that_differ_in_what_they_recompute_are_tried_out_as_they_are():
     workload = Workload(batch_size=2, seq_len=2048)
     for size in range(1200, 1500, 60):
         devices = tuple(describe(index, f"cuda:{index}", size * MIB, Settings()) for index in range(2))
-        request = Request(model, workload, devices, selective=True)
+        request = Request(TrainingCase.of(model, workload), devices, selective=True)
         plan = planner.balanced(request)
         costed, recomputed = planner.costed_for(request)
         assert recomputed == plan.recomputed
-        found = verification.verify(replace(request, workload=plan.workload), costed, plan.device_map, recomputed)
+        found = verification.verify(request.with_case(workload=plan.workload), costed, plan.device_map, recomputed)
         for device in plan.devices:
             held = device.terms["weights"] + device.terms["optimizer"] + device.terms["overhead"]
             assert found.peaks[device.device.index] + held <= 1.03 * device.predicted_peak

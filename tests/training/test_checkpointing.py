@@ -8,6 +8,7 @@ import transformers
 
 from balance_shim.devices import Device
 from balance_shim.memory.recomputation import recompute_only
+from balance_shim.memory.training_case import TrainingCase
 from balance_shim.memory.workload import Workload
 from balance_shim.placement import planner
 from balance_shim.placement.request import Request
@@ -22,7 +23,7 @@ MIB = 1 << 20
 def plan_on(sizes, **changes):
     devices = tuple(Device(index, f"npu:{index}", size, size) for index, size in enumerate(sizes))
     workload = Workload(seq_len=512, batch_size=4, **changes)
-    return planner.balanced(Request(models.llama(), workload, devices, selective=True))
+    return planner.balanced(Request(TrainingCase.of(models.llama(), workload), devices, selective=True))
 
 
 def test_no_more_layers_than_it_takes():

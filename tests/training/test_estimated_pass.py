@@ -6,6 +6,7 @@ import transformers
 
 from balance_shim.devices import describe
 from balance_shim.memory.cost import is_estimate
+from balance_shim.memory.training_case import TrainingCase
 from balance_shim.memory.workload import Workload
 from balance_shim.placement import planner
 from balance_shim.placement.request import Request
@@ -20,7 +21,7 @@ def test_the_first_pass_is_scaled_by_tokens_and_the_map_stays(monkeypatch):
     config = transformers.LlamaConfig(**models.SIZES, num_key_value_heads=2, tie_word_embeddings=False)
     machine = tuple(describe(index, f"cuda:{index}", 64 * MIB, Settings()) for index in range(2))
     model = models.on_meta(transformers.LlamaForCausalLM, config)
-    request = Request(model, Workload(batch_size=1, seq_len=64), machine)
+    request = Request(TrainingCase.of(model, Workload(batch_size=1, seq_len=64)), machine)
     assumed = planner.balanced(request)
     assert assumed is not None and not assumed.is_estimate
     costed, recomputed = planner.costed_for(request)
@@ -28,7 +29,7 @@ def test_the_first_pass_is_scaled_by_tokens_and_the_map_stays(monkeypatch):
     monkeypatch.setattr(planner, "costed_for", lambda request: (refused, recomputed))
     monkeypatch.setattr(planner, "solved", lambda *_: pytest_fail())
 
-    longer = replace(request, workload=replace(request.workload, seq_len=128))
+    longer = request.with_workload(seq_len=128)
     outcome = replan.plan_in_force(longer, assumed)
     assert outcome.plan.is_estimate and "scaled by the number of tokens" in outcome.plan.notes[-1]
     for before, after in zip(assumed.devices, outcome.plan.devices, strict=True):
@@ -36,7 +37,7 @@ def test_the_first_pass_is_scaled_by_tokens_and_the_map_stays(monkeypatch):
         assert after.terms["weights"] == before.terms["weights"]
     assert replan.moved_if_better(None, outcome) is outcome
 
-    other = replace(request, workload=replace(request.workload, gradient_checkpointing=True))
+    other = request.with_workload(gradient_checkpointing=True)
     estimate = replan.plan_in_force(other, assumed).plan
     assert is_estimate(estimate.source) and not any("scaled" in note for note in estimate.notes)
 

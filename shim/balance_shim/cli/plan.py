@@ -97,7 +97,7 @@ def forecast_for(options: PlanOptions) -> Forecast:
         plan = planner.solved(request, costed, recomputed)
         if plan is None:
             reason = "cannot run with its layers on several devices, as a dry run shows"
-            raise ModelError(f"{options.model}: {costed.model_class} {reason}")
+            raise ModelError(f"{options.model}: {costed.structure.model_class} {reason}")
     except DoesNotFit:
         costed = planner.cost(request)
     remedies = what_would_fit(plan, request) if plan is not None and plan.shortfall else []
@@ -117,7 +117,8 @@ def forecast_for(options: PlanOptions) -> Forecast:
     # Without the shim nobody cuts up the loss or repeats keys and values.
     alone = replace(costed.workload, loss="full")
     is_alike = costed.workload == alone and not costed.repeats_grouped_keys
-    without = costed if is_alike else planner.cost(replace(request, workload=alone, repeats_grouped_keys=False))
+    unchanged = replace(request.with_case(workload=alone), repeats_grouped_keys=False)
+    without = costed if is_alike else planner.cost(unchanged)
     return Forecast(
         costed=costed,
         dtype=_short(subject.dtype),
@@ -138,7 +139,7 @@ def to_json(forecast: Forecast) -> dict[str, Any]:
     costed, plan = forecast.costed, forecast.plan
     found: dict[str, Any] = {
         "mode": "balanced",
-        "model": {"class": costed.model_class, "parameters": costed.parameters},
+        "model": {"class": costed.structure.model_class, "parameters": costed.structure.parameters},
         "workload": costed.workload.to_json(),
         "devices": [
             {
@@ -178,9 +179,9 @@ def to_text(forecast: Forecast, options: PlanOptions) -> str:
     from ..report.plan_report import plan_table, shortfall_line
 
     costed, plan, baseline = forecast.costed, forecast.plan, forecast.baseline
-    machine = table(forecast.devices)
+    machine, structure = table(forecast.devices), costed.structure
     lines = [
-        f"{costed.model_class}, {costed.parameters / 1e9:.2f} B parameters in {forecast.dtype}, on {machine} "
+        f"{structure.model_class}, {structure.parameters / 1e9:.2f} B parameters in {forecast.dtype}, on {machine} "
         f"(of which {reserve_text(options.settings.reserve)} is kept free)",
         costed.workload.describe(),
         *(f"note: {note}" for note in (*forecast.notes, *(plan.notes if plan is not None else ()))),

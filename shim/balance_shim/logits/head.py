@@ -11,6 +11,7 @@ from torch import nn
 
 from .. import log
 from ..patching.guard import attempt
+from ..upstream.model_ends import output_head
 from . import chunks, operations
 from .deferred import DeferredLogits, Step, defer
 from .recipe import Recipe
@@ -23,16 +24,7 @@ WRAPPERS = 8  # of PEFT, DDP and others around a model
 
 def head_of(model: Any) -> nn.Module | None:
     """Return the module that makes the logits: that of `model`, or of the language model inside of it."""
-    for module in model.modules():
-        find = getattr(module, "get_output_embeddings", None)
-        if find is not None:
-            try:
-                head = find()
-            except (AttributeError, NotImplementedError, TypeError):
-                continue
-            if isinstance(head, nn.Module):
-                return head
-    return None
+    return next((head for head in map(output_head, model.modules()) if head is not None), None)
 
 
 def reason_for_full(head: nn.Module) -> str:

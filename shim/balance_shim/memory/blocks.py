@@ -8,6 +8,8 @@ from collections.abc import Callable, Collection, Container, Iterable, Iterator,
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from ..upstream.model_ends import input_embedding, output_head
+
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
@@ -50,7 +52,11 @@ def chain(model: "nn.Module", no_split: Collection[str] | None = None) -> tuple[
         no_split: class names of modules that must stay whole; by default what the model itself declares, else the
             members of its module lists, and of sequences of like modules.
     """
-    layers = layers_of(model, no_split)
+    return split_at(model, layers_of(model, no_split))
+
+
+def split_at(model: "nn.Module", layers: frozenset[str]) -> tuple[Block, ...]:
+    """Return the blocks of `model`, in forward order, given the names of the modules that must stay whole."""
     role = _role_of(model, layers)
     parameters = frozenset(name for name, _ in model.named_parameters(remove_duplicate=False))
     return tuple(
@@ -113,7 +119,7 @@ def children_of(module: "nn.Module") -> "Iterator[tuple[str, nn.Module]]":
     yield from ((name, child) for name, child in module._modules.items() if child is not None)
 
 
-def of_several_names(model: "nn.Module") -> frozenset[str]:
+def names_of_shared_modules(model: "nn.Module") -> frozenset[str]:
     """Return all names of the modules that have more than one."""
     names: dict[int, list[str]] = {}
     for name, module in model.named_modules(remove_duplicate=False):
@@ -150,8 +156,8 @@ def _direct_tensors(module: "nn.Module") -> Iterator[tuple[str, "Tensor"]]:
 
 def _role_of(model: "nn.Module", layers: frozenset[str]) -> Callable[[str], Role]:
     """Return a function from a block's name to its role."""
-    embedding = _name_of(model, "get_input_embeddings")
-    head = _name_of(model, "get_output_embeddings")
+    embedding = _name_of(input_embedding(model), model)
+    head = _name_of(output_head(model), model)
     # The language model is what holds the input embedding. Layers outside of it belong to a tower, whose root is
     # where their path leaves the language model's.
     text = embedding.rpartition(".")[0]
@@ -214,10 +220,6 @@ def _fork(name: str, other: str) -> str:
     return ".".join(mine[: shared + 1])
 
 
-def _name_of(model: "nn.Module", getter: str) -> str:
-    """Return the name of the module that `model.<getter>()` gives; "" when there is none."""
-    try:
-        wanted = getattr(model, getter)()
-    except (AttributeError, NotImplementedError):
-        return ""
-    return next((name for name, module in model.named_modules() if module is wanted), "")
+def _name_of(end: "nn.Module | None", model: "nn.Module") -> str:
+    """Return the name of the module `end` in `model`; "" for None."""
+    return next((name for name, module in model.named_modules() if module is end), "")

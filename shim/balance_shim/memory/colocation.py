@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .blocks import Block, within
+from .blocks import Block
+from .structure import ModelStructure
 
 
 @dataclass(frozen=True)
@@ -62,35 +63,29 @@ class Constraints:
 NO_CONSTRAINTS = Constraints()
 
 
-def of_the_loss(blocks: Sequence[Block]) -> Constraints:
-    """Return the constraints of a model whose loss is computed on the first device: all behind the layers is there.
-
-    Args:
-        blocks: in forward order.
-    """
-    last_layer = max((position for position, block in enumerate(blocks) if block.role == "layer"), default=len(blocks))
-    return Constraints(on_first=frozenset(block.name for block in blocks[last_layer + 1 :]))
+def of_the_loss(structure: ModelStructure) -> Constraints:
+    """Return the constraints of a model whose loss is computed on the first device: all behind the layers is there."""
+    return Constraints(on_first=frozenset(block.name for block in structure.end))
 
 
-def of_unreached(blocks: Sequence[Block], unreached: frozenset[str]) -> tuple[Constraints, ...]:
+def of_unreached(structure: ModelStructure, unreached: frozenset[str]) -> tuple[Constraints, ...]:
     """Return constraints for blocks that no dry run has reached, the most careful first.
 
-    Nobody has seen what such blocks meet. Together on the first device they run as on one. Where that has no room, a
-    tower may go whole to another device, then its layers to several.
+    It is unknown which blocks these share operations with. Together on the first device they run as on one. Where
+    that has no room, a tower may go to another device as one, then its layers to several.
 
     Args:
-        blocks: in forward order.
-        unreached: the names of those that took no part in any dry run.
+        unreached: the names of the blocks that took no part in any dry run.
     """
     if not unreached:
         return (NO_CONSTRAINTS,)
-    alone = [block.name for block in blocks if block.name in unreached and block.role != "layer"]
-    towers = [tower for tower in _towers(blocks) if unreached.issuperset(tower)]
+    alone = unreached - structure.named("layer")
+    towers = [tower for tower in structure.towers if unreached.issuperset(tower)]
     in_towers = frozenset().union(*towers)
-    on_first = frozenset(alone) - in_towers
-    if towers or not any(block.role == "layer" and block.name not in unreached for block in blocks):
-        # What a tower makes is put between what the embedding makes.
-        on_first |= {block.name for block in blocks if block.role == "embedding"}
+    on_first = alone - in_towers
+    if towers or structure.named("layer") <= unreached:
+        # The output of a tower is inserted into that of the embedding.
+        on_first |= structure.named("embedding")
     parts = [frozenset(name for name in tower if not _is_numbered(name)) for tower in towers]
     levels = (
         Constraints(on_first=on_first | in_towers),
@@ -101,23 +96,10 @@ def of_unreached(blocks: Sequence[Block], unreached: frozenset[str]) -> tuple[Co
     return tuple(level for number, level in enumerate(levels) if level not in levels[:number])
 
 
-def _towers(blocks: Sequence[Block]) -> list[frozenset[str]]:
-    """Return the names of the blocks of each tower: of all below the outermost module without a part of the rest."""
-    rest = [block.name for block in blocks if block.role in ("embedding", "layer", "head")]
-    towers: dict[str, set[str]] = {}
-    for block in blocks:
-        if block.role == "tower":
-            path = block.name.split(".")
-            roots = (".".join(path[:depth]) for depth in range(1, len(path) + 1))
-            root = next((root for root in roots if not any(within(name, root) for name in rest)), block.name)
-            towers.setdefault(root, set()).add(block.name)
-    return [frozenset(names) for names in towers.values()]
-
-
 def _is_numbered(name: str) -> bool:
     return name.rpartition(".")[2].isdigit()
 
 
 def of_all_but_layers(blocks: Sequence[Block]) -> Constraints:
-    """Return the most careful constraints: all but the layers is on the first device."""
+    """Return the most careful constraints: everything but the layers on the first device."""
     return Constraints(on_first=frozenset(block.name for block in blocks if block.role != "layer"))

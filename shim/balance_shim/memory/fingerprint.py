@@ -5,12 +5,11 @@ import hashlib
 import inspect
 import os
 import sys
-from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from ..upstream.model_config import config_text
 from ..versions import version_text
-from .ties import tied_groups
+from .training_case import TrainingCase, Trains
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -19,16 +18,15 @@ PACKAGES = ("torch", "transformers", "accelerate", "peft", "trl")
 _PLAIN = (int, float, str, bool, type(None))
 
 
-def fingerprint(
-    model: "nn.Module", trains: "Callable[[str, Tensor], bool] | None", batch: Mapping[str, Any] | None
-) -> list[Any]:
-    """Return the parts of the key that concern `model`, what trains in it, and what it is fed with."""
+def fingerprint(case: TrainingCase) -> list[Any]:
+    """Return the parts of the key that follow from the model, its trained parameters, and the batch."""
+    model, batch = case.model, case.batch
     return [
         [version_text(package) for package in PACKAGES],
         sys.version_info[:3],
         _config(model),
-        _modules(model, trains),
-        sorted(sorted(group) for group in tied_groups(model)),
+        _modules(model, case.trains),
+        sorted(sorted(group) for group in case.structure.ties),
         _code(model),
         None if batch is None else {name: _tensor(each) for name, each in batch.items()},
     ]
@@ -41,7 +39,7 @@ def _config(model: "nn.Module") -> Any:
     return [config_text(config), repr(getattr(config, "_attn_implementation", None))]
 
 
-def _modules(model: "nn.Module", trains: "Callable[[str, Tensor], bool] | None") -> str:
+def _modules(model: "nn.Module", trains: Trains | None) -> str:
     """Return a digest of the module tree: classes, plain attributes, tensors, and what others have put on it."""
 
     def trained(name: str, tensor: "Tensor") -> bool:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
+from ..upstream.model_ends import input_embedding
 from ..versions import version_of
 from .blocks import Block, chain
 
@@ -85,4 +86,5 @@ def _is_on(model: Any) -> bool:
 
 
 def _embeddings_train(model: Any) -> bool:
-    return any(parameter.requires_grad for parameter in model.get_input_embeddings().parameters())
+    embedding = input_embedding(model)
+    return embedding is not None and any(parameter.requires_grad for parameter in embedding.parameters())

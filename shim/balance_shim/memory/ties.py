@@ -1,5 +1,6 @@
 """Parameters that are one tensor under several names, such as an embedding that is also the head."""
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -28,8 +29,8 @@ def tied_groups(model: "nn.Module") -> tuple[frozenset[str], ...]:
     return tuple(frozenset(group) for group in groups)
 
 
-def parameter_count(model: "nn.Module") -> int:
+def parameter_count(model: "nn.Module", ties: Iterable[frozenset[str]]) -> int:
     """Return the number of parameters, tied ones once, whether they are tied yet or not."""
     parameters = dict(model.named_parameters(remove_duplicate=False))
-    repeated = {name for group in tied_groups(model) for name in sorted(group)[1:]}
+    repeated = {name for group in ties for name in sorted(group)[1:]}
     return sum(parameter.numel() for name, parameter in parameters.items() if name not in repeated)

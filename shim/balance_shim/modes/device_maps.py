@@ -36,7 +36,6 @@ from ..training.chunked_loss import step_context
 from ..training.replan import second_pass
 from ..training_run import Part
 from ..upstream.loading_dtype import config_of, dtype_of
-from ..upstream.loss_device import computes_loss_on_first_device
 from ..upstream.tensor_parallel_trap import untrapped
 from .base import Original
 from .training import Training
@@ -158,14 +157,14 @@ class DeviceMaps(Training):
                 return portions.run(trainer, run, model, inputs, counted, least=count)
             return micro_batch.run_in_portions(trainer, run, model, inputs, count, counted)
 
-        return repair.run(trainer, perform, model, inputs, computes_loss_on_first_device, partial(_repaired, trainer))
+        return repair.run(trainer, perform, model, inputs, partial(_repaired, trainer))
 
     def evaluate(self, original: Original, trainer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Look at the batches before they run, and repair a map that does not run."""
-        on_first, repaired = computes_loss_on_first_device, partial(_repaired, trainer)
+        repaired = partial(_repaired, trainer)
         with (
-            repair.repairing_evaluation(trainer, on_first, repaired),
-            evaluation_check.checking(trainer, original, ((trainer, *args), kwargs), on_first, repaired),
+            repair.repairing_evaluation(trainer, repaired),
+            evaluation_check.checking(trainer, original, ((trainer, *args), kwargs), repaired),
         ):
             return original(trainer, *args, **kwargs)
 
@@ -191,7 +190,7 @@ class DeviceMaps(Training):
         placed = placed_models.placed(trainer.model)
         plan = None if placed is None else placed[1].plan
         model = trainer.model if placed is None else placed[0]
-        explain.explain(trainer, model, plan, failure, computes_loss_on_first_device(model))
+        explain.explain(trainer, model, plan, failure)
 
 
 def _correct_arguments(init: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -238,12 +237,12 @@ def _plan_again(trainer: Any) -> None:
     what, instead = "placing modules that the script has put into the model", "they stay where they are"
     plan = attempt(what, changed_modules.settle, trainer, model, plan, default=plan, instead=instead)
     attempt("placing the modules around the model", outside.arrange, trainer, model, instead="it stays where it is")
-    on_first, looks = computes_loss_on_first_device(model), batch_check.looks_at(trainer)
+    looks = batch_check.looks_at(trainer)
     may_wait = looks and trainer.args.world_size == 1  # blocks of replicas do not move once they train
-    outcome = second_pass(trainer, model, plan, on_first, max_memory, may_wait=may_wait)
+    outcome = second_pass(trainer, model, plan, max_memory, may_wait=may_wait)
     _replanned(trainer, outcome.plan)
     if looks:
-        batch_check.begin(trainer, outcome, on_first, max_memory, partial(_replanned, trainer))
+        batch_check.begin(trainer, outcome, max_memory, partial(_replanned, trainer))
 
 
 def _log_no_map(trainer: Any) -> None:
@@ -288,7 +287,7 @@ def _rebalance(trainer: Any) -> None:
         plan_report.show(better, state.settings().report, placed[1].files, placed[1].number)
         batch_check.replanned(trainer, better)
 
-    rebalance.begin(trainer, model, plan, computes_loss_on_first_device(model), moved)
+    rebalance.begin(trainer, model, plan, moved)
 
 
 def _loss_context(trainer: Any, model: Any, inputs: Any) -> AbstractContextManager[None]:

@@ -8,6 +8,7 @@ from typing import Any
 from .. import devices, log, state
 from ..devices import Device
 from ..map_file import DeviceMap
+from ..memory.training_case import TrainingCase
 from ..memory.workload import assume, longest_row
 from ..patching.guard import attempt
 from ..placement import placed_models
@@ -19,7 +20,6 @@ from ..placement.request import Request
 from ..replicas import ranks
 from ..report import plan_report
 from ..training import precision
-from ..upstream.loss_device import computes_loss_on_first_device
 
 
 def usable_devices(load: ModelLoad) -> tuple[Device, ...]:
@@ -34,14 +34,13 @@ def usable_devices(load: ModelLoad) -> tuple[Device, ...]:
 def request_for(load: ModelLoad, usable: tuple[Device, ...], **more: Any) -> Request:
     """Return the request for a model about to load. `more`: further fields."""
     settings = state.settings()
+    replicated = ranks.world_size(os.environ) > 1
+    workload = assume(settings, placed_models.arguments(), longest_row(load.model.config), replicated)
+    case = TrainingCase.of(load.model, workload, load.no_split, parameter_bytes=load.parameter_bytes)
     return Request.from_settings(
         settings,
-        load.model,
-        assume(settings, placed_models.arguments(), longest_row(load.model.config), ranks.world_size(os.environ) > 1),
+        case,
         usable,
-        no_split=load.no_split,
-        parameter_bytes=load.parameter_bytes,
-        loss_on_first=computes_loss_on_first_device(load.model),
         may_halve=precision.could_halve(),
         head_device=device_of_compared_head(load.model, placed_models.compared_models()),
         **more,
@@ -73,7 +72,7 @@ def _chunks_line(plan: Plan, request: Request) -> str:
 def _precision_line(plan: Plan, request: Request) -> str:
     call = calls.innermost()
     scripts = None if call is None else call.dtype
-    if scripts is None or request.parameter_bytes is not None or plan.recomputed is not None:
+    if scripts is None or request.case.parameter_bytes is not None or plan.recomputed is not None:
         return ""
     dtype = str(scripts).removeprefix("torch.")
     autocast = precision.autocast_of_script(placed_models.arguments())

@@ -68,7 +68,7 @@ def _largest(load: ModelLoad) -> int:
     """Return the most replicas that fit, each with a balanced map on its share, with the reserve kept free."""
     usable = {device.index: device for device in placing.usable_devices(load)}
     request = placing.request_for(load, tuple(usable.values()))
-    request = replace(request, workload=replace(request.workload, replicated=True))
+    request = request.with_workload(replicated=True)
     for count in range(len(usable), 1, -1):
         shares = ranks.all_shares(count)
         if any(index not in usable for share in shares for index in share):  # no room is left there

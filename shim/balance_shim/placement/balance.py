@@ -6,7 +6,6 @@ from itertools import islice, permutations, product
 
 from ..devices import Device
 from ..map_file import DeviceMap
-from ..memory.blocks import Block
 from ..memory.cost import BlockCost
 from ..memory.peak import NOTHING, RunPeaks, merged
 from .chain import Chain, EndGroup, Link, chain_of
@@ -49,7 +48,7 @@ def balance(costed: CostedModel, devices: Sequence[Device]) -> DeviceMap:
     Raises:
         DoesNotFit: the weights alone do not fit the devices without going to the host.
     """
-    entry = takes_inputs(costed.blocks)
+    entry = costed.structure.entry
     if entry <= costed.constraints.on_first or (costed.head_device is not None and _is_tied_to_head(costed, entry)):
         return _best(costed, devices)
     try:
@@ -65,25 +64,14 @@ def balance(costed: CostedModel, devices: Sequence[Device]) -> DeviceMap:
     return anywhere if other <= fill * (1 - WORTH_LEAVING_FIRST_DEVICE) or other <= 1 < fill else on_first_device
 
 
-def takes_inputs(blocks: Sequence[Block]) -> frozenset[str]:
-    """Return the names of the blocks that take the inputs: the embedding; without one, the first with parameters.
-
-    Args:
-        blocks: in forward order.
-    """
-    embedding = frozenset(block.name for block in blocks if block.role == "embedding")
-    first = next((block.name for block in blocks if block.parameters), None)
-    return embedding or frozenset(() if first is None else (first,))
-
-
 def _is_tied_to_head(costed: CostedModel, names: frozenset[str]) -> bool:
     """Whether one of the blocks `names` has to be where the head is, whose device another model decides."""
-    head = frozenset(block.name for block in costed.blocks if block.role == "head")
+    head = costed.structure.named("head")
     held = [
         {name for block in costed.blocks if block.name in those for name in (block.name, *block.tensors)}
         for those in (names, head)
     ]
-    return any(all(group & each for each in held) for group in (*costed.ties, *costed.constraints.groups))
+    return any(all(group & each for each in held) for group in (*costed.structure.ties, *costed.constraints.groups))
 
 
 def _fill(costed: CostedModel, device_map: DeviceMap, devices: Sequence[Device]) -> float:

@@ -20,7 +20,7 @@ def carefully(costed: CostedModel, devices: Sequence[Device]) -> CostedModel:
     Raises:
         DoesNotFit: the weights alone do not fit.
     """
-    constraints = of_unreached(costed.blocks, costed.unreached)
+    constraints = of_unreached(costed.structure, costed.unreached)
     levels = [replace(costed, constraints=costed.constraints.and_those(each)) for each in constraints]
     if len(levels) == 1:
         return levels[0]

@@ -106,7 +106,7 @@ def _joined_by_constraints(links: list[Link], costed: CostedModel) -> list[Link]
     Rare (an encoder and decoder that share their embedding): the whole stretch cannot be one block, so all holders go
     where the first one is and the chain crosses over and back.
     """
-    for group in (*costed.ties, *costed.constraints.groups):
+    for group in (*costed.structure.ties, *costed.constraints.groups):
         holders = [position for position, link in enumerate(links) if link.holds(group)]
         if len(holders) > 1 and not _are_ends(links, holders):
             together = _joined([links[position] for position in holders], costed.schedule)
@@ -160,7 +160,7 @@ def _free_groups(links: Sequence[Link], costed: CostedModel) -> list[EndGroup]:
     head = tuple(links[layers[-1] + 1 :])
     tied = any(
         any(link.holds(constraint) for link in embedding) and any(link.holds(constraint) for link in head)
-        for constraint in (*costed.ties, *costed.constraints.groups)
+        for constraint in (*costed.structure.ties, *costed.constraints.groups)
     )
     ends = [EndGroup(embedding, head)] if tied else [EndGroup(ahead=embedding), EndGroup(behind=head)]
     return [group for group in (*ends, EndGroup(ahead=tower)) if group.ahead or group.behind]

@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from .. import devices
+from ..upstream.model_ends import output_head
 from .plan import CostedModel, Plan, device_of
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ def device_of_compared_head(model: "nn.Module", others: "Iterable[nn.Module]") -
 
 def parted(plan: Plan, costed: CostedModel) -> bool:
     """Whether the map of `plan` has the head on another device than the one it is compared with."""
-    heads = {device_of(block.name, plan.device_map) for block in costed.blocks if block.role == "head"}
+    heads = {device_of(name, plan.device_map) for name in costed.structure.named("head")}
     return costed.head_device is not None and bool(heads) and heads != {costed.head_device}
 
 
@@ -51,11 +52,7 @@ def noted(plan: Plan, costed: CostedModel) -> Plan:
 
 def _head_weight(model: "nn.Module") -> Any:
     """Return the weight that makes the logits over the vocabulary; None for a model without."""
-    getter: Any = getattr(model, "get_output_embeddings", None)
-    try:
-        return getattr(getter(), "weight", None) if callable(getter) else None
-    except (AttributeError, NotImplementedError):  # as classes without a head answer
-        return None
+    return getattr(output_head(model), "weight", None)
 
 
 def _vocabulary(weight: Any) -> int | None:

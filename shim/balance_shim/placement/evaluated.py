@@ -1,13 +1,13 @@
 """The memory of evaluation per block, in addition to that of training."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from .. import log
 from ..cache import cached
-from ..memory.blocks import Block
 from ..memory.estimate import LOSS_BYTES_PER_LOGIT
+from ..memory.structure import ModelStructure
 from ..memory.workload import Workload
 from .plan import CostedModel
 
@@ -30,7 +30,8 @@ def with_evaluation(request: "Request", costed: CostedModel) -> CostedModel:
         loss="full",
         evaluation=None,
     )
-    key = request.key("evaluation", workload.to_json(), costed.constraints.to_json(), _shapes(request.evaluation_batch))
+    shapes = _shapes(request.case.evaluation_batch)
+    key = request.key("evaluation", workload.to_json(), costed.constraints.to_json(), shapes)
     found = cached(request.cache, key, lambda: _traced(request, costed, workload))
     if found is None:
         return costed
@@ -64,14 +65,13 @@ def _traced(request: "Request", costed: CostedModel, workload: Workload) -> dict
     from ..memory.tracing.evaluate import trace_evaluation
     from ..memory.tracing.machine import tracing_for
 
-    fed = request.evaluation_batch
+    fed = request.case.evaluation_batch
     reason = ""
-    for batch in (fed, None) if fed is not None else (_with_rows(request.batch, workload), None):
+    for batch in (fed, None) if fed is not None else (_with_rows(request.case.batch, workload), None):
         try:
             with tracing_for(request.architectures, request.repeats_grouped_keys):
-                found = trace_evaluation(
-                    request.model, costed.blocks, workload, request.trains, batch, costed.constraints
-                )
+                case = replace(request.case, workload=workload, batch=batch)
+                found = trace_evaluation(case, costed.constraints)
         except CannotTrace as error:
             reason = reason or str(error)
             if isinstance(error, TakesTooLong):
@@ -84,10 +84,10 @@ def _traced(request: "Request", costed: CostedModel, workload: Workload) -> dict
             **_events(found),
         }
     log.debug(f"an evaluation cannot be traced: {reason}")
-    return _estimated(costed.blocks, workload, request)
+    return _estimated(request.case.structure, workload, request)
 
 
-def _estimated(blocks: Sequence[Block], workload: Workload, request: "Request") -> dict[str, Any] | None:
+def _estimated(structure: ModelStructure, workload: Workload, request: "Request") -> dict[str, Any] | None:
     """Return what the logits and their loss take, which is most of an evaluation; None without a vocabulary."""
     config: Any = getattr(request.model, "config", None)
     text = config.get_text_config() if hasattr(config, "get_text_config") else config
@@ -95,9 +95,9 @@ def _estimated(blocks: Sequence[Block], workload: Workload, request: "Request") 
     if not isinstance(vocabulary, int):
         return None
     logits = workload.tokens * vocabulary
-    heads = {block.name for block in blocks if block.role == "head"}
+    in_head = logits * LOSS_BYTES_PER_LOGIT
     return {
-        "held": {block.name: [logits * LOSS_BYTES_PER_LOGIT if block.name in heads else 0, 0] for block in blocks},
+        "held": {block.name: [in_head if block.role == "head" else 0, 0] for block in structure.blocks},
         "first": [2 * logits, 0],
         "outputs": 2 * logits,
         "events": [],

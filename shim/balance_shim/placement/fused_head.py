@@ -6,8 +6,8 @@ two devices fails, or reads over the link. So the final norm, which makes the hi
 
 from typing import TYPE_CHECKING, Any
 
-from ..memory.blocks import chain
 from ..memory.colocation import NO_CONSTRAINTS, Constraints
+from ..memory.structure import ModelStructure
 from .plan import CostedModel, Plan, device_of
 
 if TYPE_CHECKING:
@@ -17,17 +17,16 @@ FORWARD = "lce_forward"
 PACKAGE = "liger_kernel"
 
 
-def constraints_for(model: "nn.Module", arguments: Any | None) -> Constraints:
+def constraints_for(model: "nn.Module", structure: ModelStructure, arguments: Any | None) -> Constraints:
     """Return the constraints of what is behind the last layer, if the forward of `model` is Liger's, or is about to be.
 
     Args:
+        structure: that of `model`.
         arguments: the `TrainingArguments`, whose `use_liger_kernel` has the Trainer bind it when training begins.
     """
     if not (getattr(arguments, "use_liger_kernel", False) or _is_ligers(model)):
         return NO_CONSTRAINTS
-    blocks = chain(model)
-    last = max((position for position, block in enumerate(blocks) if block.role == "layer"), default=len(blocks))
-    behind = frozenset(block.name for block in blocks[last + 1 :] if block.parameters)
+    behind = frozenset(block.name for block in structure.end if block.parameters)
     return Constraints((behind,)) if len(behind) > 1 else NO_CONSTRAINTS
 
 

@@ -1,14 +1,14 @@
 """A user's device map against the real model, before any weight is read."""
 
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 from difflib import get_close_matches
 from typing import TYPE_CHECKING
 
 from .. import log
 from ..errors import DeviceMapError
 from ..map_file import OFFLOADED, DeviceMap, UserMap
-from ..memory.blocks import Block, chain, layers_of, within
-from ..memory.ties import tied_groups
+from ..memory.blocks import Block, within
+from ..memory.structure import ModelStructure
 from .plan import device_of
 
 if TYPE_CHECKING:
@@ -21,27 +21,26 @@ MOST_NAMED = 12  # in one line: all that is wrong with a map of this model, and 
 
 
 def fit(
-    user_map: UserMap, model: "nn.Module", devices: int, no_split: Collection[str] | None = None
+    user_map: UserMap, model: "nn.Module", structure: ModelStructure, devices: int
 ) -> tuple[DeviceMap, tuple[str, ...]]:
     """Return the map completed for `model`, and a line on each thing that was added.
 
     Args:
         user_map: as `map_file.read` gives it.
         model: the model it is for; may be on the meta device.
+        structure: that of `model`.
         devices: how many accelerators there are.
-        no_split: class names of modules that must stay whole; by default what the model declares.
 
     Raises:
         DeviceMapError: names that the model does not have, devices that do not exist, parameters or buffers that no
             key covers, a layer or tied weights on two devices.
     """
     device_map, source = user_map
-    blocks = chain(model, no_split)
     _check_devices(device_map, source, devices)
     _check_names(device_map, source, model)
-    completed, notes = _complete(device_map, source, model, blocks)
-    _check_layers(completed, source, blocks, layers_of(model, no_split))
-    _check_ties(completed, source, model)
+    completed, notes = _complete(device_map, source, model, structure)
+    _check_layers(completed, source, structure)
+    _check_ties(completed, source, structure)
     completed = _by_modules(completed, source, model)
     offloaded = sorted(name for name, device in completed.items() if device in OFFLOADED)
     if offloaded:
@@ -79,20 +78,20 @@ def _suggestion(name: str, modules: list[str], tensors: list[str]) -> str:
 
 
 def _complete(
-    device_map: DeviceMap, source: str, model: "nn.Module", blocks: tuple[Block, ...]
+    device_map: DeviceMap, source: str, model: "nn.Module", structure: ModelStructure
 ) -> tuple[DeviceMap, list[str]]:
     """Return the map with what it forgot added where that is safe, and a note on each addition."""
     completed, notes, lost = dict(device_map), [], []
     sizes = {name: tensor.numel() * tensor.element_size() for name, tensor in _tensors(model)}
     limit = max(SMALL_BYTES, sum(sizes.values()) // 1000)
-    ties = tied_groups(model)
+    blocks = structure.blocks
     for position, block in enumerate(blocks):
         missing = [name for name in block.tensors if device_of(name, device_map) is None]
         if not missing:
             continue
         whole = len(missing) == len(block.tensors)
         if whole:
-            near, why = _tied_place(block, ties, device_map), "which it is tied to"
+            near, why = _tied_place(block, structure.ties, device_map), "which it is tied to"
             small = block.role in ("other", "tower") and sum(sizes[name] for name in block.tensors) <= limit
             if near is None and (small or not block.parameters):
                 near, why = _neighbour(position, blocks, device_map), "its neighbour"
@@ -137,10 +136,11 @@ def _neighbour(position: int, blocks: tuple[Block, ...], device_map: DeviceMap) 
     return nearest[0].tensors[0] if nearest else None
 
 
-def _check_layers(device_map: DeviceMap, source: str, blocks: tuple[Block, ...], layers: frozenset[str]) -> None:
-    for block in blocks:
+def _check_layers(device_map: DeviceMap, source: str, structure: ModelStructure) -> None:
+    for block in structure.blocks:
         places = {device_of(name, device_map): name for name in reversed(block.tensors)}
-        if len(places) > 1 and (block.name in layers or all(_parent(name) == block.name for name in block.tensors)):
+        one_module = block.name in structure.layers or all(_parent(name) == block.name for name in block.tensors)
+        if len(places) > 1 and one_module:
             parts = ", ".join(f"{name} on {device}" for device, name in places.items())
             raise DeviceMapError(
                 f"{source}: {block.name} ({block.kind}) must stay on one device, but the map splits it: {parts}; "
@@ -148,8 +148,8 @@ def _check_layers(device_map: DeviceMap, source: str, blocks: tuple[Block, ...],
             )
 
 
-def _check_ties(device_map: DeviceMap, source: str, model: "nn.Module") -> None:
-    for group in tied_groups(model):
+def _check_ties(device_map: DeviceMap, source: str, structure: ModelStructure) -> None:
+    for group in structure.ties:
         places = {device_of(name, device_map): name for name in sorted(group)}
         if len(places) > 1:
             parts = " and ".join(f"{name} on {device}" for device, name in places.items())

@@ -5,7 +5,7 @@ from threading import local
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
-    from ..memory.profile import ParameterBytes
+    from ..upstream.weight_sizes import ParameterBytes
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from ..memory.colocation import NO_CONSTRAINTS, Constraints
 from ..memory.cost import BlockCost, CostSource, is_estimate
 from ..memory.peak import NOTHING, PLAIN, Schedule, peak, peak_terms
 from ..memory.replay import DeviceRun, EvaluationRun, Record, replay
+from ..memory.structure import ModelStructure
 from ..memory.workload import Workload
 from ..units import MIB, format_size
 from ..virtual.allocator_settings import geometry_for
@@ -176,14 +177,14 @@ class Plan:
 
 @dataclass(frozen=True)
 class CostedModel:
-    """A model reduced to what placing it needs: blocks in forward order, and the bytes of each under a workload.
+    """A model reduced to its structure and the bytes of each block under a workload.
 
     Attributes:
-        ties: the groups of parameters that must share a device.
+        costs: in the order of the blocks.
         constraints: the blocks that must share a device, or be on the first one.
-        first: what the first device holds beside its blocks and behind them: inputs, and outputs that return.
+        first: bytes of inputs, and of outputs that return, on the first device.
         schedule: how the costs of a device combine.
-        method: how the costs were found, for people.
+        method: the source of the costs, for people.
         source: the same as data.
         math_attention: the types in which attention runs as plain matrix products.
         repeats_grouped_keys: whether keys and values are repeated for all heads, so that it does not.
@@ -194,11 +195,8 @@ class CostedModel:
         head_device: index of the device where the head should be; see `compared_heads`. None: any.
     """
 
-    model_class: str
-    parameters: int
-    blocks: tuple[Block, ...]
+    structure: ModelStructure
     costs: tuple[BlockCost, ...]
-    ties: tuple[frozenset[str], ...]
     workload: Workload
     first: BlockCost = NOTHING
     schedule: Schedule = PLAIN
@@ -212,6 +210,11 @@ class CostedModel:
     unreached: frozenset[str] = frozenset()
     evaluation_outputs: int = 0
     head_device: int | None = None
+
+    @property
+    def blocks(self) -> tuple[Block, ...]:
+        """The blocks of the model, in forward order."""
+        return self.structure.blocks
 
 
 def device_of(name: str, device_map: Mapping[str, int | str]) -> int | str | None:
@@ -244,8 +247,8 @@ def evaluate(
         notes = [*notes, f"evaluation ({costed.workload.evaluation}) decides the peak of {', '.join(decided)}"]
     return Plan(
         mode=mode,
-        model_class=costed.model_class,
-        parameters=costed.parameters,
+        model_class=costed.structure.model_class,
+        parameters=costed.structure.parameters,
         workload=costed.workload,
         devices=tuple(device_plans),
         device_map=dict(device_map),

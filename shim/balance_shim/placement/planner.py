@@ -2,17 +2,14 @@
 
 import math
 from dataclasses import dataclass, replace
-from typing import Any
 
 from .. import log
 from ..cache import cached
 from ..devices import Device, table
 from ..map_file import DeviceMap, UserMap
-from ..memory.blocks import Block, chain
 from ..memory.colocation import of_all_but_layers
 from ..memory.cost import is_estimate
 from ..memory.profile import Profile, profile
-from ..memory.ties import parameter_count, tied_groups
 from ..units import format_size
 from . import careful, compared_heads, evaluated, map_check, verification
 from .balance import DoesNotFit, balance
@@ -24,49 +21,35 @@ MOST_TRIALS = 5  # of maps, until one runs as predicted
 
 
 def cost(request: Request) -> CostedModel:
-    """Return the model of `request` reduced to blocks and what each takes, evaluations included."""
+    """Return the structure of the model of `request` and the cost of each block, evaluations included."""
     if request.workload.evaluation is not None:
-        return evaluated.with_evaluation(request, cost(in_training(request)))
-    blocks = chain(request.model, request.no_split)
-    found = Profile.from_json(
-        cached(request.cache, request.key("profile"), lambda: _profile(request, blocks).to_json())
-    )
+        return evaluated.with_evaluation(request, cost(request.in_training()))
+    costs = Profile.from_json(cached(request.cache, request.key("profile"), lambda: _profile(request).to_json()))
     return CostedModel(
-        model_class=type(request.model).__name__,
-        parameters=parameter_count(request.model),
-        blocks=blocks,
-        costs=found.costs,
-        ties=tied_groups(request.model),
+        structure=request.case.structure,
+        costs=costs.costs,
         workload=request.workload,
-        first=found.first,
-        schedule=found.schedule,
-        method=found.method,
-        source=found.source,
-        constraints=found.constraints.and_those(request.constraints),
-        math_attention=found.math_attention,
-        repeats_grouped_keys=found.repeats_grouped_keys,
-        records=found.records,
-        first_record=found.first_record,
-        unreached=found.unreached,
+        first=costs.first,
+        schedule=costs.schedule,
+        method=costs.method,
+        source=costs.source,
+        constraints=costs.constraints.and_those(request.constraints),
+        math_attention=costs.math_attention,
+        repeats_grouped_keys=costs.repeats_grouped_keys,
+        records=costs.records,
+        first_record=costs.first_record,
+        unreached=costs.unreached,
         head_device=request.head_device,
     )
 
 
-def _profile(request: Request, blocks: tuple[Block, ...]) -> Profile:
+def _profile(request: Request) -> Profile:
     from ..memory.tracing.machine import tracing_for
 
     with tracing_for(request.architectures, request.repeats_grouped_keys) as target:
-        found = profile(
-            request.model,
-            blocks,
-            request.workload,
-            request.parameter_bytes,
-            request.trains,
-            request.batch,
-            request.loss_on_first,
-        )
+        costs = profile(request.case)
     dtypes = sorted({str(call.dtype).removeprefix("torch.") for call in target.math_attention})
-    return replace(found, math_attention=tuple(dtypes), repeats_grouped_keys=target.repeated)
+    return replace(costs, math_attention=tuple(dtypes), repeats_grouped_keys=target.repeated)
 
 
 def balanced(request: Request) -> Plan | None:
@@ -78,11 +61,11 @@ def balanced(request: Request) -> Plan | None:
         costed, recomputed = costed_for(request)
         plan = solved(request, costed, recomputed)
     except DoesNotFit as gap:
-        _say_does_not_fit(type(request.model).__name__, gap, request)
+        _say_does_not_fit(request.case.structure.model_class, gap, request)
         return None
     if plan is None:
         log.warning(
-            f"{costed.model_class} cannot run with its layers on several devices, as a dry run shows; "
+            f"{costed.structure.model_class} cannot run with its layers on several devices, as a dry run shows; "
             "the library's own map applies"
         )
     return plan
@@ -114,7 +97,7 @@ def _settled(
 ) -> tuple[Plan | None, CostedModel]:
     """Return what `solved` does, and the costs with all that the trials have shown."""
     if request.workload != costed.workload:
-        request = replace(request, workload=costed.workload)
+        request = request.with_case(workload=costed.workload)
     costed = careful.carefully(costed, request.devices)
     best: Plan | None = None
     for remaining in reversed(range(MOST_TRIALS)):
@@ -123,7 +106,7 @@ def _settled(
             break
         verified = as_verified(request, costed, device_map, recomputed)
         if verified.met:
-            log.debug(f"a map that does not run: {costed.model_class} computes across {verified.met}")
+            log.debug(f"a map that does not run: {costed.structure.model_class} computes across {verified.met}")
             more = costed.constraints.with_all(verified.met)
             if more == costed.constraints or remaining == 1:
                 more = more.and_those(of_all_but_layers(costed.blocks))
@@ -181,7 +164,7 @@ def costed_for(request: Request) -> tuple[CostedModel, frozenset[str] | None]:
     """Return the costs to plan with, and the names of the layers to recompute; None: as the workload says."""
     if not request.selective:
         return cost(request), None
-    choice = _least_recomputing(in_training(request))  # which is no remedy for an evaluation
+    choice = _least_recomputing(request.in_training())  # which is no remedy for an evaluation
     return evaluated.with_evaluation(request, choice.costed), choice.recomputed
 
 
@@ -200,7 +183,7 @@ class _Choice:
 
 def _least_recomputing(request: Request) -> _Choice:
     """Return the least recomputation that fits, as trials show it; what comes closest to that where nothing fits."""
-    without, everywhere = (changed(request, gradient_checkpointing=each) for each in (False, True))
+    without, everywhere = (request.with_workload(gradient_checkpointing=checkpoints) for checkpoints in (False, True))
     plain = _choice(without, cost(without), frozenset())
     if not plain.shortfall:
         return plain
@@ -225,21 +208,11 @@ def _choice(request: Request, costed: CostedModel, recomputed: frozenset[str] | 
     return _Choice(plan, costed, recomputed or frozenset())
 
 
-def in_training(request: Request) -> Request:
-    """Return `request` without evaluations."""
-    return replace(changed(request, evaluation=None), evaluation_batch=None)
-
-
 def costed_in_training(costed: CostedModel) -> CostedModel:
     """Return `costed` without what evaluations take."""
     costs = tuple(cost.in_training() for cost in costed.costs)
     workload = replace(costed.workload, evaluation=None)
     return replace(costed, costs=costs, first=costed.first.in_training(), workload=workload)
-
-
-def changed(request: Request, **changes: Any) -> Request:
-    """Return `request` for a workload with these fields changed."""
-    return replace(request, workload=replace(request.workload, **changes))
 
 
 def _say_does_not_fit(model_class: str, gap: DoesNotFit, request: Request) -> None:
@@ -260,6 +233,6 @@ def from_user(request: Request, user_map: UserMap, devices: int) -> Plan:
     Raises:
         DeviceMapError: the map does not fit the model or the machine.
     """
-    device_map, notes = map_check.fit(user_map, request.model, devices, request.no_split)
+    device_map, notes = map_check.fit(user_map, request.model, request.case.structure, devices)
     costed = cost(request)
     return evaluate("map", costed, device_map, request.devices, notes)

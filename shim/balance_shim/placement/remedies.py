@@ -58,18 +58,18 @@ def _remedies_that_fit(plan: Plan, request: Request) -> list[Remedy]:
     found = []
     for change in _changes(plan.workload, request):
         changes = change.fields
-        other = replace(request, workload=replace(plan.workload, **changes))
+        other = request.with_case(workload=replace(plan.workload, **changes))
         if change.halves:
             halved = _in_precision(other, "bfloat16", autocast=True)
             if halved is None:
                 continue
             other = halved
         if "tuning" in changes:
-            other = replace(other, trains=None)
+            other = other.with_case(trains=None)
         if "evaluation" in changes and changes["evaluation"].batch_size == 1:
-            other = replace(other, evaluation_batch=None)
+            other = other.with_case(evaluation_batch=None)
         if changes.keys() & {"batch_size", "seq_len"}:
-            other = replace(other, batch=None)
+            other = other.with_case(batch=None)
         candidate = _if_it_fits(other)
         if candidate is not None:
             found.append(Remedy(change.phrase, changes, candidate))
@@ -95,7 +95,7 @@ def saved_by_chunks(plan: Plan, request: Request) -> tuple[str, int]:
     """
     if not request.may_chunk or plan.recomputed is not None:  # its layers differ, which one trace cannot have
         return "", 0
-    costed = cost(replace(request, workload=replace(plan.workload, loss="chunked")))
+    costed = cost(request.with_case(workload=replace(plan.workload, loss="chunked")))
     other = evaluate(plan.mode, costed, plan.device_map, request.devices)
     pairs = zip(plan.devices, other.devices, strict=True)
     saved, name = max((ours.predicted_peak - theirs.predicted_peak, ours.name) for ours, theirs in pairs)
@@ -109,10 +109,10 @@ def saved_by_precision(plan: Plan, request: Request, dtype: str, autocast: bool)
         autocast: whether that one would have matrix products in a lower precision.
     """
     terms = ("weights", "gradients", "optimizer", "activations")
-    other = _in_precision(replace(request, workload=plan.workload), dtype, autocast)
+    other = _in_precision(request.with_case(workload=plan.workload), dtype, autocast)
     if other is None:
         return dict.fromkeys(terms, 0)
-    pairs = list(zip(cost(other).costs, cost(replace(request, workload=plan.workload)).costs, strict=True))
+    pairs = list(zip(cost(other).costs, cost(request.with_case(workload=plan.workload)).costs, strict=True))
     return {term: sum(getattr(theirs, term) - getattr(ours, term) for theirs, ours in pairs) for term in terms}
 
 
@@ -126,7 +126,8 @@ def _in_precision(request: Request, dtype: str, autocast: bool) -> Request | Non
         model = in_dtype(request.model, getattr(torch, dtype))
     except CannotTrace:
         return None
-    return replace(request, model=model, parameter_bytes=None, workload=replace(request.workload, autocast=autocast))
+    workload = replace(request.workload, autocast=autocast)
+    return request.with_case(model=model, parameter_bytes=None, workload=workload)
 
 
 def _changes(workload: Workload, request: Request) -> list[Change]:

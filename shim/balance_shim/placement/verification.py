@@ -43,7 +43,7 @@ def verify(
     """Return the verification of `device_map`, made once for a model, a map and the layers to recompute."""
     if costed.source == "formula after time-out":
         return Verification(failure=costed.method)
-    request = replace(request, workload=replace(request.workload, evaluation=None), evaluation_batch=None)
+    request = request.in_training()
     costed = replace(costed, workload=replace(costed.workload, evaluation=None))
     key = request.key("dry run", device_map, request.devices[0].index, sorted(recomputed or ()))
     found = cached(request.cache, key, lambda: _tried(request, costed, device_map, recomputed))
@@ -65,14 +65,13 @@ def _tried(
 
     result: dict[str, Any] = {"peaks": {}, "blocks": [], "met": [], "failure": ""}
     if too_long.is_known(request.model, "dry run", costed.workload.seq_len):
-        return {**result, "failure": f"{costed.model_class} took too long in an earlier dry run"}
+        return {**result, "failure": f"{costed.structure.model_class} took too long in an earlier dry run"}
     places = {block.name: int(device_map[block.name]) for block in costed.blocks}
     first = request.devices[0].index
     try:
         with tracing_for(request.architectures, request.repeats_grouped_keys):
-            found = dry_run.perform(
-                request.model, costed.blocks, costed.workload, places, first, request.trains, request.batch, recomputed
-            )
+            case = replace(request.case, workload=costed.workload)
+            found = dry_run.perform(case, places, first, recomputed)
     except CrossesDevices as error:
         return {**result, "met": [sorted(blocks, key=str) for blocks in error.met]}
     except CannotTrace as error:

@@ -49,7 +49,6 @@ MOST_EXAMINED = 40  # batches of one training; each takes about as long as plann
 def begin(
     trainer: Any,
     outcome: Outcome,
-    loss_on_first: bool,
     max_memory: Mapping[Any, Any] | None,
     replanned: Callable[[Plan], None],
 ) -> None:
@@ -57,11 +56,10 @@ def begin(
 
     Args:
         outcome: of the second pass.
-        loss_on_first: as in `Request`.
         max_memory: what the script passed to `from_pretrained`.
         replanned: takes the plan in force when that has changed.
     """
-    _CHECK.keep(trainer, BatchCheck(trainer, outcome, loss_on_first, max_memory, replanned))
+    _CHECK.keep(trainer, BatchCheck(trainer, outcome, max_memory, replanned))
 
 
 def looks_at(trainer: Any) -> bool:
@@ -103,16 +101,15 @@ class BatchCheck:
         self,
         trainer: Any,
         outcome: Outcome,
-        loss_on_first: bool,
         max_memory: Mapping[Any, Any] | None,
         replanned: Callable[[Plan], None],
     ) -> None:
         self._trainer, self._model = trainer, outcome.request.model
-        self._loss_on_first, self._max_memory, self._replanned = loss_on_first, max_memory, replanned
+        self._max_memory, self._replanned = max_memory, replanned
         self._plan, self._usable = outcome.plan, outcome.request.devices
         self.latest = outcome
         self._names = _taken_by(self._model)
-        self._unseen, self._waits = outcome.request.batch is None, outcome.waits
+        self._unseen, self._waits = outcome.request.case.batch is None, outcome.waits
         self._fits: list[
             tuple[BatchShapes, float]
         ] = []  # what the plan holds for, and for how much longer ones it does
@@ -124,7 +121,7 @@ class BatchCheck:
         if not self._unseen:
             outcome = self._kept_in_training(outcome)
             if not outcome.plan.shortfall:
-                self._note(outcome.request.batch, outcome.costed)
+                self._note(outcome.request.case.batch, outcome.costed)
 
     def take_plan(self, plan: Plan) -> None:
         """Take the plan of a map that something else has put in force."""
@@ -154,7 +151,7 @@ class BatchCheck:
         """Do what had to wait for a batch that shows nothing, such as one of texts."""
         if self._waits:
             self._waits = False
-            outcome = second_pass(self._trainer, self._model, self._plan, self._loss_on_first, self._max_memory)
+            outcome = second_pass(self._trainer, self._model, self._plan, self._max_memory)
             self._put_in_force(outcome)
 
     def _first(self, batch: dict[str, Any], counted: bool) -> int:
@@ -283,17 +280,15 @@ class BatchCheck:
         largest = max(micro_batch.portions(batch, rows, count), key=lambda each: micro_batch.rows_of(each) or 0)
         request = self._request(largest)
         # Behind the first portion there are gradients, as with accumulation.
-        return planner.changed(request, accumulation=count * request.workload.accumulation)
+        return request.with_workload(accumulation=count * request.workload.accumulation)
 
     def _request(self, batch: dict[str, Any]) -> Request:
         workload, _ = actual_workload(self._trainer, self._plan.workload, batch)
         if not self._evaluates:
             workload = replace(workload, evaluation=None)
-            return request_for(self._trainer, self._model, workload, batch, self._usable, self._loss_on_first)
+            return request_for(self._trainer, self._model, workload, batch, self._usable)
         workload, evaluation_batch = evaluating(self._trainer, workload)
-        return request_for(
-            self._trainer, self._model, workload, batch, self._usable, self._loss_on_first, evaluation_batch
-        )
+        return request_for(self._trainer, self._model, workload, batch, self._usable, evaluation_batch)
 
     def _put_in_force(self, outcome: Outcome) -> None:
         before, self._plan, self.latest = self._plan, outcome.plan, outcome

@@ -36,7 +36,6 @@ def checking(
     trainer: Any,
     loop: Callable[..., Any],
     arguments: tuple[tuple[Any, ...], Mapping[str, Any]],
-    loss_on_first: Callable[[Any], bool],
     replanned: Callable[[Plan], None],
 ) -> Iterator[None]:
     """Look at the batches of an evaluation loop before they run.
@@ -45,7 +44,6 @@ def checking(
         trainer: a `transformers.Trainer`.
         loop: the original `evaluation_loop`.
         arguments: what it is called with, positional and by name, the trainer included.
-        loss_on_first: model -> what `Request` has under this name.
         replanned: takes the plan in force when that has changed.
     """
     placed = placed_models.placed(trainer.model)
@@ -53,7 +51,7 @@ def checking(
         yield
         return
     check = attempt(
-        "preparing to look at evaluation batches", _Check, trainer, loop, arguments, loss_on_first, replanned,
+        "preparing to look at evaluation batches", _Check, trainer, loop, arguments, replanned,
         instead="they run as they are",
     )  # fmt: skip
     if check is None:
@@ -76,10 +74,9 @@ class _Check:
         trainer: Any,
         loop: Callable[..., Any],
         arguments: tuple[tuple[Any, ...], Mapping[str, Any]],
-        loss_on_first: Callable[[Any], bool],
         replanned: Callable[[Plan], None],
     ) -> None:
-        self._trainer, self._loss_on_first, self._replanned = trainer, loss_on_first, replanned
+        self._trainer, self._replanned = trainer, replanned
         given = inspect.signature(loop).bind(*arguments[0], **arguments[1]).arguments
         dataset: Any = getattr(given.get("dataloader"), "dataset", None)
         self._all_rows = len(dataset) if hasattr(dataset, "__len__") else 0
@@ -152,7 +149,7 @@ class _Check:
 
     def _found(self, plan: Plan, evaluation: Evaluation, batch: dict[str, Any]) -> EvaluationRemedy | None:
         """Return how a batch is to run, once it has been said if that is not as it is; the map may change here."""
-        room = _room(self._trainer, plan, self._loss_on_first)
+        room = _room(self._trainer, plan)
         remedy, as_it_is = room.remedy(evaluation, batch, lambda count: self._splits(batch, count))
         if remedy is None and not self._moved and self._move(room, evaluation, batch):
             self._moved = True
@@ -164,7 +161,7 @@ class _Check:
     def _move(self, room: EvaluationRoom, evaluation: Evaluation, batch: dict[str, Any]) -> bool:
         """Put another map in force with which training and this evaluation fit; return whether there is one."""
         workload = replace(room.request.workload, evaluation=evaluation)
-        request = replace(room.request, workload=workload, evaluation_batch=batch)
+        request = room.request.with_case(workload=workload, evaluation_batch=batch)
         try:
             outcome = moved_if_better(self._trainer, plan_in_force(request, room.plan))
         except DoesNotFit:
@@ -200,7 +197,7 @@ def _is_held(plan: Plan, evaluation: Evaluation, shapes: BatchShapes) -> bool:
     return evaluation.returns == "loss" and trained
 
 
-def _room(trainer: Any, plan: Plan, loss_on_first: Callable[[Any], bool]) -> EvaluationRoom:
+def _room(trainer: Any, plan: Plan) -> EvaluationRoom:
     """Return what tells whether evaluations fit under the map that `trainer`'s model has now."""
     placed = placed_models.placed(trainer.model)
     assert placed is not None, "looked at before the loop"
@@ -209,8 +206,8 @@ def _room(trainer: Any, plan: Plan, loss_on_first: Callable[[Any], bool]) -> Eva
     has_optimizer = bool(getattr(getattr(trainer, "optimizer", None), "state", None))
     latest = batch_check.latest(trainer)
     if latest is not None:
-        request: Request = planner.in_training(replace(latest.request, devices=usable))
+        request: Request = replace(latest.request, devices=usable).in_training()
         return EvaluationRoom(request, planner.costed_in_training(latest.costed), plan, has_optimizer)
     workload, batch = actual_workload(trainer, plan.workload)
-    request = request_for(trainer, model, replace(workload, evaluation=None), batch, usable, loss_on_first(model))
+    request = request_for(trainer, model, replace(workload, evaluation=None), batch, usable)
     return EvaluationRoom(request, costs_in_force(request, plan.recomputed), plan, has_optimizer)

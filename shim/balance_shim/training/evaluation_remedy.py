@@ -64,11 +64,8 @@ class EvaluationRoom:
         Args:
             batch: what the model gets in it; None: rows like those of training.
         """
-        request = replace(
-            self.request,
-            workload=replace(self.request.workload, evaluation=evaluation),
-            evaluation_batch=batch,
-        )
+        workload = replace(self.request.workload, evaluation=evaluation)
+        request = self.request.with_case(workload=workload, evaluation_batch=batch)
         costed = evaluated.with_evaluation(request, self.costed)
         if costed.workload.evaluation != evaluation:
             return None

@@ -7,15 +7,14 @@ prompt encoders are computed together with the embedding's output, so they follo
 
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
-from weakref import WeakKeyDictionary
 
 from .. import copies, log
 from ..errors import MoveError
 from ..map_file import DeviceMap
-from ..memory.colocation import NO_CONSTRAINTS, Constraints
-from ..placement import fused_head, placed_models
+from ..placement import placed_models
 from ..placement.move import Moved, move
 from ..units import counted
+from ..upstream.model_ends import input_embedding
 
 if TYPE_CHECKING:
     import torch
@@ -23,19 +22,14 @@ if TYPE_CHECKING:
 
 PROMPTS = "prompt_encoder"  # of a `peft.PeftModel` with prompt learning
 
-_constraints: "WeakKeyDictionary[nn.Module, Constraints]" = WeakKeyDictionary()
-
 
 def arrange(trainer: Any, model: "nn.Module") -> None:
     """Bring what was made where the embedding is, and is not prompts, to the first device, with a line.
-
-    Where a kernel computes what is behind the layers, that stays together from now on: see `constraints_of`.
 
     Args:
         trainer: a `transformers.Trainer` about to train.
         model: what was placed: the trainer's model, or one inside of it.
     """
-    _constraints[model] = fused_head.constraints_for(model, trainer.args)
     made_at = _device_of_embedding(model)
     tensors = _direct_tensors(_modules(trainer, model), model)
     # TRL's models with a value head (0.x) bring outputs to the device of that head, wherever it is.
@@ -49,11 +43,6 @@ def arrange(trainer: Any, model: "nn.Module") -> None:
             f"{counted(len(moving), 'tensor')} that the script has made where the embedding is moved to {first}, where "
             "inputs arrive and outputs return"
         )
-
-
-def constraints_of(model: "nn.Module") -> Constraints:
-    """Return the constraints of the blocks of a model that `arrange` was called for."""
-    return _constraints.get(model, NO_CONSTRAINTS)
 
 
 def move_along(trainer: Any, model: "nn.Module", device_map: DeviceMap) -> Moved:
@@ -86,11 +75,7 @@ def _optimizers(trainer: Any) -> list[Any]:
 
 def _device_of_embedding(model: Any) -> "torch.device | None":
     """Return the device of the input embedding, which is `model.device` for models of transformers; None: no weight."""
-    getter = getattr(model, "get_input_embeddings", None)
-    try:
-        weight = getattr(getter(), "weight", None) if callable(getter) else None
-    except (AttributeError, NotImplementedError):  # as models without one answer
-        weight = None
+    weight = getattr(input_embedding(model), "weight", None)
     weight = next(model.parameters(), None) if weight is None else weight
     return None if weight is None else weight.device
 

@@ -32,7 +32,7 @@ AS_LONG = 0.9  # of the tokens that were planned for
 MOST_MOVES = 2  # the second puts right what the first one got wrong
 
 
-def begin(trainer: Any, model: Any, plan: Plan, loss_on_first: bool, moved: Callable[[Plan], None]) -> None:
+def begin(trainer: Any, model: Any, plan: Plan, moved: Callable[[Plan], None]) -> None:
     """Measure the first steps of `trainer` and move blocks then, if the settings ask for it and that can be done.
 
     To be called after `trainer_callback.begin`: at the start of a step the monitor reads peaks, which are reset here.
@@ -41,7 +41,6 @@ def begin(trainer: Any, model: Any, plan: Plan, loss_on_first: bool, moved: Call
         trainer: a `transformers.Trainer` about to train.
         model: what was placed: the trainer's model, or one inside of it.
         plan: the plan in force.
-        loss_on_first: as in `Request`.
         moved: is told the new plan when blocks have moved.
     """
     if not state.settings().rebalance:
@@ -55,7 +54,7 @@ def begin(trainer: Any, model: Any, plan: Plan, loss_on_first: bool, moved: Call
     kind = devices.accelerator_type()
     if kind is None or len(set(plan.device_map.values())) < 2:
         return
-    callback = _callback(rebalancer := Rebalancer(trainer, model, plan, loss_on_first, moved, kind))
+    callback = _callback(rebalancer := Rebalancer(trainer, model, plan, moved, kind))
     trainer.add_callback(callback)
     _REBALANCER.keep(trainer, (rebalancer, callback))
 
@@ -87,11 +86,10 @@ class Rebalancer:
         trainer: Any,
         model: Any,
         plan: Plan,
-        loss_on_first: bool,
         moved: Callable[[Plan], None],
         kind: str,
     ) -> None:
-        self._trainer, self._model, self._loss_on_first, self._moved = trainer, model, loss_on_first, moved
+        self._trainer, self._model, self._moved = trainer, model, moved
         self._plan = plan
         self._devices = tuple(device.device for device in plan.devices)
         self._meter = Meter(kind, [device.index for device in self._devices])
@@ -207,12 +205,12 @@ class Rebalancer:
             seen = replace(planned, batch_size=self._size.rows, seq_len=self._size.row_tokens, guessed=False)
         if self._batch is not None and not chunked_loss.has_labels(self._batch):
             seen = replace(seen, loss="full")
-        request = request_for(self._trainer, self._model, seen, self._batch, self._devices, self._loss_on_first)
+        request = request_for(self._trainer, self._model, seen, self._batch, self._devices)
         seen_costs = target = self._costs(request)
         if self._size.tokens < planned.tokens and not planned.guessed and self._size.tokens:
             # Slightly longer rows are known to come: what was measured is carried over to them.
             _, batch = actual_workload(self._trainer, planned)
-            request = replace(request, workload=planned, batch=batch)
+            request = request.with_case(workload=planned, batch=batch)
             target = self._costs(request)
         target, usable = corrected(target, seen_costs, self._plan.device_map, self._devices, self._measured)
         method = f"{target.method}, corrected by the peaks measured in {when}"

@@ -16,6 +16,7 @@ from ..errors import LostModelError, MoveError
 from ..map_file import DeviceMap
 from ..memory.blocks import Block
 from ..memory.colocation import Constraints, of_all_but_layers
+from ..memory.structure import ModelStructure
 from ..patching.guard import attempt
 from ..placement import colocations, compared_heads, placed_models, planner, verification
 from ..placement.balance import DoesNotFit
@@ -58,7 +59,6 @@ def run(
     perform: Perform,
     model: Any,
     inputs: Any,
-    loss_on_first: Callable[[Any], bool],
     replanned: Callable[[Plan], None],
 ) -> Any:
     """Return `perform(inputs)`, the loss of a micro-batch; where it stops across devices, after a repair of the map.
@@ -68,7 +68,6 @@ def run(
         perform: runs forward and backward pass of one micro-batch.
         model: as wrapped as it is in the step.
         inputs: of the micro-batch.
-        loss_on_first: model -> what `Request` has under this name.
         replanned: takes the plan of a map that has been put in force.
 
     Raises:
@@ -87,7 +86,7 @@ def run(
         except Exception as failure:
             if not crossing.is_cross_device(failure):
                 raise
-            loss = _repaired(_Case(trainer, perform, model, step, current, loss_on_first, replanned), failure)
+            loss = _repaired(_Case(trainer, perform, model, step, current, replanned), failure)
     except BaseException:
         step.done = []  # the Trainer may begin anew
         raise
@@ -96,9 +95,7 @@ def run(
 
 
 @contextmanager
-def repairing_evaluation(
-    trainer: Any, loss_on_first: Callable[[Any], bool], replanned: Callable[[Plan], None]
-) -> Iterator[None]:
+def repairing_evaluation(trainer: Any, replanned: Callable[[Plan], None]) -> Iterator[None]:
     """Have the trainer's prediction steps repaired; see `run` for the arguments."""
 
     def around(perform_step: PredictionStep) -> PredictionStep:
@@ -106,7 +103,7 @@ def repairing_evaluation(
             def perform(inputs: Any) -> Any:
                 return perform_step(model, inputs, *args, **kwargs)
 
-            return _evaluated(trainer, perform, model, inputs, loss_on_first, replanned)
+            return _evaluated(trainer, perform, model, inputs, replanned)
 
         return prediction_step
 
@@ -119,7 +116,6 @@ def _evaluated(
     perform: Perform,
     model: Any,
     inputs: Any,
-    loss_on_first: Callable[[Any], bool],
     replanned: Callable[[Plan], None],
 ) -> Any:
     """Return `perform(inputs)`, of a prediction step; where it stops across devices, after a repair of the map."""
@@ -134,7 +130,7 @@ def _evaluated(
         if not crossing.is_cross_device(failure):
             raise
         step = _EVALUATION.of(trainer) or _EVALUATION.keep(trainer, Step())
-        return _repaired(_Case(trainer, perform, model, step, current, loss_on_first, replanned, False), failure)
+        return _repaired(_Case(trainer, perform, model, step, current, replanned, False), failure)
 
 
 def _may_repair(trainer: Any) -> bool:
@@ -165,7 +161,6 @@ class _Case(NamedTuple):
     model: Any
     step: Step
     current: _MicroBatch
-    loss_on_first: Callable[[Any], bool]
     replanned: Callable[[Plan], None]
     trains: bool = True
 
@@ -207,7 +202,7 @@ def _change_map(case: _Case, failure: Exception) -> bool:
     model, (plan, _, max_memory, _) = placed
     usable = usable_now(case.trainer, model, plan, max_memory)
     workload, batch = actual_workload(case.trainer, plan.workload)
-    request = request_for(case.trainer, model, workload, batch, usable, case.loss_on_first(model))
+    request = request_for(case.trainer, model, workload, batch, usable)
     with rng.undisturbed():
         costed = costs_in_force(request, plan.recomputed)
         names = [block.name for block in costed.blocks]
@@ -267,7 +262,7 @@ def _repaired_plan(
     ]
     if request.head_device not in (None, request.devices[0].index):
         # The head is compared with that of another model: all else is tried before it leaves that device.
-        ahead = exact.and_those(of_all_but_layers(_without_end(costed.blocks)))
+        ahead = exact.and_those(of_all_but_layers(_without_end(costed.structure)))
         attempts.insert(1, (ahead, "everything before the layers is on the first device now"))
     if parted:
         attempts.insert(0, (constraints, "the heads of models of one vocabulary are on one device now"))
@@ -308,10 +303,9 @@ def _on_one_device(
     return alone, colocations.Colocations(constraints), f"all of it is on {request.devices[0].name} now, where it fits"
 
 
-def _without_end(blocks: Sequence[Block]) -> Sequence[Block]:
+def _without_end(structure: ModelStructure) -> Sequence[Block]:
     """Return the blocks up to the last layer: without norm and head."""
-    last = max((position for position, block in enumerate(blocks) if block.role == "layer"), default=len(blocks))
-    return blocks[: last + 1]
+    return structure.blocks[: len(structure.blocks) - len(structure.end)]
 
 
 def _met_in_dry_run(
@@ -323,7 +317,7 @@ def _met_in_dry_run(
         return ()
     batch = on_host(inputs)
     workload, _ = actual_workload(case.trainer, plan.workload, batch)
-    exact = replace(request, workload=workload, batch=batch)
+    exact = request.with_case(workload=workload, batch=batch)
     places = {block.name: device_of(block.name, plan.device_map) for block in costed.blocks}
     tried = attempt(
         "the dry run of the batch that failed", verification.verify, exact, costed, places, plan.recomputed,

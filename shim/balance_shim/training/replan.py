@@ -9,13 +9,13 @@ from .. import devices, log, state
 from ..devices import Device
 from ..errors import MoveError
 from ..map_file import DeviceMap
-from ..memory.blocks import chain
 from ..memory.colocation import Constraints
 from ..memory.cost import is_estimate
+from ..memory.training_case import TrainingCase
 from ..memory.workload import Workload
 from ..patching.guard import attempt
 from ..placement import colocations, fused_head, placed_models, planner
-from ..placement.balance import DoesNotFit, takes_inputs
+from ..placement.balance import DoesNotFit
 from ..placement.compared_heads import device_of_compared_head
 from ..placement.plan import CostedModel, Plan, device_of, evaluate
 from ..placement.recompute import mixer
@@ -57,7 +57,6 @@ def second_pass(
     trainer: Any,
     model: Any,
     assumed: Plan,
-    loss_on_first: bool,
     max_memory: Mapping[Any, Any] | None = None,
     may_wait: bool = False,
 ) -> Outcome:
@@ -67,19 +66,16 @@ def second_pass(
         trainer: a `transformers.Trainer` about to train.
         model: the model that was placed: the trainer's, or one inside of it.
         assumed: the plan that it was placed by.
-        loss_on_first: as in `Request`.
         max_memory: what the script passed to `from_pretrained`.
         may_wait: whether somebody looks at the first batch. Then nothing is done for a guess.
     """
     settings = state.settings()
     usable = usable_now(trainer, model, assumed, max_memory)
     if settings.micro_batch == "auto":
-        micro_batch.take_largest(
-            trainer, lambda: _fits(_request(trainer, model, assumed, usable, loss_on_first), assumed)
-        )
-    request = _request(trainer, model, assumed, usable, loss_on_first)
+        micro_batch.take_largest(trainer, lambda: _fits(_request(trainer, model, assumed, usable), assumed))
+    request = _request(trainer, model, assumed, usable)
     outcome = plan_in_force(request, assumed)
-    outcome = replace(outcome, waits=may_wait and request.batch is None and request.workload.guessed)
+    outcome = replace(outcome, waits=may_wait and request.case.batch is None and request.workload.guessed)
     if settings.report != "off":
         log.info(plan_report.workload_comparison(assumed, outcome.plan, outcome.waits))
     return outcome if outcome.waits else warned(trainer, moved_if_better(trainer, outcome))
@@ -115,11 +111,11 @@ def warned(trainer: Any, outcome: Outcome) -> Outcome:
 def _evaluation_is_remedied(trainer: Any, outcome: Outcome) -> bool:
     """Whether only the evaluation does not fit, and will run in a way that does: once a line has said so."""
     evaluation = outcome.plan.workload.evaluation
-    training, costed = planner.in_training(outcome.request), planner.costed_in_training(outcome.costed)
+    training, costed = outcome.request.in_training(), planner.costed_in_training(outcome.costed)
     alone = evaluate(outcome.plan.mode, costed, outcome.plan.device_map, training.devices)
     if evaluation is None or alone.shortfall:
         return False
-    batch = outcome.request.evaluation_batch
+    batch = outcome.request.case.evaluation_batch
 
     def splits(count: int) -> bool:
         if batch is None:
@@ -138,7 +134,9 @@ def costs_in_force(request: Request, recomputed: frozenset[str] | None) -> Coste
     """Return the costs for `request` with these layers recomputed; None: as the workload says."""
     if recomputed is None:
         return planner.cost(request)
-    plain, everywhere = (planner.cost(planner.changed(request, gradient_checkpointing=each)) for each in (False, True))
+    plain, everywhere = (
+        planner.cost(request.with_workload(gradient_checkpointing=checkpoints)) for checkpoints in (False, True)
+    )
     return mixer(plain, everywhere)(recomputed)
 
 
@@ -160,11 +158,11 @@ def _as_it_is(
     return replace(evaluate(assumed.mode, costed, assumed.device_map, request.devices), recomputed=recomputed), False
 
 
-def _request(trainer: Any, model: Any, assumed: Plan, usable: tuple[Device, ...], loss_on_first: bool) -> Request:
+def _request(trainer: Any, model: Any, assumed: Plan, usable: tuple[Device, ...]) -> Request:
     """Return what is to be planned for `trainer` as it is now."""
     workload, batch = actual_workload(trainer, assumed.workload)
     workload, evaluation_batch = evaluating(trainer, workload)
-    return request_for(trainer, model, workload, batch, usable, loss_on_first, evaluation_batch)
+    return request_for(trainer, model, workload, batch, usable, evaluation_batch)
 
 
 def evaluating(trainer: Any, workload: Workload) -> tuple[Workload, Mapping[str, Any] | None]:
@@ -180,35 +178,35 @@ def request_for(
     workload: Workload,
     batch: Mapping[str, Any] | None,
     usable: tuple[Device, ...],
-    loss_on_first: bool,
     evaluation_batch: Mapping[str, Any] | None = None,
 ) -> Request:
     """Return what is to be planned for a model that is about to train, or trains already."""
-    settings = state.settings()
-    return Request.from_settings(
-        settings,
+    case = TrainingCase.of(
         model,
         workload,
-        usable,
         trains=lambda _, parameter: parameter.requires_grad,
         batch=batch,
-        loss_on_first=loss_on_first,
-        may_halve=precision.could_halve(),
-        constraints=_constraints(trainer, model, usable).and_those(outside.constraints_of(model)),
-        head_device=device_of_compared_head(model, placed_models.compared_models()),
         evaluation_batch=evaluation_batch,
+    )
+    return Request.from_settings(
+        state.settings(),
+        case,
+        usable,
+        may_halve=precision.could_halve(),
+        constraints=_constraints(trainer, case, usable),
+        head_device=device_of_compared_head(model, placed_models.compared_models()),
     )
 
 
-def _constraints(trainer: Any, model: Any, usable: tuple[Device, ...]) -> Constraints:
-    """Return what steps have shown to need one device, and the embedding where something of the script's own is.
+def _constraints(trainer: Any, case: TrainingCase, usable: tuple[Device, ...]) -> Constraints:
+    """Return the constraints that steps have shown, and those of prompts and kernels that `trainer` adds to the model.
 
-    Soft prompts are concatenated with what the embedding gives, outside of any module.
+    Soft prompts are concatenated with the output of the embedding, outside of any module.
     """
-    constraints = colocations.of(model).constraints
-    if usable and weight_copies.has_parts_on(usable[0].index, trainer.model, model):
-        constraints = constraints.with_met(takes_inputs(chain(model)) | {None})
-    return constraints
+    constraints = colocations.of(case.model).constraints
+    if usable and weight_copies.has_parts_on(usable[0].index, trainer.model, case.model):
+        constraints = constraints.with_met(case.structure.entry | {None})
+    return constraints.and_those(fused_head.constraints_for(case.model, case.structure, trainer.args))
 
 
 def _fits(request: Request, assumed: Plan) -> bool:
@@ -216,7 +214,7 @@ def _fits(request: Request, assumed: Plan) -> bool:
 
     No micro-batch is a remedy for an evaluation.
     """
-    request = planner.in_training(request)
+    request = request.in_training()
     try:
         costed, recomputed = planner.costed_for(request)
         if not assumed.is_ours:

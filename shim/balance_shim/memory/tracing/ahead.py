@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ...upstream.model_ends import input_embedding
 from ...virtual.machine import Machine
 from ..workload import Workload
 from .errors import CannotTrace
@@ -35,8 +36,8 @@ def fed(model: nn.Module, batch: Mapping[str, Any], workload: Workload, machine:
     ids = inputs.get("input_ids")
     if ids is None or not (workload.prompt_tokens or workload.trains_ahead):
         return inputs
-    embedding = getattr(model, "get_input_embeddings", lambda: None)()
-    if not isinstance(embedding, nn.Module):
+    embedding = input_embedding(model)
+    if embedding is None:
         raise CannotTrace(f"{type(model).__name__} has no embedding to place prompts with")
     if not workload.prompt_tokens:
         embedding.register_forward_hook(_requires_gradients)

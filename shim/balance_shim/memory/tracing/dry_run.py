@@ -5,14 +5,11 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
-from torch import nn
-
-from ..blocks import Block
-from ..workload import Workload
-from . import layers, measure
+from ..structure import ModelStructure
+from ..training_case import TrainingCase
+from . import measure
 from .errors import CannotTrace, TakesTooLong, tracing_errors
 from .inputs import supposed_batches
-from .model_copy import Trains
 from .origins import CrossesDevices
 
 LAYERS_A_DEVICE = 2  # of each list that run on a device; the rest is like them
@@ -20,7 +17,7 @@ LAYERS_A_DEVICE = 2  # of each list that run on a device; the rest is like them
 
 @dataclass(frozen=True)
 class DryRun:
-    """What a shortened model held under a map.
+    """The memory of a shortened model under a map.
 
     Attributes:
         blocks: the names of the blocks that were in the shortened model.
@@ -32,34 +29,27 @@ class DryRun:
 
 
 def perform(
-    model: nn.Module,
-    blocks: Sequence[Block],
-    workload: Workload,
-    device_map: Mapping[str, int],
-    first: int,
-    trains: Trains = None,
-    real_batch: Mapping[str, Any] | None = None,
-    recomputed: Collection[str] | None = None,
+    case: TrainingCase, device_map: Mapping[str, int], first: int, recomputed: Collection[str] | None = None
 ) -> DryRun:
     """Run the model under `device_map` with no more than a few layers on each device.
 
     Args:
         device_map: block name -> device index.
         first: index of the device where inputs arrive.
-        recomputed: the names of the layers that recompute their activations; None: as the workload says.
+        recomputed: the names of the layers that recompute their activations; None: as the workload has it.
 
     Raises:
         CrossesDevices: an operation meets tensors of two devices, so that the map cannot be used.
-        CannotTrace: this model fails in a dry run, so nothing is proved.
+        CannotTrace: this model fails in a dry run, so the map is not verified.
     """
     places = sorted({first, *device_map.values()}, key=lambda index: (index != first, index))
     with tracing_errors():
-        left_out = _left_out(blocks, device_map, layers.sharing(model, blocks), recomputed or ())
-        batches = [real_batch] if real_batch is not None else supposed_batches(model, workload)
+        left_out = _left_out(case.structure, device_map, recomputed or ())
+        batches = [case.batch] if case.batch is not None else supposed_batches(case.model, case.workload)
         reasons: list[CannotTrace] = []
         for fed, less in product(batches, (left_out, frozenset())):
             try:
-                return _run(model, blocks, workload, device_map, places, trains, fed, less, recomputed)
+                return _run(case, device_map, places, fed, less, recomputed)
             except (CrossesDevices, TakesTooLong):
                 raise
             except CannotTrace as error:
@@ -68,29 +58,25 @@ def perform(
 
 
 def _run(
-    model: nn.Module,
-    blocks: Sequence[Block],
-    workload: Workload,
+    case: TrainingCase,
     device_map: Mapping[str, int],
     places: Sequence[int],
-    trains: Trains,
     fed: Mapping[str, Any],
     left_out: frozenset[str],
     recomputed: Collection[str] | None,
 ) -> DryRun:
-    devices = {block.name: places.index(device_map[block.name]) for block in blocks}
-    held = measure.run_placed(model, blocks, devices, workload, trains, fed, left_out, recomputed).held
+    devices = {block.name: places.index(device_map[block.name]) for block in case.structure.blocks}
+    held = measure.run_placed(case, devices, fed, left_out, recomputed).held
     peaks = {place: max(held[index].forward, held[index].backward) for index, place in enumerate(places)}
     return DryRun(frozenset(devices) - left_out, peaks)
 
 
-def _left_out(
-    blocks: Sequence[Block], device_map: Mapping[str, int], shared: frozenset[str], recomputed: Collection[str]
-) -> frozenset[str]:
+def _left_out(structure: ModelStructure, device_map: Mapping[str, int], recomputed: Collection[str]) -> frozenset[str]:
     """Return the layers that others of their list and device speak for; never those that share weights."""
+    shared = structure.sharing_layers
     kept: dict[tuple[str, int, bool], int] = {}
     left_out = set()
-    for block in blocks:
+    for block in structure.blocks:
         parent, _, number = block.name.rpartition(".")
         if block.role not in ("layer", "tower") or not number.isdigit() or block.name in shared:
             continue

@@ -1,6 +1,6 @@
 """One evaluation step of a traced model, and the bytes that each device held in it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,21 +8,22 @@ import torch
 from torch import nn
 
 from ...virtual.machine import Machine
-from ..blocks import Block, anchors
+from ..blocks import anchors
 from ..colocation import Constraints
+from ..training_case import TrainingCase
 from ..workload import Workload
 from . import batch, layers, measure, run
 from .errors import CannotTrace, TakesTooLong, tracing_errors
 from .inputs import supposed_batches
 from .machine import tracing
-from .model_copy import Trains, traced_copy
+from .model_copy import traced_copy
 from .phases import phases_of
 from .result import ELSEWHERE, Held
 
 
 @dataclass(frozen=True)
 class Evaluated:
-    """What an evaluation step holds, in bytes.
+    """The memory of an evaluation step, in bytes.
 
     Attributes:
         held: block name -> bytes; nothing of `backward`.
@@ -35,54 +36,39 @@ class Evaluated:
     outputs: int
 
 
-def trace_evaluation(
-    model: nn.Module,
-    blocks: Sequence[Block],
-    workload: Workload,
-    trains: Trains,
-    fed: Mapping[str, Any] | None,
-    constraints: Constraints,
-) -> Evaluated:
-    """Run a forward pass of `model` without gradients, each distinct block on a device of its own.
+def trace_evaluation(case: TrainingCase, constraints: Constraints) -> Evaluated:
+    """Run a forward pass without gradients, each distinct block on a device of its own.
 
     Args:
-        workload: batch size and sequence length are those of the evaluation.
-        fed: what the model gets, on any device; None: what its config suggests.
+        case: batch size and sequence length of its workload are those of the evaluation, and so is its batch.
         constraints: of the blocks, as the trace of a training step has shown them.
 
     Raises:
         CannotTrace: the model cannot be copied or fails in a dry run.
     """
     with tracing_errors():
-        fed = next(iter(supposed_batches(model, workload))) if fed is None else fed
-        sample = layers.sample(model, blocks)
+        fed = next(iter(supposed_batches(case.model, case.workload))) if case.batch is None else case.batch
+        sample = layers.sample(case.model, case.structure)
         try:
-            return _traced(model, blocks, workload, trains, fed, constraints, sample)
+            return _traced(case, fed, constraints, sample)
         except TakesTooLong:
             raise
         except CannotTrace:
             if sample.whole:
                 raise
-        return _traced(model, blocks, workload, trains, fed, constraints, layers.everything(blocks))
+        return _traced(case, fed, constraints, layers.everything(case.structure.blocks))
 
 
-def _traced(
-    model: nn.Module,
-    blocks: Sequence[Block],
-    workload: Workload,
-    trains: Trains,
-    fed: Mapping[str, Any],
-    constraints: Constraints,
-    sample: layers.Sample,
-) -> Evaluated:
+def _traced(case: TrainingCase, fed: Mapping[str, Any], constraints: Constraints, sample: layers.Sample) -> Evaluated:
+    blocks = case.structure.blocks
     there = [block for block in blocks if block.name not in sample.left_out]
-    devices = measure.a_device_each(model, there, constraints)
+    devices = measure.a_device_each(case.structure, there, constraints)
     placed = [block.name for block in there if block.kind != "tensor"]
-    model, trains, left_out = measure.as_supposed(model, blocks, workload, trains, sample.left_out)
+    model, trains, left_out = measure.as_supposed(case, sample.left_out)
     with tracing(1 + max(devices.values())) as machine:
         twin = traced_copy(model, machine, measure.by_prefix(devices), left_out, trains)
         run.place_inputs(twin, {name: devices[name] for name in placed}, machine)
-        by_device, outputs = _step(twin, batch.on_first_device(fed, model, machine), workload, machine)
+        by_device, outputs = _step(twin, batch.on_first_device(fed, model, machine), case.workload, machine)
         del twin
     first = ELSEWHERE if constraints.on_first else by_device.pop(0)
     leads = anchors(there)

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ..blocks import Block, of_several_names
-from ..ties import tied_groups
+from ..blocks import Block
+from ..structure import ModelStructure
 
 if TYPE_CHECKING:
     from torch import nn
@@ -33,14 +33,16 @@ class Sample:
         return not self.left_out
 
 
-def sample(model: "nn.Module", blocks: Sequence[Block]) -> Sample:
+def sample(model: "nn.Module", structure: ModelStructure) -> Sample:
     """Return the layers to trace: of each kind the first two in a list of layers, and the one behind each.
 
     The first layer is special where its input needs no gradient, so the second one speaks for the rest. What a layer
     keeps may be kept by the layer behind it, as its input, so that one has to run as well. The last layer of a tower
-    is a kind of its own, because many models take the output of the one before. Layers that share weights all run.
+    is a kind of its own, because many models take the output of the one before. Layers that share weights all run: the
+    module would be missing under its other names, and memory that layers share counts with the last of them.
     """
-    modules, shared = dict(model.named_modules(remove_duplicate=False)), sharing(model, blocks)
+    blocks, shared = structure.blocks, structure.sharing_layers
+    modules = dict(model.named_modules(remove_duplicate=False))
     lists: dict[str, list[Block]] = {}
     for block in blocks:
         numbered = block.name.rpartition(".")[2].isdigit() and block.name not in shared
@@ -63,20 +65,6 @@ def sample(model: "nn.Module", blocks: Sequence[Block]) -> Sample:
             for position in positions[1:]:
                 speaks_for[layers[position].name] = speaker
     return Sample(frozenset(left_out), speaks_for)
-
-
-def sharing(model: "nn.Module", blocks: Sequence[Block]) -> frozenset[str]:
-    """Return the layers that are one module under several names, or share some of their weights with other layers.
-
-    None of them can be left out: the module would be missing under its other names, too, and what layers on one
-    device hold together counts with the last of them.
-    """
-    layers = [block for block in blocks if block.role in ("layer", "tower")]
-    found = {block.name for block in layers} & of_several_names(model)
-    for group in tied_groups(model):
-        holders = [block.name for block in layers if not group.isdisjoint(block.parameters)]
-        found.update(holders if len(holders) > 1 else ())
-    return frozenset(found)
 
 
 def everything(blocks: Sequence[Block]) -> Sample:

@@ -9,13 +9,13 @@ from torch import nn
 from ..blocks import Block, anchors, holder_of, within
 from ..colocation import NO_CONSTRAINTS, Constraints, of_the_loss
 from ..recomputation import can_be_recomputed
-from ..ties import tied_groups
-from ..workload import Workload
+from ..structure import ModelStructure
+from ..training_case import TrainingCase, Trains
 from . import adapters, batch, layers
 from .errors import CannotTrace, TakesTooLong
 from .inputs import TARGETS
 from .machine import MOST_DEVICES, tracing
-from .model_copy import Trains, copy_of, traced_copy
+from .model_copy import copy_of, traced_copy
 from .origins import CrossesDevices, Origins
 from .result import ELSEWHERE, Placed, Traced
 from .run import place_inputs, training_step
@@ -27,28 +27,20 @@ LAYER_DROP = ("layerdrop", "encoder_layerdrop", "decoder_layerdrop")  # attribut
 MOST_ROUNDS = 6  # of looking for constraints; one run finds all that its own device map shows
 
 
-def trace_with(
-    model: nn.Module,
-    blocks: Sequence[Block],
-    workload: Workload,
-    trains: Trains,
-    fed: Mapping[str, Any],
-    loss_on_first: bool,
-) -> Traced:
-    """Trace `model` fed with a batch; its repeated layers once, or all of them if that cannot be told apart."""
-    constraints = of_the_loss(blocks) if loss_on_first else NO_CONSTRAINTS
-    sample = layers.sample(model, blocks)
-    once = partial(_trace, model, blocks, workload, trains, fed)
+def trace_with(case: TrainingCase, fed: Mapping[str, Any]) -> Traced:
+    """Trace the model fed with a batch: one of its repeated layers, or all of them where they cannot be told apart."""
+    constraints = of_the_loss(case.structure) if case.loss_on_first else NO_CONSTRAINTS
+    sample = layers.sample(case.model, case.structure)
+    once = partial(_trace, case, fed)
     if sample.whole:
         return _colocated(partial(once, sample), constraints)
     # A layer that speaks for others cannot have a constraint that they would need, too.
-    layer_names = frozenset(block.name for block in blocks if block.role in ("layer", "tower"))
     try:
-        return _colocated(partial(once, sample), constraints, layer_names)
+        return _colocated(partial(once, sample), constraints, case.structure.named("layer", "tower"))
     except TakesTooLong:
         raise
     except CannotTrace:
-        return _colocated(partial(once, layers.everything(blocks)), constraints)
+        return _colocated(partial(once, layers.everything(case.structure.blocks)), constraints)
 
 
 def _colocated(
@@ -70,19 +62,11 @@ def _colocated(
     raise CannotTrace("the model keeps computing across other blocks")
 
 
-def _trace(
-    model: nn.Module,
-    blocks: Sequence[Block],
-    workload: Workload,
-    trains: Trains,
-    fed: Mapping[str, Any],
-    sample: layers.Sample,
-    constraints: Constraints,
-) -> Traced:
-    there = [block for block in blocks if block.name not in sample.left_out]
+def _trace(case: TrainingCase, fed: Mapping[str, Any], sample: layers.Sample, constraints: Constraints) -> Traced:
+    there = [block for block in case.structure.blocks if block.name not in sample.left_out]
     leads = anchors(there)
-    devices = a_device_each(model, there, constraints)
-    placed = run_placed(model, blocks, devices, workload, trains, fed, sample.left_out)
+    devices = a_device_each(case.structure, there, constraints)
+    placed = run_placed(case, devices, fed, sample.left_out)
     by_device = dict(placed.held)
     first = ELSEWHERE if constraints.on_first else by_device.pop(0)
     held = {}
@@ -99,7 +83,7 @@ def _trace(
         constraints,
         reached=reached,
         loss_seen=not TARGETS.isdisjoint(fed),
-        ranks=_ranks(blocks, placed.began),
+        ranks=_ranks(case.structure.blocks, placed.began),
         inputs=placed.inputs,
     )
 
@@ -117,11 +101,8 @@ def _ranks(blocks: Sequence[Block], began: Mapping[str, int]) -> dict[str, int]:
 
 
 def run_placed(
-    model: nn.Module,
-    blocks: Sequence[Block],
+    case: TrainingCase,
     devices: Mapping[str, int],
-    workload: Workload,
-    trains: Trains,
     fed: Mapping[str, Any],
     left_out: Collection[str],
     recomputed: Collection[str] | None = None,
@@ -131,16 +112,17 @@ def run_placed(
     Args:
         devices: name of each block that runs -> index of its device; inputs arrive on device 0. Layers that do not
             run may be in it, whose inputs then arrive on their devices all the same.
+        fed: the inputs, on any device.
         left_out: the names of layers that do not run.
-        recomputed: the names of the layers that recompute their activations; None: as the workload says.
+        recomputed: the names of the layers that recompute their activations; None: as the workload has it.
     """
+    blocks = case.structure.blocks
     there = [block for block in blocks if block.name not in left_out]
     placed = [block.name for block in blocks if block.name in devices and block.kind != "tensor"]
     switches = (
         {block.name: block.name in recomputed for block in there if can_be_recomputed(block)} if recomputed else None
     )
-    supposed = trains is None
-    model, trains, left_out = as_supposed(model, blocks, workload, trains, left_out)
+    model, trains, left_out = as_supposed(case, left_out)
     with tracing(1 + max(devices.values())) as machine:
         twin = traced_copy(model, machine, by_prefix(devices), left_out, trains)
         _drop_no_layers(twin)
@@ -150,7 +132,7 @@ def run_placed(
         try:
             arriving = batch.on_first_device(fed, model, machine)
             inputs = batch.size_of(arriving)
-            held = training_step(twin, arriving, workload, machine, supposed, switches)
+            held = training_step(twin, arriving, case.workload, machine, case.trains is None, switches)
         except TakesTooLong:
             raise
         except CannotTrace:
@@ -170,29 +152,31 @@ def _drop_no_layers(twin: nn.Module) -> None:
                 setattr(owner, name, 0.0)
 
 
-def as_supposed(
-    model: nn.Module, blocks: Sequence[Block], workload: Workload, trains: Trains, left_out: Collection[str]
-) -> tuple[nn.Module, Trains, Collection[str]]:
-    """Return the model to trace with what trains in it, and what is still to be left out of it."""
-    if trains is not None:
-        return model, trains, left_out
-    if workload.tuning == "lora":
+def as_supposed(case: TrainingCase, left_out: Collection[str]) -> tuple[nn.Module, Trains | None, Collection[str]]:
+    """Return the model to trace, which of its parameters train, and which layers are still to be left out of it."""
+    model, blocks, tuning = case.model, case.structure.blocks, case.workload.tuning
+    if case.trains is not None:
+        return model, case.trains, left_out
+    if tuning == "lora":
         bare = copy_of(model, lambda _, tensor: tensor.detach().to("meta"), left_out)
         return adapters.with_adapters(bare, blocks), lambda _, parameter: parameter.requires_grad, ()
-    towers = [block.name for block in blocks if block.role == "tower"] if workload.tuning == "frozen" else []
+    towers = [block.name for block in blocks if block.role == "tower"] if tuning == "frozen" else []
     return model, lambda name, _: not any(within(name, tower) for tower in towers), left_out
 
 
-def a_device_each(model: nn.Module, blocks: Sequence[Block], constraints: Constraints) -> dict[str, int]:
+def a_device_each(structure: ModelStructure, blocks: Sequence[Block], constraints: Constraints) -> dict[str, int]:
     """Return block name -> device in the trace: one each from 1 on; tied or colocated blocks and followers share one.
 
-    What is colocated to the first device is on device 0, and what is tied to it.
+    Blocks that are colocated to the first device are on device 0, with those that are tied to them.
+
+    Args:
+        blocks: those of the model that run.
 
     Raises:
         CannotTrace: there are more blocks than devices.
     """
     leads = list(anchors(blocks))
-    for group in (*tied_groups(model), *constraints.groups):
+    for group in (*structure.ties, *constraints.groups):
         shared = {
             leads[position]
             for position, block in enumerate(blocks)
@@ -203,7 +187,7 @@ def a_device_each(model: nn.Module, blocks: Sequence[Block], constraints: Constr
     numbers = {lead: number for number, lead in enumerate(sorted(set(leads) - home), start=1)}
     numbers |= dict.fromkeys(home, 0)
     if len(numbers) >= MOST_DEVICES:
-        raise CannotTrace(f"{type(model).__name__} has more distinct blocks than there are devices to trace on")
+        raise CannotTrace(f"{structure.model_class} has more distinct blocks than there are devices to trace on")
     return {block.name: numbers[lead] for block, lead in zip(blocks, leads, strict=True)}
 
 
@@ -225,7 +209,7 @@ def _trained(twin: nn.Module, blocks: Sequence[Block]) -> "dict[str, list[Tensor
     for name, parameter in twin.named_parameters(remove_duplicate=False):
         if parameter.requires_grad:
             last[id(parameter)] = (names[owner(name)], parameter)
-    found: dict[str, list[Any]] = {name: [] for name in names}
+    trained: dict[str, list[Any]] = {name: [] for name in names}
     for block, parameter in last.values():
-        found[block].append(parameter.raw)
-    return found
+        trained[block].append(parameter.raw)
+    return trained

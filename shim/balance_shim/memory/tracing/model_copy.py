@@ -6,7 +6,7 @@ The original is not touched, so it may be on the meta device, half loaded, or in
 import copy
 import types
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -14,6 +14,7 @@ from torch import nn
 from ...upstream.quantized import is_quantized_linear
 from ...virtual.machine import Machine
 from ..ties import tied_groups
+from ..training_case import Trains
 from .errors import CannotTrace
 from .machine import traced
 from .plain_kernels import strip_kernels
@@ -26,8 +27,6 @@ if TYPE_CHECKING:
 LIBRARIES = (
     "torch", "transformers", "transformers_modules", "accelerate", "peft", "trl", "swift", "bitsandbytes", "unsloth",
 )  # fmt: skip
-
-Trains: TypeAlias = "Callable[[str, Tensor], bool] | None"
 
 
 class PassOn(nn.Module):
@@ -80,7 +79,10 @@ class Form:
 
 
 def copy_of(
-    model: nn.Module, twin_of: "Callable[[str, Tensor], Tensor]", left_out: Iterable[str] = (), trains: Trains = None
+    model: nn.Module,
+    twin_of: "Callable[[str, Tensor], Tensor]",
+    left_out: Iterable[str] = (),
+    trains: Trains | None = None,
 ) -> nn.Module:
     """Return a copy of `model` that has other tensors; tensors that are, or will be, tied are one in it.
 
@@ -136,7 +138,7 @@ def traced_copy(
     machine: Machine,
     device_of: Callable[[str], int],
     left_out: Iterable[str] = (),
-    trains: Trains = None,
+    trains: Trains | None = None,
 ) -> nn.Module:
     """Return a copy of `model` on `machine`; `device_of` gives the index of the device of each tensor by its name.
 

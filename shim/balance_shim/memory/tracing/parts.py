@@ -1,113 +1,89 @@
-"""Models that do not run as a whole on what can be supposed: the language model and each tower traced on its own."""
+"""Models that do not run on assumed inputs: the language model and each tower are traced separately."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
 
 import torch
-from torch import nn
 
-from ..blocks import Block, within
 from ..colocation import NO_CONSTRAINTS
 from ..recomputation import is_supported
-from ..workload import Workload
+from ..training_case import TrainingCase
 from . import measure
 from .errors import CannotTrace
 from .inputs import supposed_batches, supposed_pictures
-from .model_copy import Trains
 from .result import Held, Traced
 
 
-def trace_parts(
-    model: nn.Module,
-    blocks: Sequence[Block],
-    workload: Workload,
-    trains: Trains,
-    loss_on_first: bool,
-    whole: CannotTrace,
-) -> Traced:
-    """Return what the parts of `model` hold. Blocks between them (projectors) are left to the formula.
+def trace_parts(case: TrainingCase, failure: CannotTrace) -> Traced:
+    """Trace the language model and each tower of a model separately. Blocks between them are left to the formula.
 
     Raises:
-        CannotTrace: `whole`, if there is no language model inside that could be traced on its own.
+        CannotTrace: `failure`, that of the model in one run, if no language model inside it can be traced separately.
     """
-    if not is_supported(model):  # what is inside may support it, and is not asked
-        workload = replace(workload, gradient_checkpointing=False)
-    text = _common([block.name for block in blocks if block.role in ("embedding", "layer", "head")])
-    text = text or _common([block.name for block in blocks if block.role in ("embedding", "layer")])
+    if not is_supported(case.model):  # a model inside may support it, and is not asked
+        case = case.with_workload(gradient_checkpointing=False)
+    structure = case.structure
+    text = _common(structure.named("embedding", "layer", "head")) or _common(structure.named("embedding", "layer"))
     if not text:
-        raise whole
+        raise failure
     try:
-        found = [_part(model, text, blocks, workload, trains, loss_on_first)]
+        traces = [_part(case, text)]
     except CannotTrace:
-        raise whole from None  # of the class that is trained, not of one inside of it
-    for tower in _towers(blocks):
+        raise failure from None  # of the class that is trained, not of one inside of it
+    for tower in structure.towers:
         try:
-            found.append(_part(model, tower, blocks, workload, trains))
+            traces.append(_part(replace(case, loss_on_first=False), _common(tower)))
         except CannotTrace:
             continue  # the formula has a figure for it
     held: dict[str, Held] = {}
     trained: dict[str, list[torch.Tensor]] = {}
-    speaks_for = {block.name: block.name for block in blocks}
+    speaks_for = {block.name: block.name for block in structure.blocks}
     constraints = NO_CONSTRAINTS
-    for part in found:
+    for part in traces:
         held |= part.held
         trained |= part.trained
         speaks_for |= part.speaks_for
         constraints = constraints.and_those(part.constraints)
-    # What a tower makes, and what is done with it, has not been seen: it counts as not reached.
+    # How the model uses the output of a tower has not been seen, so towers count as not reached.
     return Traced(
         held,
         trained,
-        found[0].first,
+        traces[0].first,
         speaks_for,
         constraints,
-        note=f"traced block by block, because {whole}",
-        reached=found[0].reached,
-        loss_seen=found[0].loss_seen,
-        inputs=sum(part.inputs for part in found),
+        note=f"traced block by block, because {failure}",
+        reached=traces[0].reached,
+        loss_seen=traces[0].loss_seen,
+        inputs=sum(part.inputs for part in traces),
     )
 
 
-def _part(
-    model: nn.Module,
-    name: str,
-    blocks: Sequence[Block],
-    workload: Workload,
-    trains: Trains,
-    loss_on_first: bool = False,
-) -> Traced:
-    """Trace the module `name` of `model` by itself; what is found carries the names of the whole."""
+def _part(case: TrainingCase, name: str) -> Traced:
+    """Trace the module `name` by itself; the result has names as in the model."""
+    model, workload, trains = case.model, case.workload, case.trains
     module = model.get_submodule(name)
-    strip, inside = len(name) + 1, [block for block in blocks if within(block.name, name)]
-
-    def outer(key: str) -> str:
-        return f"{name}.{key}" if key else name  # the part itself may be one block
-
-    inner = [
-        replace(
-            block,
-            name=block.name[strip:],
-            parameters=tuple(each[strip:] for each in block.parameters),
-            buffers=tuple(each[strip:] for each in block.buffers),
-        )
-        for block in inside
-    ]
-    is_tower = inside[0].role == "tower"
+    structure = case.structure.part(name, module)
+    is_tower = structure.blocks[0].role == "tower"
     if trains is None and is_tower and workload.tuning != "full":
         trains = _nothing  # adapters are for the language model
     own = None if trains is None else partial(_under, name, trains)
     fed = supposed_pictures(model, module, workload) if is_tower else supposed_batches(module, workload)[-1]
-    found = measure.trace_with(module, inner, workload, own, fed, loss_on_first)
+    inner = TrainingCase(module, workload, structure, trains=own, loss_on_first=case.loss_on_first)
+    traced = measure.trace_with(inner, fed)
+
+    def outer(key: str) -> str:
+        return f"{name}.{key}" if key else name  # the part itself may be one block
+
     return Traced(
-        {outer(key): each for key, each in found.held.items()},
-        {outer(key): each for key, each in found.trained.items()},
-        found.first,
-        {outer(key): outer(speaker) for key, speaker in found.speaks_for.items()},
-        found.constraints.renamed(outer),
-        reached=frozenset(map(outer, found.reached)),
-        loss_seen=found.loss_seen,
-        inputs=found.inputs,
+        {outer(key): each for key, each in traced.held.items()},
+        {outer(key): each for key, each in traced.trained.items()},
+        traced.first,
+        {outer(key): outer(speaker) for key, speaker in traced.speaks_for.items()},
+        traced.constraints.renamed(outer),
+        reached=frozenset(map(outer, traced.reached)),
+        loss_seen=traced.loss_seen,
+        inputs=traced.inputs,
     )
 
 
@@ -119,15 +95,7 @@ def _under(part: str, trains: Callable[[str, torch.Tensor], bool], name: str, te
     return trains(f"{part}.{name}", tensor)
 
 
-def _towers(blocks: Sequence[Block]) -> list[str]:
-    tops: dict[str, list[str]] = {}
-    for block in blocks:
-        if block.role == "tower":
-            tops.setdefault(block.name.partition(".")[0], []).append(block.name)
-    return [_common(names) for names in tops.values()]
-
-
-def _common(names: Sequence[str]) -> str:
+def _common(names: Iterable[str]) -> str:
     """Return the name of the innermost module that holds all `names`."""
     paths = [name.split(".") for name in names]
     shared = []

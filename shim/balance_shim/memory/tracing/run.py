@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from ...logits.head import deferring
+from ...upstream.model_ends import input_embedding
 from ...versions import version_of
 from ...virtual.machine import Machine
 from ..recomputation import recompute_only
@@ -142,8 +143,8 @@ def prepare(model: nn.Module, workload: Workload, supposed: bool) -> None:
         return  # where nothing is on, classes that only claim to support it may refuse to switch it off
     # Both kinds keep and recompute the same; this one also trains layers whose inputs need no gradients.
     model.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
-    embedding = getattr(model, "get_input_embeddings", lambda: None)()
-    frozen = isinstance(embedding, nn.Module) and not any(each.requires_grad for each in embedding.parameters())
+    embedding = input_embedding(model)
+    frozen = embedding is not None and not any(each.requires_grad for each in embedding.parameters())
     if supposed and frozen and version_of("transformers") < CHECKPOINTS_WITHOUT_REENTRANCE:
         model.enable_input_require_grads()  # type: ignore[operator]
 

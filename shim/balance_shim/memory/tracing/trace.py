@@ -1,58 +1,37 @@
-"""Trace the memory of each block: of the model as a whole, or else of its parts."""
+"""Trace the memory of each block: of the model in one run, or else of its parts."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
-
-from torch import nn
-
-from ..blocks import Block
-from ..workload import Workload
+from ..training_case import TrainingCase
 from . import parts
 from .errors import CannotTrace, TakesTooLong, tracing_errors
 from .inputs import supposed_batches
 from .measure import trace_with
-from .model_copy import Trains
 from .result import Traced
 
 
-def trace(
-    model: nn.Module,
-    blocks: Sequence[Block],
-    workload: Workload,
-    trains: Trains = None,
-    real_batch: Mapping[str, Any] | None = None,
-    loss_on_first: bool = False,
-) -> Traced:
-    """Run a training step of `model` on shapes, each distinct block once and on a device of its own.
-
-    Args:
-        trains: which parameters get gradients; None: what `workload.tuning` supposes.
-        real_batch: what the model gets in training, on any device; None: what its config suggests.
-        loss_on_first: whether what comes behind the layers has to be where inputs arrive.
+def trace(case: TrainingCase) -> Traced:
+    """Run a training step of `case` on shapes, each distinct block once and on a device of its own.
 
     Raises:
         CannotTrace: the model cannot be copied or fails in a dry run.
     """
     with tracing_errors():
-        if real_batch is not None:
-            return trace_with(model, blocks, workload, trains, real_batch, loss_on_first)
+        if case.batch is not None:
+            return trace_with(case, case.batch)
         try:
-            return _trace_supposed(model, blocks, workload, trains, loss_on_first)
+            return _trace_supposed(case)
         except TakesTooLong:
             raise
         except CannotTrace as error:
-            whole = error
-        return parts.trace_parts(model, blocks, workload, trains, loss_on_first, whole)
+            failure = error
+        return parts.trace_parts(case, failure)
 
 
-def _trace_supposed(
-    model: nn.Module, blocks: Sequence[Block], workload: Workload, trains: Trains, loss_on_first: bool
-) -> Traced:
-    """Trace `model` fed with the first of the supposed batches that it runs on."""
+def _trace_supposed(case: TrainingCase) -> Traced:
+    """Trace the model with the first of the batches derived from its config on which it runs."""
     reasons: list[CannotTrace] = []
-    for fed in supposed_batches(model, workload):
+    for fed in supposed_batches(case.model, case.workload):
         try:
-            return trace_with(model, blocks, workload, trains, fed, loss_on_first)
+            return trace_with(case, fed)
         except TakesTooLong:
             raise
         except CannotTrace as error:

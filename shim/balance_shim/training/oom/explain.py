@@ -20,7 +20,7 @@ from .remedies import what_fits
 from .scene import Scene, with_predictions
 
 
-def explain(trainer: Any, model: Any, plan: Plan | None, failure: BaseException, loss_on_first: bool) -> None:
+def explain(trainer: Any, model: Any, plan: Plan | None, failure: BaseException) -> None:
     """Say on standard error why `failure`, an out-of-memory error, was raised while `trainer` trained.
 
     Args:
@@ -28,7 +28,6 @@ def explain(trainer: Any, model: Any, plan: Plan | None, failure: BaseException,
         model: what was placed: the trainer's model, or one inside of it.
         plan: the plan that placed it, or None.
         failure: as it was raised; it is only read.
-        loss_on_first: as in `Request`.
     """
     kind = devices.accelerator_type()
     alone = trainer.args.world_size == 1
@@ -52,9 +51,7 @@ def explain(trainer: Any, model: Any, plan: Plan | None, failure: BaseException,
     if monitor is not None:
         scene = replace(scene, largest_before=monitor.largest, kept=monitor.kept)
     planned_again = "the explanation of the out-of-memory has no map and no remedies"
-    scene = attempt(
-        "planning again", with_predictions, scene, trainer, model, loss_on_first, default=scene, instead=planned_again
-    )
+    scene = attempt("planning again", with_predictions, scene, trainer, model, default=scene, instead=planned_again)
     lines = [_headline(scene, trainer), *causes(scene), _table(scene)]
     lines += attempt("looking for what fits", what_fits, scene, trainer, default=[], instead=planned_again)
     (log.error if alone else log.error_of_any_rank)("\n  ".join(lines))

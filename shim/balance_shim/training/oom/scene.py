@@ -8,6 +8,7 @@ from typing import Any
 
 from ... import devices, map_file, state
 from ...devices import Device
+from ...memory.training_case import TrainingCase
 from ...memory.workload import Workload, assume, longest_row
 from ...monitoring.diagnosis import Finding
 from ...monitoring.out_of_memory import Place
@@ -56,7 +57,7 @@ class Scene:
         return max(reading.peak, reading.allocated + self.place.wanted)
 
 
-def with_predictions(scene: Scene, trainer: Any, model: Any, loss_on_first: bool) -> Scene:
+def with_predictions(scene: Scene, trainer: Any, model: Any) -> Scene:
     """Return the scene with what is predicted for the micro-batch that was there, under its map and the best one."""
     settings = state.settings()
     ours = {index: reading.allocated for index, reading in zip(scene.meter.indices, scene.readings, strict=True)}
@@ -66,14 +67,16 @@ def with_predictions(scene: Scene, trainer: Any, model: Any, loss_on_first: bool
     usable = devices.inventory(settings, ours=ours, only=places)
     workload = _workload(scene, trainer, model)
     inputs = scene.place.inputs if scene.place.batch.row_tokens else None
-    request = Request.from_settings(
-        settings,
+    case = TrainingCase.of(
         model,
         workload,
-        usable,
         trains=lambda _, parameter: parameter.requires_grad,
-        batch=None if inputs is None else {name: _on_host(each) for name, each in inputs.items()},
-        loss_on_first=loss_on_first,
+        batch=None if inputs is None else {name: _on_host(tensor) for name, tensor in inputs.items()},
+    )
+    request = Request.from_settings(
+        settings,
+        case,
+        usable,
         selective=scene.planned is not None and scene.planned.recomputed is not None,
         may_halve=precision.could_halve(),
     )

@@ -2,6 +2,7 @@
 
 import torch
 
+from ....upstream.model_ends import input_embedding
 from .wants import Batch, Wants, whole_numbers
 
 CHOICES = 2  # of a multiple-choice question
@@ -41,9 +42,8 @@ def _is_of_text(name: str, around: str | None) -> bool:
 
 def _holder_of_embedding(wants: Wants) -> str | None:
     """Return the name of the module that holds the embedding of tokens; None where the model does not tell."""
-    try:
-        embedding = wants.model.get_input_embeddings()  # type: ignore[operator]
-    except (AttributeError, NotImplementedError):
+    embedding = input_embedding(wants.model)
+    if embedding is None:
         return None
     names = (name for name, module in wants.model.named_modules() if module is embedding)
     return next((name.rpartition(".")[0] for name in names), None)
