@@ -1,5 +1,7 @@
 """The protocols of `upstream.trainer`, held against the installed transformers."""
 
+from typing import Protocol
+
 import pytest
 
 from balance_shim.upstream import trainer as protocols
@@ -16,7 +18,8 @@ def trainer(tmp_path_factory):
 
 def members(protocol):
     """Return the names of the attributes and methods of a protocol."""
-    methods = {name for name in vars(protocol) if not name.startswith("_")}
+    machinery = vars(Protocol).keys() | {"_is_protocol", "_is_runtime_protocol", "_abc_impl"}
+    methods = {name for name in vars(protocol) if not name.startswith("__")} - machinery
     return sorted(methods | set(protocol.__annotations__))
 
 

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from ..upstream.trainer import TrainerLike, TrainingArgumentsLike
+
 # In `TrainingArguments` and what derives from them: TRL (`max_length`; `max_seq_length` before 0.16), scripts in the
 # manner of Alpaca and FastChat (`model_max_length`), run_clm.py and its descendants (`block_size`), LLaMA-Factory
 # (`cutoff_len`), axolotl (`sequence_len`).
@@ -20,8 +22,10 @@ MOST = 1 << 24  # tokenizers without a limit have one of 10**30
 PROMPT, COMPLETION = "max_prompt_length", "max_completion_length"
 
 
-def of_arguments(arguments: Any) -> int | None:
-    """Return the longest sequence that `TrainingArguments`, of whatever class, let through; None if they do not tell.
+def of_arguments(arguments: "TrainingArgumentsLike | TrainerLike") -> int | None:
+    """Return the longest sequence that `TrainingArguments` of any class, or old trainers of TRL, let through.
+
+    None if they do not tell.
 
     The first attribute that is set counts: TRL keeps deprecated names, unset, beside those in use.
     """
@@ -30,7 +34,7 @@ def of_arguments(arguments: Any) -> int | None:
     return prompt + completion if length is None and prompt and completion else length
 
 
-def of_trainer(trainer: Any) -> int | None:
+def of_trainer(trainer: TrainerLike) -> int | None:
     """Return the longest sequence that `trainer` lets through, by itself and its tools; None if they do not tell.
 
     ms-swift keeps it in `trainer.template`, TRL up to 0.2x in the trainer itself, collators that pad to a fixed length
@@ -50,7 +54,7 @@ def _of_collator(collator: Any) -> int | None:
     return _length(getattr(collator, "max_length", None)) if fixed else None
 
 
-def _tokenizer(trainer: Any) -> Any:
+def _tokenizer(trainer: TrainerLike) -> Any:
     # `trainer.tokenizer` warns from 4.46 on, where `processing_class` has come.
     processing = vars(trainer).get("processing_class", vars(trainer).get("tokenizer"))
     return getattr(processing, "tokenizer", processing)

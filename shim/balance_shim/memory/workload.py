@@ -78,7 +78,10 @@ class Workload:
 
 
 def assume(
-    settings: Settings, arguments: Any | None = None, longest: int | None = None, replicated: bool = False
+    settings: Settings,
+    arguments: TrainingArgumentsLike | None = None,
+    longest: int | None = None,
+    replicated: bool = False,
 ) -> Workload:
     """Return the workload to plan for while the Trainer is not there yet.
 

@@ -12,6 +12,7 @@ from typing import Any
 from .. import state
 from ..map_file import DeviceMap
 from ..placement.model_load import ModelLoad
+from ..upstream.trainer import TrainerLike, TrainingArgumentsLike
 
 Original = Callable[..., Any]
 
@@ -27,10 +28,10 @@ class Mode:
     def before_launcher(self, program: str) -> None:
         """The launcher of `program` ("swift", "llamafactory") is about to read how many processes to start."""
 
-    def before_arguments(self, arguments: Any) -> None:
+    def before_arguments(self, arguments: TrainingArgumentsLike) -> None:
         """`TrainingArguments` are about to look at themselves and at the devices."""
 
-    def after_arguments(self, arguments: Any) -> None:
+    def after_arguments(self, arguments: TrainingArgumentsLike) -> None:
         """`TrainingArguments` are complete."""
 
     def allows_bf16_on_cpu(self) -> bool:
@@ -75,11 +76,15 @@ class Mode:
     def before_trainer(self, init: Original, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """`init`, `Trainer.__init__`, is about to be called with these arguments, the trainer first."""
 
-    def make_model(self, original: Original, trainer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def make_model(
+        self, original: Original, trainer: TrainerLike, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
         """Stand around `call_model_init`, which makes the model of one training and drops that of the last."""
         return original(trainer, *args, **kwargs)
 
-    def make_accelerator(self, original: Original, trainer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def make_accelerator(
+        self, original: Original, trainer: TrainerLike, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
         """Stand around the making of the trainer's `Accelerator`."""
         return original(trainer, *args, **kwargs)
 
@@ -88,17 +93,17 @@ class Mode:
 
     # It trains.
 
-    def before_training(self, trainer: Any) -> None:
+    def before_training(self, trainer: TrainerLike) -> None:
         """`Trainer.train` has been called."""
 
-    def before_loop(self, trainer: Any) -> bool:
+    def before_loop(self, trainer: TrainerLike) -> bool:
         """The training loop begins. Return whether training was prepared again, for another model."""
         return False
 
     def step(
         self,
         original: Original,
-        trainer: Any,
+        trainer: TrainerLike,
         model: Any,
         inputs: Any,
         args: tuple[Any, ...],
@@ -107,15 +112,17 @@ class Mode:
         """Stand around `training_step`; returns its loss."""
         return original(trainer, model, inputs, *args, **kwargs)
 
-    def compute_loss(self, original: Original, trainer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def compute_loss(
+        self, original: Original, trainer: TrainerLike, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
         """Stand around `Trainer.compute_loss`, where the trainer counts label tokens."""
         return original(trainer, *args, **kwargs)
 
-    def evaluate(self, original: Original, trainer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def evaluate(self, original: Original, trainer: TrainerLike, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Stand around `evaluation_loop`, of evaluations and predictions."""
         return original(trainer, *args, **kwargs)
 
-    def explain_out_of_memory(self, trainer: Any, failure: BaseException) -> None:
+    def explain_out_of_memory(self, trainer: TrainerLike, failure: BaseException) -> None:
         """Training ended by `failure`, an out-of-memory error."""
 
     # Checkpoints.
@@ -123,7 +130,7 @@ class Mode:
     def before_resuming(self, engine: Any, checkpoint: Any) -> None:
         """DeepSpeed's `engine` is about to load a checkpoint."""
 
-    def before_saving(self, trainer: Any) -> None:
+    def before_saving(self, trainer: TrainerLike) -> None:
         """`Trainer.save_model` has been called."""
 
     def after_checkpoint(self) -> None:

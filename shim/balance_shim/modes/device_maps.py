@@ -37,6 +37,7 @@ from ..training.replan import second_pass
 from ..training_run import Part
 from ..upstream.loading_dtype import config_of, dtype_of
 from ..upstream.tensor_parallel_trap import untrapped
+from ..upstream.trainer import TrainerLike
 from .base import Original
 from .training import Training
 
@@ -90,7 +91,9 @@ class DeviceMaps(Training):
         what, instead = "keeping the map of a model inside", "the Trainer decides where it goes"
         attempt(what, wrapped_model.keep_given_map, init, args, kwargs, instead=instead)
 
-    def make_model(self, original: Original, trainer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def make_model(
+        self, original: Original, trainer: TrainerLike, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
         """Plan for the new model without what the old one holds."""
         before = getattr(trainer, "model", None)
         leaving = attempt("counting the model that leaves", replaced_model.leaving, trainer, before, default={})
@@ -102,7 +105,7 @@ class DeviceMaps(Training):
 
     # Not when the trainer is made: trainers derived from transformers' load their other models after that.
 
-    def before_training(self, trainer: Any) -> None:
+    def before_training(self, trainer: TrainerLike) -> None:
         """Plan for the real workload, unless another model is to come (`model_init`)."""
         if trainer.model_init is None or not hasattr(trainer, "_inner_training_loop"):
             self.begin(trainer)
@@ -110,7 +113,7 @@ class DeviceMaps(Training):
             what, instead = "activation checkpointing", "the script decides which layers are recomputed"
             attempt(what, checkpointing.switch_off_unsupported, trainer, innermost(trainer.model), instead=instead)
 
-    def begin(self, trainer: Any) -> None:
+    def begin(self, trainer: TrainerLike) -> None:
         """Plan for the real workload of the model that `trainer` has now; arm what watches and moves it."""
         attempt("planning for the real workload", _plan_again, trainer, instead="training continues with its map")
         attempt("watching the outputs", outputs.arm, trainer.model, instead="outputs stay where the library puts them")
@@ -118,7 +121,7 @@ class DeviceMaps(Training):
         attempt("preparing to re-balance", _rebalance, trainer, instead="no block moves")
         _MODEL.keep(trainer, ref(trainer.model))
 
-    def before_loop(self, trainer: Any) -> bool:
+    def before_loop(self, trainer: TrainerLike) -> bool:
         """Prepare again if `model_init`, or the script's own trainer, has made another model since `train` began."""
         prepared = _MODEL.of(trainer)
         if prepared is not None and prepared() is trainer.model:  # a batch size that is looked for brings us here again
@@ -133,7 +136,7 @@ class DeviceMaps(Training):
     def step(
         self,
         original: Original,
-        trainer: Any,
+        trainer: TrainerLike,
         model: Any,
         inputs: Any,
         args: tuple[Any, ...],
@@ -159,7 +162,7 @@ class DeviceMaps(Training):
 
         return repair.run(trainer, perform, model, inputs, partial(_repaired, trainer))
 
-    def evaluate(self, original: Original, trainer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def evaluate(self, original: Original, trainer: TrainerLike, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Look at the batches before they run, and repair a map that does not run."""
         repaired = partial(_repaired, trainer)
         with (
@@ -183,7 +186,7 @@ class DeviceMaps(Training):
             return preparation.prepare_placed(original, accelerator, args, kwargs)
         return original(accelerator, *args, **kwargs)
 
-    def explain_out_of_memory(self, trainer: Any, failure: BaseException) -> None:
+    def explain_out_of_memory(self, trainer: TrainerLike, failure: BaseException) -> None:
         """Name the place, the cause, and the map and settings that would have fitted."""
         from ..training.oom import explain  # only where it is needed
 
@@ -227,7 +230,7 @@ def _with_device_map(kwargs: dict[str, Any]) -> dict[str, Any]:
     return untrapped(kwargs)
 
 
-def _plan_again(trainer: Any) -> None:
+def _plan_again(trainer: TrainerLike) -> None:
     """Bring the placement of the trainer's model in line with what the trainer really does."""
     placed = placed_models.placed(trainer.model)
     if placed is None:
@@ -245,7 +248,7 @@ def _plan_again(trainer: Any) -> None:
         batch_check.begin(trainer, outcome, max_memory, partial(_replanned, trainer))
 
 
-def _log_no_map(trainer: Any) -> None:
+def _log_no_map(trainer: TrainerLike) -> None:
     """Tell a user who armed the shim, on a machine with several devices, that this model was not placed by it."""
     alone = trainer.args.world_size == 1  # each process of several has its own device, and that is as it should be
     if alone and devices.count() > 1 and not placed_models.has_map(trainer.model):
@@ -256,7 +259,7 @@ def _log_no_map(trainer: Any) -> None:
         )
 
 
-def _replanned(trainer: Any, plan: Plan) -> None:
+def _replanned(trainer: TrainerLike, plan: Plan) -> None:
     """Remember the plan that is in force now, show it if its map is new, and tell those who work by it."""
     placed = placed_models.placed(trainer.model)
     assert placed is not None, "only placed models are planned again"
@@ -271,12 +274,12 @@ def _replanned(trainer: Any, plan: Plan) -> None:
     rebalance.replanned(trainer, plan)
 
 
-def _repaired(trainer: Any, plan: Plan) -> None:
+def _repaired(trainer: TrainerLike, plan: Plan) -> None:
     _replanned(trainer, plan)
     batch_check.replanned(trainer, plan)
 
 
-def _rebalance(trainer: Any) -> None:
+def _rebalance(trainer: TrainerLike) -> None:
     placed = placed_models.placed(trainer.model)
     if placed is None:
         return
@@ -290,11 +293,11 @@ def _rebalance(trainer: Any) -> None:
     rebalance.begin(trainer, model, plan, moved)
 
 
-def _loss_context(trainer: Any, model: Any, inputs: Any) -> AbstractContextManager[None]:
+def _loss_context(trainer: TrainerLike, model: Any, inputs: Any) -> AbstractContextManager[None]:
     return step_context(trainer, placed_models.placed(trainer.model) is not None, model, inputs)
 
 
-def _returned(trainer: Any, loss: Any) -> Any:
+def _returned(trainer: TrainerLike, loss: Any) -> Any:
     """Return the loss of a step on the first device, where the Trainer adds it up and refuses it from any other.
 
     The model's own loss comes back there with the outputs; one that a trainer computes itself (TRL 1.16) does not.

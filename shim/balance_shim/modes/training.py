@@ -1,29 +1,28 @@
 """What all modes that train do: the training aids and the memory monitor, which combine with any of them."""
 
-from typing import Any
-
 from ..monitoring import trainer_callback
 from ..patching.guard import attempt, insist
 from ..placement import placed_models
 from ..training import checkpointing, micro_batch, precision
 from ..training.actual_workload import innermost
+from ..upstream.trainer import TrainerLike, TrainingArgumentsLike
 from .base import Mode
 
 
 class Training(Mode):
     """A mode that trains."""
 
-    def before_arguments(self, arguments: Any) -> None:
+    def before_arguments(self, arguments: TrainingArgumentsLike) -> None:
         """Adjust `TrainingArguments` to the variables of the training aids."""
         insist("BALANCE_PRECISION", precision.adjust_arguments, arguments)
         insist("BALANCE_GRADIENT_CHECKPOINTING", checkpointing.adjust_arguments, arguments)
         insist("BALANCE_MICRO_BATCH", micro_batch.adjust_arguments, arguments)
 
-    def after_arguments(self, arguments: Any) -> None:
+    def after_arguments(self, arguments: TrainingArgumentsLike) -> None:
         """Remember the arguments, most likely those of the model to come."""
         attempt("recording the TrainingArguments", placed_models.remember_arguments, arguments)
 
-    def begin(self, trainer: Any) -> None:
+    def begin(self, trainer: TrainerLike) -> None:
         """Arm the aids and the monitor for the model that `trainer` has now."""
         instead = "the script decides which layers are recomputed"
         attempt("activation checkpointing", _checkpoint, trainer, instead=instead)
@@ -31,7 +30,7 @@ class Training(Mode):
         attempt("watching memory", _monitor, trainer, instead="memory is not monitored")
 
 
-def _checkpoint(trainer: Any) -> None:
+def _checkpoint(trainer: TrainerLike) -> None:
     placed = placed_models.placed(trainer.model)
     if placed is None:
         checkpointing.arrange(trainer, innermost(trainer.model), None)
@@ -39,6 +38,6 @@ def _checkpoint(trainer: Any) -> None:
         checkpointing.arrange(trainer, placed[0], placed[1].plan)
 
 
-def _monitor(trainer: Any) -> None:
+def _monitor(trainer: TrainerLike) -> None:
     placed = placed_models.placed(trainer.model)
     trainer_callback.begin(trainer, None if placed is None else placed[1].plan)

@@ -10,6 +10,7 @@ from ..errors import BalanceError
 from ..monitoring import trainer_callback
 from ..patching.guard import attempt, insist
 from ..training import precision
+from ..upstream.trainer import TrainerLike, TrainingArgumentsLike
 from ..zero import arguments as zero_arguments
 from ..zero import calls, config, engine, loops, matrix_optimizers, meeting, moe, multiple_trainers, resume
 from ..zero.launching import relaunch
@@ -30,12 +31,12 @@ class Zero3(Training):
         except BalanceError as error:
             state.postpone(error)  # to where arguments or a model are made, which ends the program
 
-    def before_arguments(self, arguments: Any) -> None:
+    def before_arguments(self, arguments: TrainingArgumentsLike) -> None:
         """Give the arguments the DeepSpeed config."""
         super().before_arguments(arguments)
         insist("preparing the TrainingArguments for ZeRO-3", zero_arguments.prepare, arguments)
 
-    def after_arguments(self, arguments: Any) -> None:
+    def after_arguments(self, arguments: TrainingArgumentsLike) -> None:
         """Take over the config that the arguments have made of ours."""
         insist("taking over the DeepSpeed config", zero_arguments.take_over, arguments)
         super().after_arguments(arguments)
@@ -65,7 +66,9 @@ class Zero3(Training):
         """Gather the weight, except on CUDA, where PEFT's own way works."""
         return nullcontext(False) if devices.accelerator_type() == "cuda" else _gathered(weight)
 
-    def make_accelerator(self, original: Original, trainer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def make_accelerator(
+        self, original: Original, trainer: TrainerLike, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
         """Let several trainers have an accelerator each."""
         insist("making room for another trainer", multiple_trainers.make_room, trainer)
         result = original(trainer, *args, **kwargs)
@@ -80,7 +83,7 @@ class Zero3(Training):
         # LoRA leaves one of them empty on 4.x. DeepSpeed drops it, and torch's scheduler then misses it.
         optimizer.param_groups[:] = [group for group in optimizer.param_groups if group["params"]]
 
-    def before_training(self, trainer: Any) -> None:
+    def before_training(self, trainer: TrainerLike) -> None:
         """Have DeepSpeed's engine checked, and ranks watched, once it stands."""
         insist("training with several trainers", multiple_trainers.take_over, trainer)
         insist("preparing the training with ZeRO-3", engine.prepare, trainer)
@@ -89,7 +92,7 @@ class Zero3(Training):
     def step(
         self,
         original: Original,
-        trainer: Any,
+        trainer: TrainerLike,
         model: Any,
         inputs: Any,
         args: tuple[Any, ...],
@@ -100,7 +103,9 @@ class Zero3(Training):
         with engine.watched(trainer, inputs), calls.together():
             return original(trainer, model, inputs, *args, **kwargs)
 
-    def compute_loss(self, original: Original, trainer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def compute_loss(
+        self, original: Original, trainer: TrainerLike, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
         """Have losses that are a mean of this rank's tokens become a mean of all ranks' tokens."""
         from ..zero import mean_loss  # needs torch
 
@@ -113,14 +118,14 @@ class Zero3(Training):
             result = original(trainer, *args, **kwargs)
         return mean_loss.corrected(trainer, result, count, numbers)
 
-    def evaluate(self, original: Original, trainer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def evaluate(self, original: Original, trainer: TrainerLike, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Evaluate on all ranks."""
         insist("evaluating with several trainers", multiple_trainers.take_over, trainer)
         meeting.meet("an evaluation or prediction")
         with calls.together():
             return original(trainer, *args, **kwargs)
 
-    def explain_out_of_memory(self, trainer: Any, failure: BaseException) -> None:
+    def explain_out_of_memory(self, trainer: TrainerLike, failure: BaseException) -> None:
         """Name what reduces memory under ZeRO-3."""
         engine.explain_out_of_memory(trainer)
 
@@ -128,7 +133,7 @@ class Zero3(Training):
         """Convert a checkpoint of another number of processes."""
         insist("preparing the checkpoint", resume.prepare, engine, checkpoint)
 
-    def before_saving(self, trainer: Any) -> None:
+    def before_saving(self, trainer: TrainerLike) -> None:
         """Wait for all ranks, each of which holds a part of the weights."""
         if saving.is_divided(trainer.model):
             meeting.meet("saving the model")
@@ -162,7 +167,7 @@ class Zero3(Training):
         """Return False on the CPU: compiling takes a minute, and gloo does the same."""
         return devices.accelerator_type() is not None
 
-    def engine_config(self, trainer: Any) -> Any:
+    def engine_config(self, trainer: TrainerLike) -> Any:
         """Return the config that the trainer's arguments have got from us."""
         return trainer.args.deepspeed
 

@@ -5,6 +5,7 @@ DeepSpeed is left out. So for ZeRO-3 on CPU processes the answer is what it was 
 """
 
 from collections.abc import Callable
+from types import ModuleType
 from typing import Any
 
 from .. import modes
@@ -13,7 +14,7 @@ from ..patching.guard import SeamMoved
 from ..versions import version_text
 
 
-def apply(module: Any) -> None:
+def apply(module: ModuleType) -> None:
     """Patch `accelerate.state`.
 
     Raises:

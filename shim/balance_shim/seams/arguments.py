@@ -1,15 +1,17 @@
 """Seam 2a, `transformers.training_args`: `TrainingArguments` say much of the workload, often before the model loads."""
 
 from collections.abc import Callable
+from types import ModuleType
 from typing import Any
 
 from .. import devices, modes, state
 from ..patching import registry
 from ..patching.guard import SeamMoved
+from ..upstream.trainer import TrainingArgumentsLike
 from ..versions import version_text
 
 
-def apply(module: Any) -> None:
+def apply(module: ModuleType) -> None:
     """Patch `transformers.training_args`.
 
     Raises:
@@ -24,7 +26,7 @@ def apply(module: Any) -> None:
 
 
 def _around_post_init(original: Callable[..., Any]) -> Callable[..., Any]:
-    def __post_init__(self: Any, *args: Any, **kwargs: Any) -> Any:
+    def __post_init__(self: TrainingArgumentsLike, *args: Any, **kwargs: Any) -> Any:
         state.raise_pending()
         mode = modes.current()
         mode.before_arguments(self)

@@ -4,13 +4,14 @@ It needs a compiler, prints to standard output, and speeds up what stays within 
 """
 
 from collections.abc import Callable
+from types import ModuleType
 from typing import Any
 
 from .. import modes
 from ..patching import registry
 
 
-def apply(module: Any) -> None:
+def apply(module: ModuleType) -> None:
     """Patch `deepspeed.comm.torch`. Versions that compile nothing have nothing to patch."""
     if callable(getattr(module, "build_shm_op", None)):
         registry.replace(module, "build_shm_op", _around_build_shm_op)

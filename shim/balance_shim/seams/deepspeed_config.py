@@ -1,6 +1,7 @@
 """`transformers.integrations.deepspeed`: where the last "auto" of a DeepSpeed config becomes a number."""
 
 from collections.abc import Callable
+from types import ModuleType
 from typing import Any
 
 from .. import modes
@@ -9,7 +10,7 @@ from ..patching.guard import SeamMoved
 from ..versions import version_text
 
 
-def apply(module: Any) -> None:
+def apply(module: ModuleType) -> None:
     """Patch `transformers.integrations.deepspeed`.
 
     Raises:

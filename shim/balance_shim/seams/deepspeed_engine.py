@@ -1,6 +1,7 @@
 """`deepspeed.runtime.engine`: where a step is over, and weights that the script itself used can be partitioned."""
 
 from collections.abc import Callable
+from types import ModuleType
 from typing import Any
 
 from .. import modes
@@ -9,7 +10,7 @@ from ..patching.guard import SeamMoved
 from ..versions import version_text
 
 
-def apply(module: Any) -> None:
+def apply(module: ModuleType) -> None:
     """Patch `deepspeed.runtime.engine`.
 
     Raises:

@@ -5,6 +5,7 @@ without dimensions. With one dimension it can be sent; `ds_shape`, taken before,
 """
 
 from collections.abc import Callable
+from types import ModuleType
 from typing import Any
 
 from .. import modes
@@ -13,7 +14,7 @@ from ..patching.guard import SeamMoved
 from ..versions import version_text
 
 
-def apply(module: Any) -> None:
+def apply(module: ModuleType) -> None:
     """Patch `deepspeed.runtime.zero.partition_parameters`.
 
     Raises:

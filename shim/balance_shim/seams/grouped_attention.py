@@ -1,6 +1,7 @@
 """`transformers.integrations.sdpa_attention`: grouped queries of placed models."""
 
 from collections.abc import Callable
+from types import ModuleType
 from typing import Any
 
 from .. import log
@@ -9,7 +10,7 @@ from ..placement import placed_models
 from ..virtual import grouped_attention
 
 
-def apply(module: Any) -> None:
+def apply(module: ModuleType) -> None:
     """Patch the question whether grouped queries go to torch as they are; before 4.54 they never do."""
     if callable(getattr(module, grouped_attention.NAME, None)):
         registry.replace(module, grouped_attention.NAME, _around)

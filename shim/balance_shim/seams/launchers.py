@@ -1,11 +1,11 @@
 """Programs that start their ranks themselves, ms-swift and LLaMA-Factory: here they are about to read how many."""
 
-from typing import Any
+from types import ModuleType
 
 from .. import modes
 
 
-def apply(module: Any) -> None:
+def apply(module: ModuleType) -> None:
     """Report the launcher in `module`, such as `swift.cli.main`.
 
     Raises:

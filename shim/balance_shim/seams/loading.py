@@ -6,6 +6,7 @@ quantizer has prepared it. `from_pretrained` itself is patched for what has to h
 """
 
 from collections.abc import Callable
+from types import ModuleType
 from typing import Any
 
 from .. import modes, state
@@ -18,7 +19,7 @@ from ..versions import version_of, version_text
 from .model_device import around_device
 
 
-def apply(module: Any) -> None:
+def apply(module: ModuleType) -> None:
     """Patch `transformers.modeling_utils`.
 
     Raises:

@@ -5,6 +5,7 @@ to the first device, so it has to be moved here, beside the division.
 """
 
 from collections.abc import Callable
+from types import ModuleType
 from typing import Any
 
 from ..patching import registry
@@ -14,7 +15,7 @@ from ..versions import version_of, version_text
 DIVIDES_AS_IT_IS = ((4, 50), (4, 53))
 
 
-def apply(module: Any) -> None:
+def apply(module: ModuleType) -> None:
     """Patch `transformers.loss.loss_utils` where it is needed.
 
     Raises:

@@ -1,6 +1,7 @@
 """`peft.tuners.lora.model`: adapters that the script merges into weights, which ZeRO-3 partitions."""
 
 from collections.abc import Callable
+from types import ModuleType
 from typing import Any
 
 from .. import modes
@@ -11,7 +12,7 @@ from ..versions import version_text
 _NAME = "_unload_and_optionally_merge"
 
 
-def apply(module: Any) -> None:
+def apply(module: ModuleType) -> None:
     """Patch the class that `LoraModel` has its merging from.
 
     Raises:

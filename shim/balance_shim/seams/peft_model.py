@@ -1,6 +1,7 @@
 """`peft.peft_model`: adapters that the script itself saves, whose parts ZeRO-3 has on all ranks."""
 
 from collections.abc import Callable
+from types import ModuleType
 from typing import Any
 
 from .. import modes
@@ -9,7 +10,7 @@ from ..patching.guard import SeamMoved
 from ..versions import version_text
 
 
-def apply(module: Any) -> None:
+def apply(module: ModuleType) -> None:
     """Patch `peft.peft_model`.
 
     Raises:

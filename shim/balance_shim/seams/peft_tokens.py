@@ -5,6 +5,7 @@ none has to be sent them.
 """
 
 from collections.abc import Callable
+from types import ModuleType
 from typing import Any
 
 from .. import modes
@@ -13,7 +14,7 @@ from ..patching import registry
 _NAME = "_collect_token_weights"
 
 
-def apply(module: Any) -> None:
+def apply(module: ModuleType) -> None:
     """Patch `TrainableTokensLayer`, in those versions of PEFT that collect weights there."""
     layer = getattr(module, "TrainableTokensLayer", None)
     if callable(getattr(layer, _NAME, None)):

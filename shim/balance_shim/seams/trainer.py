@@ -2,12 +2,14 @@
 
 from collections.abc import Callable
 from contextlib import suppress
+from types import ModuleType
 from typing import Any
 
 from .. import modes, training_run
 from ..monitoring.out_of_memory import is_out_of_memory
 from ..patching import registry
 from ..patching.guard import SeamMoved, attempt
+from ..upstream.trainer import TrainerLike
 from ..versions import version_of, version_text
 
 # The versions that count the label tokens of a step, and those that do it in a method of its own.
@@ -17,7 +19,7 @@ COUNTS_ITEMS_APART_SINCE = (4, 57)
 LOOKS_TOO_EARLY = ((4, 50), (4, 57))
 
 
-def apply(module: Any) -> None:
+def apply(module: ModuleType) -> None:
     """Patch `transformers.trainer`.
 
     Raises:
@@ -46,7 +48,7 @@ def apply(module: Any) -> None:
 
 
 def _around_train(original: Callable[..., Any]) -> Callable[..., Any]:
-    def train(self: Any, *args: Any, **kwargs: Any) -> Any:
+    def train(self: TrainerLike, *args: Any, **kwargs: Any) -> Any:
         mode = modes.current()
         mode.before_training(self)
         try:
@@ -65,7 +67,7 @@ def _around_train(original: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _around_init(original: Callable[..., Any]) -> Callable[..., Any]:
-    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
+    def __init__(self: TrainerLike, *args: Any, **kwargs: Any) -> None:
         modes.current().before_trainer(original, (self, *args), kwargs)
         original(self, *args, **kwargs)
 
@@ -73,7 +75,7 @@ def _around_init(original: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _around_inner_training_loop(original: Callable[..., Any]) -> Callable[..., Any]:
-    def _inner_training_loop(self: Any, *args: Any, **kwargs: Any) -> Any:
+    def _inner_training_loop(self: TrainerLike, *args: Any, **kwargs: Any) -> Any:
         if modes.current().before_loop(self) and args and not self.args.auto_find_batch_size:
             args = (self._train_batch_size, *args[1:])  # BALANCE_MICRO_BATCH=auto may have changed it
         return original(self, *args, **kwargs)
@@ -82,7 +84,7 @@ def _around_inner_training_loop(original: Callable[..., Any]) -> Callable[..., A
 
 
 def _around_call_model_init(original: Callable[..., Any]) -> Callable[..., Any]:
-    def call_model_init(self: Any, *args: Any, **kwargs: Any) -> Any:
+    def call_model_init(self: TrainerLike, *args: Any, **kwargs: Any) -> Any:
         return modes.current().make_model(original, self, args, kwargs)
 
     return call_model_init
@@ -93,28 +95,28 @@ _SWAPS = (("_inner_training_loop", _around_inner_training_loop), ("call_model_in
 
 
 def _around_create_accelerator(original: Callable[..., Any]) -> Callable[..., Any]:
-    def create_accelerator_and_postprocess(self: Any, *args: Any, **kwargs: Any) -> Any:
+    def create_accelerator_and_postprocess(self: TrainerLike, *args: Any, **kwargs: Any) -> Any:
         return modes.current().make_accelerator(original, self, args, kwargs)
 
     return create_accelerator_and_postprocess
 
 
 def _around_evaluation_loop(original: Callable[..., Any]) -> Callable[..., Any]:
-    def evaluation_loop(self: Any, *args: Any, **kwargs: Any) -> Any:
+    def evaluation_loop(self: TrainerLike, *args: Any, **kwargs: Any) -> Any:
         return modes.current().evaluate(original, self, args, kwargs)
 
     return evaluation_loop
 
 
 def _around_compute_loss(original: Callable[..., Any]) -> Callable[..., Any]:
-    def compute_loss(self: Any, *args: Any, **kwargs: Any) -> Any:
+    def compute_loss(self: TrainerLike, *args: Any, **kwargs: Any) -> Any:
         return modes.current().compute_loss(original, self, args, kwargs)
 
     return compute_loss
 
 
 def _around_create_optimizer(original: Callable[..., Any]) -> Callable[..., Any]:
-    def create_optimizer(self: Any, *args: Any, **kwargs: Any) -> Any:
+    def create_optimizer(self: TrainerLike, *args: Any, **kwargs: Any) -> Any:
         optimizer = original(self, *args, **kwargs)
         modes.current().after_optimizer(optimizer)
         return optimizer
@@ -131,7 +133,7 @@ def _around_load_checkpoint(original: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _around_save_model(original: Callable[..., Any]) -> Callable[..., Any]:
-    def save_model(self: Any, output_dir: Any = None, _internal_call: bool = False) -> Any:
+    def save_model(self: TrainerLike, output_dir: Any = None, _internal_call: bool = False) -> Any:
         mode = modes.current()
         mode.before_saving(self)
         result = original(self, output_dir, _internal_call)
@@ -143,14 +145,14 @@ def _around_save_model(original: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _around_item_count(original: Callable[..., Any]) -> Callable[..., Any]:
-    def _get_num_items_in_batch(self: Any, *args: Any, **kwargs: Any) -> Any:
+    def _get_num_items_in_batch(self: TrainerLike, *args: Any, **kwargs: Any) -> Any:
         return _placeless(self, original(self, *args, **kwargs))
 
     return _get_num_items_in_batch
 
 
 def _around_batch_samples(original: Callable[..., Any]) -> Callable[..., Any]:
-    def get_batch_samples(self: Any, *args: Any, **kwargs: Any) -> Any:
+    def get_batch_samples(self: TrainerLike, *args: Any, **kwargs: Any) -> Any:
         samples, count = original(self, *args, **kwargs)
         return samples, _placeless(self, count)
 
@@ -158,13 +160,13 @@ def _around_batch_samples(original: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _around_step(original: Callable[..., Any]) -> Callable[..., Any]:
-    def training_step(self: Any, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+    def training_step(self: TrainerLike, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         return modes.current().step(original, self, model, inputs, args, kwargs)
 
     return training_step
 
 
-def _placeless(trainer: Any, count: Any) -> Any:
+def _placeless(trainer: TrainerLike, count: Any) -> Any:
     """Return the number of label tokens on the host when the model spans several devices.
 
     The Trainer moves it to the first device, while the loss that is divided by it comes from the head's device; TRL

@@ -11,6 +11,7 @@ from ..memory import sequence_length
 from ..memory.recomputation import is_supported
 from ..memory.workload import Workload, from_arguments
 from ..placement import placed_models
+from ..upstream.trainer import TrainerLike
 from . import chunked_loss
 from .longest_batch import longest_batch
 
@@ -18,7 +19,7 @@ KEYS_AND_VALUES = ("PREFIX_TUNING", "CARTRIDGE")  # PEFT's kinds of prompts that
 
 
 def actual_workload(
-    trainer: Any, assumed: Workload, batch: Mapping[str, Any] | None = None
+    trainer: TrainerLike, assumed: Workload, batch: Mapping[str, Any] | None = None
 ) -> tuple[Workload, Mapping[str, Any] | None]:
     """Return the workload of a `transformers.Trainer` that is about to train, and the largest batch that can be seen.
 

@@ -23,6 +23,7 @@ from ..report import plan_report
 from ..rng import undisturbed
 from ..training_run import Part
 from ..units import format_size
+from ..upstream.trainer import TrainerLike
 from . import checkpointing, micro_batch
 from .actual_workload import actual_workload
 from .batch_shapes import BatchShapes, on_host, shapes_of, with_length
@@ -47,7 +48,7 @@ MOST_EXAMINED = 40  # batches of one training; each takes about as long as plann
 
 
 def begin(
-    trainer: Any,
+    trainer: TrainerLike,
     outcome: Outcome,
     max_memory: Mapping[Any, Any] | None,
     replanned: Callable[[Plan], None],
@@ -62,12 +63,12 @@ def begin(
     _CHECK.keep(trainer, BatchCheck(trainer, outcome, max_memory, replanned))
 
 
-def looks_at(trainer: Any) -> bool:
+def looks_at(trainer: TrainerLike) -> bool:
     """Whether batches of `trainer` are looked at: not where several processes share one model."""
     return bool(trainer.args.world_size == 1 or ranks.has_own_devices())
 
 
-def portions_for(trainer: Any, inputs: Any, counted: bool) -> int:
+def portions_for(trainer: TrainerLike, inputs: Any, counted: bool) -> int:
     """Return in how many portions the rows of a micro-batch should run; the map may change here.
 
     Args:
@@ -81,14 +82,14 @@ def portions_for(trainer: Any, inputs: Any, counted: bool) -> int:
     return int(attempt(what, check.portions_for, inputs, counted, default=1, instead=instead))
 
 
-def replanned(trainer: Any, plan: Plan) -> None:
+def replanned(trainer: TrainerLike, plan: Plan) -> None:
     """Take the plan of a map that something else has put in force."""
     check = _CHECK.of(trainer)
     if check is not None:
         check.take_plan(plan)
 
 
-def latest(trainer: Any) -> Outcome | None:
+def latest(trainer: TrainerLike) -> Outcome | None:
     """Return the request and costs that the plan in force was made from; None outside of a training."""
     check = _CHECK.of(trainer)
     return None if check is None else check.latest
@@ -99,7 +100,7 @@ class BatchCheck:
 
     def __init__(
         self,
-        trainer: Any,
+        trainer: TrainerLike,
         outcome: Outcome,
         max_memory: Mapping[Any, Any] | None,
         replanned: Callable[[Plan], None],

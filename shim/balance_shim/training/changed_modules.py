@@ -17,13 +17,14 @@ from ..memory.blocks import Block, chain, holder_of
 from ..placement import align_hooks
 from ..placement.plan import Plan, device_of
 from ..units import counted
+from ..upstream.trainer import TrainerLike
 from . import outside
 
 if TYPE_CHECKING:
     from torch import nn
 
 
-def settle(trainer: Any, model: "nn.Module", plan: Plan) -> Plan:
+def settle(trainer: TrainerLike, model: "nn.Module", plan: Plan) -> Plan:
     """Bring new modules to the devices of what they replace, and return the plan with the map of all modules.
 
     Args:

@@ -11,10 +11,11 @@ from ..memory.recomputation import is_supported, layers_of, recompute_only
 from ..patching.guard import attempt
 from ..placement.plan import Plan
 from ..training_run import Part
+from ..upstream.trainer import TrainerLike, TrainingArgumentsLike
 from .checkpoint_inputs import send_inputs_first
 
 
-def adjust_arguments(arguments: Any) -> None:
+def adjust_arguments(arguments: TrainingArgumentsLike) -> None:
     """Put `1` or `0` into `TrainingArguments` that are being made; how it is done stays what the script says."""
     setting = state.settings().gradient_checkpointing
     if not isinstance(setting, bool):
@@ -25,29 +26,29 @@ def adjust_arguments(arguments: Any) -> None:
         setattr(arguments, f"{_names(arguments)[0]}_kwargs", {"use_reentrant": False})
 
 
-def options_of(arguments: Any) -> Any:
+def options_of(arguments: TrainingArgumentsLike) -> Any:
     """Return what `arguments` have for `torch.utils.checkpoint.checkpoint`; None: nothing."""
     options = (getattr(arguments, f"{name}_kwargs", None) for name in _names(arguments))
     return next((each for each in options if each is not None), None)
 
 
-def _switch(arguments: Any, on: bool) -> None:
+def _switch(arguments: TrainingArgumentsLike, on: bool) -> None:
     setattr(arguments, _names(arguments)[0], on)
 
 
-def _names(arguments: Any) -> tuple[str, ...]:
+def _names(arguments: TrainingArgumentsLike) -> tuple[str, ...]:
     """Return what the switch is called in `arguments`: the name that counts, then one that it had before."""
     names = ("activation_checkpointing", "gradient_checkpointing")
     return tuple(name for name in names if hasattr(arguments, name))
 
 
-def switch_off_unsupported(trainer: Any, model: Any) -> None:
+def switch_off_unsupported(trainer: TrainerLike, model: Any) -> None:
     """Take checkpointing that only `BALANCE_GRADIENT_CHECKPOINTING` asks for off a trainer of a model without it."""
     if state.settings().gradient_checkpointing is True and not is_supported(model):
         _switch(trainer.args, False)  # the Trainer would stop
 
 
-def arrange(trainer: Any, model: Any, plan: Plan | None) -> None:
+def arrange(trainer: TrainerLike, model: Any, plan: Plan | None) -> None:
     """Have the layers recomputed that are to be, and no others, from the moment when training has been set up.
 
     Not before: the Trainer switches checkpointing on for all layers while it sets up, if its arguments say so.
@@ -73,14 +74,14 @@ def arrange(trainer: Any, model: Any, plan: Plan | None) -> None:
     trainer.add_callback(_CALLBACK.keep(trainer, Arranging()))
 
 
-def _end(trainer: Any, callback: Any) -> None:
+def _end(trainer: TrainerLike, callback: Any) -> None:
     trainer.remove_callback(callback)
 
 
 _CALLBACK: Part[Any] = Part("activation checkpointing", _end, instead="its callback stays")
 
 
-def _wanted(trainer: Any, model: Any, plan: Plan | None) -> frozenset[str] | None:
+def _wanted(trainer: TrainerLike, model: Any, plan: Plan | None) -> frozenset[str] | None:
     """Return the names of the layers to recompute; None: as the script and the arguments say."""
     setting = state.settings().gradient_checkpointing
     chosen = None if plan is None else plan.recomputed
@@ -107,7 +108,7 @@ def _wanted(trainer: Any, model: Any, plan: Plan | None) -> frozenset[str] | Non
     return wanted
 
 
-def choose_again(trainer: Any, model: Any, before: Plan, plan: Plan) -> None:
+def choose_again(trainer: TrainerLike, model: Any, before: Plan, plan: Plan) -> None:
     """Have the layers of `plan` recomputed in place of those of the plan before, between two steps of a training."""
     if plan.recomputed is None or plan.recomputed == before.recomputed or not is_supported(model):
         return

@@ -7,9 +7,10 @@ from typing import Any
 from .. import log, state
 from ..logits.head import FULL, deferring
 from ..patching.guard import attempt
+from ..upstream.trainer import TrainerLike
 
 
-def wanted(trainer: Any, placed: bool) -> bool:
+def wanted(trainer: TrainerLike, placed: bool) -> bool:
     """Return whether `BALANCE_LOSS` asks for chunks here and `trainer` trains in a way that they are known to go with.
 
     A way that they do not go with is said once. `placed`: whether the shim has placed the model of `trainer`.
@@ -23,7 +24,7 @@ def wanted(trainer: Any, placed: bool) -> bool:
     return not reason
 
 
-def reason_for_full(trainer: Any) -> str:
+def reason_for_full(trainer: TrainerLike) -> str:
     """Return why the loss of `trainer` stays in full; "" if it need not."""
     if getattr(trainer, "is_deepspeed_enabled", False):
         return "DeepSpeed manages the weights"
@@ -41,7 +42,9 @@ def has_labels(batch: Any) -> bool:
     return isinstance(batch, Mapping) and batch.get("labels") is not None
 
 
-def step_context(trainer: Any, placed: bool, model: Any, inputs: Any) -> contextlib.AbstractContextManager[None]:
+def step_context(
+    trainer: TrainerLike, placed: bool, model: Any, inputs: Any
+) -> contextlib.AbstractContextManager[None]:
     """Return the context for a training step of `trainer` with `model`, as wrapped as it is there, and `inputs`."""
     if not has_labels(inputs) or not wanted(trainer, placed):
         return contextlib.nullcontext()

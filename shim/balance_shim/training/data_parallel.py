@@ -9,6 +9,7 @@ from typing import Any
 
 from .. import log
 from ..placement import placed_models
+from ..upstream.trainer import TrainingArgumentsLike
 
 
 def prevent(init: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -31,7 +32,7 @@ def prevent(init: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         arguments._n_gpu = 1
 
 
-def _say_other_batch(arguments: Any, copies: int) -> None:
+def _say_other_batch(arguments: TrainingArgumentsLike, copies: int) -> None:
     """Tell that a script without a device map would have trained with another batch."""
     each, accumulated = arguments.per_device_train_batch_size, arguments.gradient_accumulation_steps
     log.once(

@@ -5,10 +5,11 @@ from typing import Any, Literal
 
 from ..memory.evaluation import Evaluation
 from ..memory.workload import Workload
+from ..upstream.trainer import TrainerLike
 from .longest_batch import longest_batch
 
 
-def evaluation_of(trainer: Any, workload: Workload) -> tuple[Evaluation | None, Mapping[str, Any] | None]:
+def evaluation_of(trainer: TrainerLike, workload: Workload) -> tuple[Evaluation | None, Mapping[str, Any] | None]:
     """Return the evaluation of `trainer`, and its largest batch as far as that can be seen without effects.
 
     There is none without a data set to evaluate on, nor while nobody knows how long sequences are.
@@ -31,7 +32,7 @@ def evaluation_of(trainer: Any, workload: Workload) -> tuple[Evaluation | None, 
     return evaluation_with(trainer, int(rows), int(tokens), loss_only, _longest(datasets, size)), batch
 
 
-def evaluation_with(trainer: Any, rows: int, tokens: int, loss_only: bool, all_rows: int) -> Evaluation:
+def evaluation_with(trainer: TrainerLike, rows: int, tokens: int, loss_only: bool, all_rows: int) -> Evaluation:
     """Return the evaluation of `all_rows` rows in batches of `rows` x `tokens`.
 
     Args:
@@ -52,7 +53,7 @@ def _longest(datasets: list[Any], size: int) -> int:
     return max([len(each) for each in datasets if hasattr(each, "__len__")], default=size)
 
 
-def _returns(trainer: Any, loss_only: bool) -> Literal["loss", "logits", "reduced"]:
+def _returns(trainer: TrainerLike, loss_only: bool) -> Literal["loss", "logits", "reduced"]:
     arguments = trainer.args
     if arguments.prediction_loss_only or loss_only:
         return "loss"
@@ -63,7 +64,7 @@ def _returns(trainer: Any, loss_only: bool) -> Literal["loss", "logits", "reduce
     return "logits"
 
 
-def _kept_rows(trainer: Any, all_rows: int, size: int) -> int:
+def _kept_rows(trainer: TrainerLike, all_rows: int, size: int) -> int:
     """Return of how many rows outputs pile up, in batches of `size`."""
     arguments = trainer.args
     every = arguments.eval_accumulation_steps

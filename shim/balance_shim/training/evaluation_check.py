@@ -18,6 +18,7 @@ from ..placement.balance import DoesNotFit
 from ..placement.plan import Plan
 from ..placement.request import Request
 from ..rng import undisturbed
+from ..upstream.trainer import TrainerLike
 from . import batch_check, evaluation_remedy, prediction_steps
 from .actual_workload import actual_workload
 from .batch_shapes import BatchShapes, on_host, shapes_of
@@ -33,7 +34,7 @@ OF_TOKENS = frozenset({"input_ids", "attention_mask", "labels", "position_ids", 
 
 @contextmanager
 def checking(
-    trainer: Any,
+    trainer: TrainerLike,
     loop: Callable[..., Any],
     arguments: tuple[tuple[Any, ...], Mapping[str, Any]],
     replanned: Callable[[Plan], None],
@@ -71,7 +72,7 @@ class _Check:
 
     def __init__(
         self,
-        trainer: Any,
+        trainer: TrainerLike,
         loop: Callable[..., Any],
         arguments: tuple[tuple[Any, ...], Mapping[str, Any]],
         replanned: Callable[[Plan], None],
@@ -172,7 +173,7 @@ class _Check:
         return True
 
 
-def _plan_in_force(trainer: Any) -> Plan:
+def _plan_in_force(trainer: TrainerLike) -> Plan:
     placed = placed_models.placed(trainer.model)
     assert placed is not None, "looked at before the loop"
     return placed[1].plan
@@ -197,7 +198,7 @@ def _is_held(plan: Plan, evaluation: Evaluation, shapes: BatchShapes) -> bool:
     return evaluation.returns == "loss" and trained
 
 
-def _room(trainer: Any, plan: Plan) -> EvaluationRoom:
+def _room(trainer: TrainerLike, plan: Plan) -> EvaluationRoom:
     """Return what tells whether evaluations fit under the map that `trainer`'s model has now."""
     placed = placed_models.placed(trainer.model)
     assert placed is not None, "looked at before the loop"

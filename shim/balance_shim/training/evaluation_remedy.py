@@ -12,6 +12,7 @@ from ..placement.plan import CostedModel, Plan, evaluate
 from ..placement.request import Request
 from ..training_run import Part
 from ..units import format_size
+from ..upstream.trainer import TrainerLike
 from . import micro_batch
 
 _ANNOUNCED: Part[set[bool]] = Part("whether there was a remedy for an evaluation", outlives=True)
@@ -132,7 +133,7 @@ class EvaluationRoom:
         return replace(costed, costs=costs, first=alone(costed.first), records=(), first_record=None)
 
 
-def announce(trainer: Any, evaluation: Evaluation, plan: Plan, remedy: EvaluationRemedy | None) -> None:
+def announce(trainer: TrainerLike, evaluation: Evaluation, plan: Plan, remedy: EvaluationRemedy | None) -> None:
     """Warn, once a trainer, of an evaluation that does not fit as it is; and once more where nothing helps.
 
     Args:

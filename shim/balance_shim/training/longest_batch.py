@@ -12,12 +12,13 @@ from typing import Any
 
 from .. import log
 from ..rng import undisturbed
+from ..upstream.trainer import TrainerLike
 
 ROWS_READ = 256  # of plain lists; enough to see the longest rows of most data sets, and read in milliseconds
 COLUMN_READ = 20_000  # of data sets that hold columns
 
 
-def longest_batch(trainer: Any, batch_size: int, dataset: Any = None) -> Mapping[str, Any] | None:
+def longest_batch(trainer: TrainerLike, batch_size: int, dataset: Any = None) -> Mapping[str, Any] | None:
     """Return what `trainer.data_collator` makes of the `batch_size` longest rows; None where that cannot be had.
 
     Only lists, of whatever, and plain `datasets.Dataset`s are read. Any other data set may augment at random, download
@@ -42,7 +43,9 @@ def longest_batch(trainer: Any, batch_size: int, dataset: Any = None) -> Mapping
     return dict(batch) if isinstance(batch, Mapping) and batch else None
 
 
-def _padded(trainer: Any, dataset: Any, collator: Any, rows: list[Any], batch: Mapping[str, Any]) -> Mapping[str, Any]:
+def _padded(
+    trainer: TrainerLike, dataset: Any, collator: Any, rows: list[Any], batch: Mapping[str, Any]
+) -> Mapping[str, Any]:
     """Return the batch with a short row in it, which brings the mask of a batch with padding; or `batch` as it is."""
     short = longest_rows(dataset, ROWS_READ)[-1]
     if _length(short) == _length(rows[0]):
@@ -151,11 +154,12 @@ def _length(row: Any) -> int:
     return len(row) if hasattr(row, "__len__") and getattr(row, "ndim", 1) > 0 else 0
 
 
-def _without_unused_columns(trainer: Any, row: Any) -> Any:
+def _without_unused_columns(trainer: TrainerLike, row: Any) -> Any:
     """Return the row as the Trainer's own loader hands it to the collator."""
     if not isinstance(row, Mapping):
         return row
     if not trainer.args.remove_unused_columns:
         return dict(row)
     trainer._set_signature_columns_if_needed()
-    return {name: value for name, value in row.items() if name in trainer._signature_columns}
+    columns = trainer._signature_columns or ()
+    return {name: value for name, value in row.items() if name in columns}

@@ -15,6 +15,7 @@ from .. import devices, log, state
 from ..monitoring.out_of_memory import is_out_of_memory
 from ..replicas import together
 from ..training_run import Part
+from ..upstream.trainer import TrainerLike, TrainingArgumentsLike
 from ..versions import version_of
 
 LOSS_OF_A_STEP_SINCE = (4, 46)  # transformers divides by the label tokens of the whole step, not by micro-batches
@@ -29,7 +30,7 @@ Inputs = Mapping[str, Any]
 Run = Callable[[Any, Inputs], Any]
 
 
-def adjust_arguments(arguments: Any) -> None:
+def adjust_arguments(arguments: TrainingArgumentsLike) -> None:
     """Put the number of `BALANCE_MICRO_BATCH` into `TrainingArguments` that are being made, if it is a number."""
     wanted = state.settings().micro_batch
     if not isinstance(wanted, int):
@@ -51,7 +52,7 @@ def divisors(number: int) -> list[int]:
     return [each for each in range(number, 0, -1) if number % each == 0]
 
 
-def take_largest(trainer: Any, fits: Callable[[], bool]) -> None:
+def take_largest(trainer: TrainerLike, fits: Callable[[], bool]) -> None:
     """Set the largest micro-batch of `trainer` with which it `fits()`; the smallest if it does with none.
 
     Args:
@@ -82,7 +83,7 @@ def take_largest(trainer: Any, fits: Callable[[], bool]) -> None:
         log.info(f"micro-batch {size} instead of {before}, accumulation {accumulation}: {effective} sequences per step")
 
 
-def set_size(trainer: Any, size: int, accumulation: int) -> None:
+def set_size(trainer: TrainerLike, size: int, accumulation: int) -> None:
     """Have `trainer`, which has not begun to train, take `size` rows at a time, `accumulation` times a step."""
     trainer.args.per_device_train_batch_size = size
     trainer.args.gradient_accumulation_steps = accumulation
@@ -91,7 +92,7 @@ def set_size(trainer: Any, size: int, accumulation: int) -> None:
         trainer.accelerator.gradient_accumulation_steps = accumulation
 
 
-def begin(trainer: Any) -> None:
+def begin(trainer: TrainerLike) -> None:
     """Begin a training of `trainer`: forget the step that one before it was in when it ended, and keep its losses.
 
     The number of `BALANCE_MICRO_BATCH` came before the trainer, which may be one whose losses or rows depend on it.
@@ -109,7 +110,7 @@ def begin(trainer: Any) -> None:
     log.once("warning", f"BALANCE_MICRO_BATCH={state.settings().micro_batch}: {reason}{end}")
 
 
-def _reason_against(trainer: Any, before: int, size: int) -> str:
+def _reason_against(trainer: TrainerLike, before: int, size: int) -> str:
     """Return why micro-batches of `size` rows instead of `before` would change what `trainer` learns; "" if not."""
     if size == before:
         return ""
@@ -128,7 +129,7 @@ def _reason_against(trainer: Any, before: int, size: int) -> str:
     return ""
 
 
-def ignores_count(trainer: Any) -> bool:
+def ignores_count(trainer: TrainerLike) -> bool:
     """Whether the script's own `compute_loss` makes a loss of a micro-batch alone, which is taken for one of the step.
 
     The Trainer adds such losses up without dividing them. To be seen in the code only: it never reads the argument.
@@ -150,7 +151,7 @@ def ignores_count(trainer: Any) -> bool:
     return not named & read
 
 
-def portions_of(trainer: Any) -> "Portions | None":
+def portions_of(trainer: TrainerLike) -> "Portions | None":
     """Return what runs the micro-batches of `trainer`; None where `BALANCE_MICRO_BATCH` is not set, or cannot act.
 
     Replicas that ran out of memory in a backward pass may have sent some of their gradients already.
@@ -175,7 +176,7 @@ class Portions:
         self._done: list[Inputs] = []  # of this optimizer step
         self._counted = False
 
-    def run(self, trainer: Any, run: Run, model: Any, inputs: Inputs, counted: bool, least: int = 1) -> Any:
+    def run(self, trainer: TrainerLike, run: Run, model: Any, inputs: Inputs, counted: bool, least: int = 1) -> Any:
         """Return the loss of one micro-batch, its gradients added.
 
         Args:
@@ -197,7 +198,7 @@ class Portions:
         self._done = [] if ended else [*self._done, inputs]
         return loss
 
-    def _as_it_fits(self, trainer: Any, run: Run, model: Any, inputs: Inputs) -> Any:
+    def _as_it_fits(self, trainer: TrainerLike, run: Run, model: Any, inputs: Inputs) -> Any:
         again: list[Inputs] = []
         while True:
             try:
@@ -217,7 +218,7 @@ class Portions:
                 "on; the step is repeated, nothing is lost"
             )
 
-    def _can_halve(self, trainer: Any, inputs: Inputs) -> bool:
+    def _can_halve(self, trainer: TrainerLike, inputs: Inputs) -> bool:
         rows = rows_of(inputs)
         return (
             rows is not None
@@ -225,14 +226,14 @@ class Portions:
             and _is_divisible(trainer, inputs, 2 * self.count, self._counted)
         )
 
-    def _in_portions(self, trainer: Any, run: Run, model: Any, inputs: Inputs) -> Any:
+    def _in_portions(self, trainer: TrainerLike, run: Run, model: Any, inputs: Inputs) -> Any:
         return run_in_portions(trainer, run, model, inputs, self.count, self._counted)
 
 
 _PORTIONS: Part[Portions] = Part("portions of micro-batches")
 
 
-def run_in_portions(trainer: Any, run: Run, model: Any, inputs: Inputs, count: int, counted: bool) -> Any:
+def run_in_portions(trainer: TrainerLike, run: Run, model: Any, inputs: Inputs, count: int, counted: bool) -> Any:
     """Return the loss of a micro-batch run in `count` portions, its gradients added; whole where it has fewer rows."""
     rows = rows_of(inputs)
     if count == 1 or rows is None or rows < count:
@@ -245,7 +246,7 @@ def run_in_portions(trainer: Any, run: Run, model: Any, inputs: Inputs, count: i
     return sum(losses[1:], losses[0])
 
 
-def splits_exactly(trainer: Any, inputs: Inputs, count: int, counted: bool) -> bool:
+def splits_exactly(trainer: TrainerLike, inputs: Inputs, count: int, counted: bool) -> bool:
     """Whether `count` portions of the rows give what the whole gives, also where nobody has asked for portions.
 
     Then the loss has to be the sum over label tokens that the libraries divide by those of the step. A loss between
@@ -293,7 +294,7 @@ def _is_by_rows(value: Any) -> bool:
     return hasattr(value, "__len__") and not isinstance(value, (str, bytes)) and getattr(value, "ndim", 1) > 0
 
 
-def _taken_for_scaled(trainer: Any, counted: bool) -> bool:
+def _taken_for_scaled(trainer: TrainerLike, counted: bool) -> bool:
     """Whether the Trainer takes a loss for one that is divided by the label tokens of the whole step already.
 
     Losses of portions then add up, if they are.
@@ -308,7 +309,7 @@ def _taken_for_scaled(trainer: Any, counted: bool) -> bool:
     return bool(by_model or trainer.compute_loss_func is not None)
 
 
-def _is_divisible(trainer: Any, inputs: Inputs, count: int, counted: bool) -> bool:
+def _is_divisible(trainer: TrainerLike, inputs: Inputs, count: int, counted: bool) -> bool:
     """Whether portions give the loss of the whole: losses add up, or all portions have as many labels."""
     if _taken_for_scaled(trainer, counted):
         return counted and not ignores_count(trainer)
@@ -320,12 +321,12 @@ def _is_divisible(trainer: Any, inputs: Inputs, count: int, counted: bool) -> bo
 
 
 @contextmanager
-def _shares(trainer: Any, count: int, counted: bool) -> Iterator[None]:
+def _shares(trainer: TrainerLike, count: int, counted: bool) -> Iterator[None]:
     """Have each loss count for its share, where it is a mean of its own rows."""
     if _taken_for_scaled(trainer, counted):
         yield
         return
-    owners = [(trainer.args, "gradient_accumulation_steps")]
+    owners: list[tuple[Any, str]] = [(trainer.args, "gradient_accumulation_steps")]
     if version_of("transformers") < LOSS_OF_A_STEP_SINCE:
         owners.append((trainer.accelerator, "gradient_accumulation_steps"))
     elif hasattr(trainer, "current_gradient_accumulation_steps"):

@@ -15,6 +15,7 @@ from ..placement import placed_models
 from ..placement.move import Moved, move
 from ..units import counted
 from ..upstream.model_ends import input_embedding
+from ..upstream.trainer import TrainerLike
 
 if TYPE_CHECKING:
     import torch
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 PROMPTS = "prompt_encoder"  # of a `peft.PeftModel` with prompt learning
 
 
-def arrange(trainer: Any, model: "nn.Module") -> None:
+def arrange(trainer: TrainerLike, model: "nn.Module") -> None:
     """Bring what was made where the embedding is, and is not prompts, to the first device, with a line.
 
     Args:
@@ -45,7 +46,7 @@ def arrange(trainer: Any, model: "nn.Module") -> None:
         )
 
 
-def move_along(trainer: Any, model: "nn.Module", device_map: DeviceMap) -> Moved:
+def move_along(trainer: TrainerLike, model: "nn.Module", device_map: DeviceMap) -> Moved:
     """Move the blocks of `model` as `placement.move` does, with the optimizer's state, and prompts with the embedding.
 
     Raises:
@@ -68,7 +69,7 @@ def move_along(trainer: Any, model: "nn.Module", device_map: DeviceMap) -> Moved
     return moved
 
 
-def _optimizers(trainer: Any) -> list[Any]:
+def _optimizers(trainer: TrainerLike) -> list[Any]:
     optimizer = getattr(trainer, "optimizer", None)
     return [] if optimizer is None else [getattr(optimizer, "optimizer", optimizer)]
 
@@ -86,7 +87,7 @@ def _prompts(model: Any) -> "list[nn.Module]":
     return [] if encoders is None else list(encoders.modules())
 
 
-def _modules(trainer: Any, model: "nn.Module") -> "list[nn.Module]":
+def _modules(trainer: TrainerLike, model: "nn.Module") -> "list[nn.Module]":
     """Return the modules outside of `model`: around it, and in attributes of the trainer.
 
     Other models with a map are not among them, and neither are prompts.

@@ -10,6 +10,7 @@ import inspect
 from typing import Any
 
 from .. import devices, log, state
+from ..upstream.trainer import TrainingArgumentsLike
 from ..versions import dtype_name
 
 DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
@@ -38,7 +39,7 @@ def chosen() -> str | None:
     return taken
 
 
-def adjust_arguments(arguments: Any) -> None:
+def adjust_arguments(arguments: TrainingArgumentsLike) -> None:
     """Put the precision into `TrainingArguments` that are being made."""
     precision = chosen()
     if precision is None:
@@ -50,7 +51,7 @@ def adjust_arguments(arguments: Any) -> None:
     arguments.bf16, arguments.fp16 = precision == "bf16", precision == "fp16"
 
 
-def autocast_of_script(arguments: Any) -> bool:
+def autocast_of_script(arguments: TrainingArgumentsLike | None) -> bool:
     """Whether the script had mixed precision in the `TrainingArguments` that `adjust_arguments` has seen; None: no."""
     return arguments is not None and bool(vars(arguments).get(_SCRIPTS))
 

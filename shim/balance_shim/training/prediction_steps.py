@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
+from ..upstream.trainer import TrainerLike
 from . import micro_batch
 from .actual_workload import innermost
 
@@ -25,7 +26,7 @@ class Predicted(NamedTuple):
 
 
 @contextmanager
-def replaced(trainer: Any, around: Callable[[PredictionStep], PredictionStep]) -> Iterator[None]:
+def replaced(trainer: TrainerLike, around: Callable[[PredictionStep], PredictionStep]) -> Iterator[None]:
     """Have `around(step)` run in place of the trainer's prediction step, whichever class defines that.
 
     By an attribute of the trainer: `Seq2SeqTrainer` and trainers of users' own override the method.
@@ -41,7 +42,7 @@ def replaced(trainer: Any, around: Callable[[PredictionStep], PredictionStep]) -
             trainer.prediction_step = own
 
 
-def split_exactly(trainer: Any) -> bool:
+def split_exactly(trainer: TrainerLike) -> bool:
     """Whether prediction steps of `trainer` give the same in portions, as far as its class and model tell.
 
     The step has to be that of transformers, without generation, and the loss one that libraries average over labels.
@@ -57,7 +58,7 @@ def split_exactly(trainer: Any) -> bool:
     return not getattr(text, "output_router_logits", False)
 
 
-def splits_exactly(trainer: Any, inputs: Any, count: int) -> bool:
+def splits_exactly(trainer: TrainerLike, inputs: Any, count: int) -> bool:
     """Whether `count` portions of the rows of `inputs` give what the whole batch gives."""
     import torch
 
@@ -73,7 +74,7 @@ def splits_exactly(trainer: Any, inputs: Any, count: int) -> bool:
 
 
 def in_portions(
-    trainer: Any, perform: Callable[[Any], Any], inputs: Mapping[str, Any], count: int, to_host: bool
+    trainer: TrainerLike, perform: Callable[[Any], Any], inputs: Mapping[str, Any], count: int, to_host: bool
 ) -> Predicted:
     """Return what `perform(inputs)` returns, from `count` portions of its rows.
 
@@ -113,7 +114,7 @@ def _mean(losses: Sequence[Any], shares: Sequence[int]) -> Any:
     return sum(share * loss for share, loss in zip(shares, losses, strict=True) if share) / sum(shares)
 
 
-def _shares(trainer: Any, parts: Sequence[Mapping[str, Any]]) -> list[int]:
+def _shares(trainer: TrainerLike, parts: Sequence[Mapping[str, Any]]) -> list[int]:
     """Return over how many labels the loss of each portion is a mean."""
     if parts[0].get("labels") is None:
         return [0] * len(parts)
@@ -125,7 +126,7 @@ def _shares(trainer: Any, parts: Sequence[Mapping[str, Any]]) -> list[int]:
     return [int(each.ne(-100).sum()) for each in labels]
 
 
-def _shifts_labels(trainer: Any) -> bool:
+def _shifts_labels(trainer: TrainerLike) -> bool:
     """Whether the loss leaves out the first label of each row, as that of a causal language model does."""
     noted = getattr(trainer, "_loss_shifts_labels", None)  # 5.x counts labels by it
     if noted is not None:

@@ -20,6 +20,7 @@ from ..placement.request import Request
 from ..report import plan_report
 from ..training_run import Part
 from ..units import counted, format_alike, format_size
+from ..upstream.trainer import TrainerLike
 from . import chunked_loss, outside, weight_copies
 from .actual_workload import actual_workload
 from .held import held_by, state_bytes
@@ -32,7 +33,7 @@ AS_LONG = 0.9  # of the tokens that were planned for
 MOST_MOVES = 2  # the second puts right what the first one got wrong
 
 
-def begin(trainer: Any, model: Any, plan: Plan, moved: Callable[[Plan], None]) -> None:
+def begin(trainer: TrainerLike, model: Any, plan: Plan, moved: Callable[[Plan], None]) -> None:
     """Measure the first steps of `trainer` and move blocks then, if the settings ask for it and that can be done.
 
     To be called after `trainer_callback.begin`: at the start of a step the monitor reads peaks, which are reset here.
@@ -59,7 +60,7 @@ def begin(trainer: Any, model: Any, plan: Plan, moved: Callable[[Plan], None]) -
     _REBALANCER.keep(trainer, (rebalancer, callback))
 
 
-def saw_batch(trainer: Any, inputs: Any) -> None:
+def saw_batch(trainer: TrainerLike, inputs: Any) -> None:
     """Take the inputs of a micro-batch; nothing happens where nothing is measured."""
     kept = _REBALANCER.of(trainer)
     if kept is not None:
@@ -67,7 +68,7 @@ def saw_batch(trainer: Any, inputs: Any) -> None:
         rebalancer.guarded(rebalancer.batch, inputs)
 
 
-def replanned(trainer: Any, plan: Plan) -> None:
+def replanned(trainer: TrainerLike, plan: Plan) -> None:
     """Take the plan of a map that something else has put in force; what was measured before it says nothing of it."""
     kept = _REBALANCER.of(trainer)
     if kept is not None:
@@ -83,7 +84,7 @@ class Rebalancer:
 
     def __init__(
         self,
-        trainer: Any,
+        trainer: TrainerLike,
         model: Any,
         plan: Plan,
         moved: Callable[[Plan], None],
@@ -273,7 +274,7 @@ def _callback(rebalancer: Rebalancer) -> Any:
     return Rebalancing()
 
 
-def _end(trainer: Any, kept: tuple[Rebalancer, Any]) -> None:
+def _end(trainer: TrainerLike, kept: tuple[Rebalancer, Any]) -> None:
     trainer.remove_callback(kept[1])
 
 

@@ -24,6 +24,7 @@ from ..placement.library_map import library_map
 from ..placement.plan import CostedModel, Plan, device_of, evaluate
 from ..placement.request import Request
 from ..training_run import Part
+from ..upstream.trainer import TrainerLike
 from . import crossing, outside, weight_copies
 from .actual_workload import actual_workload
 from .batch_shapes import on_host
@@ -55,7 +56,7 @@ _EVALUATION: Part[Step] = Part("repairs in evaluations", outlives=True)
 
 
 def run(
-    trainer: Any,
+    trainer: TrainerLike,
     perform: Perform,
     model: Any,
     inputs: Any,
@@ -95,7 +96,7 @@ def run(
 
 
 @contextmanager
-def repairing_evaluation(trainer: Any, replanned: Callable[[Plan], None]) -> Iterator[None]:
+def repairing_evaluation(trainer: TrainerLike, replanned: Callable[[Plan], None]) -> Iterator[None]:
     """Have the trainer's prediction steps repaired; see `run` for the arguments."""
 
     def around(perform_step: PredictionStep) -> PredictionStep:
@@ -112,7 +113,7 @@ def repairing_evaluation(trainer: Any, replanned: Callable[[Plan], None]) -> Ite
 
 
 def _evaluated(
-    trainer: Any,
+    trainer: TrainerLike,
     perform: Perform,
     model: Any,
     inputs: Any,
@@ -133,7 +134,7 @@ def _evaluated(
         return _repaired(_Case(trainer, perform, model, step, current, replanned, False), failure)
 
 
-def _may_repair(trainer: Any) -> bool:
+def _may_repair(trainer: TrainerLike) -> bool:
     """Whether the model of `trainer` was placed on several devices, and by this process alone."""
     placed = placed_models.placed(trainer.model)
     return placed is not None and trainer.args.world_size == 1 and len(set(placed[1].plan.device_map.values())) > 1
@@ -156,7 +157,7 @@ def _explained(trainer: Any) -> Iterator[None]:
 class _Case(NamedTuple):
     """A step to be repaired. See `run`; `trains` is false in an evaluation, which has no gradients."""
 
-    trainer: Any
+    trainer: TrainerLike
     perform: Perform
     model: Any
     step: Step
@@ -340,7 +341,7 @@ def _words(seen: crossing.Crossing, kind: str) -> str:
 
 
 @contextmanager
-def _within_a_step(trainer: Any) -> Iterator[None]:
+def _within_a_step(trainer: TrainerLike) -> Iterator[None]:
     """Have micro-batches know that the one that runs is not the last of its step."""
     held = trainer.accelerator.gradient_state
     before = held.sync_gradients

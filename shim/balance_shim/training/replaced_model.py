@@ -4,17 +4,18 @@ import gc
 from typing import Any
 
 from .. import devices
+from ..upstream.trainer import TrainerLike
 from .held import held_by
 
 
-def leaving(trainer: Any, model: Any) -> dict[int, int]:
+def leaving(trainer: TrainerLike, model: Any) -> dict[int, int]:
     """Return device index -> bytes that go with `model`, the trainer's until now (or None), when another has come."""
     if model is None or devices.accelerator_type() is None or not hasattr(model, "parameters"):
         return {}
     return held_by(model, getattr(trainer, "optimizer", None))
 
 
-def let_go(trainer: Any) -> None:
+def let_go(trainer: TrainerLike) -> None:
     """Drop what `trainer` still has of a model that has been replaced, as its training loop would do in a moment."""
     import torch
 

@@ -23,6 +23,7 @@ from ..placement.remedies import what_would_fit
 from ..placement.request import Request
 from ..report import plan_report
 from ..units import counted, format_size
+from ..upstream.trainer import TrainerLike
 from . import evaluation_remedy, micro_batch, outside, precision, prediction_steps, weight_copies
 from .actual_workload import actual_workload
 from .evaluation import evaluation_of
@@ -54,7 +55,7 @@ class Outcome:
 
 
 def second_pass(
-    trainer: Any,
+    trainer: TrainerLike,
     model: Any,
     assumed: Plan,
     max_memory: Mapping[Any, Any] | None = None,
@@ -88,7 +89,7 @@ def plan_in_force(request: Request, assumed: Plan) -> Outcome:
     return Outcome(plan, request, costed, broken=broken)
 
 
-def moved_if_better(trainer: Any, outcome: Outcome, for_any_gain: bool = False) -> Outcome:
+def moved_if_better(trainer: TrainerLike, outcome: Outcome, for_any_gain: bool = False) -> Outcome:
     """Return the outcome with the blocks of the model moved, where that pays; maps of the user's stay.
 
     Args:
@@ -101,14 +102,14 @@ def moved_if_better(trainer: Any, outcome: Outcome, for_any_gain: bool = False) 
     return outcome
 
 
-def warned(trainer: Any, outcome: Outcome) -> Outcome:
+def warned(trainer: TrainerLike, outcome: Outcome) -> Outcome:
     """Return the outcome, once a line has said that it does not fit, and what would, if that is so."""
     if outcome.plan.shortfall and not _evaluation_is_remedied(trainer, outcome):
         log.warning(plan_report.shortfall_line(outcome.plan, what_would_fit(outcome.plan, outcome.request)))
     return outcome
 
 
-def _evaluation_is_remedied(trainer: Any, outcome: Outcome) -> bool:
+def _evaluation_is_remedied(trainer: TrainerLike, outcome: Outcome) -> bool:
     """Whether only the evaluation does not fit, and will run in a way that does: once a line has said so."""
     evaluation = outcome.plan.workload.evaluation
     training, costed = outcome.request.in_training(), planner.costed_in_training(outcome.costed)
@@ -158,14 +159,14 @@ def _as_it_is(
     return replace(evaluate(assumed.mode, costed, assumed.device_map, request.devices), recomputed=recomputed), False
 
 
-def _request(trainer: Any, model: Any, assumed: Plan, usable: tuple[Device, ...]) -> Request:
+def _request(trainer: TrainerLike, model: Any, assumed: Plan, usable: tuple[Device, ...]) -> Request:
     """Return what is to be planned for `trainer` as it is now."""
     workload, batch = actual_workload(trainer, assumed.workload)
     workload, evaluation_batch = evaluating(trainer, workload)
     return request_for(trainer, model, workload, batch, usable, evaluation_batch)
 
 
-def evaluating(trainer: Any, workload: Workload) -> tuple[Workload, Mapping[str, Any] | None]:
+def evaluating(trainer: TrainerLike, workload: Workload) -> tuple[Workload, Mapping[str, Any] | None]:
     """Return the workload with the evaluation of `trainer`, and the batch of that, if it can be seen."""
     what, instead = "looking at the evaluation", "the plan covers training only"
     evaluation, batch = attempt(what, evaluation_of, trainer, workload, default=(None, None), instead=instead)
@@ -173,7 +174,7 @@ def evaluating(trainer: Any, workload: Workload) -> tuple[Workload, Mapping[str,
 
 
 def request_for(
-    trainer: Any,
+    trainer: TrainerLike,
     model: Any,
     workload: Workload,
     batch: Mapping[str, Any] | None,
@@ -198,7 +199,7 @@ def request_for(
     )
 
 
-def _constraints(trainer: Any, case: TrainingCase, usable: tuple[Device, ...]) -> Constraints:
+def _constraints(trainer: TrainerLike, case: TrainingCase, usable: tuple[Device, ...]) -> Constraints:
     """Return the constraints that steps have shown, and those of prompts and kernels that `trainer` adds to the model.
 
     Soft prompts are concatenated with the output of the embedding, outside of any module.
@@ -249,7 +250,7 @@ def _scaled(assumed: Plan, workload: Workload) -> Plan:
     return replace(assumed, workload=workload, devices=devices, notes=(*assumed.notes, note), source="formula")
 
 
-def _better(trainer: Any, outcome: Outcome, for_any_gain: bool) -> Outcome:
+def _better(trainer: TrainerLike, outcome: Outcome, for_any_gain: bool) -> Outcome:
     """Move the blocks if another map is better by a useful margin."""
     request, actual = outcome.request, outcome.plan
     better = planner.solved(request, outcome.costed, actual.recomputed)
@@ -284,7 +285,7 @@ def worth_moving(now: Plan, better: Plan) -> bool:
 
 
 def usable_now(
-    trainer: Any, model: Any, assumed: Plan, max_memory: Mapping[Any, Any] | None = None
+    trainer: TrainerLike, model: Any, assumed: Plan, max_memory: Mapping[Any, Any] | None = None
 ) -> tuple[Device, ...]:
     """Return the devices of a plan with what is free on them now, the model's own share and that of its optimizer too.
 

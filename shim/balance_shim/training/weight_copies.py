@@ -7,6 +7,7 @@ from .. import devices
 from ..monitoring import leak_search
 from ..placement import placed_models
 from ..replicas import together
+from ..upstream.trainer import TrainerLike
 
 
 def has_parts_on(index: int, trained: Any, placed: Any) -> bool:
@@ -27,7 +28,7 @@ def has_parts_on(index: int, trained: Any, placed: Any) -> bool:
     )
 
 
-def reason_to_stay(trainer: Any) -> str:
+def reason_to_stay(trainer: TrainerLike) -> str:
     """Return why no block of the model of `trainer` may move; "" where nothing speaks against it.
 
     Another model of the script's that has a device map (a reference model) has the same shapes by its nature; what

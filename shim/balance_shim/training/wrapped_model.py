@@ -10,9 +10,10 @@ from typing import Any
 from .. import log
 from ..placement import placed_models
 from ..replicas import ranks
+from ..upstream.trainer import TrainingArgumentsLike
 
 
-def keep_map(model: Any, arguments: Any) -> None:
+def keep_map(model: Any, arguments: TrainingArgumentsLike | None) -> None:
     """Have the Trainer leave the model inside of `model` on its devices, and what is around it on the first one.
 
     Args:

@@ -7,6 +7,7 @@ from typing import Any
 from .. import devices, log, state, zero_support
 from ..errors import SettingError
 from ..patching.guard import attempt
+from ..upstream.trainer import PartitionedArgumentsLike, TrainingArgumentsLike
 from . import config, session, shared_paths
 from .launching import other_ways
 from .weights import loading
@@ -25,7 +26,7 @@ SHARED = {
 }
 
 
-def prepare(arguments: Any) -> None:
+def prepare(arguments: TrainingArgumentsLike) -> None:
     """Give `arguments`, before their `__post_init__`, the DeepSpeed config and what goes with it.
 
     Raises:
@@ -42,14 +43,14 @@ def prepare(arguments: Any) -> None:
     seconds = state.settings().nccl_timeout
     if seconds is not None:
         arguments.ddp_timeout = seconds
-    fields = type(arguments).__dataclass_fields__
+    fields = getattr(type(arguments), "__dataclass_fields__", {})
     if "average_tokens_across_devices" in fields and not fields["average_tokens_across_devices"].default:
         arguments.average_tokens_across_devices = True  # as from 5.0 on: rows of unequal length weigh as in one process
     if devices.accelerator_type() is None:
         arguments.use_cpu = False  # with it accelerate leaves DeepSpeed out; there is nothing but the CPU anyway
 
 
-def carry_over(wanted: Mapping[str, Any], arguments: Any) -> None:
+def carry_over(wanted: Mapping[str, Any], arguments: TrainingArgumentsLike) -> None:
     """Put what `BALANCE_ZERO_CONFIG` says into `arguments` that say something else: it is the user's last word.
 
     Raises:
@@ -71,7 +72,7 @@ def carry_over(wanted: Mapping[str, Any], arguments: Any) -> None:
         log.once("info", f"BALANCE_ZERO_CONFIG overrides the script: {', '.join(changed)}")
 
 
-def take_over(arguments: Any) -> None:
+def take_over(arguments: PartitionedArgumentsLike) -> None:
     """Keep the config that transformers has made of it alive, and in the precision of models that are there already."""
     session.keep_alive(arguments.hf_deepspeed_config)
     half = arguments.hf_deepspeed_config.config.get("fp16", {})

@@ -10,6 +10,7 @@ from ..patching.guard import attempt
 from ..training.actual_workload import checkpoints_already, innermost
 from ..training_run import Part
 from ..units import counted, format_size
+from ..upstream.trainer import TrainerLike
 from . import calls, given_optimizer
 from .divergence import cross_attention, desync, modality_sync
 from .divergence.desync import DesyncDetector
@@ -21,7 +22,7 @@ _WATCH: Part[DesyncDetector] = Part("the watch over the ranks", outlives=True)
 _HOOKS: Part[list[Any]] = Part("hooks that have ranks run what others run", outlives=True)
 
 
-def prepare(trainer: Any) -> None:
+def prepare(trainer: TrainerLike) -> None:
     """Have the engine checked as soon as training has been set up."""
     from transformers import TrainerCallback
 
@@ -77,20 +78,20 @@ def accompany(model: Any) -> list[Any]:
     return modality_sync.accompany(model) or cross_attention.accompany(innermost(model))
 
 
-def watch_of(trainer: Any) -> DesyncDetector | None:
+def watch_of(trainer: TrainerLike) -> DesyncDetector | None:
     """Return the watch over the ranks from this training on, evaluations behind it included; None for one rank."""
     if int(os.environ["WORLD_SIZE"]) < 2:
         return None
     return desync.start(trainer.model_wrapped, float(trainer.args.ddp_timeout))
 
 
-def watched(trainer: Any, inputs: Any) -> contextlib.AbstractContextManager[None]:
+def watched(trainer: TrainerLike, inputs: Any) -> contextlib.AbstractContextManager[None]:
     """Return what is to be around one step of `trainer`. `inputs`: its batch."""
     watch = _WATCH.of(trainer)
     return contextlib.nullcontext() if watch is None else watch.watching(inputs)
 
 
-def explain_out_of_memory(trainer: Any) -> None:
+def explain_out_of_memory(trainer: TrainerLike) -> None:
     """Say what makes a training under ZeRO-3 smaller, in the order of what it costs."""
     arguments, offload = trainer.args, state.settings().offload
     remedies = []
@@ -125,7 +126,7 @@ def share(model: Any) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
-def _dismantle(trainer: Any) -> None:
+def _dismantle(trainer: TrainerLike) -> None:
     """Take down the engine of an evaluation or training before this one: the Trainer would take it for the new one."""
     engine = trainer.model_wrapped
     if engine is trainer.model or not hasattr(engine, "zero_optimization_stage"):

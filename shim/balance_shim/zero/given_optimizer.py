@@ -2,8 +2,10 @@
 
 from typing import Any
 
+from ..upstream.trainer import TrainerLike
 
-def keep(trainer: Any) -> None:
+
+def keep(trainer: TrainerLike) -> None:
     """Have `trainer` train with the optimizer and scheduler that the script has passed to it.
 
     `deepspeed_init` (transformers 4.45 to 5.23) sets both to None and makes new ones, since it may run twice.

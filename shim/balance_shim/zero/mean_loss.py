@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from torch.nn import functional
 
+from ..upstream.trainer import TrainerLike
+
 
 class Count(torch.Tensor):
     """The number of label tokens, which notes whether anything is computed with it."""
@@ -39,7 +41,7 @@ class Count(torch.Tensor):
         return result
 
 
-def is_averaged(trainer: Any) -> bool:
+def is_averaged(trainer: TrainerLike) -> bool:
     """Return whether the loss of `trainer` is to be the mean over the label tokens of all ranks."""
     arguments = trainer.args
     if not getattr(arguments, "average_tokens_across_devices", False) or arguments.world_size < 2:
@@ -47,7 +49,7 @@ def is_averaged(trainer: Any) -> bool:
     return not getattr(arguments, "torch_compile", False)  # neither class nor replaced function survives it
 
 
-def noted(trainer: Any, count: Any) -> Any:
+def noted(trainer: TrainerLike, count: Any) -> Any:
     """Return `count` so that `corrected` will know whether it was used; as it is where that does not matter."""
     if not isinstance(count, torch.Tensor) or not _takes_count(trainer):  # an int in transformers 4.46
         return count
@@ -78,7 +80,7 @@ def counting_targets() -> Iterator[list[torch.Tensor | None]]:
             functional.cross_entropy = original
 
 
-def corrected(trainer: Any, result: Any, count: Any, numbers: list[torch.Tensor | None]) -> Any:
+def corrected(trainer: TrainerLike, result: Any, count: Any, numbers: list[torch.Tensor | None]) -> Any:
     """Return the `result` of `compute_loss` as the rank's share of the mean over all ranks. Ranks do this together.
 
     Args:
@@ -100,7 +102,7 @@ def corrected(trainer: Any, result: Any, count: Any, numbers: list[torch.Tensor 
     return (loss, *result[1:]) if isinstance(result, tuple) else loss
 
 
-def _takes_count(trainer: Any) -> bool:
+def _takes_count(trainer: TrainerLike) -> bool:
     return bool(trainer.model_accepts_loss_kwargs or getattr(trainer, "compute_loss_func", None))
 
 

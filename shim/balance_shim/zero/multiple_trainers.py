@@ -7,11 +7,12 @@ after another one has been made would do so with that one's config.
 from typing import Any
 
 from ..training_run import Part
+from ..upstream.trainer import TrainerLike
 
 _STATE: Part[dict[str, Any]] = Part("the state of accelerate", outlives=True)
 
 
-def make_room(trainer: Any) -> None:
+def make_room(trainer: TrainerLike) -> None:
     """Have `trainer`, which is about to make its accelerator, find no other trainer's config, nor its own from there.
 
     accelerate refuses a second accelerator with a plugin, also for the same arguments.
@@ -24,14 +25,14 @@ def make_room(trainer: Any) -> None:
         AcceleratorState._reset_state()
 
 
-def remember(trainer: Any) -> None:
+def remember(trainer: TrainerLike) -> None:
     """Keep what the state is now that `trainer` has made its accelerator."""
     from accelerate.state import AcceleratorState
 
     _STATE.keep(trainer, dict(AcceleratorState._shared_state))
 
 
-def take_over(trainer: Any) -> None:
+def take_over(trainer: TrainerLike) -> None:
     """Have the state be that of `trainer`, which is about to train or evaluate."""
     from accelerate.state import AcceleratorState
 

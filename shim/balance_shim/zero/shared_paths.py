@@ -14,6 +14,7 @@ from datetime import timedelta
 from typing import Any
 
 from .. import log
+from ..upstream.trainer import TrainingArgumentsLike
 from . import process_group
 
 FOLDERS = ("output_dir", "logging_dir", "run_name")  # of `TrainingArguments`, which not all versions have
@@ -24,7 +25,7 @@ _arguments_made = 0
 _models_saved = 0
 
 
-def use_folders_of_first_rank(arguments: Any) -> None:
+def use_folders_of_first_rank(arguments: TrainingArgumentsLike) -> None:
     """Put the first rank's folders into `arguments`, which every rank is making now.
 
     The number of the call is what ranks tell each other by; one that makes more arguments than the first rank keeps its

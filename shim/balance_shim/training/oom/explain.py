@@ -14,13 +14,14 @@ from ...placement.plan import Plan
 from ...report import plan_report
 from ...report.table import table
 from ...units import format_alike, format_size
+from ...upstream.trainer import TrainerLike
 from ..actual_workload import innermost
 from .causes import causes
 from .remedies import what_fits
 from .scene import Scene, with_predictions
 
 
-def explain(trainer: Any, model: Any, plan: Plan | None, failure: BaseException) -> None:
+def explain(trainer: TrainerLike, model: Any, plan: Plan | None, failure: BaseException) -> None:
     """Say on standard error why `failure`, an out-of-memory error, was raised while `trainer` trained.
 
     Args:
@@ -57,7 +58,7 @@ def explain(trainer: Any, model: Any, plan: Plan | None, failure: BaseException)
     (log.error if alone else log.error_of_any_rank)("\n  ".join(lines))
 
 
-def _looked_at(trainer: Any, plan: Plan | None, kind: str) -> list[int]:
+def _looked_at(trainer: TrainerLike, plan: Plan | None, kind: str) -> list[int]:
     """Return the devices to look at: those that the training uses and, of a model of nobody's plan, those in reach.
 
     A question to any other would make a context on it, which takes memory where somebody else may need it.
@@ -69,7 +70,7 @@ def _looked_at(trainer: Any, plan: Plan | None, kind: str) -> list[int]:
     return sorted(indices) or [0]
 
 
-def _headline(scene: Scene, trainer: Any) -> str:
+def _headline(scene: Scene, trainer: TrainerLike) -> str:
     place = scene.place
     block = _block_of(place.module, scene)
     where = f" of {place.module}" if place.module else ""

@@ -3,7 +3,6 @@
 import json
 import os
 from dataclasses import replace
-from typing import Any
 
 from ... import map_file, state
 from ...memory.workload import Workload
@@ -11,13 +10,14 @@ from ...monitoring.files import folder_for, free_name
 from ...placement.plan import Plan
 from ...placement.remedies import Remedy, remedies_that_fit
 from ...units import format_alike
+from ...upstream.trainer import TrainerLike
 from .scene import Scene, had_room
 
 MOST_REMEDIES = 4
 FIT_FILE = "device_map_that_fits"
 
 
-def what_fits(scene: Scene, trainer: Any) -> list[str]:
+def what_fits(scene: Scene, trainer: TrainerLike) -> list[str]:
     if scene.request is None:
         return []
     lines, remedies = [], []
@@ -73,7 +73,7 @@ def _names_with_room(scene: Scene) -> list[str]:
     ]
 
 
-def _written(scene: Scene, trainer: Any) -> str:
+def _written(scene: Scene, trainer: TrainerLike) -> str:
     """Write the map that fits to a file, and return how to use it."""
     assert scene.better is not None
     folder = folder_for(state.settings().report, trainer.args.output_dir)

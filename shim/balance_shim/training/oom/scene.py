@@ -17,6 +17,7 @@ from ...placement import planner
 from ...placement.balance import DoesNotFit
 from ...placement.plan import CostedModel, Plan, device_of, evaluate
 from ...placement.request import Request
+from ...upstream.trainer import TrainerLike
 from .. import precision
 from ..actual_workload import tuning
 
@@ -57,7 +58,7 @@ class Scene:
         return max(reading.peak, reading.allocated + self.place.wanted)
 
 
-def with_predictions(scene: Scene, trainer: Any, model: Any) -> Scene:
+def with_predictions(scene: Scene, trainer: TrainerLike, model: Any) -> Scene:
     """Return the scene with what is predicted for the micro-batch that was there, under its map and the best one."""
     settings = state.settings()
     ours = {index: reading.allocated for index, reading in zip(scene.meter.indices, scene.readings, strict=True)}
@@ -92,7 +93,7 @@ def with_predictions(scene: Scene, trainer: Any, model: Any) -> Scene:
     return replace(scene, actual=actual, better=better, request=request)
 
 
-def _workload(scene: Scene, trainer: Any, model: Any) -> Workload:
+def _workload(scene: Scene, trainer: TrainerLike, model: Any) -> Workload:
     if scene.planned is not None:
         workload = scene.planned.workload
     else:

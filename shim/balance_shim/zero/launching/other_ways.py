@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ... import zero_support
+from ...upstream.trainer import TrainingArgumentsLike
 
 # What `accelerate launch` sets for its options or its config file.
 OF_ACCELERATE = {
@@ -17,7 +18,7 @@ OF_ACCELERATE = {
 PLUGINS = ("fsdp_plugin", "megatron_lm_plugin")  # arguments of `Accelerator`
 
 
-def refuse_in_arguments(arguments: Any, environ: Mapping[str, str]) -> None:
+def refuse_in_arguments(arguments: TrainingArgumentsLike, environ: Mapping[str, str]) -> None:
     """Refuse what `TrainingArguments` ask for that ZeRO-3 does not go with.
 
     Raises:
