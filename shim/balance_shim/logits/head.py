@@ -22,7 +22,7 @@ FULL = "the loss is computed from full logits: "
 WRAPPERS = 8  # of PEFT, DDP and others around a model
 
 
-def head_of(model: Any) -> nn.Module | None:
+def head_of(model: "nn.Module") -> nn.Module | None:
     """Return the module that makes the logits: that of `model`, or of the language model inside of it."""
     return next((head for head in map(output_head, model.modules()) if head is not None), None)
 
@@ -55,7 +55,7 @@ def _is_linear(module: nn.Module) -> bool:
     return is_quantized_linear(module) or (isinstance(module, nn.Linear) and module.weight.element_size() == 1)
 
 
-def deferring(model: Any) -> contextlib.AbstractContextManager[Step | None]:
+def deferring(model: "nn.Module") -> contextlib.AbstractContextManager[Step | None]:
     """Return a context in which the head of `model` hands out deferred logits where gradients are wanted.
 
     The context gives the step that they belong to, which whoever trains has to `end`; None where nothing is deferred.
@@ -72,7 +72,7 @@ def deferring(model: Any) -> contextlib.AbstractContextManager[Step | None]:
     return _deferring(head)
 
 
-def _is_compiled(model: Any, head: nn.Module) -> bool:
+def _is_compiled(model: "nn.Module", head: nn.Module) -> bool:
     """Whether the script has compiled the head, or a module around it: the first few, looked at in each step."""
     return any(
         (hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None)

@@ -5,21 +5,24 @@ Single layers are switched by whatever name this version of transformers has for
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..upstream.model_ends import input_embedding
 from ..versions import version_of
 from .blocks import Block, chain
 
+if TYPE_CHECKING:
+    from torch import nn
+
 RENAMED_SINCE = (5, 23)  # the old names warn
 
 
-def is_supported(model: Any) -> bool:
+def is_supported(model: "nn.Module") -> bool:
     """Whether layers of `model` can be recomputed."""
     return bool(getattr(model, "supports_gradient_checkpointing", False))
 
 
-def layers_of(model: Any) -> list[str]:
+def layers_of(model: "nn.Module") -> list[str]:
     """Return the names of the layers that can be recomputed each by itself."""
     return [block.name for block in chain(model) if can_be_recomputed(block)]
 
@@ -81,10 +84,10 @@ def _is_layer(module: Any, layers: Sequence[str], named: dict[str, Any]) -> bool
     return any(named[name] is module for name in layers)
 
 
-def _is_on(model: Any) -> bool:
+def _is_on(model: "nn.Module") -> bool:
     return any(getattr(module, "gradient_checkpointing", False) is True for module in model.modules())
 
 
-def _embeddings_train(model: Any) -> bool:
+def _embeddings_train(model: "nn.Module") -> bool:
     embedding = input_embedding(model)
     return embedding is not None and any(parameter.requires_grad for parameter in embedding.parameters())

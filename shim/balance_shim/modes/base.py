@@ -7,12 +7,15 @@ or after one.
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .. import state
 from ..map_file import DeviceMap
 from ..placement.model_load import ModelLoad
 from ..upstream.trainer import TrainerLike, TrainingArgumentsLike
+
+if TYPE_CHECKING:
+    from torch import nn
 
 Original = Callable[..., Any]
 
@@ -52,15 +55,17 @@ class Mode:
         """Return the device map of a model that is about to load; None leaves it to the library."""
         return None
 
-    def save(self, original: Original, model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def save(self, original: Original, model: "nn.Module", args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Stand around `model.save_pretrained`, of a model of transformers."""
         return original(model, *args, **kwargs)
 
-    def save_adapters(self, original: Original, model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def save_adapters(
+        self, original: Original, model: "nn.Module", args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
         """Stand around `model.save_pretrained`, of a model of PEFT."""
         return original(model, *args, **kwargs)
 
-    def merging_adapters(self, model: Any) -> AbstractContextManager[Any]:
+    def merging_adapters(self, model: "nn.Module") -> AbstractContextManager[Any]:
         """Return the context in which PEFT merges adapters into the weights of `model`."""
         return nullcontext()
 
@@ -104,7 +109,7 @@ class Mode:
         self,
         original: Original,
         trainer: TrainerLike,
-        model: Any,
+        model: "nn.Module",
         inputs: Any,
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
@@ -169,11 +174,11 @@ class Mode:
         """Return whether DeepSpeed may compile its operation for processes on one CPU."""
         return True
 
-    def engine_config(self, trainer: Any) -> Any:
+    def engine_config(self, trainer: TrainerLike) -> Any:
         """Return the DeepSpeed config of `trainer` that the mode has chosen; None where the program chooses."""
         return None
 
-    def before_engine_config(self, config: Any, model: Any) -> None:
+    def before_engine_config(self, config: Any, model: "nn.Module") -> None:
         """The last "auto" entries of `config`, an `HfTrainerDeepSpeedConfig`, become numbers of `model`."""
 
     def after_engine_backward(self) -> None:

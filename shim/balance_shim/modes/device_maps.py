@@ -4,7 +4,7 @@ import os
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from inspect import signature
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from weakref import ref
 
 from .. import devices, log, state, training_run
@@ -40,6 +40,9 @@ from ..upstream.tensor_parallel_trap import untrapped
 from ..upstream.trainer import TrainerLike
 from .base import Original
 from .training import Training
+
+if TYPE_CHECKING:
+    from torch import nn
 
 _MODEL: "Part[ref[Any]]" = Part("the model that a training was prepared for")
 
@@ -137,7 +140,7 @@ class DeviceMaps(Training):
         self,
         original: Original,
         trainer: TrainerLike,
-        model: Any,
+        model: "nn.Module",
         inputs: Any,
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
@@ -147,7 +150,7 @@ class DeviceMaps(Training):
         rebalance.saw_batch(trainer, inputs)
         counted = (args[0] if args else kwargs.get("num_items_in_batch")) is not None
 
-        def run(model: Any, inputs: Any) -> Any:
+        def run(model: "nn.Module", inputs: Any) -> Any:
             what, plain = "preparing the loss in chunks", nullcontext()
             with attempt(what, _loss_context, trainer, model, inputs, default=plain):
                 loss = original(trainer, model, inputs, *args, **kwargs)
@@ -293,7 +296,7 @@ def _rebalance(trainer: TrainerLike) -> None:
     rebalance.begin(trainer, model, plan, moved)
 
 
-def _loss_context(trainer: TrainerLike, model: Any, inputs: Any) -> AbstractContextManager[None]:
+def _loss_context(trainer: TrainerLike, model: "nn.Module", inputs: Any) -> AbstractContextManager[None]:
     return step_context(trainer, placed_models.placed(trainer.model) is not None, model, inputs)
 
 

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .. import devices, state
 from ..errors import BalanceError
@@ -17,6 +17,9 @@ from ..zero.launching import relaunch
 from ..zero.weights import gathering, loading, saving
 from .base import Original
 from .training import Training
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 class Zero3(Training):
@@ -50,15 +53,17 @@ class Zero3(Training):
         """Return True: processes on the CPU train on purpose."""
         return True
 
-    def save(self, original: Original, model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def save(self, original: Original, model: "nn.Module", args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Save whole weights, from the first rank."""
         return saving.save(original, model, args, kwargs, trained=False)
 
-    def save_adapters(self, original: Original, model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def save_adapters(
+        self, original: Original, model: "nn.Module", args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
         """Save whole adapters, from the first rank."""
         return saving.save(original, model, args, kwargs, trained=True)
 
-    def merging_adapters(self, model: Any) -> AbstractContextManager[Any]:
+    def merging_adapters(self, model: "nn.Module") -> AbstractContextManager[Any]:
         """Gather weights where adapters are merged into them."""
         return saving.merging_whole(model) if saving.is_divided(model) else nullcontext()
 
@@ -93,7 +98,7 @@ class Zero3(Training):
         self,
         original: Original,
         trainer: TrainerLike,
-        model: Any,
+        model: "nn.Module",
         inputs: Any,
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
@@ -171,7 +176,7 @@ class Zero3(Training):
         """Return the config that the trainer's arguments have got from us."""
         return trainer.args.deepspeed
 
-    def before_engine_config(self, hf_config: Any, model: Any) -> None:
+    def before_engine_config(self, hf_config: Any, model: "nn.Module") -> None:
         """Fill in sizes and precision, and mark blocks of experts."""
         insist("completing the ZeRO-3 config", config.fill_hidden_size, hf_config.config, model)
         insist("choosing the precision", loading.adopt_precision, hf_config, loading.main_dtype(model))

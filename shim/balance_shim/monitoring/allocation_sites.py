@@ -1,16 +1,19 @@
 """Track the lines that allocate tensors, for one step after an alarm, because tracking slows the step down."""
 
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .. import log
 from .leak_search import LIBRARIES
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 class Makers:
     """Notes the module that makes each tensor, and has autograd note the line, from `start` to `stop`."""
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: "nn.Module") -> None:
         self._names = {id(module): name for name, module in model.named_modules()}
         self._made: dict[int, str] = {}  # storage -> name of the module
         self._hook: Any = None

@@ -9,7 +9,10 @@ import sys
 import types
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from torch import nn
 
 MANY = 3  # as many alike is what a program that forgets something has
 LEVELS = 4  # containers in containers looked through
@@ -55,7 +58,7 @@ class Kept(NamedTuple):
         return what
 
 
-def search(kind: str, model: Any, optimizer: Any, owner: Any = None) -> Kept | None:
+def search(kind: str, model: "nn.Module", optimizer: Any, owner: Any = None) -> Kept | None:
     """Return the tensors on devices of type `kind` that are neither the model's nor the optimizer's but are kept.
 
     Those with a graph come first, because at the end of a step none should be left; then those that take most.
@@ -83,7 +86,7 @@ def search(kind: str, model: Any, optimizer: Any, owner: Any = None) -> Kept | N
     return Kept(tensors, holder, is_cache)
 
 
-def twins(kind: str, model: Any, optimizer: Any) -> list[Any]:
+def twins(kind: str, model: "nn.Module", optimizer: Any) -> list[Any]:
     """Return the tensors on the device of a matrix among the parameters of `model` that have its shape. See `search`.
 
     Whole numbers of the shape of a floating-point matrix are no copy of it: a batch may have the shape of a classifier.
@@ -105,7 +108,7 @@ def _tensors(kind: str) -> list[Any]:
     return [each for each in found if each.device.type == kind]
 
 
-def _known(model: Any, optimizer: Any) -> set[int]:
+def _known(model: "nn.Module", optimizer: Any) -> set[int]:
     import torch
 
     known: set[int] = set()

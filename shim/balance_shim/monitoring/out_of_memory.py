@@ -6,11 +6,14 @@ Nothing is noted while training runs, so that a step costs nothing more.
 import re
 from collections.abc import Iterator
 from types import FrameType
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from .. import devices
 from ..units import MIB, parse_size
 from .batch import BatchSize, size_of
+
+if TYPE_CHECKING:
+    from torch import nn
 
 _WANTED = re.compile(r"[Tt]ried to allocate ([\d.]+ ?(?:[KMGT]?i?B(?:ytes)?|bytes))")
 # CUDA: "GPU 2 has a total capacity of"; NPU: "(NPU 2; 60.97 GiB total capacity"; simulated: "npu:2 has a total".
@@ -83,7 +86,7 @@ def _is_some_device_full() -> bool:
     return False
 
 
-def place_of(failure: BaseException, model: Any) -> Place:
+def place_of(failure: BaseException, model: "nn.Module") -> Place:
     """Return where `failure`, an out-of-memory error, came from. `model` names the modules."""
     text = str(failure)
     wanted, device = _WANTED.search(text), _DEVICE.search(text)
@@ -98,7 +101,7 @@ def place_of(failure: BaseException, model: Any) -> Place:
     )
 
 
-def _read_frames(failure: BaseException, model: Any) -> tuple[Phase, str, Any]:
+def _read_frames(failure: BaseException, model: "nn.Module") -> tuple[Phase, str, Any]:
     """Return (phase, module, inputs of the micro-batch) by what was called, outermost first."""
     import torch
 

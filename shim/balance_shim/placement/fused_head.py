@@ -37,7 +37,7 @@ def breaks(plan: Plan, constraints: Constraints, costed: CostedModel) -> bool:
     return any(len({device_of(name, plan.device_map) for name in group}) > 1 for group in groups)
 
 
-def _is_ligers(model: Any) -> bool:
+def _is_ligers(model: "nn.Module") -> bool:
     """Whether the forward of `model` is Liger's: bound to it, wrapped by accelerate, or that of its class."""
     forwards = (vars(model).get("forward"), vars(model).get("_old_forward"), type(model).forward)
     return any(

@@ -5,6 +5,8 @@ from threading import local
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from ..upstream.weight_sizes import ParameterBytes
 
 
@@ -20,7 +22,7 @@ class ModelLoad:
         parameter_bytes: (name, parameter) -> bytes as it will be loaded; None: as it stands.
     """
 
-    model: Any
+    model: "nn.Module"
     device_map: str
     max_memory: Any
     no_split: Any

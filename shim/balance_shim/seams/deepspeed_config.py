@@ -2,12 +2,15 @@
 
 from collections.abc import Callable
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .. import modes
 from ..patching import registry
 from ..patching.guard import SeamMoved
 from ..versions import version_text
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 def apply(module: ModuleType) -> None:
@@ -24,7 +27,7 @@ def apply(module: ModuleType) -> None:
 
 
 def _around_finalize(original: Callable[..., Any]) -> Callable[..., Any]:
-    def trainer_config_finalize(self: Any, args: Any, model: Any, *rest: Any, **kwargs: Any) -> Any:
+    def trainer_config_finalize(self: Any, args: Any, model: "nn.Module", *rest: Any, **kwargs: Any) -> Any:
         modes.current().before_engine_config(self, model)
         return original(self, args, model, *rest, **kwargs)
 

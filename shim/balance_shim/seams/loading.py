@@ -7,7 +7,7 @@ quantizer has prepared it. `from_pretrained` itself is patched for what has to h
 
 from collections.abc import Callable
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .. import modes, state
 from ..map_file import DeviceMap
@@ -17,6 +17,9 @@ from ..placement.model_load import ModelLoad, calls
 from ..upstream.weight_sizes import for_dtypes, for_request
 from ..versions import version_of, version_text
 from .model_device import around_device
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 def apply(module: ModuleType) -> None:
@@ -55,7 +58,7 @@ def _around_save_pretrained(original: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _around_get_device_map(original: Callable[..., Any]) -> Callable[..., Any]:
-    def get_device_map(model: Any, device_map: Any, *args: Any, **kwargs: Any) -> Any:
+    def get_device_map(model: "nn.Module", device_map: Any, *args: Any, **kwargs: Any) -> Any:
         planned = attempt("planning the device map", _plan_load, original, model, device_map, args, kwargs)
         if planned is None:
             return original(model, device_map, *args, **kwargs)
@@ -96,14 +99,14 @@ def _bind(
 
 
 def _around_infer_auto_device_map(original: Callable[..., Any]) -> Callable[..., Any]:
-    def infer_auto_device_map(model: Any, *args: Any, **kwargs: Any) -> Any:
+    def infer_auto_device_map(model: "nn.Module", *args: Any, **kwargs: Any) -> Any:
         planned = attempt("planning the device map", _plan_inferred, model, kwargs)
         return original(model, *args, **kwargs) if planned is None else planned
 
     return infer_auto_device_map
 
 
-def _plan_inferred(model: Any, kwargs: dict[str, Any]) -> DeviceMap | None:
+def _plan_inferred(model: "nn.Module", kwargs: dict[str, Any]) -> DeviceMap | None:
     call = calls.innermost()
     device_map, max_memory = (None, None) if call is None else (call.device_map, call.max_memory)
     if not modes.current().makes_map(device_map):

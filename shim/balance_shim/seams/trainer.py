@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from contextlib import suppress
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .. import modes, training_run
 from ..monitoring.out_of_memory import is_out_of_memory
@@ -11,6 +11,9 @@ from ..patching import registry
 from ..patching.guard import SeamMoved, attempt
 from ..upstream.trainer import TrainerLike
 from ..versions import version_of, version_text
+
+if TYPE_CHECKING:
+    from torch import nn
 
 # The versions that count the label tokens of a step, and those that do it in a method of its own.
 COUNTS_ITEMS_SINCE = (4, 46)
@@ -160,7 +163,7 @@ def _around_batch_samples(original: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _around_step(original: Callable[..., Any]) -> Callable[..., Any]:
-    def training_step(self: TrainerLike, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+    def training_step(self: TrainerLike, model: "nn.Module", inputs: Any, *args: Any, **kwargs: Any) -> Any:
         return modes.current().step(original, self, model, inputs, args, kwargs)
 
     return training_step

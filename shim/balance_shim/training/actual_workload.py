@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import replace
 from itertools import takewhile
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .. import state
 from ..choices import Tuning
@@ -14,6 +14,9 @@ from ..placement import placed_models
 from ..upstream.trainer import TrainerLike
 from . import chunked_loss
 from .longest_batch import longest_batch
+
+if TYPE_CHECKING:
+    from torch import nn
 
 KEYS_AND_VALUES = ("PREFIX_TUNING", "CARTRIDGE")  # PEFT's kinds of prompts that are no tokens
 
@@ -52,13 +55,13 @@ def actual_workload(
     return workload, batch
 
 
-def _has_buckets(trainer: Any) -> bool:
+def _has_buckets(trainer: TrainerLike) -> bool:
     """Whether DDP will keep buckets beside the gradients: unless its `gradient_as_bucket_view` is asked for."""
     options = getattr(getattr(trainer, "accelerator", None), "ddp_handler", None)
     return bool(trainer.args.world_size > 1 and not getattr(options, "gradient_as_bucket_view", False))
 
 
-def tuning(model: Any) -> Tuning:
+def tuning(model: "nn.Module") -> Tuning:
     """Return "full", "lora" or "frozen" by which parameters of `model` train."""
     trained = [(name, parameter.requires_grad) for name, parameter in model.named_parameters()]
     if all(trains for _, trains in trained):
@@ -66,7 +69,7 @@ def tuning(model: Any) -> Tuning:
     return "lora" if any("lora_" in name or "adapter" in name for name, trains in trained if trains) else "frozen"
 
 
-def trained_ahead(model: Any) -> dict[str, Any]:
+def trained_ahead(model: "nn.Module") -> dict[str, Any]:
     """Return the fields of a `Workload` on what trains ahead of the model that was placed inside of `model`."""
     config: Any = getattr(model, "active_peft_config", None) if hasattr(model, "get_base_model") else None
     if getattr(config, "is_prompt_learning", False):
@@ -82,7 +85,7 @@ def trained_ahead(model: Any) -> dict[str, Any]:
     return {"trains_ahead": any(each.requires_grad for each in ahead)}
 
 
-def checkpoints_already(model: Any) -> bool:
+def checkpoints_already(model: "nn.Module") -> bool:
     """Whether `model` recomputes activations in its backward pass."""
     return any(getattr(module, "gradient_checkpointing", False) is True for module in model.modules())
 

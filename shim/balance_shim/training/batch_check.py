@@ -8,7 +8,7 @@ not to fit gets another map, or runs in portions.
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .. import log, state
 from ..patching.guard import attempt
@@ -38,6 +38,9 @@ from .replan import (
     usable_now,
     warned,
 )
+
+if TYPE_CHECKING:
+    from torch import nn
 
 # A plan holds for batches so many times as long if it fits with activations that have grown by the square of that,
 # which nothing in a model exceeds. The first of these that fits counts.
@@ -312,7 +315,7 @@ class BatchCheck:
         self._fits.append((shapes, factor))
 
 
-def _taken_by(model: Any) -> frozenset[str] | None:
+def _taken_by(model: "nn.Module") -> frozenset[str] | None:
     """Return the names of what `model.forward` takes; None: anything."""
     parameters = inspect.signature(inspect.unwrap(type(model).forward)).parameters
     named = [each for each in parameters.values() if each.kind is not inspect.Parameter.VAR_KEYWORD]

@@ -4,7 +4,7 @@ All and none are put into the `TrainingArguments` too, so that models which the 
 them.
 """
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .. import log, state
 from ..memory.recomputation import is_supported, layers_of, recompute_only
@@ -13,6 +13,9 @@ from ..placement.plan import Plan
 from ..training_run import Part
 from ..upstream.trainer import TrainerLike, TrainingArgumentsLike
 from .checkpoint_inputs import send_inputs_first
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 def adjust_arguments(arguments: TrainingArgumentsLike) -> None:
@@ -42,13 +45,13 @@ def _names(arguments: TrainingArgumentsLike) -> tuple[str, ...]:
     return tuple(name for name in names if hasattr(arguments, name))
 
 
-def switch_off_unsupported(trainer: TrainerLike, model: Any) -> None:
+def switch_off_unsupported(trainer: TrainerLike, model: "nn.Module") -> None:
     """Take checkpointing that only `BALANCE_GRADIENT_CHECKPOINTING` asks for off a trainer of a model without it."""
     if state.settings().gradient_checkpointing is True and not is_supported(model):
         _switch(trainer.args, False)  # the Trainer would stop
 
 
-def arrange(trainer: TrainerLike, model: Any, plan: Plan | None) -> None:
+def arrange(trainer: TrainerLike, model: "nn.Module", plan: Plan | None) -> None:
     """Have the layers recomputed that are to be, and no others, from the moment when training has been set up.
 
     Not before: the Trainer switches checkpointing on for all layers while it sets up, if its arguments say so.
@@ -81,7 +84,7 @@ def _end(trainer: TrainerLike, callback: Any) -> None:
 _CALLBACK: Part[Any] = Part("activation checkpointing", _end, instead="its callback stays")
 
 
-def _wanted(trainer: TrainerLike, model: Any, plan: Plan | None) -> frozenset[str] | None:
+def _wanted(trainer: TrainerLike, model: "nn.Module", plan: Plan | None) -> frozenset[str] | None:
     """Return the names of the layers to recompute; None: as the script and the arguments say."""
     setting = state.settings().gradient_checkpointing
     chosen = None if plan is None else plan.recomputed
@@ -108,7 +111,7 @@ def _wanted(trainer: TrainerLike, model: Any, plan: Plan | None) -> frozenset[st
     return wanted
 
 
-def choose_again(trainer: TrainerLike, model: Any, before: Plan, plan: Plan) -> None:
+def choose_again(trainer: TrainerLike, model: "nn.Module", before: Plan, plan: Plan) -> None:
     """Have the layers of `plan` recomputed in place of those of the plan before, between two steps of a training."""
     if plan.recomputed is None or plan.recomputed == before.recomputed or not is_supported(model):
         return

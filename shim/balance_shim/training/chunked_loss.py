@@ -2,12 +2,15 @@
 
 import contextlib
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .. import log, state
 from ..logits.head import FULL, deferring
 from ..patching.guard import attempt
 from ..upstream.trainer import TrainerLike
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 def wanted(trainer: TrainerLike, placed: bool) -> bool:
@@ -43,7 +46,7 @@ def has_labels(batch: Any) -> bool:
 
 
 def step_context(
-    trainer: TrainerLike, placed: bool, model: Any, inputs: Any
+    trainer: TrainerLike, placed: bool, model: "nn.Module", inputs: Any
 ) -> contextlib.AbstractContextManager[None]:
     """Return the context for a training step of `trainer` with `model`, as wrapped as it is there, and `inputs`."""
     if not has_labels(inputs) or not wanted(trainer, placed):
@@ -52,7 +55,7 @@ def step_context(
 
 
 @contextlib.contextmanager
-def deferring_for_a_step(model: Any) -> Iterator[None]:
+def deferring_for_a_step(model: "nn.Module") -> Iterator[None]:
     """`deferring` for all of a training step: behind it the optimizer changes the head."""
     with deferring(model) as step:
         yield

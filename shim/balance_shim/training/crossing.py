@@ -8,9 +8,12 @@ import traceback
 from collections import deque
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..memory.blocks import holder_of
+
+if TYPE_CHECKING:
+    from torch import nn
 
 # In the words of torch 2.5 to 2.13 for CUDA, of torch_npu, of its indexing, concatenation, losses, cuDNN and autograd,
 # and of trainers that compare devices themselves (TRL's distillation). All lower case.
@@ -49,7 +52,9 @@ def is_cross_device(failure: BaseException) -> bool:
     return bool(_WORDS.search(text)) and not (two and {"cpu", "meta"} & {two[1], two[2]})
 
 
-def crossing_of(failure: BaseException, model: Any, blocks: Collection[str], kind: str, first_device: int) -> Crossing:
+def crossing_of(
+    failure: BaseException, model: "nn.Module", blocks: Collection[str], kind: str, first_device: int
+) -> Crossing:
     """Return what met when `failure` was raised.
 
     Args:
@@ -102,7 +107,7 @@ _UNKNOWN = ""
 class _Owners:
     """Which block a parameter, a module, or what was computed with them belongs to."""
 
-    def __init__(self, model: Any, blocks: Collection[str]) -> None:
+    def __init__(self, model: "nn.Module", blocks: Collection[str]) -> None:
         tensors = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
         self._tensors = {id(tensor): holder_of(_plain(name), blocks) for name, tensor in tensors}
         self._modules = {id(module): holder_of(_plain(name), blocks) for name, module in model.named_modules() if name}

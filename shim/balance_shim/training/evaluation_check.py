@@ -8,7 +8,7 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .. import log
 from ..memory.evaluation import Evaluation
@@ -26,6 +26,9 @@ from .evaluation import evaluation_with
 from .evaluation_remedy import AS_IT_IS, EvaluationRemedy, EvaluationRoom
 from .prediction_steps import CannotJoin, PredictionStep
 from .replan import costs_in_force, moved_if_better, plan_in_force, request_for, usable_now
+
+if TYPE_CHECKING:
+    from torch import nn
 
 MOST_EXAMINED = 20  # batches of one evaluation; each takes about as long as planning did
 # What language models take besides tokens, none of which takes more memory in an evaluation than in training.
@@ -90,7 +93,7 @@ class _Check:
     def around(self, step: PredictionStep) -> PredictionStep:
         """Return a prediction step that looks at its batch first."""
 
-        def prediction_step(model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        def prediction_step(model: "nn.Module", inputs: Any, *args: Any, **kwargs: Any) -> Any:
             def perform(inputs: Any) -> Any:
                 return step(model, inputs, *args, **kwargs)
 

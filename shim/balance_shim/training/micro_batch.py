@@ -9,7 +9,7 @@ import inspect
 import itertools
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .. import devices, log, state
 from ..monitoring.out_of_memory import is_out_of_memory
@@ -17,6 +17,9 @@ from ..replicas import together
 from ..training_run import Part
 from ..upstream.trainer import TrainerLike, TrainingArgumentsLike
 from ..versions import version_of
+
+if TYPE_CHECKING:
+    from torch import nn
 
 LOSS_OF_A_STEP_SINCE = (4, 46)  # transformers divides by the label tokens of the whole step, not by micro-batches
 DIVIDES_UNCOUNTED_SINCE = (4, 53)  # what has no labels to count is divided by the accumulation
@@ -176,7 +179,9 @@ class Portions:
         self._done: list[Inputs] = []  # of this optimizer step
         self._counted = False
 
-    def run(self, trainer: TrainerLike, run: Run, model: Any, inputs: Inputs, counted: bool, least: int = 1) -> Any:
+    def run(
+        self, trainer: TrainerLike, run: Run, model: "nn.Module", inputs: Inputs, counted: bool, least: int = 1
+    ) -> Any:
         """Return the loss of one micro-batch, its gradients added.
 
         Args:
@@ -198,7 +203,7 @@ class Portions:
         self._done = [] if ended else [*self._done, inputs]
         return loss
 
-    def _as_it_fits(self, trainer: TrainerLike, run: Run, model: Any, inputs: Inputs) -> Any:
+    def _as_it_fits(self, trainer: TrainerLike, run: Run, model: "nn.Module", inputs: Inputs) -> Any:
         again: list[Inputs] = []
         while True:
             try:
@@ -226,14 +231,16 @@ class Portions:
             and _is_divisible(trainer, inputs, 2 * self.count, self._counted)
         )
 
-    def _in_portions(self, trainer: TrainerLike, run: Run, model: Any, inputs: Inputs) -> Any:
+    def _in_portions(self, trainer: TrainerLike, run: Run, model: "nn.Module", inputs: Inputs) -> Any:
         return run_in_portions(trainer, run, model, inputs, self.count, self._counted)
 
 
 _PORTIONS: Part[Portions] = Part("portions of micro-batches")
 
 
-def run_in_portions(trainer: TrainerLike, run: Run, model: Any, inputs: Inputs, count: int, counted: bool) -> Any:
+def run_in_portions(
+    trainer: TrainerLike, run: Run, model: "nn.Module", inputs: Inputs, count: int, counted: bool
+) -> Any:
     """Return the loss of a micro-batch run in `count` portions, its gradients added; whole where it has fewer rows."""
     rows = rows_of(inputs)
     if count == 1 or rows is None or rows < count:
@@ -263,7 +270,7 @@ def splits_exactly(trainer: TrainerLike, inputs: Inputs, count: int, counted: bo
     return inputs.get("labels") is not None and not _couples_rows(trainer.model)
 
 
-def _couples_rows(model: Any) -> bool:
+def _couples_rows(model: "nn.Module") -> bool:
     from torch.nn.modules.batchnorm import _BatchNorm
 
     config: Any = getattr(model, "config", None)

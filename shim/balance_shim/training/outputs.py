@@ -7,10 +7,13 @@ A forward hook of the module survives that.
 
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import fields, is_dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .. import devices, state
 from ..patching.guard import attempt
+
+if TYPE_CHECKING:
+    from torch import nn
 
 MOST_LEVELS = 6  # of containers in containers that are looked through
 
@@ -26,7 +29,7 @@ def arm(*models: Any) -> None:
         model.register_forward_hook(_return_outputs, with_kwargs=True)
 
 
-def _spans_devices(model: Any) -> bool:
+def _spans_devices(model: "nn.Module") -> bool:
     kind = devices.accelerator_type()
     return kind is not None and len({each.device for each in model.parameters() if each.device.type == kind}) > 1
 

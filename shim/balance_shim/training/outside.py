@@ -74,14 +74,14 @@ def _optimizers(trainer: TrainerLike) -> list[Any]:
     return [] if optimizer is None else [getattr(optimizer, "optimizer", optimizer)]
 
 
-def _device_of_embedding(model: Any) -> "torch.device | None":
+def _device_of_embedding(model: "nn.Module") -> "torch.device | None":
     """Return the device of the input embedding, which is `model.device` for models of transformers; None: no weight."""
     weight = getattr(input_embedding(model), "weight", None)
     weight = next(model.parameters(), None) if weight is None else weight
     return None if weight is None else weight.device
 
 
-def _prompts(model: Any) -> "list[nn.Module]":
+def _prompts(model: "nn.Module") -> "list[nn.Module]":
     """Return the modules of the prompt encoders of a model that PEFT has wrapped."""
     encoders = getattr(model, "_modules", {}).get(PROMPTS)
     return [] if encoders is None else list(encoders.modules())

@@ -5,7 +5,7 @@ The first step is not measured: the optimizer has its state only when it is over
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .. import devices, log, state
 from ..devices import Device
@@ -26,6 +26,9 @@ from .actual_workload import actual_workload
 from .held import held_by, state_bytes
 from .replan import WORTH_MOVING, costs_in_force, request_for, worth_moving
 
+if TYPE_CHECKING:
+    from torch import nn
+
 STEPS_BEFORE = 1  # that are not measured
 STEPS_MEASURED = 2  # before each decision, at least
 MOST_MEASURED = 50  # while all micro-batches are shorter than what was planned for: they tell nothing of that
@@ -33,7 +36,7 @@ AS_LONG = 0.9  # of the tokens that were planned for
 MOST_MOVES = 2  # the second puts right what the first one got wrong
 
 
-def begin(trainer: TrainerLike, model: Any, plan: Plan, moved: Callable[[Plan], None]) -> None:
+def begin(trainer: TrainerLike, model: "nn.Module", plan: Plan, moved: Callable[[Plan], None]) -> None:
     """Measure the first steps of `trainer` and move blocks then, if the settings ask for it and that can be done.
 
     To be called after `trainer_callback.begin`: at the start of a step the monitor reads peaks, which are reset here.
@@ -85,7 +88,7 @@ class Rebalancer:
     def __init__(
         self,
         trainer: TrainerLike,
-        model: Any,
+        model: "nn.Module",
         plan: Plan,
         moved: Callable[[Plan], None],
         kind: str,
@@ -238,7 +241,7 @@ class Rebalancer:
             log.info(text)
 
 
-def _optimizer_state(optimizer: Any, model: Any, costed: CostedModel) -> list[int]:
+def _optimizer_state(optimizer: Any, model: "nn.Module", costed: CostedModel) -> list[int]:
     """Return the bytes of state on the device that each block's parameters have; tied ones count with the last."""
     states = getattr(optimizer, "state", {})
     parameters = dict(model.named_parameters(remove_duplicate=False))

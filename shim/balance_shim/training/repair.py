@@ -9,7 +9,7 @@ fits there, the model is put on one device.
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .. import cache, devices, log, rng, state
 from ..errors import LostModelError, MoveError
@@ -30,6 +30,9 @@ from .actual_workload import actual_workload
 from .batch_shapes import on_host
 from .prediction_steps import PredictionStep, replaced
 from .replan import costs_in_force, request_for, usable_now
+
+if TYPE_CHECKING:
+    from torch import nn
 
 MOST_REPAIRS = 6  # in one training
 
@@ -58,7 +61,7 @@ _EVALUATION: Part[Step] = Part("repairs in evaluations", outlives=True)
 def run(
     trainer: TrainerLike,
     perform: Perform,
-    model: Any,
+    model: "nn.Module",
     inputs: Any,
     replanned: Callable[[Plan], None],
 ) -> Any:
@@ -100,7 +103,7 @@ def repairing_evaluation(trainer: TrainerLike, replanned: Callable[[Plan], None]
     """Have the trainer's prediction steps repaired; see `run` for the arguments."""
 
     def around(perform_step: PredictionStep) -> PredictionStep:
-        def prediction_step(model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        def prediction_step(model: "nn.Module", inputs: Any, *args: Any, **kwargs: Any) -> Any:
             def perform(inputs: Any) -> Any:
                 return perform_step(model, inputs, *args, **kwargs)
 
@@ -115,7 +118,7 @@ def repairing_evaluation(trainer: TrainerLike, replanned: Callable[[Plan], None]
 def _evaluated(
     trainer: TrainerLike,
     perform: Perform,
-    model: Any,
+    model: "nn.Module",
     inputs: Any,
     replanned: Callable[[Plan], None],
 ) -> Any:
@@ -159,7 +162,7 @@ class _Case(NamedTuple):
 
     trainer: TrainerLike
     perform: Perform
-    model: Any
+    model: "nn.Module"
     step: Step
     current: _MicroBatch
     replanned: Callable[[Plan], None]

@@ -1,14 +1,17 @@
 """`Trainer(model_init=...)` and hyperparameter search: each training has a new model, which replaces the one before."""
 
 import gc
-from typing import Any
+from typing import TYPE_CHECKING
 
 from .. import devices
 from ..upstream.trainer import TrainerLike
 from .held import held_by
 
+if TYPE_CHECKING:
+    from torch import nn
 
-def leaving(trainer: TrainerLike, model: Any) -> dict[int, int]:
+
+def leaving(trainer: TrainerLike, model: "nn.Module") -> dict[int, int]:
     """Return device index -> bytes that go with `model`, the trainer's until now (or None), when another has come."""
     if model is None or devices.accelerator_type() is None or not hasattr(model, "parameters"):
         return {}

@@ -3,7 +3,7 @@
 import gc
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .. import devices, log, state
 from ..devices import Device
@@ -28,6 +28,9 @@ from . import evaluation_remedy, micro_batch, outside, precision, prediction_ste
 from .actual_workload import actual_workload
 from .evaluation import evaluation_of
 from .held import held_by
+
+if TYPE_CHECKING:
+    from torch import nn
 
 WORTH_MOVING = 0.97  # blocks move when that brings the fullest device to this part of what it is, or below
 
@@ -56,7 +59,7 @@ class Outcome:
 
 def second_pass(
     trainer: TrainerLike,
-    model: Any,
+    model: "nn.Module",
     assumed: Plan,
     max_memory: Mapping[Any, Any] | None = None,
     may_wait: bool = False,
@@ -159,7 +162,7 @@ def _as_it_is(
     return replace(evaluate(assumed.mode, costed, assumed.device_map, request.devices), recomputed=recomputed), False
 
 
-def _request(trainer: TrainerLike, model: Any, assumed: Plan, usable: tuple[Device, ...]) -> Request:
+def _request(trainer: TrainerLike, model: "nn.Module", assumed: Plan, usable: tuple[Device, ...]) -> Request:
     """Return what is to be planned for `trainer` as it is now."""
     workload, batch = actual_workload(trainer, assumed.workload)
     workload, evaluation_batch = evaluating(trainer, workload)
@@ -175,7 +178,7 @@ def evaluating(trainer: TrainerLike, workload: Workload) -> tuple[Workload, Mapp
 
 def request_for(
     trainer: TrainerLike,
-    model: Any,
+    model: "nn.Module",
     workload: Workload,
     batch: Mapping[str, Any] | None,
     usable: tuple[Device, ...],
@@ -285,7 +288,7 @@ def worth_moving(now: Plan, better: Plan) -> bool:
 
 
 def usable_now(
-    trainer: TrainerLike, model: Any, assumed: Plan, max_memory: Mapping[Any, Any] | None = None
+    trainer: TrainerLike, model: "nn.Module", assumed: Plan, max_memory: Mapping[Any, Any] | None = None
 ) -> tuple[Device, ...]:
     """Return the devices of a plan with what is free on them now, the model's own share and that of its optimizer too.
 

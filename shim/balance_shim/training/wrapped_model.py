@@ -5,15 +5,18 @@ it to the first device whole, and no map is left of the model inside.
 """
 
 from inspect import signature
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .. import log
 from ..placement import placed_models
 from ..replicas import ranks
 from ..upstream.trainer import TrainingArgumentsLike
 
+if TYPE_CHECKING:
+    from torch import nn
 
-def keep_map(model: Any, arguments: TrainingArgumentsLike | None) -> None:
+
+def keep_map(model: "nn.Module", arguments: TrainingArgumentsLike | None) -> None:
     """Have the Trainer leave the model inside of `model` on its devices, and what is around it on the first one.
 
     Args:

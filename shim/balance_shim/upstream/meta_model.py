@@ -9,11 +9,14 @@ import inspect
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..map_file import DeviceMap
 from ..versions import dtype_name, version_of
 from .weight_sizes import ParameterBytes, for_dtypes, for_request
+
+if TYPE_CHECKING:
+    from torch import nn
 
 # The host's part in the library's rule is only what overflows, so any amount will do that no model exceeds.
 HOST_MEMORY = 1 << 50
@@ -31,7 +34,7 @@ class Unloaded:
         auto_failure: why it does.
     """
 
-    model: Any
+    model: "nn.Module"
     no_split: Collection[str] | None
     parameter_bytes: ParameterBytes | None
     auto_map: DeviceMap | None
@@ -41,7 +44,7 @@ class Unloaded:
 class _Reached(BaseException):
     """Thrown from the seam to end the load there; not an `Exception`, which libraries may catch."""
 
-    def __init__(self, model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def __init__(self, model: "nn.Module", args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self.model, self.args_given, self.kwargs_given = model, args, kwargs
 
 
@@ -59,7 +62,7 @@ def unloaded(model_class: Any, config: Any, dtype: Any, capacities: Sequence[int
     seam = "infer_auto_device_map" if before else "_get_device_map"
     original = getattr(modeling_utils, seam)
 
-    def stop(model: Any, *args: Any, **kwargs: Any) -> Any:
+    def stop(model: "nn.Module", *args: Any, **kwargs: Any) -> Any:
         raise _Reached(model, args, kwargs)
 
     usual = torch.get_default_dtype()

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     import torch
+    from torch import nn
 
 
 class TrainingArgumentsLike(Protocol):
@@ -67,7 +68,7 @@ class CallbackHandlerLike(Protocol):
     """`transformers.trainer_callback.CallbackHandler`."""
 
     callbacks: Sequence[Any]
-    model: Any
+    model: "nn.Module"
     optimizer: Any
 
 
@@ -75,7 +76,7 @@ class TrainerLike(Protocol):
     """`transformers.Trainer`."""
 
     args: TrainingArgumentsLike
-    model: Any
+    model: "nn.Module"
     model_wrapped: Any  # the outermost: an engine, DDP, or the model itself
     model_init: Callable[..., Any] | None
     model_accepts_loss_kwargs: bool

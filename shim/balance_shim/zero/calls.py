@@ -6,16 +6,19 @@ Inside of the Trainer's steps all ranks are known to be, and `watch.py` looks af
 
 import contextlib
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
 from . import meeting
+
+if TYPE_CHECKING:
+    from torch import nn
 
 _watched: "WeakSet[Any]" = WeakSet()
 _depth = 0  # of steps and calls that all ranks are known to be in
 
 
-def watch(model: Any) -> None:
+def watch(model: "nn.Module") -> None:
     """Have all ranks meet before each call of `model` by the script itself."""
     if model in _watched:
         return

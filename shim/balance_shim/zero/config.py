@@ -5,10 +5,13 @@ Sources: DeepSpeed's config reference, and what transformers does with "auto" (`
 
 import os
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .. import state, zero_config_file
 from .launching.rank_environment import SMALLEST_DEVICE
+
+if TYPE_CHECKING:
+    from torch import nn
 
 Config = dict[str, Any]
 
@@ -132,7 +135,7 @@ def missing(ours: Mapping[str, Any], theirs: Mapping[str, Any], prefix: str = ""
     return names
 
 
-def fill_hidden_size(config: Config, model: Any) -> None:
+def fill_hidden_size(config: Config, model: "nn.Module") -> None:
     """Put numbers where `config` has "auto" for what depends on the width of `model`, by transformers' own rule."""
     zero = config.get("zero_optimization", {})
     if all(zero.get(key) != "auto" for key in HIDDEN_SIZE_KEYS):
@@ -148,7 +151,7 @@ def fill_hidden_size(config: Config, model: Any) -> None:
             zero[key] = value
 
 
-def hidden_size(model: Any) -> int:
+def hidden_size(model: "nn.Module") -> int:
     """Return the width of the language model in `model`, else of its widest part, else of its widest matrix."""
     config = getattr(model, "config", None)
     for part in ("text_config", "llm_config", "language_config", "thinker_config", None):

@@ -2,7 +2,7 @@
 
 import contextlib
 import os
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .. import devices, log, state
 from ..errors import ZeroError
@@ -16,6 +16,9 @@ from .divergence import cross_attention, desync, modality_sync
 from .divergence.desync import DesyncDetector
 from .weights import inference_models, state_dicts
 from .weights.partitioned_parameter import look_whole
+
+if TYPE_CHECKING:
+    from torch import nn
 
 _CHECKS: Part[bool] = Part("whether the engine will be checked", outlives=True)
 _WATCH: Part[DesyncDetector] = Part("the watch over the ranks", outlives=True)
@@ -73,7 +76,7 @@ def check(engine: Any) -> None:
     )
 
 
-def accompany(model: Any) -> list[Any]:
+def accompany(model: "nn.Module") -> list[Any]:
     """Have every rank run the parts of `model` that some rank's batch needs; returns the hooks that see to it."""
     return modality_sync.accompany(model) or cross_attention.accompany(innermost(model))
 
@@ -120,7 +123,7 @@ def _outside_of_torch() -> str:
     return f"; NCCL's buffers, the {kind} context and other processes hold {format_size(outside)} of its device"
 
 
-def share(model: Any) -> int:
+def share(model: "nn.Module") -> int:
     """Return the bytes of the parameters of `model` that this process holds."""
     tensors = [getattr(each, "ds_tensor", each) for each in model.parameters()]
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)

@@ -5,11 +5,14 @@ The Trainer hands accelerate a DeepSpeed plugin that `TrainingArguments` have ma
 """
 
 import os
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .. import log, zero_support
 from . import config, session
 from .launching import other_ways
+
+if TYPE_CHECKING:
+    from torch import nn
 
 _ours: list[Any] = []  # the plugins that were made here
 
@@ -65,7 +68,7 @@ def refuse_clipping_by_value(accelerator: Any) -> None:
         raise zero_support.refusal("clip_by_value")
 
 
-def refuse_bare_loop(model: Any) -> None:
+def refuse_bare_loop(model: "nn.Module") -> None:
     """Refuse to run `model`, which has no engine, forward for a training that nobody has prepared.
 
     Raises:

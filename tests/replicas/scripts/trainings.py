@@ -84,7 +84,24 @@ def dpo():
     from datasets import Dataset
     from trl import DPOConfig, DPOTrainer
 
-    words = "the device holds a layer and its state while another one waits for what it computes".split()
+    words = [
+        "the",
+        "device",
+        "holds",
+        "a",
+        "layer",
+        "and",
+        "its",
+        "state",
+        "while",
+        "another",
+        "one",
+        "waits",
+        "for",
+        "what",
+        "it",
+        "computes",
+    ]
     texts = [" ".join(words[(number * step) % len(words)] for step in range(1, 9)) for number in range(1, 97)]
     pairs = zip(texts[::2], texts[1::2], strict=True)
     data = Dataset.from_list([{"prompt": "a machine: ", "chosen": one, "rejected": other} for one, other in pairs])

@@ -1,7 +1,7 @@
 """Explain an out-of-memory error: its place, predicted and measured peaks, a map that would have fitted, remedies."""
 
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING
 
 from ... import devices, log
 from ...monitoring import trainer_callback
@@ -20,8 +20,11 @@ from .causes import causes
 from .remedies import what_fits
 from .scene import Scene, with_predictions
 
+if TYPE_CHECKING:
+    from torch import nn
 
-def explain(trainer: TrainerLike, model: Any, plan: Plan | None, failure: BaseException) -> None:
+
+def explain(trainer: TrainerLike, model: "nn.Module", plan: Plan | None, failure: BaseException) -> None:
     """Say on standard error why `failure`, an out-of-memory error, was raised while `trainer` trained.
 
     Args:

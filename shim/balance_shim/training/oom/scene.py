@@ -4,7 +4,7 @@ They are made again on the memory that other processes have left.
 """
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ... import devices, map_file, state
 from ...devices import Device
@@ -20,6 +20,9 @@ from ...placement.request import Request
 from ...upstream.trainer import TrainerLike
 from .. import precision
 from ..actual_workload import tuning
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 @dataclass(frozen=True)
@@ -58,7 +61,7 @@ class Scene:
         return max(reading.peak, reading.allocated + self.place.wanted)
 
 
-def with_predictions(scene: Scene, trainer: TrainerLike, model: Any) -> Scene:
+def with_predictions(scene: Scene, trainer: TrainerLike, model: "nn.Module") -> Scene:
     """Return the scene with what is predicted for the micro-batch that was there, under its map and the best one."""
     settings = state.settings()
     ours = {index: reading.allocated for index, reading in zip(scene.meter.indices, scene.readings, strict=True)}
@@ -93,7 +96,7 @@ def with_predictions(scene: Scene, trainer: TrainerLike, model: Any) -> Scene:
     return replace(scene, actual=actual, better=better, request=request)
 
 
-def _workload(scene: Scene, trainer: TrainerLike, model: Any) -> Workload:
+def _workload(scene: Scene, trainer: TrainerLike, model: "nn.Module") -> Workload:
     if scene.planned is not None:
         workload = scene.planned.workload
     else:
@@ -124,7 +127,7 @@ def _corrected(costed: CostedModel, actual: Plan, scene: Scene) -> CostedModel:
     return replace(costed, costs=tuple(costs), records=(), first_record=None)  # of other costs than these
 
 
-def _map_of(model: Any, usable: tuple[Device, ...]) -> map_file.DeviceMap | None:
+def _map_of(model: "nn.Module", usable: tuple[Device, ...]) -> map_file.DeviceMap | None:
     """Return the map that somebody else has given `model`: accelerate keeps it; else it is all on one device."""
     found = getattr(model, "hf_device_map", None)
     if not found:

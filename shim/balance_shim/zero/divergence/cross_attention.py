@@ -8,10 +8,13 @@ that skips the layers, and gradients of zero come to all that ran, as `towers.py
 
 import inspect
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ... import log
 from . import modality_sync
+
+if TYPE_CHECKING:
+    from torch import nn
 
 # What a batch with pictures has, by the names of the forward's parameters; the first is the picture itself.
 PARTS = ("pixel_values", "aspect_ratio_ids", "aspect_ratio_mask")
@@ -42,7 +45,7 @@ def accompany(model: Any) -> list[Any]:
 class _Skipping:
     """Whether the present batch of this rank has made pictures, and from what they are made."""
 
-    def __init__(self, model: Any, layers: list[Any]) -> None:
+    def __init__(self, model: "nn.Module", layers: list[Any]) -> None:
         self.made = False
         self.latest: dict[str, Any] = {}  # the smallest pictures of the latest batch that had some, alike on all ranks
         skipped = (each for layer in layers for each in layer.parameters())

@@ -11,12 +11,15 @@ with momentum moves the tower, which one process would leave where it is.)
 import inspect
 import math
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ... import log
 from ...errors import ZeroError
 from ...patching.guard import insist
 from ...training.actual_workload import innermost
+
+if TYPE_CHECKING:
+    from torch import nn
 
 # What a batch holds -> the method that makes features of it, whose parameters are named like the parts of a batch.
 METHODS = {
@@ -37,7 +40,7 @@ class Described(NamedTuple):
     values: Any
 
 
-def accompany(model: Any) -> list[Any]:
+def accompany(model: "nn.Module") -> list[Any]:
     """Have every rank run the towers of `model` that some rank runs; returns the hooks that see to it.
 
     None where its class has no method that runs a tower by itself.
@@ -57,7 +60,7 @@ def accompany(model: Any) -> list[Any]:
 class _Towers:
     """What one rank has to run beside its own batch in the present forward pass."""
 
-    def __init__(self, model: Any, methods: Mapping[str, Callable[..., Any]]) -> None:
+    def __init__(self, model: "nn.Module", methods: Mapping[str, Callable[..., Any]]) -> None:
         self.model, self.methods = model, methods
         self.known: dict[str, dict[str, Any]] = {}  # the latest of each part, the same on all ranks
         self.trains = trains_beside_text(model)

@@ -3,9 +3,12 @@
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .flight_record import FlightRecord
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 @dataclass(frozen=True)
@@ -30,7 +33,7 @@ class Observed:
     limit: int
 
 
-def noted(model: Any, limit: int) -> Observed:
+def noted(model: "nn.Module", limit: int) -> Observed:
     """Return the modules and parameters of `model`, which DeepSpeed has partitioned, that ranks note."""
     modules: dict[str, Any] = {}
     gathered: set[int] = set()

@@ -4,16 +4,19 @@ Under ZeRO-3 they are partitioned, like all others, and only an engine of DeepSp
 TRL makes one for its reference models. For the rest one is made at the first call, be it of a part of the model.
 """
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ...patching.guard import insist
 from .. import calls, config, loops, meeting
+
+if TYPE_CHECKING:
+    from torch import nn
 
 # An attribute of the model: a dictionary of engines, which hold their models, would let go of neither.
 _ENGINE = "_balance_shim_engine"
 
 
-def stand_by(model: Any) -> None:
+def stand_by(model: "nn.Module") -> None:
     """Let a partitioned `model` and each of its modules be called although no engine trains them."""
 
     def before_first_call(module: Any, args: Any, kwargs: Any) -> Any:
@@ -44,13 +47,13 @@ def _run_new_hooks(module: Any, before: set[int], args: Any, kwargs: Any) -> Any
     return args, kwargs
 
 
-def has_engine(model: Any) -> bool:
+def has_engine(model: "nn.Module") -> bool:
     """Whether DeepSpeed gathers the parameters of `model`, or of a model that it is a part of."""
     hooks = (hook for module in model.modules() for hook in module._forward_pre_hooks.values())
     return any(str(getattr(hook, "__module__", "")).startswith("deepspeed.runtime.zero") for hook in hooks)
 
 
-def take_down(model: Any) -> None:
+def take_down(model: "nn.Module") -> None:
     """Remove the engines that `model` or parts of it have got here: now a Trainer gives it one."""
     for module in model.modules():
         engine = vars(module).pop(_ENGINE, None)
@@ -58,7 +61,7 @@ def take_down(model: Any) -> None:
             engine.destroy()
 
 
-def _give_engine(model: Any) -> None:
+def _give_engine(model: "nn.Module") -> None:
     import deepspeed
 
     meeting.meet(f"a call of {type(model).__name__}")

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 from ... import devices, log, zero_support
@@ -11,6 +11,9 @@ from ...upstream.loading_dtype import config_of, dtype_of
 from .. import session
 from . import inference_models, state_dicts, whole_loading
 from .partitioned_parameter import look_whole
+
+if TYPE_CHECKING:
+    from torch import nn
 
 # What transformers refuses together with ZeRO-3, or what has no meaning there.
 DROPPED = ("device_map", "max_memory", "offload_folder", "low_cpu_mem_usage")
@@ -64,7 +67,7 @@ def own_device() -> Any:
     return torch.device("cpu") if devices.accelerator_type() is None else int(os.environ.get("LOCAL_RANK", "0"))
 
 
-def check(model: Any) -> None:
+def check(model: "nn.Module") -> None:
     """Say so, loudly, where parameters of `model` have not been divided: nothing else would show it."""
     whole = [name for name, parameter in model.named_parameters() if not hasattr(parameter, "ds_id")]
     if whole:
@@ -102,7 +105,7 @@ def adopt_precision(config: Any = None, dtype: Any = None) -> None:
     _adopted[live] = kind
 
 
-def main_dtype(model: Any) -> Any:
+def main_dtype(model: "nn.Module") -> Any:
     """Return the dtype of most weights of `model`; adapters are often in another one."""
     counts: dict[Any, int] = {}
     for each in model.parameters():

@@ -5,14 +5,19 @@ The Trainer gathers the weights before it saves and hands them over; a script th
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ...patching.guard import attempt, insist
 from .. import meeting, shared_paths
 from .partitioned_parameter import is_partitioned
 
+if TYPE_CHECKING:
+    from torch import nn
 
-def save(original: Callable[..., Any], model: Any, args: tuple[Any, ...], kwargs: dict[str, Any], trained: bool) -> Any:
+
+def save(
+    original: Callable[..., Any], model: "nn.Module", args: tuple[Any, ...], kwargs: dict[str, Any], trained: bool
+) -> Any:
     """Call `original`, which saves `model`, with whole weights; they are written by the first rank.
 
     Args:
@@ -32,7 +37,7 @@ def save(original: Callable[..., Any], model: Any, args: tuple[Any, ...], kwargs
     return result
 
 
-def _save_plain(original: Callable[..., Any], model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def _save_plain(original: Callable[..., Any], model: "nn.Module", args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Call `original` on each rank that has a folder of its own; of one that they share, the first rank alone writes.
 
     transformers 5 leaves out all ranks but the first once there is a process group; 4.x has all of them write.
@@ -61,12 +66,12 @@ def wait_for_all() -> None:
     dist.barrier()
 
 
-def is_divided(model: Any) -> bool:
+def is_divided(model: "nn.Module") -> bool:
     """Whether parameters of `model` are partitioned now."""
     return any(is_partitioned(each) for each in model.parameters())
 
 
-def gathered(model: Any, trained: bool = False) -> dict[str, Any] | None:
+def gathered(model: "nn.Module", trained: bool = False) -> dict[str, Any] | None:
     """Return the whole state of `model` in host memory on the first rank, None on the others. Ranks work together.
 
     Args:
@@ -94,7 +99,7 @@ def gathered(model: Any, trained: bool = False) -> dict[str, Any] | None:
 
 
 @contextmanager
-def merging_whole(model: Any) -> Iterator[None]:
+def merging_whole(model: "nn.Module") -> Iterator[None]:
     """Have each adapted layer of `model` whole while it merges its adapter. Ranks work together."""
     from deepspeed import zero
 

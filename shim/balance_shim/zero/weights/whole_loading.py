@@ -14,12 +14,15 @@ import os
 import socket
 from collections.abc import Callable, Iterator
 from datetime import timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ... import log, zero_support
 from ...errors import BalanceError
 from ...rng import host_states, restore
 from .. import process_group
+
+if TYPE_CHECKING:
+    from torch import nn
 
 # Not the fault of ZeRO-3: a repeated load would fail the same way.
 _SAME_EVERYWHERE = (OSError, ImportError, BalanceError)
@@ -68,7 +71,7 @@ def load(original: Callable[..., Any], cls: Any, args: tuple[Any, ...], kwargs: 
     return loaded
 
 
-def partition(model: Any) -> None:
+def partition(model: "nn.Module") -> None:
     """Partition the parameters of `model`, which the first rank holds; the others need their shapes only.
 
     They get the dtype that they would have been constructed in.
@@ -146,7 +149,7 @@ def _without_zero3() -> Iterator[None]:
         deepspeed._hf_deepspeed_config_weak_ref = reference
 
 
-def _drop_values(model: Any) -> None:
+def _drop_values(model: "nn.Module") -> None:
     """Have the parameters of `model` keep their shapes, and no memory."""
     for parameter in model.parameters():
         parameter.data = parameter.data.new_empty(1).expand(parameter.shape)

@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -11,6 +11,9 @@ from ..machine import traced, tracing
 from ..model_copy import traced_copy
 from .pictures import IMAGE_TOKENS
 from .wants import Batch, Wants
+
+if TYPE_CHECKING:
+    from torch import nn
 
 PICTURE = ("image_token_id", "image_token_index", "media_placeholder_token_id", "image_patch_id")
 VIDEO = ("video_token_index", "video_token_id")
@@ -125,5 +128,5 @@ def _tensors(made: Any) -> Iterator[torch.Tensor]:
         yield from (each for each in made if isinstance(each, torch.Tensor))
 
 
-def _inner(model: Any, path: str) -> Any:
+def _inner(model: "nn.Module", path: str) -> Any:
     return getattr(model, path, None) if path else model
