@@ -143,7 +143,8 @@ def test_no_map_goes_below_the_lower_bound(costs, capacities, data):
     """Neither one in a row nor any other, on devices of any sizes."""
     schedule = Schedule(accumulating=data.draw(st.booleans()), step_at_once=data.draw(st.booleans()))
     some = planner.cost(Request(TrainingCase.of(models.llama(), Workload(seq_len=64))))
-    costed = replace(some, blocks=some.blocks[: len(costs)], costs=tuple(costs), schedule=schedule, first=BlockCost())
+    structure = replace(some.structure, blocks=some.blocks[: len(costs)])
+    costed = replace(some, structure=structure, costs=tuple(costs), schedule=schedule, first=BlockCost())
     devices = tuple(Device(index, f"cuda:{index}", size, size, 7) for index, size in enumerate(capacities))
     maps = product(range(len(devices)), repeat=len(costs))
     plans = [
@@ -157,7 +158,7 @@ def test_the_lower_bound_knows_of_whole_blocks():
     """Of ten equal blocks one of four devices holds three, though a quarter of all is two and a half."""
     some = planner.cost(Request(TrainingCase.of(models.llama(num_hidden_layers=7), Workload(seq_len=64))))
     layer = BlockCost(weights=1000)
-    costed = replace(some, blocks=some.blocks[:10], costs=(layer,) * 10)
+    costed = replace(some, structure=replace(some.structure, blocks=some.blocks[:10]), costs=(layer,) * 10)
     devices = tuple(Device(index, f"cuda:{index}", 5000, 5000, 7) for index in range(4))
     assert lower_bound(costed, devices) == 3007
 
