@@ -9,7 +9,8 @@ from balance_shim.memory.peak import PLAIN, Schedule
 from balance_shim.memory.structure import ModelStructure
 from balance_shim.memory.workload import Workload
 from balance_shim.placement.calibration import corrected
-from balance_shim.placement.plan import CostedModel, evaluate
+from balance_shim.placement.costed_model import CostedModel
+from balance_shim.placement.plan import evaluate
 
 COST = BlockCost(weights=1000, gradients=1000, optimizer=2000, activations=3000, forward=3500, backward=4000, step=500)
 DEVICES = tuple(Device(index, f"npu:{index}", 100_000, 100_000, overhead=64) for index in range(2))

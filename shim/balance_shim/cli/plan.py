@@ -18,7 +18,8 @@ from ..units import format_size
 if TYPE_CHECKING:
     from ..devices import Device
     from ..placement.baseline import Baseline
-    from ..placement.plan import CostedModel, Plan
+    from ..placement.costed_model import CostedModel
+    from ..placement.plan import Plan
 
 FITS, DOES_NOT_FIT, NO_PLAN = 0, 1, 2
 
@@ -133,7 +134,7 @@ def forecast_for(options: PlanOptions) -> Forecast:
 
 def to_json(forecast: Forecast) -> dict[str, Any]:
     """Return the plan as in the folder of `BALANCE_REPORT`, with what only this command knows. Sizes in bytes."""
-    from ..placement.plan import lower_bound
+    from ..placement.costed_model import lower_bound
     from ..report.forecast import gap
 
     costed, plan = forecast.costed, forecast.plan

@@ -9,7 +9,8 @@ from ..map_file import DeviceMap
 from ..memory.cost import BlockCost
 from ..memory.peak import NOTHING, RunPeaks, merged
 from .chain import Chain, EndGroup, Link, chain_of
-from .plan import CostedModel, evaluate, lower_bound
+from .costed_model import CostedModel, lower_bound
+from .plan import evaluate
 from .solver import least_fill, partition
 
 # A crossing more costs time in each step, so that it must bring the fullest device down by this part at least.

@@ -6,7 +6,8 @@ from typing import Any
 
 from ..devices import Device
 from ..map_file import OFFLOADED, DeviceMap
-from .plan import CostedModel, Plan, device_of, evaluate
+from .costed_model import CostedModel
+from .plan import Plan, device_of, evaluate
 
 
 @dataclass(frozen=True)

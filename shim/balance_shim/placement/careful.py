@@ -9,7 +9,8 @@ from ..map_file import DeviceMap
 from ..memory.blocks import Block, within
 from ..memory.colocation import of_unreached
 from .balance import DoesNotFit, balance
-from .plan import CostedModel, Plan, evaluate
+from .costed_model import CostedModel
+from .plan import Plan, evaluate
 
 
 def carefully(costed: CostedModel, devices: Sequence[Device]) -> CostedModel:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from ..memory.blocks import Block, anchors
 from ..memory.cost import BlockCost
 from ..memory.peak import Schedule, merged
-from .plan import CostedModel
+from .costed_model import CostedModel
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from .. import devices
 from ..upstream.model_ends import output_head
-from .plan import CostedModel, Plan, device_of
+from .costed_model import CostedModel
+from .plan import Plan, device_of
 
 if TYPE_CHECKING:
     from torch import nn

@@ -9,7 +9,7 @@ from ..cache import cached
 from ..memory.estimate import LOSS_BYTES_PER_LOGIT
 from ..memory.structure import ModelStructure
 from ..memory.workload import Workload
-from .plan import CostedModel
+from .costed_model import CostedModel
 
 if TYPE_CHECKING:
     from ..memory.tracing.evaluate import Evaluated

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from ..memory.colocation import NO_CONSTRAINTS, Constraints
 from ..memory.structure import ModelStructure
-from .plan import CostedModel, Plan, device_of
+from .costed_model import CostedModel
+from .plan import Plan, device_of
 
 if TYPE_CHECKING:
     from torch import nn

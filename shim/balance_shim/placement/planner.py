@@ -13,7 +13,8 @@ from ..memory.profile import Profile, profile
 from ..units import format_size
 from . import careful, compared_heads, evaluated, map_check, verification
 from .balance import DoesNotFit, balance
-from .plan import CostedModel, Plan, evaluate
+from .costed_model import CostedModel
+from .plan import Plan, evaluate
 from .recompute import least_recomputation, recomputable
 from .request import Request
 

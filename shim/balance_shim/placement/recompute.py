@@ -5,7 +5,8 @@ from dataclasses import replace
 
 from ..devices import Device
 from .balance import balance
-from .plan import CostedModel, Plan, evaluate
+from .costed_model import CostedModel
+from .plan import Plan, evaluate
 
 
 def least_recomputation(

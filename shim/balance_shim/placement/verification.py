@@ -10,7 +10,7 @@ from ..map_file import DeviceMap
 from ..memory.cost import BlockCost
 from ..memory.peak import peak
 from ..units import format_alike
-from .plan import CostedModel
+from .costed_model import CostedModel
 
 if TYPE_CHECKING:
     from .request import Request

@@ -15,7 +15,8 @@ from ..patching.guard import attempt
 from ..placement import planner
 from ..placement.balance import DoesNotFit
 from ..placement.calibration import scaled
-from ..placement.plan import CostedModel, Plan, evaluate
+from ..placement.costed_model import CostedModel
+from ..placement.plan import Plan, evaluate
 from ..placement.remedies import what_would_fit
 from ..placement.request import Request
 from ..replicas import ranks

@@ -8,7 +8,8 @@ from .. import log
 from ..memory.cost import BlockCost
 from ..memory.evaluation import Evaluation
 from ..placement import evaluated
-from ..placement.plan import CostedModel, Plan, evaluate
+from ..placement.costed_model import CostedModel
+from ..placement.plan import Plan, evaluate
 from ..placement.request import Request
 from ..training_run import Part
 from ..units import format_size

@@ -15,7 +15,8 @@ from ..monitoring.readings import Meter
 from ..patching.guard import attempt
 from ..placement import planner
 from ..placement.calibration import corrected
-from ..placement.plan import CostedModel, Plan, evaluate
+from ..placement.costed_model import CostedModel
+from ..placement.plan import Plan, evaluate
 from ..placement.request import Request
 from ..report import plan_report
 from ..training_run import Part

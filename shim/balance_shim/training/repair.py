@@ -20,8 +20,9 @@ from ..memory.structure import ModelStructure
 from ..patching.guard import attempt
 from ..placement import colocations, compared_heads, placed_models, planner, verification
 from ..placement.balance import DoesNotFit
+from ..placement.costed_model import CostedModel
 from ..placement.library_map import library_map
-from ..placement.plan import CostedModel, Plan, device_of, evaluate
+from ..placement.plan import Plan, device_of, evaluate
 from ..placement.request import Request
 from ..training_run import Part
 from ..upstream.trainer import TrainerLike

@@ -17,7 +17,8 @@ from ..patching.guard import attempt
 from ..placement import colocations, fused_head, placed_models, planner
 from ..placement.balance import DoesNotFit
 from ..placement.compared_heads import device_of_compared_head
-from ..placement.plan import CostedModel, Plan, device_of, evaluate
+from ..placement.costed_model import CostedModel
+from ..placement.plan import Plan, device_of, evaluate
 from ..placement.recompute import mixer
 from ..placement.remedies import what_would_fit
 from ..placement.request import Request

@@ -15,7 +15,8 @@ from ...monitoring.out_of_memory import Place
 from ...monitoring.readings import Meter, Reading
 from ...placement import planner
 from ...placement.balance import DoesNotFit
-from ...placement.plan import CostedModel, Plan, device_of, evaluate
+from ...placement.costed_model import CostedModel
+from ...placement.plan import Plan, device_of, evaluate
 from ...placement.request import Request
 from ...upstream.trainer import TrainerLike
 from .. import precision
