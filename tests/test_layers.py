@@ -12,8 +12,9 @@ ROOMS = (
     "__main__", "cli", "doctor", "arming", "excepthook", "status_report", "seams", "modes", "zero", "training",
     "simulation", "monitoring", "report", "planning", "plan_options", "placement", "memory", "logits",
     "upstream", "training_run", "replicas", "patching", "cache", "copies", "devices", "eligible_devices", "state",
-    "settings", "zero_config_file", "zero_support", "device_spec", "map_file", "optimizers", "expandable_segments",
-    "virtual", "device_rules", "output", "processes", "rng", "versions", "units", "choices", "errors", "log",
+    "settings", "setting_values", "zero_config_file", "zero_support", "device_spec", "map_file", "optimizers",
+    "expandable_segments", "virtual", "device_rules", "output", "processes", "rng", "versions", "units", "choices", "errors",
+    "log",
 )  # fmt: skip
 
 

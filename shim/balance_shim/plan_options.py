@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 from .choices import Precision
 from .device_spec import FORMS, SimulationSpec, parse_spec
 from .errors import UsageError
-from .settings import VARIABLES, Reserve, Settings, misspelled
+from .setting_values import Reserve
+from .settings import VARIABLES, Settings, misspelled
 
 _MODEL = "a folder with a config.json, such a file, or a hub id"
 PRECISIONS: dict[Precision, str] = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}

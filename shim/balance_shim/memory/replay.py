@@ -11,7 +11,8 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from ..units import MIB
-from ..virtual.allocator import Block, CachingAllocator, NoRoom
+from ..virtual.allocator import CachingAllocator, NoRoom
+from ..virtual.allocator_blocks import Block
 from ..virtual.allocator_settings import CUDA, AllocatorSettings, Geometry
 
 if TYPE_CHECKING:

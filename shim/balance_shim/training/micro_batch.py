@@ -247,7 +247,8 @@ def run_in_portions(
         return run(model, inputs)
     *earlier, last = portions(inputs, rows, count)
     with _shares(trainer, count, counted):
-        with model.no_sync() if together.is_wrapped(model) else nullcontext():
+        wrapped: Any = model  # `no_sync` is of `DistributedDataParallel`
+        with wrapped.no_sync() if together.is_wrapped(model) else nullcontext():
             losses = [run(model, each) for each in earlier]
         losses.append(run(model, last))  # replicas add up the gradients of all portions
     return sum(losses[1:], losses[0])

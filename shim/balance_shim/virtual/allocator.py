@@ -6,9 +6,9 @@ free block that is large enough serves a request; only where there is none a new
 addresses but numbers that grow, so that the order of blocks in a segment is known.
 """
 
-from bisect import bisect_left, insort
-from typing import Any
+from bisect import bisect_left
 
+from .allocator_blocks import Block, Pool
 from .allocator_settings import CUDA, DEFAULT, AllocatorSettings, Geometry
 
 _SPAN = 9 / 8  # of the device's memory that a range of expandable segments covers
@@ -17,44 +17,6 @@ _NO_LIMIT = 1 << 62
 
 class NoRoom(Exception):
     """The device has no segment for a request, not even after all cached ones went back."""
-
-
-class Block:
-    """A part of a segment. `address` and `size` in bytes; `mapped` is False for addresses without memory."""
-
-    __slots__ = ("address", "allocated", "born", "mapped", "next", "pool", "prev", "size")
-
-    def __init__(self, address: int, size: int, pool: "_Pool", mapped: bool = True) -> None:
-        self.address, self.size, self.pool, self.mapped = address, size, pool, mapped
-        self.allocated = False
-        self.born = 0  # the pool's count of searches when it was last freed, for garbage collection
-        self.prev: Block | None = None
-        self.next: Block | None = None
-
-
-class _Pool:
-    """The free blocks of a size class, and, with expandable segments, the addresses that have no memory."""
-
-    __slots__ = ("free", "page", "searches", "small", "unmapped")
-
-    def __init__(self, small: bool, page: int) -> None:
-        self.small, self.page = small, page
-        self.free: list[tuple[int, int, Block]] = []  # by size, then address
-        self.unmapped: list[tuple[int, Block]] = []  # by address
-        self.searches = 0
-
-    def add(self, block: Block) -> None:
-        block.born = self.searches
-        insort(self.free, (block.size, block.address, block))
-
-    def remove(self, block: Block) -> None:
-        del self.free[bisect_left(self.free, (block.size, block.address))]
-
-    def add_unmapped(self, block: Block) -> None:
-        insort(self.unmapped, (block.address, block))
-
-    def remove_unmapped(self, block: Block) -> None:
-        del self.unmapped[bisect_left(self.unmapped, (block.address,))]
 
 
 class CachingAllocator:
@@ -77,8 +39,8 @@ class CachingAllocator:
         self.settings, self.geometry = settings, geometry
         self.reserved = self.peak_reserved = self.allocated = self.retries = 0
         self.fraction_set = settings.memory_fraction is not None
-        self._small = _Pool(True, geometry.small_segment)
-        self._large = _Pool(False, geometry.large_segment)
+        self._small = Pool(True, geometry.small_segment)
+        self._large = Pool(False, geometry.large_segment)
         self._span = int(min(limit, _NO_LIMIT // 2) * _SPAN)
         self._next_address = 0
         self._never_split = settings.max_split_size if settings.max_split_size is not None else _NO_LIMIT
@@ -115,7 +77,7 @@ class CachingAllocator:
             for _, _, block in tuple(pool.free):
                 if self.settings.expandable_segments:
                     self._unmap(block)
-                elif _is_segment(block):
+                elif block.is_segment:
                     self._release(block)
 
     def reset_peak(self) -> None:
@@ -132,7 +94,7 @@ class CachingAllocator:
         step = (1 << (size.bit_length() - 1)) >> (divisions.bit_length() - 1)
         return -(-size // step) * step
 
-    def _cached(self, pool: _Pool, size: int) -> Block | None:
+    def _cached(self, pool: Pool, size: int) -> Block | None:
         """Return the free block that serves a request best, taken out of the pool; None if there is none."""
         free = pool.free
         pool.searches += 1
@@ -142,7 +104,7 @@ class CachingAllocator:
         block = free[position][2]
         if self.settings.expandable_segments:
             # A block at the end of a range counts with what it could grow by, so that it is left alone where others do.
-            while position + 1 < len(free) and _expandable_size(free[position + 1][2]) < _expandable_size(block):
+            while position + 1 < len(free) and free[position + 1][2].expandable_size < block.expandable_size:
                 position += 1
                 block = free[position][2]
         if size < self._never_split <= block.size:
@@ -152,7 +114,7 @@ class CachingAllocator:
         del free[position]
         return block
 
-    def _from_device(self, pool: _Pool, size: int) -> Block:
+    def _from_device(self, pool: Pool, size: int) -> Block:
         if self.fraction_set and self.settings.garbage_collection_threshold:
             self._collect_garbage()
         block = self._grow(pool, size)
@@ -166,7 +128,7 @@ class CachingAllocator:
             raise NoRoom
         return block
 
-    def _grow(self, pool: _Pool, size: int) -> Block | None:
+    def _grow(self, pool: Pool, size: int) -> Block | None:
         """Return a new block that holds `size` bytes, in no pool yet; None if the device has no room."""
         if self.settings.expandable_segments:
             return self._expand(pool, size)
@@ -185,7 +147,7 @@ class CachingAllocator:
             self.peak_reserved = self.reserved
         return True
 
-    def _splits(self, pool: _Pool, size: int, rest: int) -> bool:
+    def _splits(self, pool: Pool, size: int, rest: int) -> bool:
         if pool.small or self.settings.expandable_segments:
             return rest >= self._granule
         return size < self._never_split and rest > self.geometry.small
@@ -224,12 +186,12 @@ class CachingAllocator:
         block.pool.remove(block)
         self.reserved -= block.size
 
-    def _release_oversized(self, pool: _Pool, size: int) -> bool:
+    def _release_oversized(self, pool: Pool, size: int) -> bool:
         """Give back blocks that are never split, the smallest that is enough or the largest ones; whether enough."""
         if self.settings.max_split_size is None or self.settings.expandable_segments:
             return False
         wanted = max(size, self._never_split)
-        whole = [block for _, _, block in pool.free if _is_segment(block) and block.size >= self._never_split]
+        whole = [block for _, _, block in pool.free if block.is_segment and block.size >= self._never_split]
         enough = next((block for block in whole if block.size >= wanted), None)
         if enough is not None:
             self._release(enough)
@@ -245,7 +207,7 @@ class CachingAllocator:
         target = self.reserved - int(self.settings.garbage_collection_threshold * self.limit)
         pool = self._large
         while target > 0:
-            idle = [block for _, _, block in pool.free if _is_segment(block)]
+            idle = [block for _, _, block in pool.free if block.is_segment]
             ages = [pool.searches - block.born for block in idle]
             if not idle or not any(ages):
                 return
@@ -257,7 +219,7 @@ class CachingAllocator:
 
     # Expandable segments: one range of addresses a pool, to which memory is mapped page by page.
 
-    def _expand(self, pool: _Pool, size: int) -> Block | None:
+    def _expand(self, pool: Pool, size: int) -> Block | None:
         block = self._room_in_range(pool, size)
         if not block.mapped:
             mapped = self._map(block, min(size, block.size))
@@ -273,7 +235,7 @@ class CachingAllocator:
         pool.remove(block)
         return block
 
-    def _room_in_range(self, pool: _Pool, size: int) -> Block:
+    def _room_in_range(self, pool: Pool, size: int) -> Block:
         """Return the first block from which on `size` bytes of addresses are free, mapped or not."""
         for _, unmapped in pool.unmapped:
             first = unmapped.prev if unmapped.prev is not None and not unmapped.prev.allocated else unmapped
@@ -328,12 +290,3 @@ class CachingAllocator:
         block.mapped = False
         self.reserved -= block.size
         pool.add_unmapped(self._merged_with_neighbours(block))
-
-
-def _is_segment(block: Block) -> bool:
-    return block.prev is None and block.next is None
-
-
-def _expandable_size(block: Block) -> int:
-    behind: Any = block.next
-    return block.size + (behind.size if behind is not None and not behind.mapped else 0)

@@ -15,7 +15,8 @@ import torch
 
 from ..units import format_size
 from . import allocator_settings
-from .allocator import Block, CachingAllocator, NoRoom
+from .allocator import CachingAllocator, NoRoom
+from .allocator_blocks import Block
 
 GRANULE = 512  # what CUDA's caching allocator rounds every request up to
 
