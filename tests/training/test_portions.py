@@ -8,7 +8,8 @@ import transformers
 
 from balance_shim.settings import Settings
 from balance_shim.training import micro_batch
-from balance_shim.training.micro_batch import Portions, ignores_count, rows_of
+from balance_shim.training.loss_scale import ignores_count
+from balance_shim.training.portions import Portions, rows_of
 from balance_shim.versions import version_of
 
 COUNTS = pytest.mark.skipif(version_of("transformers") < (4, 46), reason="counts no labels of a step")

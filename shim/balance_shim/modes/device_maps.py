@@ -22,9 +22,9 @@ from ..training import (
     checkpointing,
     data_parallel,
     evaluation_check,
-    micro_batch,
     outputs,
     outside,
+    portions,
     precision,
     rebalance,
     repair,
@@ -158,10 +158,10 @@ class DeviceMaps(Training):
 
         def perform(inputs: Any) -> Any:
             count = batch_check.portions_for(trainer, inputs, counted)
-            portions = micro_batch.portions_of(trainer)
-            if portions is not None:
-                return portions.run(trainer, run, model, inputs, counted, least=count)
-            return micro_batch.run_in_portions(trainer, run, model, inputs, count, counted)
+            adaptive = portions.of(trainer)
+            if adaptive is not None:
+                return adaptive.run(trainer, run, model, inputs, counted, least=count)
+            return portions.run_in_portions(trainer, run, model, inputs, count, counted)
 
         return repair.run(trainer, perform, model, inputs, partial(_repaired, trainer))
 

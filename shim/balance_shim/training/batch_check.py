@@ -5,7 +5,6 @@ shapes. Later ones are examined only if they are larger than all that the plan i
 not to fit gets another map, or runs in portions.
 """
 
-import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -14,7 +13,6 @@ from .. import log, state
 from ..patching.guard import attempt
 from ..placement import planner
 from ..placement.balance import DoesNotFit
-from ..placement.calibration import scaled
 from ..placement.costed_model import CostedModel
 from ..placement.plan import Plan, evaluate
 from ..placement.remedies import what_would_fit
@@ -25,9 +23,10 @@ from ..rng import undisturbed
 from ..training_run import Part
 from ..units import format_size
 from ..upstream.trainer import TrainerLike
-from . import checkpointing, micro_batch
+from . import checkpointing, portions
 from .actual_workload import actual_workload
-from .batch_shapes import BatchShapes, on_host, shapes_of, with_length
+from .batch_shapes import inputs_of, on_host, shapes_of, with_length
+from .known_batches import KnownBatches
 from .replan import (
     Outcome,
     costs_in_force,
@@ -41,11 +40,8 @@ from .replan import (
 )
 
 if TYPE_CHECKING:
-    from torch import nn
+    pass
 
-# A plan holds for batches so many times as long if it fits with activations that have grown by the square of that,
-# which nothing in a model exceeds. The first of these that fits counts.
-FACTORS = (4.0, 3.0, 2.0, 1.5, 1.25, 1.1)
 HEADROOM = 1.25  # times the length that needs another map: the next that is a little longer should not need one more
 MOST_MOVES = 3  # of blocks for later batches
 MOST_EXAMINED = 40  # batches of one training; each takes about as long as planning did
@@ -113,13 +109,9 @@ class BatchCheck:
         self._max_memory, self._replanned = max_memory, replanned
         self._plan, self._usable = outcome.plan, outcome.request.devices
         self.latest = outcome
-        self._names = _taken_by(self._model)
+        self._names = inputs_of(self._model)
         self._unseen, self._waits = outcome.request.case.batch is None, outcome.waits
-        self._fits: list[
-            tuple[BatchShapes, float]
-        ] = []  # what the plan holds for, and for how much longer ones it does
-        self._split: list[tuple[BatchShapes, int]] = []  # what it holds for in so many portions
-        self._hopeless: list[BatchShapes] = []
+        self._known = KnownBatches()
         self._examined = self._moves = 0
         self._evaluates = True
         self._warned = self._told_of_portions = False
@@ -137,20 +129,20 @@ class BatchCheck:
         if shapes is None:
             self._decide_without()
             return 1
-        if any(mine.covers(shapes, factor) for mine, factor in self._fits):
+        if self._known.fits(shapes):
             return 1
-        count = next((count for mine, count in self._split if mine.covers(shapes)), 0)
-        if count and micro_batch.splits_exactly(self._trainer, inputs, count, counted):
+        count = self._known.portions(shapes)
+        if count and portions.splits_exactly(self._trainer, inputs, count, counted):
             return count
-        if any(shapes.covers(mine) for mine in self._hopeless) or self._examined >= MOST_EXAMINED:
+        if self._known.is_hopeless(shapes) or self._examined >= MOST_EXAMINED:
             return 1
         self._examined += 1
         with undisturbed():
             batch = on_host(inputs)
             self._usable = usable_now(self._trainer, self._model, self._plan, self._max_memory)
-            portions = self._first(batch, counted) if self._unseen else self._later(batch, counted)
+            count = self._first(batch, counted) if self._unseen else self._later(batch, counted)
         self._unseen = self._waits = False
-        return portions
+        return count
 
     def _decide_without(self) -> None:
         """Do what had to wait for a batch that shows nothing, such as one of texts."""
@@ -232,10 +224,8 @@ class BatchCheck:
 
     def _in_portions(self, batch: dict[str, Any], counted: bool, whole: Outcome) -> int:
         """Return the least number of portions with which `batch` fits; 1, with a warning, if there is none."""
-        rows = micro_batch.rows_of(batch) or 1
-        counts = [
-            each for each in range(2, rows + 1) if micro_batch.splits_exactly(self._trainer, batch, each, counted)
-        ]
+        rows = portions.rows_of(batch) or 1
+        counts = [each for each in range(2, rows + 1) if portions.splits_exactly(self._trainer, batch, each, counted)]
         count = self._least_fitting(counts, batch, rows)
         if not count and counts and (self._unseen or self._moves < MOST_MOVES):
             outcome = self._moved_for(self._portion(counts[-1], batch, rows))
@@ -246,7 +236,7 @@ class BatchCheck:
         assert shapes is not None, "only batches with shapes get here"
         plan = whole.plan
         if count:
-            self._split.append((shapes, count))
+            self._known.add_split(shapes, count)
             worst = plan.worst
             if self._unseen:  # and nothing has been measured or moved for other batches
                 outcome = plan_in_force(self._portion(count, batch, rows), self._plan)
@@ -260,7 +250,7 @@ class BatchCheck:
                 f"{format_size(worst.capacity)}) and run in portions; the losses do not change",
             )
             return count
-        self._hopeless.append(shapes)
+        self._known.add_hopeless(shapes)
         if not self._warned:
             self._warned = True
             line = plan_report.shortfall_line(plan, what_would_fit(plan, whole.request))
@@ -282,7 +272,7 @@ class BatchCheck:
 
     def _portion(self, count: int, batch: dict[str, Any], rows: int) -> Request:
         """Return what is to be planned for the largest of `count` portions of `batch`."""
-        largest = max(micro_batch.portions(batch, rows, count), key=lambda each: micro_batch.rows_of(each) or 0)
+        largest = max(portions.split(batch, rows, count), key=lambda each: portions.rows_of(each) or 0)
         request = self._request(largest)
         # Behind the first portion there are gradients, as with accumulation.
         return request.with_workload(accumulation=count * request.workload.accumulation)
@@ -303,26 +293,8 @@ class BatchCheck:
     def _note(self, batch: Any, costed: CostedModel) -> None:
         """Remember that the plan in force holds for `batch`, and for how much longer ones it does."""
         shapes = shapes_of(batch, self._names)
-        if shapes is None:
-            return
-        devices = [each.device for each in self._plan.devices]
-        factor = 1.0
-        for each in FACTORS:
-            grown = replace(costed, costs=tuple(scaled(cost, each * each, 1) for cost in costed.costs))
-            grown = replace(grown, first=scaled(costed.first, each * each, 1))
-            if not evaluate(self._plan.mode, grown, self._plan.device_map, devices).shortfall:
-                factor = each
-                break
-        self._fits.append((shapes, factor))
-
-
-def _taken_by(model: "nn.Module") -> frozenset[str] | None:
-    """Return the names of what `model.forward` takes; None: anything."""
-    parameters = inspect.signature(inspect.unwrap(type(model).forward)).parameters
-    named = [each for each in parameters.values() if each.kind is not inspect.Parameter.VAR_KEYWORD]
-    if len(named) <= 1:  # (self, **kwargs)
-        return None
-    return frozenset(each.name for each in named)
+        if shapes is not None:
+            self._known.add_fitting(shapes, self._plan, costed)
 
 
 _CHECK: Part[BatchCheck] = Part("looking at batches")

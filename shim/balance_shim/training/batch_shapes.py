@@ -1,8 +1,12 @@
 """The shapes of a micro-batch: compared with those that a plan holds for, and made longer to plan ahead."""
 
+import inspect
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,15 @@ def shapes_of(inputs: Any, names: Collection[str] | None) -> BatchShapes | None:
         if (names is None or name in names) and getattr(each, "ndim", 0) > 0 and hasattr(each, "element_size")
     }
     return BatchShapes(shapes) if shapes else None
+
+
+def inputs_of(model: "nn.Module") -> frozenset[str] | None:
+    """Return the names of the inputs of `model.forward`; None: any."""
+    parameters = inspect.signature(inspect.unwrap(type(model).forward)).parameters
+    named = [parameter for parameter in parameters.values() if parameter.kind is not parameter.VAR_KEYWORD]
+    if len(named) <= 1:  # (self, **kwargs)
+        return None
+    return frozenset(parameter.name for parameter in named)
 
 
 def on_host(inputs: Mapping[str, Any]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from ..placement.request import Request
 from ..training_run import Part
 from ..units import format_size
 from ..upstream.trainer import TrainerLike
-from . import micro_batch
+from . import portions
 
 _ANNOUNCED: Part[set[bool]] = Part("whether there was a remedy for an evaluation", outlives=True)
 
@@ -113,8 +113,8 @@ class EvaluationRoom:
             # The script's function gets the whole batch: outputs of the portions stay on the device, and are joined.
             portion = replace(portion, returns="logits", kept_rows=rows, joined=True)
         part = None
-        if batch is not None and micro_batch.rows_of(batch) == rows:
-            part = max(micro_batch.portions(batch, rows, count), key=lambda each: micro_batch.rows_of(each) or 0)
+        if batch is not None and portions.rows_of(batch) == rows:
+            part = max(portions.split(batch, rows, count), key=lambda each: portions.rows_of(each) or 0)
         plan = self.planned(portion, part)
         return plan is not None and not plan.shortfall
 

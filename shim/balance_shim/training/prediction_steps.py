@@ -6,8 +6,9 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 from ..upstream.trainer import TrainerLike
-from . import micro_batch
+from . import portions
 from .actual_workload import innermost
+from .loss_scale import LIBRARIES
 
 PredictionStep = Callable[..., Any]
 SHIFTING_LOSSES = ("ForCausalLM", "ForConditionalGeneration")  # keys of transformers' LOSS_MAPPING, since 4.46
@@ -51,7 +52,7 @@ def split_exactly(trainer: TrainerLike) -> bool:
     if getattr(trainer.args, "predict_with_generate", False) or trainer.compute_loss_func is not None:
         return False
     step, loss = (inspect.unwrap(getattr(type(trainer), name)) for name in ("prediction_step", "compute_loss"))
-    if _package(step) != "transformers" or _package(loss) not in micro_batch.LIBRARIES:
+    if _package(step) != "transformers" or _package(loss) not in LIBRARIES:
         return False
     config: Any = getattr(trainer.model, "config", None)
     text = config.get_text_config() if hasattr(config, "get_text_config") else config
@@ -62,7 +63,7 @@ def splits_exactly(trainer: TrainerLike, inputs: Any, count: int) -> bool:
     """Whether `count` portions of the rows of `inputs` give what the whole batch gives."""
     import torch
 
-    rows = micro_batch.rows_of(inputs)
+    rows = portions.rows_of(inputs)
     if rows is None or rows < count or not split_exactly(trainer):
         return False
     labels = inputs.get("labels")
@@ -85,11 +86,11 @@ def in_portions(
     Raises:
         CannotJoin: outputs are not by rows, or differ in more than their rows.
     """
-    rows = micro_batch.rows_of(inputs)
+    rows = portions.rows_of(inputs)
     assert rows is not None, "splits_exactly was asked"
-    parts = micro_batch.portions(inputs, rows, count)
+    parts = portions.split(inputs, rows, count)
     predicted = [_moved(Predicted(*perform(part))) if to_host else Predicted(*perform(part)) for part in parts]
-    sizes = [micro_batch.rows_of(part) or 0 for part in parts]
+    sizes = [portions.rows_of(part) or 0 for part in parts]
     logits = _joined([each.logits for each in predicted], sizes)
     labels = _joined([each.labels for each in predicted], sizes)
     return Predicted(_mean([each.loss for each in predicted], _shares(trainer, parts)), logits, labels)

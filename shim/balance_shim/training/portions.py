@@ -1,0 +1,194 @@
+"""Run a micro-batch in portions of its sequences, with the same loss and gradients."""
+
+import gc
+import inspect
+import itertools
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, Any
+
+from .. import devices, log, state
+from ..monitoring.out_of_memory import is_out_of_memory
+from ..replicas import together
+from ..training_run import Part
+from ..upstream.trainer import TrainerLike
+from .loss_scale import LIBRARIES, ignores_count, shares, taken_for_scaled
+
+if TYPE_CHECKING:
+    from torch import nn
+
+Inputs = Mapping[str, Any]
+Run = Callable[[Any, Inputs], Any]
+
+
+def of(trainer: TrainerLike) -> "Portions | None":
+    """Return what runs the micro-batches of `trainer`; None where `BALANCE_MICRO_BATCH` is not set, or cannot act.
+
+    Replicas that ran out of memory in a backward pass may have sent some of their gradients already.
+    """
+    if state.settings().micro_batch is None:
+        return None
+    if trainer.args.world_size > 1:
+        log.once("info", "BALANCE_MICRO_BATCH: with several processes a step that runs out of memory is not repeated")
+        return None
+    return _PORTIONS.of(trainer) or _PORTIONS.keep(trainer, Portions())
+
+
+def forget(trainer: TrainerLike) -> None:
+    """Drop the step that an earlier training of `trainer` was in when it ended."""
+    _PORTIONS.drop(trainer)
+
+
+class Portions:
+    """Runs the micro-batches of a trainer in as many portions as it takes not to run out of memory.
+
+    A micro-batch that runs out of memory may have left gradients of some parameters. So all gradients of the step are
+    thrown away, and what it had of micro-batches is run again, in portions of half the size, from then on.
+    """
+
+    def __init__(self) -> None:
+        self.count = 1
+        self._done: list[Inputs] = []  # of this optimizer step
+        self._counted = False
+
+    def run(
+        self, trainer: TrainerLike, run: Run, model: "nn.Module", inputs: Inputs, counted: bool, least: int = 1
+    ) -> Any:
+        """Return the loss of one micro-batch, its gradients added.
+
+        Args:
+            run: runs forward and backward pass of some rows, and returns their loss.
+            counted: whether the Trainer has counted the label tokens of the step.
+            least: the number of portions that this one is predicted to take.
+
+        Raises:
+            Exception: what `run` raises; of an out-of-memory the first one, if the rows cannot be divided.
+        """
+        self._counted = counted
+        self.count = max(self.count, least)
+        try:
+            loss = self._as_it_fits(trainer, run, model, inputs)
+        except BaseException:
+            self._done = []  # the Trainer may begin anew, with smaller batches
+            raise
+        ended = bool(trainer.accelerator.sync_gradients)
+        self._done = [] if ended else [*self._done, inputs]
+        return loss
+
+    def _as_it_fits(self, trainer: TrainerLike, run: Run, model: "nn.Module", inputs: Inputs) -> Any:
+        again: list[Inputs] = []
+        while True:
+            try:
+                for before in again:
+                    self._in_portions(trainer, run, model, before)
+                return self._in_portions(trainer, run, model, inputs)
+            except Exception as failure:
+                if not is_out_of_memory(failure) or not self._can_halve(trainer, inputs):
+                    raise
+            # Out of the handler, so that nothing holds the tensors of the pass that failed.
+            self.count *= 2
+            again = list(self._done)
+            model.zero_grad(set_to_none=True)
+            _free()
+            log.warning(
+                f"out of memory: micro-batches of {rows_of(inputs)} sequences run in {self.count} portions from now "
+                "on; the step is repeated, nothing is lost"
+            )
+
+    def _can_halve(self, trainer: TrainerLike, inputs: Inputs) -> bool:
+        rows = rows_of(inputs)
+        return (
+            rows is not None
+            and rows >= 2 * self.count
+            and _is_divisible(trainer, inputs, 2 * self.count, self._counted)
+        )
+
+    def _in_portions(self, trainer: TrainerLike, run: Run, model: "nn.Module", inputs: Inputs) -> Any:
+        return run_in_portions(trainer, run, model, inputs, self.count, self._counted)
+
+
+_PORTIONS: Part[Portions] = Part("portions of micro-batches")
+
+
+def run_in_portions(
+    trainer: TrainerLike, run: Run, model: "nn.Module", inputs: Inputs, count: int, counted: bool
+) -> Any:
+    """Return the loss of a micro-batch run in `count` portions, its gradients added; whole where it has fewer rows."""
+    rows = rows_of(inputs)
+    if count == 1 or rows is None or rows < count:
+        return run(model, inputs)
+    *earlier, last = split(inputs, rows, count)
+    with shares(trainer, count, counted):
+        wrapped: Any = model  # `no_sync` is of `DistributedDataParallel`
+        with wrapped.no_sync() if together.is_wrapped(model) else nullcontext():
+            losses = [run(model, portion) for portion in earlier]
+        losses.append(run(model, last))  # replicas add up the gradients of all portions
+    return sum(losses[1:], losses[0])
+
+
+def splits_exactly(trainer: TrainerLike, inputs: Inputs, count: int, counted: bool) -> bool:
+    """Whether `count` portions of the rows give what the whole gives, also where nobody has asked for portions.
+
+    Then the loss has to be the sum over label tokens that the libraries divide by those of the step. A loss between
+    rows (contrastive, or that of a mixture's router) or statistics of a batch would come out otherwise.
+    """
+    rows = rows_of(inputs)
+    if rows is None or rows < count or not counted or not _is_divisible(trainer, inputs, count, counted):
+        return False
+    if state.settings().micro_batch is not None:
+        return True
+    function = inspect.unwrap(type(trainer).compute_loss)
+    if getattr(function, "__module__", "").partition(".")[0] not in LIBRARIES or trainer.compute_loss_func is not None:
+        return False
+    return inputs.get("labels") is not None and not _couples_rows(trainer.model)
+
+
+def _couples_rows(model: "nn.Module") -> bool:
+    from torch.nn.modules.batchnorm import _BatchNorm
+
+    config: Any = getattr(model, "config", None)
+    text = config.get_text_config() if hasattr(config, "get_text_config") else config
+    return bool(getattr(text, "output_router_logits", False)) or any(
+        isinstance(module, _BatchNorm) for module in model.modules()
+    )
+
+
+def rows_of(inputs: Inputs) -> int | None:
+    """Return the number of rows of a batch of which everything is by rows; None for any other."""
+    if not isinstance(inputs, Mapping) or any(isinstance(each, Mapping) for each in inputs.values()):
+        return None
+    sizes = {len(each) for each in inputs.values() if _is_by_rows(each)}
+    return sizes.pop() if len(sizes) == 1 else None
+
+
+def split(inputs: Inputs, rows: int, count: int) -> list[dict[str, Any]]:
+    """Return `count` batches that together hold the rows of `inputs`, as even as can be."""
+    edges = [rows * place // count for place in range(count + 1)]
+    return [
+        {name: each[first:last] if _is_by_rows(each) else each for name, each in inputs.items()}
+        for first, last in itertools.pairwise(edges)
+    ]
+
+
+def _is_by_rows(value: Any) -> bool:
+    return hasattr(value, "__len__") and not isinstance(value, (str, bytes)) and getattr(value, "ndim", 1) > 0
+
+
+def _is_divisible(trainer: TrainerLike, inputs: Inputs, count: int, counted: bool) -> bool:
+    """Whether portions give the loss of the whole: losses add up, or all portions have as many labels."""
+    if taken_for_scaled(trainer, counted):
+        return counted and not ignores_count(trainer)
+    rows, labels = rows_of(inputs), inputs.get("labels")
+    if rows is None or rows % count or not hasattr(labels, "ne"):
+        return False
+    counts = {int(each["labels"].ne(-100).sum()) for each in split(inputs, rows, count)}
+    return len(counts) == 1
+
+
+def _free() -> None:
+    import torch
+
+    gc.collect()
+    kind = devices.accelerator_type()
+    if kind is not None:
+        torch.get_device_module(kind).empty_cache()
