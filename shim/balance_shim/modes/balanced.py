@@ -8,8 +8,7 @@ from ..errors import BalanceError
 from ..map_file import DeviceMap
 from ..memory.colocation import NO_CONSTRAINTS
 from ..patching.guard import attempt
-from ..placement import colocations, placed_models, planner
-from ..placement.fused_head import constraints_for as bonds_for_fused_head
+from ..placement import colocations, fused_head, placed_models, planner
 from ..placement.model_load import ModelLoad
 from ..placement.plan import Plan
 from ..placement.remedies import what_would_fit
@@ -55,10 +54,12 @@ class Balanced(DeviceMaps):
         if colocated.library_map:
             log.info("an earlier training ran only under the library's own map, which is used again")
             return None
-        what, instead = "looking for a fused head", "norm and head may be on two devices"
-        arguments = placed_models.arguments()
-        fused = attempt(what, bonds_for_fused_head, load.model, arguments, default=NO_CONSTRAINTS, instead=instead)
-        request = placing.request_for(load, usable, constraints=colocated.constraints.and_those(fused))
+        request = placing.request_for(load, usable)
+        fused = attempt(
+            "looking for a fused head", fused_head.constraints_for, load.model, request.case.structure,
+            placed_models.arguments(), default=NO_CONSTRAINTS, instead="norm and head may be on two devices",
+        )  # fmt: skip
+        request = replace(request, constraints=colocated.constraints.and_those(fused))
         plan = _balanced(request, load.max_memory)
         if plan is None:
             return None
