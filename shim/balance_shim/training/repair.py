@@ -119,7 +119,7 @@ def _may_repair(trainer: TrainerLike) -> bool:
 
 
 @contextmanager
-def _explained(trainer: Any) -> Iterator[None]:
+def _explained(trainer: TrainerLike) -> Iterator[None]:
     """Tell why a step of a replica that stops across devices is not repeated: the other ranks would not repeat it."""
     try:
         yield
