@@ -14,7 +14,7 @@ simulation.install(simulation.parse_spec("4x64MiB"))
 import transformers  # noqa: E402 - as in a script, where the simulation is there before anything else
 
 import balance_shim  # noqa: E402
-from balance_shim.memory.recomputation import layers_of, recompute_only  # noqa: E402
+from balance_shim.memory.recomputation import recomputable_layers, recompute_only  # noqa: E402
 from balance_shim.training.checkpoint_inputs import SendingCheckpoint, _layer_of, send_inputs_first  # noqa: E402
 from tests import models  # noqa: E402
 from tests.simulation.child import main  # noqa: E402
@@ -51,7 +51,7 @@ def same_when_recomputed(config, reentrant=False):
     model = loaded(config)
     plain, again = gradients(model), gradients(model)
     assert all(torch.equal(plain[name], again[name]) for name in plain)
-    recompute_only(model, frozenset(layers_of(model)), {"use_reentrant": reentrant})
+    recompute_only(model, frozenset(recomputable_layers(model)), {"use_reentrant": reentrant})
     send_inputs_first(model)
     recomputed = gradients(model)
     for name, gradient in plain.items():

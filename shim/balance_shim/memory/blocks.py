@@ -102,13 +102,13 @@ def _stacked(modules: "Iterable[tuple[str, nn.Module]]") -> frozenset[str]:
     """Return the names of the members of `nn.Sequential`s of like modules, at least two that have modules in them."""
     from torch import nn
 
-    found: set[str] = set()
+    stacked: set[str] = set()
     for name, module in modules:
         members = list(children_of(module)) if isinstance(module, nn.Sequential) else []
         kinds = {type(member) for _, member in members}
         if len(members) > 1 and len(kinds) == 1 and all(list(member.children()) for _, member in members):
-            found.update(f"{name}.{child}" if name else child for child, _ in members)
-    return frozenset(found)
+            stacked.update(f"{name}.{child}" if name else child for child, _ in members)
+    return frozenset(stacked)
 
 
 def children_of(module: "nn.Module") -> "Iterator[tuple[str, nn.Module]]":
@@ -202,13 +202,13 @@ def anchors(blocks: Sequence[Block]) -> tuple[int, ...]:
     followers = [block.kind == "tensor" or not block.parameters for block in blocks]
     if all(followers):
         return tuple(range(len(blocks)))
-    found = []
+    positions = []
     for position, block in enumerate(blocks):
         parent = block.name.rpartition(".")[0]
         others = [other for other, follows in enumerate(followers) if not follows]
         family = [other for other in others if blocks[other].name.startswith(f"{parent}.")]
-        found.append((family or others)[0] if followers[position] else position)
-    return tuple(found)
+        positions.append((family or others)[0] if followers[position] else position)
+    return tuple(positions)
 
 
 def _fork(name: str, other: str) -> str:

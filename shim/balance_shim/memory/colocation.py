@@ -55,9 +55,9 @@ class Constraints:
         return {"groups": [sorted(group) for group in self.groups], "on_first": sorted(self.on_first)}
 
     @classmethod
-    def from_json(cls, found: Mapping[str, Sequence[Any]]) -> "Constraints":
+    def from_json(cls, content: Mapping[str, Sequence[Any]]) -> "Constraints":
         """Return the constraints that `to_json` has been called on."""
-        return cls(tuple(map(frozenset, found["groups"])), frozenset(found["on_first"]))
+        return cls(tuple(map(frozenset, content["groups"])), frozenset(content["on_first"]))
 
 
 NO_CONSTRAINTS = Constraints()

@@ -45,7 +45,7 @@ class Phase:
 
 @dataclass(frozen=True)
 class BlockCost:
-    """What one block takes, in bytes.
+    """The memory of one block, in bytes.
 
     Attributes:
         weights: parameters and buffers as they are loaded.
@@ -81,9 +81,9 @@ class BlockCost:
     phases: tuple[Phase, ...] = ()
 
     @classmethod
-    def from_json(cls, found: Mapping[str, Any]) -> "BlockCost":
+    def from_json(cls, content: Mapping[str, Any]) -> "BlockCost":
         """Return the cost that `dataclasses.asdict` has been called on."""
-        return cls(**{**found, "phases": tuple(Phase(**phase) for phase in found["phases"])})
+        return cls(**{**content, "phases": tuple(Phase(**phase) for phase in content["phases"])})
 
     def in_phases(self) -> "list[BlockCost]":
         """Return a cost for each phase; the first has the weights, gradients, optimizer state and evaluation."""

@@ -26,7 +26,7 @@ FLOAT32 = 4
 
 @dataclass(frozen=True)
 class Estimate:
-    """What one block keeps from forward to backward, and what it needs beside that while it runs; bytes."""
+    """What one block keeps from forward to backward, and what it needs besides while it runs; bytes."""
 
     kept: int = 0
     temporary: int = 0

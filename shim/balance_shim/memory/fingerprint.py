@@ -61,10 +61,10 @@ def _modules(model: "nn.Module", trains: Trains | None) -> str:
 
 
 def _is_plain(value: Any, depth: int = 3) -> bool:
-    """Whether `value` is made of numbers, texts and the like, so that its representation says all of it."""
+    """Whether `value` is made of numbers, texts and the like, so that its representation is complete."""
     if isinstance(value, _PLAIN):
         return True
-    if not depth or not isinstance(value, (list, tuple, dict)):  # a set says it in another order each time
+    if not depth or not isinstance(value, (list, tuple, dict)):  # the order of a set differs each time
         return False
     inside = [*value.items()] if isinstance(value, dict) else value
     return all(_is_plain(each, depth - 1) for each in inside)
@@ -79,15 +79,15 @@ def _code(model: "nn.Module") -> str:
     bases = {base.__module__ for module in model.modules() for base in type(module).__mro__}
     folders = {os.path.dirname(_file_of(name)) for name in seen | bases if _is_of_the_user(name)}
     seen |= {name for name in list(sys.modules) if _is_of_the_user(name) and os.path.dirname(_file_of(name)) in folders}
-    found = hashlib.sha256()
+    code = hashlib.sha256()
     for name in sorted(seen):
         module = sys.modules.get(name)
         if name.startswith("torch.") or module is None:
             continue
         with contextlib.suppress(OSError, TypeError):  # typed into an interpreter; its classes' names have to do
-            found.update(inspect.getsource(module).encode())
-        found.update(repr([(key, _name(each)) for key, each in vars(module).items() if callable(each)]).encode())
-    return found.hexdigest()
+            code.update(inspect.getsource(module).encode())
+        code.update(repr([(key, _name(each)) for key, each in vars(module).items() if callable(each)]).encode())
+    return code.hexdigest()
 
 
 def _is_of_the_user(module_name: str) -> bool:

@@ -22,7 +22,7 @@ def is_supported(model: "nn.Module") -> bool:
     return bool(getattr(model, "supports_gradient_checkpointing", False))
 
 
-def layers_of(model: "nn.Module") -> list[str]:
+def recomputable_layers(model: "nn.Module") -> list[str]:
     """Return the names of the layers that can be recomputed each by itself."""
     return [block.name for block in chain(model) if can_be_recomputed(block)]
 
@@ -52,7 +52,7 @@ def recompute_only(
     if options.get("use_reentrant", True) and not _embeddings_train(model):
         model.enable_input_require_grads()  # re-entrance has no gradients where no input of a layer wants any
     named = dict(model.named_modules(remove_duplicate=False))
-    layers = layers_of(model) if layers is None else layers
+    layers = recomputable_layers(model) if layers is None else layers
     chosen = {id(named[name]) for name in wanted}
     for name in layers:
         layer = named[name]

@@ -293,10 +293,10 @@ def to_json(records: Sequence[Record | None]) -> dict[str, Any]:
     }
 
 
-def from_json(found: Mapping[str, Any]) -> tuple[Record | None, ...]:
+def from_json(content: Mapping[str, Any]) -> tuple[Record | None, ...]:
     """Return the records that `to_json` has been called on."""
-    distinct = [_record_from(fields) for fields in found["distinct"]]
-    return tuple(None if number is None else distinct[number] for number in found["numbers"])
+    distinct = [_record_from(fields) for fields in content["distinct"]]
+    return tuple(None if number is None else distinct[number] for number in content["numbers"])
 
 
 def _record_from(fields: Sequence[Any]) -> Record:

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 def tied_groups(model: "nn.Module") -> tuple[frozenset[str], ...]:
     """Return the groups of parameter names that share, or will share, one tensor.
 
-    transformers 5 ties after the device map is made and says beforehand what it will tie (`all_tied_weights_keys`);
+    transformers 5 ties after the device map is made and lists beforehand what it will tie (`all_tied_weights_keys`);
     4.x has tied by then, which shows in the parameters themselves.
     """
     groups: list[set[str]] = []

@@ -34,7 +34,7 @@ class Workload:
         trains_ahead: whether something outside of the model trains and runs ahead of it, so that gradients pass through
             all of its layers.
         replicated: whether DDP adds up the gradients of several replicas, in buckets of its own.
-        guessed: whether nobody has said yet how long rows are, which decides more than anything else.
+        guessed: whether the sequence length is still unknown, which decides more than anything else.
     """
 
     batch_size: int = 1
@@ -86,7 +86,7 @@ def assume(
     """Return the workload to plan for while the Trainer is not there yet.
 
     Args:
-        settings: what the user said (`BALANCE_BATCH_SIZE`, ...); goes before everything else.
+        settings: the user's (`BALANCE_BATCH_SIZE`, ...); they override everything else.
         arguments: the script's `TrainingArguments`, if it has made them already.
         longest: the most positions that the model takes, which bounds the default sequence length.
         replicated: whether the model is one of several replicas.
@@ -129,7 +129,7 @@ def from_arguments(arguments: TrainingArgumentsLike) -> dict[str, Any]:
 
 
 def longest_row(config: Any) -> int | None:
-    """Return the most positions that a model of `config` takes, as far as it says."""
+    """Return the most positions that a model of `config` takes, as far as it has them."""
     text = config.get_text_config() if hasattr(config, "get_text_config") else config
     longest = getattr(text, "max_position_embeddings", None)
     return longest if isinstance(longest, int) and longest > 0 else None

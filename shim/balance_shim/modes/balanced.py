@@ -23,7 +23,7 @@ class Balanced(DeviceMaps):
     """Replaces "auto" and its like by a map that evens out training memory."""
 
     def training_is_near(self) -> None:
-        """Become several processes, where `BALANCE_REPLICAS` says how many."""
+        """Become several processes, as many as `BALANCE_REPLICAS` asks for."""
         if state.is_pending() or state.settings().replicas == 1:
             return
         from . import replica_launch

@@ -20,7 +20,7 @@ class Launcher(Mode):
         """Set the variables that the launcher reads, unless the user has set them.
 
         LLaMA-Factory (0.9.5) starts ranks for several devices only, and trains in its own process otherwise. It is told
-        to start them on one device and on the CPU too: one, if the user says so.
+        to start them on one device and on the CPU too: one, if the user asks for one.
 
         Raises:
             BalanceError: ranks are asked for and cannot be had.

@@ -14,7 +14,7 @@ from ..units import format_size
 from .readings import Reading
 from .trend import SteadyRises, began
 
-KEPT = 0.001  # of the device: what tensors kept alive must add up to before it is said
+KEPT = 0.001  # of the device: what tensors kept alive must add up to before it is reported
 OCCUPIED = 0.1  # what others have at the start
 OTHERS_GROWN = 0.05  # what others have taken since, ...
 GROWN_AT_LEAST = 1 << 30  # ... and where kernels and communication buffers of our own count as theirs, this many bytes

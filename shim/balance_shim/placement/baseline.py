@@ -12,7 +12,7 @@ from .plan import Plan, device_of, evaluate
 
 @dataclass(frozen=True)
 class Offload:
-    """What a map keeps off the accelerators, where it cannot be trained.
+    """Blocks that a map keeps off the accelerators, where they cannot be trained.
 
     Attributes:
         place: "cpu" or "disk".
@@ -27,7 +27,7 @@ class Offload:
 
 @dataclass(frozen=True)
 class Baseline:
-    """The library's own map, predicted as ours is."""
+    """The library's own map, evaluated as ours is."""
 
     plan: Plan
     offloads: tuple[Offload, ...]
@@ -51,7 +51,7 @@ class Baseline:
 
 
 def judge(costed: CostedModel, device_map: DeviceMap, devices: Sequence[Device]) -> Baseline:
-    """Return what `device_map`, which the library made for `devices`, holds where."""
+    """Evaluate `device_map`, which the library made for `devices`."""
     homes = [device_of(block.tensors[0], device_map) for block in costed.blocks]
     offloads = []
     for place in OFFLOADED:

@@ -37,7 +37,7 @@ def corrected(
     # Evaluations are not among the steps that were measured.
     seen = replace(seen, costs=tuple(cost.in_training() for cost in seen.costs), first=seen.first.in_training())
     costs = list(target.costs)
-    found = []
+    calibrated = []
     for device in devices:
         here = [place for place, block in enumerate(seen.blocks) if device_of(block.name, device_map) == device.index]
         extra = [seen.first] if device is devices[0] else []
@@ -47,8 +47,8 @@ def corrected(
             costs[place] = scaled(costs[place], kept, step)
         explained = peak([*(scaled(seen.costs[place], kept, step) for place in here), *extra], seen.schedule)
         unexplained = max(0, goal - explained) if goal - explained > AS_PREDICTED * goal else 0
-        found.append(replace(device, overhead=device.overhead + unexplained))
-    return replace(target, costs=tuple(costs)), tuple(found)
+        calibrated.append(replace(device, overhead=device.overhead + unexplained))
+    return replace(target, costs=tuple(costs)), tuple(calibrated)
 
 
 def _factors(
@@ -64,7 +64,7 @@ def _factors(
     step = 1.0
     if with_factors(0, 1) > goal:  # then the step has needed less than it was thought to
         step = _largest(lambda factor: with_factors(0, factor) <= goal, 0, 1)
-    # A step above what the passes need says nothing of them but that they need no more.
+    # A step above the need of the passes shows only that they need no more.
     most = MOST if with_factors(1, step) <= goal and step == 1 else 1
     return _largest(lambda factor: with_factors(factor, step) <= goal, LEAST, most), step
 

@@ -14,7 +14,7 @@ from .plan import Plan, evaluate
 
 
 def carefully(costed: CostedModel, devices: Sequence[Device]) -> CostedModel:
-    """Return `costed` with constraints for what no dry run has reached: the most careful that fit.
+    """Return `costed` with constraints for blocks that no dry run has reached: the most careful that fit.
 
     Where it fits with none of them, those that can at least be loaded.
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Colocations:
-    """What failed steps have shown of a model.
+    """The constraints that failed steps have shown for a model.
 
     Attributes:
         constraints: the blocks that must share a device.
@@ -33,9 +33,9 @@ class Colocations:
         return {"constraints": self.constraints.to_json(), "library_map": self.library_map}
 
     @classmethod
-    def from_json(cls, found: Any) -> "Colocations":
-        """Return what `to_json` was called on."""
-        return cls(Constraints.from_json(found["constraints"]), bool(found["library_map"]))
+    def from_json(cls, content: Any) -> "Colocations":
+        """Return the object that `to_json` was called on."""
+        return cls(Constraints.from_json(content["constraints"]), bool(content["library_map"]))
 
 
 NONE = Colocations()
@@ -44,7 +44,7 @@ _by_key: dict[str, Colocations] = {}
 
 
 def recall(model: "nn.Module", folder: Path | None) -> Colocations:
-    """Return what is known of `model`, which is about to load; from now on `of` and `remember` know it, too.
+    """Return the colocations of `model`, which is about to load; `of` and `remember` accept it from now on.
 
     Args:
         folder: of the disk cache; None for none.
@@ -58,12 +58,12 @@ def recall(model: "nn.Module", folder: Path | None) -> Colocations:
 
 
 def of(model: "nn.Module") -> Colocations:
-    """Return what is known of a model that `recall` was called for."""
+    """Return the colocations of a model that `recall` was called for."""
     return _by_key.get(_keys.get(model, ""), NONE)
 
 
 def remember(model: "nn.Module", colocations: Colocations, folder: Path | None) -> None:
-    """Keep what a step of `model` has shown, which `recall` was called for."""
+    """Store the colocations of `model`, which `recall` was called for."""
     key = _keys.get(model)
     if key is not None:
         _by_key[key] = colocations
@@ -71,7 +71,7 @@ def remember(model: "nn.Module", colocations: Colocations, folder: Path | None) 
 
 
 def forget() -> None:
-    """Drop what this process remembers; what is on disk stays."""
+    """Forget everything stored in this process; the disk cache stays."""
     _by_key.clear()
 
 

@@ -32,32 +32,32 @@ def with_evaluation(request: "Request", costed: CostedModel) -> CostedModel:
     )
     shapes = _shapes(request.case.evaluation_batch)
     key = request.key("evaluation", workload.to_json(), costed.constraints.to_json(), shapes)
-    found = cached(request.cache, key, lambda: _traced(request, costed, workload))
-    if found is None:
+    content = cached(request.cache, key, lambda: _traced(request, costed, workload))
+    if content is None:
         return costed
-    throughout, most = evaluation.piled_up(found["outputs"])
+    throughout, most = evaluation.piled_up(content["outputs"])
     costs = tuple(
-        replace(cost, evaluation=found["held"][block.name][0], evaluation_kept=found["held"][block.name][1])
+        replace(cost, evaluation=content["held"][block.name][0], evaluation_kept=content["held"][block.name][1])
         for block, cost in zip(costed.blocks, costed.costs, strict=True)
     )
     first = replace(
-        costed.first, evaluation=max(found["first"][0], most - throughout), evaluation_throughout=throughout
+        costed.first, evaluation=max(content["first"][0], most - throughout), evaluation_throughout=throughout
     )
-    costed = _with_records(costed, found)
+    costed = _with_records(costed, content)
     return replace(costed, costs=costs, first=first, workload=replace(costed.workload, evaluation=evaluation))
 
 
-def _with_records(costed: CostedModel, found: Mapping[str, Any]) -> CostedModel:
+def _with_records(costed: CostedModel, content: Mapping[str, Any]) -> CostedModel:
     """Return `costed` with the allocations of an evaluation; without any where it was not traced."""
-    if costed.first_record is None or not found["events"]:
+    if costed.first_record is None or not content["events"]:
         return replace(costed, records=(), first_record=None)
-    events = [tuple(map(tuple, phases)) for phases in found["events"]]
+    events = [tuple(map(tuple, phases)) for phases in content["events"]]
     records = tuple(
-        record and replace(record, evaluation=events[found["of"][block.name]])
+        record and replace(record, evaluation=events[content["of"][block.name]])
         for block, record in zip(costed.blocks, costed.records, strict=True)
     )
-    first = replace(costed.first_record, evaluation=events[found["of"][""]])
-    return replace(costed, records=records, first_record=first, evaluation_outputs=found["outputs"])
+    first = replace(costed.first_record, evaluation=events[content["of"][""]])
+    return replace(costed, records=records, first_record=first, evaluation_outputs=content["outputs"])
 
 
 def _traced(request: "Request", costed: CostedModel, workload: Workload) -> dict[str, Any] | None:
@@ -71,17 +71,17 @@ def _traced(request: "Request", costed: CostedModel, workload: Workload) -> dict
         try:
             with tracing_for(request.architectures, request.repeats_grouped_keys):
                 case = replace(request.case, workload=workload, batch=batch)
-                found = trace_evaluation(case, costed.constraints)
+                evaluated = trace_evaluation(case, costed.constraints)
         except CannotTrace as error:
             reason = reason or str(error)
             if isinstance(error, TakesTooLong):
                 break
             continue
         return {
-            "held": {name: [held.forward, held.kept] for name, held in found.held.items()},
-            "first": [found.first.forward, found.first.kept],
-            "outputs": found.outputs,
-            **_events(found),
+            "held": {name: [held.forward, held.kept] for name, held in evaluated.held.items()},
+            "first": [evaluated.first.forward, evaluated.first.kept],
+            "outputs": evaluated.outputs,
+            **_events(evaluated),
         }
     log.debug(f"an evaluation cannot be traced: {reason}")
     return _estimated(request.case.structure, workload, request)
@@ -105,11 +105,11 @@ def _estimated(structure: ModelStructure, workload: Workload, request: "Request"
     }
 
 
-def _events(found: "Evaluated") -> dict[str, Any]:
+def _events(evaluated: "Evaluated") -> dict[str, Any]:
     """Return the distinct lists of what is allocated in each phase, and which of them is each block's ("": `first`)."""
     of = {
         name: tuple(tuple(phase.forward) for phase in held.phases)
-        for name, held in {**found.held, "": found.first}.items()
+        for name, held in {**evaluated.held, "": evaluated.first}.items()
     }
     distinct = list(dict.fromkeys(of.values()))
     numbers = {events: number for number, events in enumerate(distinct)}
@@ -117,9 +117,9 @@ def _events(found: "Evaluated") -> dict[str, Any]:
 
 
 def _with_rows(batch: Mapping[str, Any] | None, workload: Workload) -> dict[str, Any] | None:
-    """Return a training batch with as many rows as an evaluation has.
+    """Return a training batch with as many sequences as an evaluation has.
 
-    None if not everything in it is by rows, or these are not as long as the evaluation's.
+    None if not everything in it is by sequence, or these are not as long as the evaluation's.
     """
     import torch
 

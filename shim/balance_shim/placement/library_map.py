@@ -21,5 +21,5 @@ def library_map(model: "nn.Module", devices: Sequence[Device]) -> DeviceMap | No
     no_split = list(getattr(model, "_no_split_modules", None) or ())
     room = {device.index: device.available for device in devices}
     balanced = get_balanced_memory(model, max_memory=room, no_split_module_classes=no_split)
-    found: DeviceMap = infer_auto_device_map(model, max_memory=balanced, no_split_module_classes=no_split)
-    return None if any(place in OFFLOADED for place in found.values()) else found
+    device_map: DeviceMap = infer_auto_device_map(model, max_memory=balanced, no_split_module_classes=no_split)
+    return None if any(place in OFFLOADED for place in device_map.values()) else device_map

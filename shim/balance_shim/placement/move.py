@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["Moved", "move"]
 
 GRANULE = 512  # bytes; CUDA's allocator rounds requests up to it
-UNKNOWN = 1 << 62  # free bytes of a device that cannot say
+UNKNOWN = 1 << 62  # free bytes of a device that does not report them
 
 
 @dataclass(frozen=True)

@@ -62,11 +62,11 @@ class DevicePlan:
         overhead = self.terms.get("overhead", 0)
         room = self.device.available - overhead
         geometry = geometry_for(self.device.available)
-        found = replay(self.run, max(1, room), settings, geometry)
+        replayed = replay(self.run, max(1, room), settings, geometry)
         # A dry run may have shown more than the trace that the record is of.
-        more = max(0, self.predicted_peak - overhead - found.allocated)
-        reserved = found.reserved + overhead + more
-        return min(reserved, max(self.device.available, self.predicted_peak)) if found.fits else reserved
+        more = max(0, self.predicted_peak - overhead - replayed.allocated)
+        reserved = replayed.reserved + overhead + more
+        return min(reserved, max(self.device.available, self.predicted_peak)) if replayed.fits else reserved
 
     @property
     def shortfall(self) -> int:
@@ -101,7 +101,7 @@ class Plan:
         method: how the costs were found, for people: "traced", or what was estimated and why.
         source: the same as data.
         notes: what a reader of the plan should know, a line each.
-        recomputed: the layers to checkpoint, where they were chosen one by one; None: as the workload says.
+        recomputed: the layers to checkpoint, where they were chosen one by one; None: as the workload has it.
     """
 
     mode: PlanMode

@@ -54,7 +54,7 @@ def _profile(request: Request) -> Profile:
 
 
 def balanced(request: Request) -> Plan | None:
-    """Return the plan of mode `balanced`; None, with a line that says why, when there is none.
+    """Return the plan of mode `balanced`; None, with a warning that gives the reason, if there is none.
 
     That is when not even the weights fit, or when the model fails under every map that was verified out.
     """
@@ -84,7 +84,7 @@ def fitting(request: Request) -> Plan | None:
 def solved(request: Request, costed: CostedModel, recomputed: frozenset[str] | None) -> Plan | None:
     """Return the best plan that passes its dry run, for what `costed_for(request)` gave; None if there is none.
 
-    What a dry run shows, blocks that have to share a device or a peak off the prediction, goes into the next solution.
+    Results of a dry run (blocks that have to share a device, peaks off the prediction) go into the next solution.
 
     Raises:
         DoesNotFit: the weights alone do not fit.
@@ -96,7 +96,7 @@ def solved(request: Request, costed: CostedModel, recomputed: frozenset[str] | N
 def _settled(
     request: Request, costed: CostedModel, recomputed: frozenset[str] | None
 ) -> tuple[Plan | None, CostedModel]:
-    """Return what `solved` does, and the costs with all that the trials have shown."""
+    """Return the plan as `solved` does, and the costs with all corrections by dry runs."""
     if request.workload != costed.workload:
         request = request.with_case(workload=costed.workload)
     costed = careful.carefully(costed, request.devices)
@@ -137,7 +137,7 @@ def _on_one_device(costed: CostedModel, devices: tuple[Device, ...], recomputed:
 
 @dataclass(frozen=True)
 class Verified:
-    """A map as its dry run has shown it: its plan, the costs with which that agrees, and what met across devices."""
+    """The plan of a map after its dry run, the costs that agree with it, and the blocks that met across devices."""
 
     plan: Plan
     costed: CostedModel
@@ -147,22 +147,22 @@ class Verified:
 def as_verified(
     request: Request, costed: CostedModel, device_map: DeviceMap, recomputed: frozenset[str] | None
 ) -> Verified:
-    """Return the plan of `device_map` with what a dry run of it shows beyond the prediction."""
-    found = verification.verify(request, costed, device_map, recomputed)
-    # An estimate says already that this model fails in a dry run.
-    is_news = found.failure and not is_estimate(costed.source)
-    notes = [f"the map has had no dry run: {found.failure}"] if is_news else []
-    for misprediction in verification.mispredictions(found, costed, device_map, request.devices):
+    """Return the plan of `device_map`, corrected by a dry run."""
+    verified = verification.verify(request, costed, device_map, recomputed)
+    # An estimate implies already that this model fails in a dry run.
+    is_news = verified.failure and not is_estimate(costed.source)
+    notes = [f"the map has had no dry run: {verified.failure}"] if is_news else []
+    for misprediction in verification.mispredictions(verified, costed, device_map, request.devices):
         notes.append(f"{misprediction}")
         if misprediction.seen > misprediction.predicted:
-            costed = verification.corrected(found, costed, device_map, request.devices[0], misprediction)
+            costed = verification.corrected(verified, costed, device_map, request.devices[0], misprediction)
             notes[-1] += "; the figures here include it"
     plan = replace(evaluate("balanced", costed, device_map, request.devices, notes), recomputed=recomputed)
-    return Verified(plan, costed, found.met)
+    return Verified(plan, costed, verified.met)
 
 
 def costed_for(request: Request) -> tuple[CostedModel, frozenset[str] | None]:
-    """Return the costs to plan with, and the names of the layers to recompute; None: as the workload says."""
+    """Return the costs to plan with, and the names of the layers to recompute; None: as the workload has it."""
     if not request.selective:
         return cost(request), None
     choice = _least_recomputing(request.in_training())  # which is no remedy for an evaluation
@@ -183,7 +183,7 @@ class _Choice:
 
 
 def _least_recomputing(request: Request) -> _Choice:
-    """Return the least recomputation that fits, as trials show it; what comes closest to that where nothing fits."""
+    """Return the least recomputation that fits according to dry runs; the closest to it where nothing fits."""
     without, everywhere = (request.with_workload(gradient_checkpointing=checkpoints) for checkpoints in (False, True))
     plain = _choice(without, cost(without), frozenset())
     if not plain.shortfall:
@@ -204,13 +204,13 @@ def _least_recomputing(request: Request) -> _Choice:
 def _choice(request: Request, costed: CostedModel, recomputed: frozenset[str] | None) -> _Choice:
     try:
         plan, costed = _settled(request, costed, recomputed)
-    except DoesNotFit:  # which will be said where it is solved again
+    except DoesNotFit:  # which is logged where it is solved again
         plan = None
     return _Choice(plan, costed, recomputed or frozenset())
 
 
 def costed_in_training(costed: CostedModel) -> CostedModel:
-    """Return `costed` without what evaluations take."""
+    """Return `costed` without the costs of evaluations."""
     costs = tuple(cost.in_training() for cost in costed.costs)
     workload = replace(costed.workload, evaluation=None)
     return replace(costed, costs=costs, first=costed.first.in_training(), workload=workload)

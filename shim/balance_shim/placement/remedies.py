@@ -55,7 +55,7 @@ def remedies_that_fit(plan: Plan, request: Request) -> list[Remedy]:
 
 
 def _remedies_that_fit(plan: Plan, request: Request) -> list[Remedy]:
-    found = []
+    remedies = []
     for change in _changes(plan.workload, request):
         changes = change.fields
         other = request.with_case(workload=replace(plan.workload, **changes))
@@ -72,12 +72,12 @@ def _remedies_that_fit(plan: Plan, request: Request) -> list[Remedy]:
             other = other.with_case(batch=None)
         candidate = _if_it_fits(other)
         if candidate is not None:
-            found.append(Remedy(change.phrase, changes, candidate))
-    return found
+            remedies.append(Remedy(change.phrase, changes, candidate))
+    return remedies
 
 
 def _if_it_fits(request: Request) -> Plan | None:
-    """Return the plan if everything fits; only what seems to is tried out."""
+    """Return the plan if everything fits; dry runs are made only where it seems to."""
     costed = cost(request)
     try:
         if evaluate("balanced", costed, balance(costed, request.devices), request.devices).shortfall:
@@ -163,5 +163,5 @@ def _changes(workload: Workload, request: Request) -> list[Change]:
                 Change("LoRA with gradient checkpointing", {"tuning": "lora", "gradient_checkpointing": True})
             )
     if workload.seq_len >= 512:
-        remedies.append(Change(f"rows of {workload.seq_len // 2} tokens", {"seq_len": workload.seq_len // 2}))
+        remedies.append(Change(f"sequences of {workload.seq_len // 2} tokens", {"seq_len": workload.seq_len // 2}))
     return remedies

@@ -15,13 +15,13 @@ from .costed_model import CostedModel
 if TYPE_CHECKING:
     from .request import Request
 
-LARGEST_ERROR = 0.05  # of a device's peak; beyond that a plan says so
+LARGEST_ERROR = 0.05  # of a device's peak; beyond that a plan has a note
 LEAST_ERROR = 64 << 20  # bytes; differences below decide nothing
 
 
 @dataclass(frozen=True)
 class Verification:
-    """What became of a model, shortened to a few layers a device, that ran on shapes under a map.
+    """The result of a dry run under a map, of a model shortened to a few layers a device.
 
     Attributes:
         peaks: device index -> the most bytes that it held beside weights and optimizer state.
@@ -46,12 +46,12 @@ def verify(
     request = request.in_training()
     costed = replace(costed, workload=replace(costed.workload, evaluation=None))
     key = request.key("dry run", device_map, request.devices[0].index, sorted(recomputed or ()))
-    found = cached(request.cache, key, lambda: _tried(request, costed, device_map, recomputed))
+    content = cached(request.cache, key, lambda: _tried(request, costed, device_map, recomputed))
     return Verification(
-        {int(index): size for index, size in found["peaks"].items()},
-        frozenset(found["blocks"]),
-        tuple(map(frozenset, found["met"])),
-        found["failure"],
+        {int(index): size for index, size in content["peaks"].items()},
+        frozenset(content["blocks"]),
+        tuple(map(frozenset, content["met"])),
+        content["failure"],
     )
 
 
@@ -71,7 +71,7 @@ def _tried(
     try:
         with tracing_for(request.architectures, request.repeats_grouped_keys):
             case = replace(request.case, workload=costed.workload)
-            found = dry_run.perform(case, places, first, recomputed)
+            run = dry_run.perform(case, places, first, recomputed)
     except CrossesDevices as error:
         return {**result, "met": [sorted(blocks, key=str) for blocks in error.met]}
     except CannotTrace as error:
@@ -80,14 +80,14 @@ def _tried(
         return {**result, "failure": str(error)}
     return {
         **result,
-        "peaks": {str(index): size for index, size in found.peaks.items()},
-        "blocks": sorted(found.blocks),
+        "peaks": {str(index): size for index, size in run.peaks.items()},
+        "blocks": sorted(run.blocks),
     }
 
 
 @dataclass(frozen=True)
 class Misprediction:
-    """A device whose peak beside weights and optimizer state, in bytes, was not as predicted."""
+    """A device whose peak besides weights and optimizer state, in bytes, was not as predicted."""
 
     device: Device
     predicted: int
@@ -101,31 +101,35 @@ class Misprediction:
 
 
 def mispredictions(
-    found: Verification, costed: CostedModel, device_map: DeviceMap, devices: Sequence[Device]
+    verified: Verification, costed: CostedModel, device_map: DeviceMap, devices: Sequence[Device]
 ) -> tuple[Misprediction, ...]:
     """Return the devices of the dry run whose peaks were off what `costed` predicts."""
     off: list[Misprediction] = []
     if costed.source == "blockwise trace":  # with pictures, which the model as a whole is tried out without
         return ()
-    for device in devices if found.blocks else ():
-        predicted = _peak_without_state(costed, _ran_on(device, found, costed, device_map, devices[0]))
-        seen = found.peaks.get(device.index, 0)
+    for device in devices if verified.blocks else ():
+        predicted = _peak_without_state(costed, _ran_on(device, verified, costed, device_map, devices[0]))
+        seen = verified.peaks.get(device.index, 0)
         if abs(predicted - seen) > max(LARGEST_ERROR * seen, LEAST_ERROR):
             off.append(Misprediction(device, predicted, seen))
     return tuple(off)
 
 
 def corrected(
-    found: Verification, costed: CostedModel, device_map: DeviceMap, first_device: Device, misprediction: Misprediction
+    verified: Verification,
+    costed: CostedModel,
+    device_map: DeviceMap,
+    first_device: Device,
+    misprediction: Misprediction,
 ) -> CostedModel:
-    """Return `costed` with what a device took beyond its prediction, as temporaries of one of the blocks on it.
+    """Return `costed` with the bytes beyond a device's prediction added as temporaries of one of its blocks.
 
     Of one that is no layer, if there is any: layers are alike, so one of them would be off everywhere.
     """
-    costs = _ran_on(misprediction.device, found, costed, device_map, first_device)
+    costs = _ran_on(misprediction.device, verified, costed, device_map, first_device)
     roles = {block.name: block.role for block in costed.blocks}
     guilty = max(costs, key=lambda name: (roles.get(name) != "layer", max(costs[name].forward, costs[name].backward)))
-    # With more than enough on top its own moment is the peak, which tells how much would be just enough.
+    # Raised by more than enough, the block sets the peak itself; the rest of that peak tells by how much to raise it.
     enough = _peak_without_state(costed, {**costs, guilty: _raised(costs[guilty], _MUCH)}) - _MUCH
     raised = _raised(costs[guilty], misprediction.seen - enough)
     if guilty == _ARRIVING:
@@ -143,19 +147,19 @@ def _raised(cost: BlockCost, by: int) -> BlockCost:
 
 
 def _ran_on(
-    device: Device, found: Verification, costed: CostedModel, device_map: DeviceMap, first_device: Device
+    device: Device, verified: Verification, costed: CostedModel, device_map: DeviceMap, first_device: Device
 ) -> dict[str, BlockCost]:
     """Return the costs of the blocks that ran on `device`, in forward order."""
     costs = {
         block.name: cost
         for block, cost in zip(costed.blocks, costed.costs, strict=True)
-        if block.name in found.blocks and device_map[block.name] == device.index
+        if block.name in verified.blocks and device_map[block.name] == device.index
     }
     return {**costs, _ARRIVING: costed.first} if device == first_device else costs
 
 
 def _peak_without_state(costed: CostedModel, costs: Mapping[str, BlockCost]) -> int:
-    """Return the predicted peak of a device beside weights, optimizer state and gradients of earlier micro-batches."""
+    """Return the predicted peak of a device besides weights, optimizer state and gradients of earlier micro-batches."""
     passing = [replace(cost.in_training(), weights=0, optimizer=0, step=0) for cost in costs.values()]
     there = sum(cost.gradients for cost in passing) if costed.schedule.accumulating else 0
     return peak(passing, replace(costed.schedule, replicated=False)) - there

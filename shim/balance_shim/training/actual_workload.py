@@ -56,7 +56,7 @@ def actual_workload(
 
 
 def _has_buckets(trainer: TrainerLike) -> bool:
-    """Whether DDP will keep buckets beside the gradients: unless its `gradient_as_bucket_view` is asked for."""
+    """Whether DDP will keep buckets besides the gradients: unless its `gradient_as_bucket_view` is asked for."""
     options = getattr(getattr(trainer, "accelerator", None), "ddp_handler", None)
     return bool(trainer.args.world_size > 1 and not getattr(options, "gradient_as_bucket_view", False))
 

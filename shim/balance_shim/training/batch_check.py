@@ -64,12 +64,12 @@ def begin(
 
 
 def looks_at(trainer: TrainerLike) -> bool:
-    """Whether batches of `trainer` are looked at: not where several processes share one model."""
+    """Whether batches of `trainer` are examined: not where several processes share one model."""
     return bool(trainer.args.world_size == 1 or ranks.has_own_devices())
 
 
 def portions_for(trainer: TrainerLike, inputs: Any, counted: bool) -> int:
-    """Return in how many portions the rows of a micro-batch should run; the map may change here.
+    """Return the number of portions in which a micro-batch should run; the map may change here.
 
     Args:
         inputs: what `training_step` gets.
@@ -96,7 +96,7 @@ def latest(trainer: TrainerLike) -> Outcome | None:
 
 
 class BatchCheck:
-    """What is known of the batches of one call of `Trainer.train`."""
+    """The checks of the batches of one call of `Trainer.train`."""
 
     def __init__(
         self,
@@ -145,14 +145,14 @@ class BatchCheck:
         return count
 
     def _decide_without(self) -> None:
-        """Do what had to wait for a batch that shows nothing, such as one of texts."""
+        """Take the decision that waited for a first batch, where that has no shapes, such as one of texts."""
         if self._waits:
             self._waits = False
             outcome = second_pass(self._trainer, self._model, self._plan, self._max_memory)
             self._put_in_force(outcome)
 
     def _first(self, batch: dict[str, Any], counted: bool) -> int:
-        """Plan for the first batch; with rows as long as are known to come, if that fits."""
+        """Plan for the first batch; with sequences as long as are known to come, if that fits."""
         known = 0 if self._plan.workload.guessed else self._plan.workload.seq_len
         longest = with_length(batch, known)
         assumed = self._plan
@@ -174,7 +174,7 @@ class BatchCheck:
     def _kept_in_training(self, outcome: Outcome) -> Outcome:
         """Return the outcome, for training alone if it is the evaluation that does not fit.
 
-        That has been said then, and whatever is done for a micro-batch is no remedy for it.
+        A warning has been logged then, and no remedy for a micro-batch is one for an evaluation.
         """
         evaluation = outcome.plan.workload.evaluation
         if evaluation is None or not outcome.plan.shortfall:
@@ -189,7 +189,7 @@ class BatchCheck:
         return replace(outcome, plan=replace(plan, recomputed=outcome.plan.recomputed), costed=costed)
 
     def _later(self, batch: dict[str, Any], counted: bool) -> int:
-        """Do what it takes for a batch that is larger than all before."""
+        """Return the number of portions for a batch that is larger than all before; the map may change."""
         request = self._request(batch)
         costed = costs_in_force(request, self._plan.recomputed)
         plan = evaluate(self._plan.mode, costed, self._plan.device_map, request.devices)

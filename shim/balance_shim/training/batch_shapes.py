@@ -20,9 +20,9 @@ class BatchShapes:
     shapes: Mapping[str, tuple[int, ...]]
 
     def covers(self, other: "BatchShapes", factor: float = 1.0) -> bool:
-        """Whether `other` takes no more memory than this, with rows `factor` times as long and in sum as large.
+        """Whether `other` takes no more memory than this, with sequences `factor` times as long and in sum as large.
 
-        Fewer tokens in shorter rows take no more, however they are arranged.
+        Fewer tokens in shorter sequences take no more, however they are arranged.
         """
         for name, shape in other.shapes.items():
             mine = self.shapes.get(name)
@@ -75,7 +75,7 @@ def on_host(inputs: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def with_length(batch: Mapping[str, Any], length: int) -> dict[str, Any]:
-    """Return `batch` with rows of `length` tokens, if that is more than they have: the last token goes on.
+    """Return `batch` with sequences padded to `length` tokens by their last token, if they are shorter.
 
     Batches without a matrix of `input_ids` stay as they are.
     """

@@ -91,7 +91,7 @@ def _hooked_parameters(model: "nn.Module") -> frozenset[str]:
 def _place(
     block: Block, parameters: "dict[str, Any]", hooked: frozenset[str], planned: int | str | None, first: int
 ) -> int:
-    """Return the device of a block: where its modules with hooks are, else what the map says, else where it is."""
+    """Return the device of a block: where its modules with hooks are, else that of the map, else where it is."""
     kind = devices.accelerator_type()
     inside = [parameters[name].device for name in block.parameters if name in hooked]
     if not inside and isinstance(planned, int):

@@ -1,9 +1,10 @@
 """Inputs of checkpointed layers reach the layer's device before the checkpoint notes the state of random numbers.
 
 Each CUDA device has a generator of its own. `torch.utils.checkpoint` saves and restores those of the devices on which
-it finds arguments, and says that it cannot know of moves inside. Where transformers checkpoints around accelerate's
-hook (4.x, and 5.x before `GradientCheckpointingLayer` wraps `forward`), the first layer of each device gets its
-arguments from the device before: dropout in it would be recomputed with another mask, and its gradients would be wrong.
+it finds arguments, and cannot know of moves inside, as its documentation has it. Where transformers checkpoints around
+accelerate's hook (4.x, and 5.x before `GradientCheckpointingLayer` wraps `forward`), the first layer of each device
+gets its arguments from the device before: dropout in it would be recomputed with another mask, and its gradients would
+be wrong.
 """
 
 from collections.abc import Callable

@@ -7,7 +7,7 @@ them.
 from typing import TYPE_CHECKING, Any
 
 from .. import log, state
-from ..memory.recomputation import is_supported, layers_of, recompute_only
+from ..memory.recomputation import is_supported, recomputable_layers, recompute_only
 from ..patching.guard import attempt
 from ..placement.plan import Plan
 from ..training_run import Part
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def adjust_arguments(arguments: TrainingArgumentsLike) -> None:
-    """Put `1` or `0` into `TrainingArguments` that are being made; how it is done stays what the script says."""
+    """Put `1` or `0` into `TrainingArguments` that are being made; the method stays that of the script."""
     setting = state.settings().gradient_checkpointing
     if not isinstance(setting, bool):
         return
@@ -54,7 +54,7 @@ def switch_off_unsupported(trainer: TrainerLike, model: "nn.Module") -> None:
 def arrange(trainer: TrainerLike, model: "nn.Module", plan: Plan | None) -> None:
     """Have the layers recomputed that are to be, and no others, from the moment when training has been set up.
 
-    Not before: the Trainer switches checkpointing on for all layers while it sets up, if its arguments say so.
+    Not before: the Trainer switches checkpointing on for all layers while it sets up, if its arguments ask for it.
 
     Args:
         model: the trainer's, or the one inside of it that is the library's.
@@ -85,7 +85,7 @@ _CALLBACK: Part[Any] = Part("activation checkpointing", _end, instead="its callb
 
 
 def _wanted(trainer: TrainerLike, model: "nn.Module", plan: Plan | None) -> frozenset[str] | None:
-    """Return the names of the layers to recompute; None: as the script and the arguments say."""
+    """Return the names of the layers to recompute; None: as the script and its arguments set it."""
     setting = state.settings().gradient_checkpointing
     chosen = None if plan is None else plan.recomputed
     if setting is None:
@@ -102,9 +102,9 @@ def _wanted(trainer: TrainerLike, model: "nn.Module", plan: Plan | None) -> froz
             "the script decides",
         )
         return None
-    layers = layers_of(model)
+    layers = recomputable_layers(model)
     if setting is True and not layers:
-        return None  # what the arguments say has to do
+        return None  # the arguments decide
     wanted = (frozenset(layers) if setting is True else frozenset()) if chosen is None else chosen
     if plan is not None and chosen is not None:
         _say(plan, chosen, len(layers))
@@ -117,7 +117,7 @@ def choose_again(trainer: TrainerLike, model: "nn.Module", before: Plan, plan: P
         return
     recompute_only(model, plan.recomputed, options_of(trainer.args))
     send_inputs_first(model)
-    _say(plan, plan.recomputed, len(layers_of(model)))
+    _say(plan, plan.recomputed, len(recomputable_layers(model)))
 
 
 def _say(plan: Plan, chosen: frozenset[str], layers: int) -> None:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 def wanted(trainer: TrainerLike, placed: bool) -> bool:
     """Return whether `BALANCE_LOSS` asks for chunks here and `trainer` trains in a way that they are known to go with.
 
-    A way that they do not go with is said once. `placed`: whether the shim has placed the model of `trainer`.
+    A setup that chunks do not support is logged once. `placed`: whether the shim has placed the model of `trainer`.
     """
     setting = state.settings().loss
     if setting == "full" or (setting == "auto" and not placed):

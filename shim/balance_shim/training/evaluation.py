@@ -33,7 +33,7 @@ def evaluation_of(trainer: TrainerLike, workload: Workload) -> tuple[Evaluation 
 
 
 def evaluation_with(trainer: TrainerLike, rows: int, tokens: int, loss_only: bool, all_rows: int) -> Evaluation:
-    """Return the evaluation of `all_rows` rows in batches of `rows` x `tokens`.
+    """Return the evaluation of `all_rows` sequences in batches of `rows` x `tokens`.
 
     Args:
         loss_only: whether the evaluation loop is asked for the loss alone.
@@ -49,7 +49,7 @@ def _datasets(given: Any) -> list[Any]:
 
 
 def _longest(datasets: list[Any], size: int) -> int:
-    """Return the rows of the longest data set; of those without a length it cannot be known."""
+    """Return the number of samples of the longest data set; unknown for those without a length."""
     return max([len(each) for each in datasets if hasattr(each, "__len__")], default=size)
 
 
@@ -65,7 +65,7 @@ def _returns(trainer: TrainerLike, loss_only: bool) -> Literal["loss", "logits",
 
 
 def _kept_rows(trainer: TrainerLike, all_rows: int, size: int) -> int:
-    """Return of how many rows outputs pile up, in batches of `size`."""
+    """Return the number of sequences whose outputs accumulate on the device, in batches of `size`."""
     arguments = trainer.args
     every = arguments.eval_accumulation_steps
     if getattr(arguments, "batch_eval_metrics", False):

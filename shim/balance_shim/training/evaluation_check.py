@@ -130,18 +130,18 @@ class _Check:
             return AS_IT_IS
         self._examined += 1
         with undisturbed():
-            found = self._found(plan, evaluation, on_host(inputs))
-        if found is None:
+            chosen = self._chosen(plan, evaluation, on_host(inputs))
+        if chosen is None:
             self._hopeless.append(shapes)
             return AS_IT_IS
-        self._known.append((shapes, found))
-        return found
+        self._known.append((shapes, chosen))
+        return chosen
 
     def _splits(self, inputs: Any, count: int) -> bool:
         return prediction_steps.splits_exactly(self._trainer, inputs, count)
 
     def _evaluation(self, shapes: BatchShapes, plan: Plan) -> Evaluation | None:
-        """Return the evaluation in batches of these shapes; None where there are no rows."""
+        """Return the evaluation in batches of these shapes; None where there are no sequences."""
         ids = shapes.shapes.get("input_ids", ())
         if len(ids) == 2:
             rows, tokens = ids
@@ -151,8 +151,8 @@ class _Check:
             return None
         return evaluation_with(self._trainer, rows, tokens, self._loss_only, max(rows, self._all_rows))
 
-    def _found(self, plan: Plan, evaluation: Evaluation, batch: dict[str, Any]) -> EvaluationRemedy | None:
-        """Return how a batch is to run, once it has been said if that is not as it is; the map may change here."""
+    def _chosen(self, plan: Plan, evaluation: Evaluation, batch: dict[str, Any]) -> EvaluationRemedy | None:
+        """Return how a batch is to run; log it if that is not as it is. The map may change here."""
         room = _room(self._trainer, plan)
         remedy, as_it_is = room.remedy(evaluation, batch, lambda count: self._splits(batch, count))
         if remedy is None and not self._moved and self._move(room, evaluation, batch):

@@ -25,5 +25,7 @@ def state_bytes(states: Any, parameter: Any) -> int:
         for each in values
         if hasattr(each, "element_size")
         and each.device == parameter.device
-        and not getattr(each, "is_paged", False)  # bitsandbytes: it says the device, and lives in host memory
+        and not getattr(
+            each, "is_paged", False
+        )  # bitsandbytes: its device attribute is the accelerator, its memory the host's
     )

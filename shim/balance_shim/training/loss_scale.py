@@ -54,7 +54,7 @@ def taken_for_scaled(trainer: TrainerLike, counted: bool) -> bool:
 
 @contextmanager
 def shares(trainer: TrainerLike, count: int, counted: bool) -> Iterator[None]:
-    """Have each loss count for its share, where it is a mean of its own rows."""
+    """Weight the loss of each portion by its share, where it is a mean over its own sequences."""
     if taken_for_scaled(trainer, counted):
         yield
         return

@@ -71,7 +71,7 @@ def take_largest(trainer: TrainerLike, fits: Callable[[], bool]) -> None:
 
 
 def set_size(trainer: TrainerLike, size: int, accumulation: int) -> None:
-    """Have `trainer`, which has not begun to train, take `size` rows at a time, `accumulation` times a step."""
+    """Have `trainer`, which has not begun to train, take `size` sequences at a time, `accumulation` times a step."""
     trainer.args.per_device_train_batch_size = size
     trainer.args.gradient_accumulation_steps = accumulation
     trainer._train_batch_size = trainer.args.train_batch_size
@@ -98,7 +98,7 @@ def begin(trainer: TrainerLike) -> None:
 
 
 def _reason_against(trainer: TrainerLike, before: int, size: int) -> str:
-    """Return why micro-batches of `size` rows instead of `before` would change what `trainer` learns; "" if not."""
+    """Return why micro-batches of `size` instead of `before` sequences would change the result; "" if not."""
     if size == before:
         return ""
     if ignores_count(trainer):

@@ -25,7 +25,7 @@ PROMPTS = "prompt_encoder"  # of a `peft.PeftModel` with prompt learning
 
 
 def arrange(trainer: TrainerLike, model: "nn.Module") -> None:
-    """Bring what was made where the embedding is, and is not prompts, to the first device, with a line.
+    """Bring modules that were made where the embedding is, except prompts, to the first device; log it.
 
     Args:
         trainer: a `transformers.Trainer` about to train.
@@ -96,12 +96,12 @@ def _modules(trainer: TrainerLike, model: "nn.Module") -> "list[nn.Module]":
 
     passed = {id(each) for each in _prompts(trainer.model)}
     passed |= {id(each) for one in placed_models.compared_models() for each in one.modules()}
-    found: list[nn.Module] = []
+    modules: list[nn.Module] = []
     for outer in (trainer.model, *(each for each in vars(trainer).values() if isinstance(each, nn.Module))):
         if outer is trainer.model or not placed_models.has_map(outer):
-            found += [each for each in outer.modules() if id(each) not in passed]
-            passed |= {id(each) for each in found}
-    return found
+            modules += [each for each in outer.modules() if id(each) not in passed]
+            passed |= {id(each) for each in modules}
+    return modules
 
 
 def _direct_tensors(modules: "Iterable[nn.Module]", model: "nn.Module") -> "list[Tensor]":

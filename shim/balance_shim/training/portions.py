@@ -113,7 +113,7 @@ _PORTIONS: Part[Portions] = Part("portions of micro-batches")
 def run_in_portions(
     trainer: TrainerLike, run: Run, model: "nn.Module", inputs: Inputs, count: int, counted: bool
 ) -> Any:
-    """Return the loss of a micro-batch run in `count` portions, its gradients added; whole where it has fewer rows."""
+    """Return the loss of a micro-batch run in `count` portions, its gradients added, or in one if it is too small."""
     rows = rows_of(inputs)
     if count == 1 or rows is None or rows < count:
         return run(model, inputs)
@@ -127,7 +127,7 @@ def run_in_portions(
 
 
 def splits_exactly(trainer: TrainerLike, inputs: Inputs, count: int, counted: bool) -> bool:
-    """Whether `count` portions of the rows give what the whole gives, also where nobody has asked for portions.
+    """Whether `count` portions give the result of the micro-batch in one piece, also if no setting asks for them.
 
     Then the loss has to be the sum over label tokens that the libraries divide by those of the step. A loss between
     rows (contrastive, or that of a mixture's router) or statistics of a batch would come out otherwise.
@@ -154,7 +154,7 @@ def _couples_rows(model: "nn.Module") -> bool:
 
 
 def rows_of(inputs: Inputs) -> int | None:
-    """Return the number of rows of a batch of which everything is by rows; None for any other."""
+    """Return the number of sequences of a batch in which every value has one entry per sequence; None for any other."""
     if not isinstance(inputs, Mapping) or any(isinstance(each, Mapping) for each in inputs.values()):
         return None
     sizes = {len(each) for each in inputs.values() if _is_by_rows(each)}
@@ -162,7 +162,7 @@ def rows_of(inputs: Inputs) -> int | None:
 
 
 def split(inputs: Inputs, rows: int, count: int) -> list[dict[str, Any]]:
-    """Return `count` batches that together hold the rows of `inputs`, as even as can be."""
+    """Return `count` batches of nearly equal size that together hold the sequences of `inputs`."""
     edges = [rows * place // count for place in range(count + 1)]
     return [
         {name: each[first:last] if _is_by_rows(each) else each for name, each in inputs.items()}
@@ -175,7 +175,7 @@ def _is_by_rows(value: Any) -> bool:
 
 
 def _is_divisible(trainer: TrainerLike, inputs: Inputs, count: int, counted: bool) -> bool:
-    """Whether portions give the loss of the whole: losses add up, or all portions have as many labels."""
+    """Whether portions give the loss of the micro-batch: losses add up, or all portions have as many labels."""
     if taken_for_scaled(trainer, counted):
         return counted and not ignores_count(trainer)
     rows, labels = rows_of(inputs), inputs.get("labels")

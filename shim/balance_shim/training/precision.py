@@ -22,7 +22,7 @@ _SCRIPTS = "_balance_shim_autocast"
 def chosen() -> str | None:
     """Return the precision to use, "bf16", "fp16" or "fp32": what was asked for or, failing that, the nearest.
 
-    None where nothing was asked for. What the device cannot do is said once.
+    None where nothing was asked for. A precision that the device lacks is logged once.
     """
     asked = state.settings().precision
     if asked is None or asked == "fp32":
@@ -57,7 +57,7 @@ def autocast_of_script(arguments: TrainingArgumentsLike | None) -> bool:
 
 
 def loading_dtype() -> Any:
-    """Return the torch dtype in which weights are to load; None: as the script says."""
+    """Return the torch dtype in which weights are to load; None: as the script sets it."""
     import torch
 
     precision = chosen()

@@ -15,7 +15,7 @@ SHIFTING_LOSSES = ("ForCausalLM", "ForConditionalGeneration")  # keys of transfo
 
 
 class CannotJoin(Exception):
-    """Outputs of portions do not tell how they make those of the whole batch."""
+    """The outputs of portions cannot be joined to those of the batch."""
 
 
 class Predicted(NamedTuple):
@@ -60,7 +60,7 @@ def split_exactly(trainer: TrainerLike) -> bool:
 
 
 def splits_exactly(trainer: TrainerLike, inputs: Any, count: int) -> bool:
-    """Whether `count` portions of the rows of `inputs` give what the whole batch gives."""
+    """Whether `count` portions of `inputs` give the outputs of the batch in one piece."""
     import torch
 
     rows = portions.rows_of(inputs)
@@ -77,7 +77,7 @@ def splits_exactly(trainer: TrainerLike, inputs: Any, count: int) -> bool:
 def in_portions(
     trainer: TrainerLike, perform: Callable[[Any], Any], inputs: Mapping[str, Any], count: int, to_host: bool
 ) -> Predicted:
-    """Return what `perform(inputs)` returns, from `count` portions of its rows.
+    """Return what `perform(inputs)` returns, from `count` portions of its sequences.
 
     Args:
         perform: runs the prediction step on a batch.
@@ -142,7 +142,7 @@ def _shifts_labels(trainer: TrainerLike) -> bool:
 
 
 def _joined(parts: Sequence[Any], sizes: Sequence[int]) -> Any:
-    """Return one structure of tensors from those of the portions, which have `sizes` rows."""
+    """Return one structure of tensors from those of the portions, which have `sizes` sequences."""
     import torch
 
     first = parts[0]

@@ -73,7 +73,7 @@ def saw_batch(trainer: TrainerLike, inputs: Any) -> None:
 
 
 def replanned(trainer: TrainerLike, plan: Plan) -> None:
-    """Take the plan of a map that something else has put in force; what was measured before it says nothing of it."""
+    """Take the plan of a map that something else has put in force; earlier measurements do not apply to it."""
     kept = _REBALANCER.of(trainer)
     if kept is not None:
         rebalancer, _ = kept
@@ -229,7 +229,7 @@ class Rebalancer:
         return replace(costed, costs=costs, records=(), first_record=None)  # of other costs than these
 
     def _worst_measured(self) -> str:
-        """Return measured beside predicted for the device that is furthest off."""
+        """Return measured and predicted peak of the device that is furthest off."""
         worst = max(
             self._plan.devices,
             key=lambda each: abs(self._measured[each.device.index] - each.predicted_peak) / each.capacity,

@@ -211,7 +211,7 @@ def _change_map(case: _Case, failure: Exception) -> bool:
 
 
 def _undo(case: _Case, failure: Exception) -> None:
-    """Throw away what the pass that failed has left: gradients, and the activations that its frames hold."""
+    """Drop the gradients of the pass that failed, and the activations that its frames hold."""
     crossing.let_go(failure)
     if case.trains:
         case.model.zero_grad(set_to_none=True)

@@ -65,7 +65,7 @@ def second_pass(
     max_memory: Mapping[Any, Any] | None = None,
     may_wait: bool = False,
 ) -> Outcome:
-    """Plan for what `trainer` really does and say so; move the blocks of `model` where that pays.
+    """Plan for the real workload of `trainer` and log the plan; move the blocks of `model` where that pays.
 
     Args:
         trainer: a `transformers.Trainer` about to train.
@@ -107,14 +107,14 @@ def moved_if_better(trainer: TrainerLike, outcome: Outcome, for_any_gain: bool =
 
 
 def warned(trainer: TrainerLike, outcome: Outcome) -> Outcome:
-    """Return the outcome, once a line has said that it does not fit, and what would, if that is so."""
+    """Return the outcome; if it does not fit, warn first, with the changes under which it would."""
     if outcome.plan.shortfall and not _evaluation_is_remedied(trainer, outcome):
         log.warning(plan_report.shortfall_line(outcome.plan, what_would_fit(outcome.plan, outcome.request)))
     return outcome
 
 
 def _evaluation_is_remedied(trainer: TrainerLike, outcome: Outcome) -> bool:
-    """Whether only the evaluation does not fit, and will run in a way that does: once a line has said so."""
+    """Whether only the evaluation does not fit and will run in a way that does, which is logged."""
     evaluation = outcome.plan.workload.evaluation
     training, costed = outcome.request.in_training(), planner.costed_in_training(outcome.costed)
     alone = evaluate(outcome.plan.mode, costed, outcome.plan.device_map, training.devices)
@@ -136,7 +136,7 @@ def _evaluation_is_remedied(trainer: TrainerLike, outcome: Outcome) -> bool:
 
 
 def costs_in_force(request: Request, recomputed: frozenset[str] | None) -> CostedModel:
-    """Return the costs for `request` with these layers recomputed; None: as the workload says."""
+    """Return the costs for `request` with these layers recomputed; None: as the workload has it."""
     if recomputed is None:
         return planner.cost(request)
     plain, everywhere = (

@@ -41,11 +41,11 @@ def reason_to_stay(trainer: TrainerLike) -> str:
         return ""
     gc.collect()  # hooks make cycles, so an earlier model may still be there
     others = {id(each) for model in placed_models.compared_models() for each in (*model.parameters(), *model.buffers())}
-    found = [each for each in leak_search.twins(kind, trainer.model, trainer.optimizer) if id(each) not in others]
-    if not found:
+    copies = [each for each in leak_search.twins(kind, trainer.model, trainer.optimizer) if id(each) not in others]
+    if not copies:
         return ""
-    first = "x".join(map(str, found[0].shape))
+    shape, place = "x".join(map(str, copies[0].shape)), copies[0].device
     return (
-        f"{len(found)} tensors with the shapes of parameters (one of {first} on {found[0].device}) are held elsewhere "
-        "and would not move along"
+        f"{len(copies)} tensors with the shapes of parameters (one of {shape} on {place}) are held elsewhere and would "
+        "not move along"
     )

@@ -12,7 +12,7 @@ from . import config, session, shared_paths
 from .launching import other_ways
 from .weights import loading
 
-# What a DeepSpeed config says of things that `TrainingArguments` say, too; transformers refuses a difference.
+# Keys of a DeepSpeed config that `TrainingArguments` have too; transformers refuses a difference.
 SHARED = {
     "gradient_clipping": "max_grad_norm",
     "train_micro_batch_size_per_gpu": "per_device_train_batch_size",
@@ -51,7 +51,7 @@ def prepare(arguments: TrainingArgumentsLike) -> None:
 
 
 def carry_over(wanted: Mapping[str, Any], arguments: TrainingArgumentsLike) -> None:
-    """Put what `BALANCE_ZERO_CONFIG` says into `arguments` that say something else: it is the user's last word.
+    """Put the values of `BALANCE_ZERO_CONFIG` into `arguments` that differ: it takes precedence.
 
     Raises:
         SettingError: a value is not of the kind that the arguments have there.

@@ -165,7 +165,7 @@ def hidden_size(model: "nn.Module") -> int:
 
 
 def _widths(config: Any) -> list[int]:
-    """Return what a config says of its width; `hidden_sizes` of some is a list."""
+    """Return the width in a config; `hidden_sizes` of some is a list."""
     found: list[int] = []
     for name in ("hidden_size", "hidden_sizes", "d_model", "n_embd"):
         value = getattr(config, name, None)

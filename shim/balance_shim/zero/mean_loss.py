@@ -50,7 +50,7 @@ def is_averaged(trainer: TrainerLike) -> bool:
 
 
 def noted(trainer: TrainerLike, count: Any) -> Any:
-    """Return `count` so that `corrected` will know whether it was used; as it is where that does not matter."""
+    """Return `count` so that `corrected` will know whether it was used; unchanged where that does not matter."""
     if not isinstance(count, torch.Tensor) or not _takes_count(trainer):  # an int in transformers 4.46
         return count
     result = count.as_subclass(Count)

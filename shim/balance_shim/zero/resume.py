@@ -33,7 +33,7 @@ def prepare(engine: Any, folder: str) -> None:
 
     step = newest_step(Path(folder))
     if step is None:
-        return  # transformers says what is missing
+        return  # transformers reports what is missing
     wrote = shards(step)
     if wrote in (0, dist.get_world_size()):
         if engine in _converted:  # the best checkpoint of this training, say, after it began with another one

@@ -53,7 +53,7 @@ def begin(ddp_timeout: float | None = None) -> None:
 
 
 def divide_from_now_on(dtype: Any) -> None:
-    """Have transformers divide each model from the moment it is made, although no `TrainingArguments` say so yet.
+    """Have transformers partition each model when it is made, before any `TrainingArguments` ask for it.
 
     Args:
         dtype: the torch dtype of the weights to come.

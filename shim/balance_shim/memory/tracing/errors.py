@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 
 class CannotTrace(Exception):
-    """This model, or this part of it, cannot be traced; the message says why."""
+    """This model, or this part of it, cannot be traced; the message gives the reason."""
 
 
 class TakesTooLong(CannotTrace):
@@ -17,7 +17,7 @@ class TakesTooLong(CannotTrace):
 def tracing_errors() -> Iterator[None]:
     """Turn whatever goes wrong in the body into `CannotTrace`, and keep warnings back.
 
-    What the libraries have to say they will say in the real training.
+    The libraries will log the same in the real training.
     """
     try:
         with warnings.catch_warnings():

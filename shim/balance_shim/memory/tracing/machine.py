@@ -138,10 +138,10 @@ def tracing(devices: int) -> Iterator[Machine]:
 
 @contextlib.contextmanager
 def _silence() -> Iterator[None]:
-    """Keep back what the model and its library say: they will say it again in the real training."""
+    """Suppress the output of the model and its library: it will appear again in the real training."""
     before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
-    # transformers' way to say something once, which remembers what it was called with, heard or not.
+    # transformers' way to log a line once, which remembers its arguments, shown or not.
     once: Any = getattr(logging.Logger, "warning_once", None)
     try:
         if once is not None:

@@ -31,7 +31,7 @@ class CrossesDevices(CannotTrace):
 
 
 class Origins:
-    """A dispatcher that says of each tensor which block made it, or made what it is made from outside of blocks.
+    """A dispatcher that records for each tensor which block made it, or the inputs of what made it outside of blocks.
 
     Operations that meet tensors of two devices are noted and go on with copies, so that one run finds them all.
     """

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Held:
-    """What one device held beside its weights, in bytes.
+    """The memory of one device besides its weights, in bytes.
 
     Attributes:
         forward: the most in the forward pass.

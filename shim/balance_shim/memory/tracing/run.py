@@ -74,7 +74,7 @@ def training_step(
 
     Args:
         supposed: whether what trains in the model is supposed: then so is what scripts do to have it trained.
-        recomputed: name of each layer that runs -> whether it recomputes its activations; None: as the workload says.
+        recomputed: name of each layer that runs -> whether it recomputes its activations; None: as the workload has it.
 
     Raises:
         CannotTrace: the model fails in a dry run, or gives no loss to go backward from.
@@ -202,14 +202,14 @@ def _smoothed_loss(model: nn.Module, outputs: Any, labels: torch.Tensor, workloa
 
 def _loss(outputs: Any) -> torch.Tensor:
     """Return the loss; of a part of a model, which has none, something to go backward from that costs nothing."""
-    found = outputs.get("loss") if isinstance(outputs, Mapping) else None
-    if found is None:
+    loss = outputs.get("loss") if isinstance(outputs, Mapping) else None
+    if loss is None:
         values = outputs.values() if isinstance(outputs, Mapping) else outputs
         values = [outputs] if isinstance(outputs, torch.Tensor) else values
-        found = next((each for each in values if isinstance(each, torch.Tensor) and each.is_floating_point()), None)
-    if found is None:
+        loss = next((each for each in values if isinstance(each, torch.Tensor) and each.is_floating_point()), None)
+    if loss is None:
         raise CannotTrace("its outputs contain no loss")
-    return found if found.dim() == 0 else found.sum()
+    return loss if loss.dim() == 0 else loss.sum()
 
 
 @contextlib.contextmanager

@@ -129,14 +129,14 @@ def _corrected(costed: CostedModel, actual: Plan, scene: Scene) -> CostedModel:
 
 
 def _map_of(model: "nn.Module", usable: tuple[Device, ...]) -> map_file.DeviceMap | None:
-    """Return the map that somebody else has given `model`: accelerate keeps it; else it is all on one device."""
-    found = getattr(model, "hf_device_map", None)
-    if not found:
+    """Return the map of a model that the shim has not placed, which accelerate keeps; else that of its one device."""
+    others_map: Any = getattr(model, "hf_device_map", None)
+    if not others_map:
         place = next(model.parameters()).device.index
         return None if place is None else {"": place}
     known = {device.index for device in usable}
     device_map: map_file.DeviceMap = {}
-    for name, place in found.items():
+    for name, place in others_map.items():
         index = place if isinstance(place, int | str) else getattr(place, "index", None)
         if index not in known and index not in map_file.OFFLOADED:
             return None

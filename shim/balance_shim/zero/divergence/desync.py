@@ -26,7 +26,7 @@ from ..launching import refusal_file
 from . import differences, flight_record, passes
 from .flight_record import FlightRecord
 
-LONGEST_PATIENCE = 60.0  # seconds without progress before the ranks compare notes; nothing is said if they agree
+LONGEST_PATIENCE = 60.0  # seconds without progress before the ranks compare notes; nothing is logged if they agree
 POLL = 1.0  # seconds
 STORE_TIMEOUT = 10.0  # seconds
 ANSWER = 5.0  # seconds that the other ranks get to hand in their notes

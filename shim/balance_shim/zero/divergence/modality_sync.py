@@ -58,7 +58,7 @@ def accompany(model: "nn.Module") -> list[Any]:
 
 
 class _Towers:
-    """What one rank has to run beside its own batch in the present forward pass."""
+    """The towers that one rank runs besides those of its own batch in this forward pass."""
 
     def __init__(self, model: "nn.Module", methods: Mapping[str, Callable[..., Any]]) -> None:
         self.model, self.methods = model, methods
@@ -106,7 +106,7 @@ class _Towers:
         found = described(batch, parameters)
         for name, parameter in parameters.items():
             if batch.get(name) is None and parameter.default is parameter.empty and hasattr(self.model.config, name):
-                found[name] = getattr(self.model.config, name)  # 4.x: the model passes what its config says
+                found[name] = getattr(self.model.config, name)  # 4.x: the model passes the value of its config
         return found
 
 

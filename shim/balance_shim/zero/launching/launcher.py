@@ -1,7 +1,7 @@
 """`python launcher.py ...`: `torch.distributed.run` with a short farewell, in place of a traceback of its own.
 
 A file that is run, not imported: `relaunch` executes it. It is the parent of all ranks, so what must outlive them is
-here: it reads the notes that `desync` has left in files when a rank was aborted before it could say anything, and
+here: it reads the notes that `desync` has left in files when a rank was aborted before it could log anything, and
 tells the rank that has failed from those that have lost it.
 """
 
@@ -166,7 +166,7 @@ def _recorded() -> str:
 
 
 def _keep_quiet() -> None:
-    """Have torch's launcher not log what is said here in a line, unless LOGLEVEL asks for it."""
+    """Have torch's launcher not log what is logged here in one line, unless LOGLEVEL asks for it."""
     if os.environ.get("LOGLEVEL"):
         return
     for name in list(logging.root.manager.loggerDict):

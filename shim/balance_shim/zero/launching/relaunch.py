@@ -19,7 +19,7 @@ from ...processes import is_worker
 from ...units import counted
 from . import rank_environment, requirements
 
-# Any of these says that a launcher has started this process, or that it works below one that a launcher has started.
+# Any of these shows that a launcher has started this process, or that it works below one that a launcher has started.
 OF_A_LAUNCHER = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "TORCHELASTIC_RUN_ID", "OMPI_COMM_WORLD_RANK", "PMI_RANK",
                  "MV2_COMM_WORLD_RANK")  # fmt: skip
 # Programs that start the ranks themselves, and the modules behind them: as they are, and with all that is below them.
@@ -34,7 +34,7 @@ NOTEBOOKS = ("ipykernel", "ipykernel_launcher", "IPython", "ipython", "ipython3"
 
 
 class Unrepeatable(Exception):
-    """The command of this process cannot be executed a second time; the message says why."""
+    """The command of this process cannot be executed a second time; the message gives the reason."""
 
 
 def is_launched(environ: Mapping[str, str]) -> bool:

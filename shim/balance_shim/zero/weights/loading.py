@@ -24,7 +24,7 @@ _latest: Any = None  # the torch dtype of the weights that were loaded last
 
 
 def load(original: Callable[..., Any], cls: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Return what `from_pretrained` returns, its parameters divided among the ranks.
+    """Return what `from_pretrained` returns, its parameters partitioned over the ranks.
 
     Raises:
         BalanceError: ZeRO-3 cannot be had, or not for this model.
@@ -68,7 +68,7 @@ def own_device() -> Any:
 
 
 def check(model: "nn.Module") -> None:
-    """Say so, loudly, where parameters of `model` have not been divided: nothing else would show it."""
+    """Warn if parameters of `model` are not partitioned: nothing else would show it."""
     whole = [name for name, parameter in model.named_parameters() if not hasattr(parameter, "ds_id")]
     if whole:
         log.warning(

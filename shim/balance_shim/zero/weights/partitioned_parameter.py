@@ -154,7 +154,7 @@ def _gathered(function: Callable[..., Any], parts: list[Any], args: Any, kwargs:
 
 
 class _WithoutGradient(torch.autograd.Function):
-    """A value that may be looked at, and not trained from."""
+    """A value that can be read, and not differentiated."""
 
     @staticmethod
     def forward(ctx: Any, value: Any, mark: Any, name: str, shape: tuple[int, ...]) -> Any:

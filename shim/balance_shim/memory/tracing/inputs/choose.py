@@ -69,7 +69,7 @@ def supposed_pictures(model: nn.Module, tower: nn.Module, workload: Workload) ->
     """Return what the vision tower of `model` gets by itself: pictures for a good part of each row.
 
     Raises:
-        CannotTrace: the tower does not say what size it takes.
+        CannotTrace: the size of the tower's inputs is unknown.
     """
     vision: Any = getattr(tower, "config", None)
     size, patch = getattr(vision, "image_size", None), getattr(vision, "patch_size", None)

@@ -26,7 +26,7 @@ def of_family(wants: Wants, batch: Batch) -> Batch:
 
 
 def _with_position_mask(wants: Wants, batch: Batch) -> Batch:
-    """Kosmos-2 and 2.5: a mask says which tokens a picture takes the place of."""
+    """Kosmos-2 and 2.5: a mask marks the tokens that a picture replaces."""
     features = first_of(wants.config, "latent_query_num")
     ids = batch.get("input_ids")
     if ids is None or features is None:

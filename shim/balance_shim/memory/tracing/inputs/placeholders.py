@@ -26,7 +26,7 @@ def with_placeholders(wants: Wants, batch: Batch) -> Batch:
     How many those are the model itself shows, run on shapes: families count them in ways of their own.
 
     Raises:
-        CannotTrace: the sequences are too short for a picture, or the model does not say how many it makes.
+        CannotTrace: the sequences are too short for a picture, or the number of tokens of a picture is unknown.
     """
     batch = _in_place_of(wants, batch, wants.ids(*PICTURE), "get_image_features", "pixel_values")
     if wants.ids(*PICTURE) is None:  # InstructBLIP for videos has these alone
