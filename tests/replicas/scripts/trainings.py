@@ -84,33 +84,15 @@ def dpo():
     from datasets import Dataset
     from trl import DPOConfig, DPOTrainer
 
-    words = [
-        "the",
-        "device",
-        "holds",
-        "a",
-        "layer",
-        "and",
-        "its",
-        "state",
-        "while",
-        "another",
-        "one",
-        "waits",
-        "for",
-        "what",
-        "it",
-        "computes",
-    ]
-    texts = [" ".join(words[(number * step) % len(words)] for step in range(1, 9)) for number in range(1, 97)]
+    texts = [" ".join(f"w{(number * step) % 490}" for step in range(1, 41)) for number in range(1, 97)]
     pairs = zip(texts[::2], texts[1::2], strict=True)
-    data = Dataset.from_list([{"prompt": "a machine: ", "chosen": one, "rejected": other} for one, other in pairs])
+    data = Dataset.from_list([{"prompt": "w7 w8 ", "chosen": one, "rejected": other} for one, other in pairs])
     chosen = arguments(DPOConfig, gradient_checkpointing=False, bf16=False, max_length=TOKENS)
     return DPOTrainer(load(), None, args=chosen, train_dataset=data, processing_class=tokenizer())
 
 
 def tokenizer():
-    return transformers.AutoTokenizer.from_pretrained(os.environ["TOKENIZER"])
+    return transformers.AutoTokenizer.from_pretrained(MODEL)
 
 
 def resumed():
