@@ -12,6 +12,7 @@ from ..placement.model_load import ModelLoad
 from ..processes import is_worker
 from ..replicas import ranks
 from ..units import counted
+from ..zero import ranks as ranks_of_zero
 from ..zero.launching import relaunch
 from . import placing
 
@@ -24,6 +25,8 @@ def ensure_launched() -> None:
     Raises:
         ReplicaError: they cannot be started.
     """
+    if ranks_of_zero.LAUNCHER_PROCESS in os.environ:
+        ranks_of_zero.die_with_launcher()
     wanted = state.settings().replicas
     if isinstance(wanted, str) or wanted == 1 or not may_launch():  # "auto" is decided once there is a model
         return

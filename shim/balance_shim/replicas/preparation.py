@@ -6,9 +6,11 @@
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from inspect import signature
 from typing import Any
+
+from . import uneven
 
 _VARIABLE = "ACCELERATE_BYPASS_DEVICE_MAP"
 
@@ -34,7 +36,8 @@ def prepare_placed(
     given = signature(original).bind(accelerator, *args, **kwargs)
     given.arguments["device_placement"] = False
     model = given.arguments["model"]
-    with maps_allowed(), _quantized_map_hidden(model):
+    buckets = uneven.one_bucket_each() if uneven.are_uneven(model) else nullcontext()
+    with maps_allowed(), _quantized_map_hidden(model), buckets:
         return original(*given.args, **given.kwargs)
 
 
