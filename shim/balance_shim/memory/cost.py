@@ -1,6 +1,6 @@
 """The memory of one block in training, in bytes."""
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -64,6 +64,9 @@ class BlockCost:
         phases: where it computes at several times, with other blocks in between (an embedding whose output pictures are
             merged into after the tower has run): what it takes in each. `activations`, `forward` and `backward` are
             then those of all phases together.
+        takes: (number of a tensor, bytes) of the inputs that the block keeps a copy of where the block that gives them
+            is on another device.
+        gives: (number of a tensor, whether it is kept in any case) of what other blocks take.
     """
 
     weights: int = 0
@@ -79,11 +82,15 @@ class BlockCost:
     residue: int = 0
     rank: int = field(default=0, compare=False)
     phases: tuple[Phase, ...] = ()
+    takes: tuple[tuple[int, int], ...] = ()
+    gives: tuple[tuple[int, bool], ...] = ()
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> "BlockCost":
         """Return the cost that `dataclasses.asdict` has been called on."""
-        return cls(**{**content, "phases": tuple(Phase(**phase) for phase in content["phases"])})
+        takes, gives = (tuple(map(tuple, content[name])) for name in ("takes", "gives"))
+        phases = tuple(Phase(**phase) for phase in content["phases"])
+        return cls(**{**content, "phases": phases, "takes": takes, "gives": gives})
 
     def in_phases(self) -> "list[BlockCost]":
         """Return a cost for each phase; the first has the weights, gradients, optimizer state and evaluation."""
@@ -100,7 +107,16 @@ class BlockCost:
             for phase in self.phases
         )
         parts = ("activations", "forward", "backward", "residue", "rank", "phases")
-        return [replace(self, **{name: getattr(first, name) for name in parts}), *others]
+        # Which of the phases has the copies that it could spare is not known.
+        return [replace(self, **{name: getattr(first, name) for name in parts}, takes=()), *others]
+
+    def sharing(self, tensors: Container[int]) -> "BlockCost":
+        """Return the cost where the block need not keep copies of `tensors`, numbers as in `takes`."""
+        spared = sum(size for tensor, size in self.takes if tensor in tensors)
+        if not spared:
+            return self
+        left = tuple((tensor, size) for tensor, size in self.takes if tensor not in tensors)
+        return replace(self.with_more(kept=-spared, passing=-spared), takes=left)
 
     def with_more(self, kept: int = 0, passing: int = 0) -> "BlockCost":
         """Return the cost with `kept` more bytes of activations, and `passing` more in each pass."""

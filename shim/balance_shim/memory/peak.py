@@ -162,6 +162,11 @@ class RunPeaks:
         first: BlockCost = NOTHING,
         last: BlockCost = NOTHING,
     ):
+        given = dict((*first.gives, *last.gives))
+        if given:
+            sizes = dict(each for cost in costs for each in cost.takes if not given.get(each[0], True))
+            first = first.with_more(kept=sum(sizes.values()), passing=sum(sizes.values()))  # of all copies one is left
+            costs = [cost.sharing(given) for cost in costs]
         self._costs, self._schedule, self._first, self._last = costs, schedule, first, last
         self._rows: dict[int, tuple[list[float], Composition]] = {}
 
@@ -181,15 +186,27 @@ class RunPeaks:
 
 
 def in_order(costs: Iterable[BlockCost]) -> list[BlockCost]:
-    """Return `costs` with a cost for each phase, by rank."""
-    return sorted((part for cost in costs for part in cost.in_phases()), key=lambda cost: cost.rank)
+    """Return the costs of one device with a cost for each phase, by rank, and copies of what is there left out."""
+    phases = sorted((part for cost in costs for part in cost.in_phases()), key=lambda cost: cost.rank)
+    given = dict(each for cost in phases for each in cost.gives)
+    there = {tensor for tensor, is_kept in given.items() if is_kept}
+    shared = []
+    for cost in phases if given else ():
+        shared.append(cost.sharing(there))
+        there.update(tensor for tensor, _ in cost.takes if tensor in given)  # the first block has it all
+    return shared or phases
 
 
 def merged(costs: Iterable[BlockCost], schedule: Schedule = PLAIN) -> BlockCost:
     """Return the cost of blocks that follow each other on one device, as one."""
     costs = list(costs)
-    whole = _composed(in_order(costs), schedule).whole()
-    return replace(whole, rank=min((cost.rank for cost in costs), default=0))
+    parts = in_order(costs)
+    return replace(
+        _composed(parts, schedule).whole(),
+        rank=min((cost.rank for cost in costs), default=0),
+        takes=tuple(each for part in parts for each in part.takes),
+        gives=tuple(each for part in parts for each in part.gives),
+    )
 
 
 def _composed(costs: Iterable[BlockCost], schedule: Schedule) -> Composition:

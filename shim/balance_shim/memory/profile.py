@@ -188,6 +188,8 @@ def _traced_cost(
         forward=held.forward,
         backward=held.backward,
         step=optimizer.step_bytes(trained),
+        takes=held.takes,
+        gives=held.gives if _is_alone(block, traced) else (),
         phases=_phases(held, traced, 0 if schedule.accumulating else gradients) if _is_alone(block, traced) else (),
     )
 
@@ -248,6 +250,8 @@ def _traced_first(traced: "Traced", workload: Workload) -> BlockCost:
         backward=held.backward,
         rank=held.phases[-1].start if held.phases and traced.ranks else LAST,
         phases=_phases(held, traced, 0),
+        takes=held.takes,
+        gives=held.gives,
     )
 
 

@@ -88,6 +88,7 @@ def scaled(cost: BlockCost, kept: float, step: float) -> BlockCost:
         forward=int(cost.forward * kept),
         backward=gradients + int((cost.backward - gradients) * kept),
         step=int(cost.step * step),
+        takes=tuple((tensor, int(size * kept)) for tensor, size in cost.takes),
         phases=tuple(_scaled(phase, kept, gradients) for phase in cost.phases),
     )
 

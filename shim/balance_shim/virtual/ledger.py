@@ -207,6 +207,12 @@ class Ledger:
         finally:
             self._record = None
 
+    def allocation(self, raw: torch.Tensor) -> tuple[int, bool]:
+        """Return the number that the allocation of `raw` has in the record, and True; else one of its storage."""
+        key = raw.untyped_storage()._cdata
+        held = self._storages.get(key)
+        return (held.number, True) if held is not None and held.number >= 0 else (key, False)
+
     @property
     def events(self) -> int | None:
         """The number of events recorded so far; None without a record."""

@@ -19,6 +19,7 @@ from .model_copy import copy_of, traced_copy
 from .origins import CrossesDevices, Origins
 from .result import ELSEWHERE, Placed, Traced
 from .run import place_inputs, training_step
+from .shared_inputs import with_shared
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -140,7 +141,7 @@ def run_placed(
             raise
         origins.check()
         del twin
-    return Placed(held, trained, origins.reached, origins.began, inputs)
+    return Placed(with_shared(held, origins.copies), trained, origins.reached, origins.began, inputs)
 
 
 def _drop_no_layers(twin: nn.Module) -> None:

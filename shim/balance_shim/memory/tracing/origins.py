@@ -13,6 +13,7 @@ from ..blocks import holder_of
 from .errors import CannotTrace
 from .machine import TracedTensor
 from .run import wrap_forward
+from .shared_inputs import Copy
 
 _ORIGIN = "_origin"  # attribute of a traced tensor: the name of its block; inputs have none
 
@@ -45,6 +46,7 @@ class Origins:
         """
         self._run: Callable[..., Any] = TracedTensor.run
         self._devices, self._ledger = machine.devices, machine.ledger
+        self.copies: list[Copy] = []  # of the forward pass that is recorded
         self.began: dict[str, int] = {}  # block name -> the number of the recorded event ahead of which it was called
         self._running: list[str] = []
         self._met: dict[frozenset[str | None], str] = {}
@@ -96,12 +98,22 @@ class Origins:
             here = self._devices[tensors[0].place]
             args, kwargs = tree_map_only(TracedTensor, lambda each: self._brought(each, here), (args, kwargs))
             result = self._run(func, args, kwargs)
+        if func is torch.ops.aten._to_copy.default and torch._C._current_graph_task_id() == -1:
+            self._note_copy(args[0], result)
         origin = self._running[-1] if self._running else next(filter(None, map(_origin, _tensors(args))), None)
         if origin is not None:
             for each in _tensors([result]):
                 if _origin(each) is None:
                     setattr(each, _ORIGIN, origin)
         return result
+
+    def _note_copy(self, source: Any, result: Any) -> None:
+        traced = isinstance(source, TracedTensor) and isinstance(result, TracedTensor)
+        if not traced or source.place == result.place or self._ledger.events is None:
+            return
+        number, recorded = self._ledger.allocation(source.raw)
+        of_result = self._ledger.allocation(result.raw)[0]
+        self.copies.append(Copy((source.place, number), recorded, result.place, of_result))
 
     def _brought(self, tensor: TracedTensor, device: torch.device) -> Any:
         if tensor.device == device:

@@ -21,6 +21,9 @@ class Held:
         backward: the most in the backward pass; gradients of earlier micro-batches do not count.
         ran: whether anything was computed there.
         phases: when it computed, in order; none where it did not.
+        takes: (number of a tensor, bytes) of the inputs that it keeps a copy of, and that `gives` of another device
+            has.
+        gives: (number of a tensor, whether it is kept there in any case) of what several blocks have copies of.
     """
 
     forward: int
@@ -28,6 +31,8 @@ class Held:
     backward: int
     ran: bool
     phases: "tuple[TracedPhase, ...]" = ()
+    takes: tuple[tuple[int, int], ...] = ()
+    gives: tuple[tuple[int, bool], ...] = ()
 
 
 ELSEWHERE = Held(0, 0, 0, ran=True)  # for a block whose bytes are counted with those of another one
