@@ -75,7 +75,7 @@ def prepared(model, kind):
 
 def rows(case, batch):
     torch.manual_seed(1)
-    ids = torch.randint(200, 500, (4 * batch, case.tokens))
+    ids = torch.randint(200, 500, ((32 if case.rows == "ragged" else 4) * batch, case.tokens))
     if case.rows == "classes":
         return [{"input_ids": row, "attention_mask": torch.ones_like(row), "labels": 1} for row in ids]
     if case.rows == "translation":
@@ -90,7 +90,7 @@ def rows(case, batch):
             for row in ids
         ]  # fmt: skip
     if case.rows == "ragged":
-        lengths = [case.tokens - 100 * (number % 4) for number in range(len(ids))]
+        lengths = [case.tokens - 37 * number % 300 for number in range(len(ids))]
         return [{"input_ids": row[:end].tolist()} for row, end in zip(ids, lengths, strict=True)]
     return [{"input_ids": row, "labels": row} for row in ids]
 
@@ -124,7 +124,8 @@ def pictures(features):
 # Of what the allocator reserves; where segments are split depends on tensors that plans do not count.
 RESERVED_TOLERANCE = 0.2
 RESERVED_SLACK = 44 << 20  # two segments of 20 MiB and two of 2
-# The gradient of tied weights arrives twice in each micro-batch, and finds other holes than in the replay.
+# Where the optimizer's state goes decides whether the gradient of the head finds a whole segment: in one process
+# 1082 MiB were found, in others 1326 to 1338.
 RESERVED_OFF = {"tied-accumulation": 0.25}
 
 COLLATORS = {"ragged": padded, "pictures": pictures}
@@ -153,7 +154,7 @@ def compare(name, case):
     arguments = {"per_device_train_batch_size": 2, **case.arguments}
     settings = TrainingArguments(
         output_dir=str(FOLDER / "out"),
-        max_steps=3,
+        max_steps=16 if case.rows == "ragged" else 3,  # until what is reserved no longer grows
         save_strategy="no",
         logging_steps=1,
         report_to=[],
@@ -210,9 +211,7 @@ def compare(name, case):
         )
     for device, peak in zip(plan.devices, reserved, strict=True):
         expected, allowed = device.predicted_reserved, RESERVED_OFF.get(name, RESERVED_TOLERANCE)
-        # Rows of different lengths fragment more than one batch, repeated, can show.
-        if case.rows != "ragged":
-            wrong |= expected is None or abs(expected - peak) > max(allowed * peak, RESERVED_SLACK)
+        wrong |= expected is None or abs(expected - peak) > max(allowed * peak, RESERVED_SLACK)
         text.append(f"  {device.name}: predicted to reserve {(expected or 0) / 2**20:.0f}, found {peak / 2**20:.0f}")
     print("\n".join(text), flush=True)
     assert not wrong, "\n".join(text)

@@ -59,6 +59,7 @@ class BlockCost:
         evaluation: the most that running forward adds in an evaluation, where gradients are not there.
         evaluation_kept: what of that is there until the batch has been evaluated.
         evaluation_throughout: what an evaluation holds all the time, such as the outputs of batches before.
+        inputs: batches that are there throughout a step.
         residue: what its backward pass leaves behind, gradients not counted; see `Phase`.
         rank: its place in the forward pass as it was traced; blocks of the same rank keep the order of the chain.
         phases: where it computes at several times, with other blocks in between (an embedding whose output pictures are
@@ -79,6 +80,7 @@ class BlockCost:
     evaluation: int = 0
     evaluation_kept: int = 0
     evaluation_throughout: int = 0
+    inputs: int = 0
     residue: int = 0
     rank: int = field(default=0, compare=False)
     phases: tuple[Phase, ...] = ()

@@ -45,19 +45,21 @@ class Composition:
 
     __slots__ = (
         "_activations", "_backward", "_evaluation", "_evaluation_kept", "_evaluation_throughout", "_forward",
-        "_gradients", "_held", "_optimizer", "_residue", "_schedule", "_step",
+        "_gradients", "_held", "_inputs", "_optimizer", "_residue", "_schedule", "_step",
     )  # fmt: skip
 
     def __init__(self, schedule: Schedule = PLAIN) -> None:
         self._schedule = schedule
-        self._held = self._optimizer = self._gradients = self._activations = self._step = self._residue = 0
+        self._held = self._optimizer = self._gradients = self._activations = self._step = 0
+        self._residue = self._inputs = 0
         self._forward = self._backward = 0  # the most in each pass, without what is there throughout
         self._evaluation = self._evaluation_kept = self._evaluation_throughout = 0
 
     def add(self, cost: BlockCost) -> None:
         """Add a block behind the others."""
         self._forward, self._backward, self._step = self._moments_with(cost)
-        self._held += cost.weights + cost.optimizer + self._schedule.buckets(cost.gradients)
+        self._held += cost.weights + cost.optimizer + cost.inputs + self._schedule.buckets(cost.gradients)
+        self._inputs += cost.inputs
         self._optimizer += cost.optimizer
         self._gradients += cost.gradients
         self._residue += cost.residue
@@ -71,7 +73,7 @@ class Composition:
         forward, backward, step = self._moments_with(last)
         gradients = self._gradients + last.gradients
         throughout = gradients if self._schedule.accumulating else 0
-        held = self._held + last.weights + last.optimizer + self._schedule.buckets(last.gradients)
+        held = self._held + last.weights + last.optimizer + last.inputs + self._schedule.buckets(last.gradients)
         evaluation = max(self._evaluation, self._evaluation_kept + last.evaluation)
         evaluation += self._evaluation_throughout + last.evaluation_throughout
         return held + max(throughout + max(forward, backward), gradients + step, evaluation)
@@ -79,7 +81,7 @@ class Composition:
     def whole(self) -> BlockCost:
         """Return the blocks so far as one block."""
         return BlockCost(
-            weights=self._held - self._optimizer - self._schedule.buckets(self._gradients),
+            weights=self._held - self._optimizer - self._inputs - self._schedule.buckets(self._gradients),
             gradients=self._gradients,
             optimizer=self._optimizer,
             activations=self._activations,
@@ -89,6 +91,7 @@ class Composition:
             evaluation=self._evaluation,
             evaluation_kept=self._evaluation_kept,
             evaluation_throughout=self._evaluation_throughout,
+            inputs=self._inputs,
             residue=self._residue,
         )
 
@@ -144,7 +147,7 @@ def peak_terms(costs: Sequence[BlockCost], schedule: Schedule = PLAIN) -> dict[s
         "weights": sum(cost.weights for cost in costs),
         "gradients": gradients + buckets,
         "optimizer": sum(cost.optimizer for cost in costs),
-        "activations": kept,
+        "activations": kept + sum(cost.inputs for cost in costs),
         "temporary": whole - gradients - kept,
     }
 

@@ -123,7 +123,7 @@ def profile(case: TrainingCase) -> Profile:
     unreached = frozenset(block.name for block in blocks if block.parameters and block.name not in reached)
     if traced and case.batch is None and not traced.loss_seen and takes_targets(model):
         unreached |= of_the_loss(case.structure).on_first  # no trace has shown where they meet their targets
-    first_record = replace(replay.record_of(traced.first.phases), weights=(first.weights,)) if traced else None
+    first_record = replace(replay.record_of(traced.first.phases), weights=(first.inputs,)) if traced else None
     return Profile(
         tuple(costs),
         first,
@@ -244,7 +244,7 @@ def _traced_first(traced: "Traced", workload: Workload) -> BlockCost:
     """
     held = traced.first
     return BlockCost(
-        weights=traced.inputs * workload.accumulation,
+        inputs=traced.inputs * workload.accumulation,
         activations=held.kept,
         forward=held.forward,
         backward=held.backward,

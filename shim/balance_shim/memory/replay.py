@@ -5,9 +5,10 @@ the blocks of a real device these records follow each other: forward in the orde
 block that computes at several times of a pass has several phases, with those of other blocks in between.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import astuple, dataclass, replace
 from functools import lru_cache
+from itertools import count
 from typing import TYPE_CHECKING, Any
 
 from ..units import MIB
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 
 STEPS = 3  # at most; what is reserved mostly no longer grows after the second one
 EVALUATIONS = 2
+VARIED_STEPS = 6  # with sequences of several lengths, ahead of those with the longest
+GOLDEN_RATIO = 0.618
 WHOLE_BATCHES = 2  # at either end of an evaluation
 MOST_BATCHES = 64  # of an evaluation whose outputs are added up one by one
 BUCKET = 25 * MIB  # `bucket_cap_mb` of DDP, by default
@@ -98,6 +101,7 @@ class DeviceRun:
         order: the phases of blocks and `last` in forward order, as (position, number of the phase); the position of
             `last` is the number of blocks. Empty: all phases of a block at its own place.
         evaluation: the evaluations; None where there are none.
+        least: the length of the shortest sequences as a fraction of the longest; 1 if all are of one length.
     """
 
     blocks: tuple[Record, ...]
@@ -107,6 +111,7 @@ class DeviceRun:
     replicated: bool = False
     order: tuple[tuple[int, int], ...] = ()
     evaluation: EvaluationRun | None = None
+    least: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -139,14 +144,19 @@ class _Replay:
         )
         self._live: list[dict[int, Block]] = [{} for _ in self._sequence]
         self._held = self._peak = 0
+        self._lengths = _varied(run.least)
+        self._length = 1.0
 
     def peaks(self, fits: bool) -> Replayed:
         self._load()
         if self._run.replicated:
             self._make_buckets()
         before = -1
-        for step in range(STEPS):
+        for step in range(VARIED_STEPS if self._run.least < 1 else 0):
             self._training_step(first=step == 0)
+        self._lengths = iter(())
+        for step in range(STEPS):
+            self._training_step(first=step == 0 and self._run.least == 1)
             # The first step is without the optimizer's state.
             if step and self._allocator.peak_reserved == before:
                 break
@@ -189,15 +199,20 @@ class _Replay:
             self._allocate(size)
 
     def _forward_and_backward(self, gradients: list[Block] | None) -> None:
-        """Run a micro-batch. Without room for `gradients` among the records they are made here."""
+        """Run a micro-batch. With `gradients`, of the first one of several, gradients that appear are added to them."""
         counters = [0] * len(self._sequence)
+        self._length = next(self._lengths, 1.0)
         for number, phase in self._order:
             self._play(number, self._sequence[number].phases[phase][0], counters)
         for number, phase in reversed(self._order):
             record = self._sequence[number]
-            if gradients is not None and not phase:
-                gradients += map(self._allocate, record.gradients)
-            self._play(number, record.phases[phase][1], counters)
+            if gradients is None:
+                self._play(number, record.phases[phase][1], counters)
+                continue
+            found, others = _gradients_among(record)
+            if not phase:
+                gradients += map(self._allocate, others)
+            gradients += self._play(number, record.phases[phase][1], counters, found)
         if self._run.accumulating:
             self._clear()
 
@@ -248,14 +263,29 @@ class _Replay:
                 for events in record.evaluation:
                     self._play(number, events, counters)
 
-    def _play(self, number: int, events: Iterable[int], counters: list[int]) -> None:
-        live = self._live[number]
+    def _play(
+        self, number: int, events: Iterable[int], counters: list[int], kept: frozenset[int] = frozenset()
+    ) -> list[Block]:
+        """Replay `events` of a record; return the allocations `kept`, which are not freed."""
+        live, spared = self._live[number], []
         for event in events:
             if event >= 0:
-                live[counters[number]] = self._allocate(event)
+                live[counters[number]] = self._allocate(self._sized(number, event))
                 counters[number] += 1
+            elif -1 - event in kept:
+                spared.append(live.pop(-1 - event))
             else:
                 self._free([live.pop(-1 - event)])
+        return spared
+
+    def _sized(self, number: int, size: int) -> int:
+        """Return the bytes of an allocation of a record in a batch of the present length.
+
+        All but what has the size of a parameter is taken to grow with the length.
+        """
+        if self._length == 1 or size in _parameter_sizes(self._sequence[number]):
+            return size
+        return int(size * self._length)
 
     def _optimizer_step(self, first: bool) -> None:
         temporaries: list[Block] = []
@@ -281,6 +311,40 @@ class _Replay:
         for block in blocks:
             self._held -= block.size
             self._allocator.free(block)
+
+
+def _varied(least: float) -> Iterator[float]:
+    """Yield lengths from `least` to 1, spread evenly, in an order without a trend."""
+    return (least + (1 - least) * (number * GOLDEN_RATIO % 1) for number in count(1))
+
+
+@lru_cache(maxsize=256)
+def _parameter_sizes(record: Record) -> frozenset[int]:
+    return frozenset(-(-size // CUDA.granule) * CUDA.granule for size in (*record.weights, *record.gradients))
+
+
+@lru_cache(maxsize=256)
+def _gradients_among(record: Record) -> tuple[frozenset[int], tuple[int, ...]]:
+    """Return the numbers of the allocations that become gradients in a first micro-batch, and the sizes of others.
+
+    The record is of a later micro-batch, whose gradients are added to those that are there and freed. Of all that has
+    the size of a parameter the last ones are taken: gradients of tied weights become one when all have arrived.
+    """
+    by_size: dict[int, list[int]] = {}
+    number = sum(event >= 0 for forward, _ in record.phases for event in forward)
+    for _, backward in reversed(record.phases):
+        for event in backward:
+            if event >= 0:
+                by_size.setdefault(event, []).append(number)
+                number += 1
+    found, others = set(), []
+    for size in record.gradients:
+        numbers = by_size.get(-(-size // CUDA.granule) * CUDA.granule, [])
+        if numbers:
+            found.add(numbers.pop())
+        else:
+            others.append(size)
+    return frozenset(found), tuple(others)
 
 
 def to_json(records: Sequence[Record | None]) -> dict[str, Any]:

@@ -34,6 +34,7 @@ class Workload:
         trains_ahead: whether something outside of the model trains and runs ahead of it, so that gradients pass through
             all of its layers.
         replicated: whether DDP adds up the gradients of several replicas, in buckets of its own.
+        shortest: tokens of the shortest sequence that was seen, 0 if unknown. Lengths that vary fragment memory.
         guessed: whether the sequence length is still unknown, which decides more than anything else.
     """
 
@@ -52,7 +53,13 @@ class Workload:
     prefix_tokens: int = 0
     trains_ahead: bool = False
     replicated: bool = False
+    shortest: int = field(default=0, compare=False)
     guessed: bool = field(default=False, compare=False)
+
+    @property
+    def least(self) -> float:
+        """The length of the shortest sequences as a fraction of the longest; 1 if lengths are not known to vary."""
+        return min(1.0, self.shortest / self.seq_len) if self.shortest else 1.0
 
     @property
     def tokens(self) -> int:

@@ -254,6 +254,7 @@ def _run(costed: CostedModel, device_map: DeviceMap, device: Device, first_devic
         costed.schedule.replicated,
         tuple((position, phase) for _, position, phase in ranked),
         _evaluation(costed, is_first=device.index == first_device.index),
+        costed.workload.least,
     )
 
 

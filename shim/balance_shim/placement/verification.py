@@ -160,6 +160,6 @@ def _ran_on(
 
 def _peak_without_state(costed: CostedModel, costs: Mapping[str, BlockCost]) -> int:
     """Return the predicted peak of a device besides weights, optimizer state and gradients of earlier micro-batches."""
-    passing = [replace(cost.in_training(), weights=0, optimizer=0, step=0) for cost in costs.values()]
+    passing = [replace(cost.in_training(), weights=0, optimizer=0, inputs=0, step=0) for cost in costs.values()]
     there = sum(cost.gradients for cost in passing) if costed.schedule.accumulating else 0
     return peak(passing, replace(costed.schedule, replicated=False)) - there

@@ -13,7 +13,7 @@ from ..memory.workload import Workload, from_arguments
 from ..placement import placed_models
 from ..upstream.trainer import TrainerLike
 from . import chunked_loss
-from .longest_batch import longest_batch
+from .longest_batch import longest_batch, shortest_length
 
 if TYPE_CHECKING:
     from torch import nn
@@ -50,6 +50,7 @@ def actual_workload(
     ids: Any = None if batch is None else batch.get("input_ids")
     if hasattr(ids, "shape") and len(ids.shape) == 2:
         fields["batch_size"], fields["seq_len"] = map(int, ids.shape)
+        fields["shortest"] = shortest_length(trainer.train_dataset)
     guessed = assumed.guessed and "seq_len" not in fields and batch is None
     workload = replace(assumed, **fields, guessed=guessed)
     return workload, batch

@@ -145,6 +145,18 @@ def longest_rows(dataset: Any, count: int) -> list[Any]:
     return []
 
 
+def shortest_length(dataset: Any) -> int:
+    """Return the tokens of the shortest row among the first of a data set; 0 where that cannot be seen."""
+    library = sys.modules.get("datasets")
+    if library is not None and isinstance(dataset, library.Dataset):
+        if dataset.format["type"] == "custom" or "input_ids" not in dataset.column_names:
+            return 0
+        column = dataset.select_columns(["input_ids"]).with_format(None)[: min(len(dataset), COLUMN_READ)]["input_ids"]
+        return min(map(len, column), default=0)
+    rows = islice(dataset, ROWS_READ) if isinstance(dataset, list) else ()
+    return min(map(_length, rows), default=0)
+
+
 def _length(row: Any) -> int:
     """Return the number of tokens in an item, as far as that can be seen: of pairs and texts it is their length."""
     if isinstance(row, Mapping):
