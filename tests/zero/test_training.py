@@ -285,6 +285,21 @@ def test_a_loop_of_the_scripts_own(tmp_path):
 
 
 @pytest.mark.exhaustive
+def test_a_script_that_copies_and_reads_gradients(tmp_path):
+    """Copies, parametrized weights and gradients have the values of one process, and so has a second training, which
+    goes on with the script's own optimizer and scheduler."""
+    models.saved_llama(tmp_path / "model", num_hidden_layers=2, vocab_size=128)
+    alone, two, said = trained_alone_and_by_two("copies.py", ["--model", str(tmp_path / "model")], tmp_path)
+    for key, tolerance in (("loss", 1e-4), ("learning_rate", 1e-6), ("grad_norm", 1e-4)):
+        of_one, of_two = ([row[key] for row in rows if key in row] for rows in (alone, two))
+        assert len(of_one) == 6 and of_two == pytest.approx(of_one, rel=tolerance), key
+    assert two[-1].keys() == alone[-1].keys()
+    for name, values in alone[-1].items():
+        assert two[-1][name] == pytest.approx(values, rel=1e-4), name
+    assert said.count("the script copies partitioned weights") == 1
+
+
+@pytest.mark.exhaustive
 def test_two_trainers_one_of_which_evaluates_first(tmp_path):
     """Arguments made before, an evaluation before the training, a loss that is a mean: all as in one process."""
     alone, two, _ = trained_alone_and_by_two("twice.py", [], tmp_path)

@@ -181,11 +181,14 @@ class Mode:
     def before_engine_config(self, config: Any, model: "nn.Module") -> None:
         """The last "auto" entries of `config`, an `HfTrainerDeepSpeedConfig`, become numbers of `model`."""
 
-    def after_engine_backward(self) -> None:
-        """DeepSpeed's engine has run a backward pass."""
+    def after_engine_backward(self, engine: Any) -> None:
+        """DeepSpeed's `engine` has run a backward pass."""
 
-    def before_engine_step(self) -> None:
-        """DeepSpeed's engine is about to update the weights."""
+    def before_engine_step(self, engine: Any) -> None:
+        """DeepSpeed's `engine` is about to make a step, which updates the weights when gradients are complete."""
+
+    def after_engine_step(self, engine: Any) -> None:
+        """DeepSpeed's `engine` has made a step."""
 
     def after_partition(self, parameter: Any) -> None:
         """DeepSpeed has made `parameter` one that it partitions."""

@@ -12,9 +12,20 @@ from ..patching.guard import attempt, insist
 from ..training import precision
 from ..upstream.trainer import TrainerLike, TrainingArgumentsLike
 from ..zero import arguments as zero_arguments
-from ..zero import calls, config, engine, loops, matrix_optimizers, meeting, moe, multiple_trainers, resume
+from ..zero import (
+    calls,
+    config,
+    engine,
+    loops,
+    matrix_optimizers,
+    meeting,
+    moe,
+    multiple_trainers,
+    optimizer_state,
+    resume,
+)
 from ..zero.launching import relaunch
-from ..zero.weights import gathering, loading, saving
+from ..zero.weights import gathering, gradients, loading, saving
 from .base import Original
 from .training import Training
 
@@ -136,6 +147,7 @@ class Zero3(Training):
 
     def before_resuming(self, engine: Any, checkpoint: Any) -> None:
         """Convert a checkpoint of another number of processes."""
+        optimizer_state.resumes(engine)
         insist("preparing the checkpoint", resume.prepare, engine, checkpoint)
 
     def before_saving(self, trainer: TrainerLike) -> None:
@@ -182,13 +194,19 @@ class Zero3(Training):
         insist("choosing the precision", loading.adopt_precision, hf_config, loading.main_dtype(model))
         insist("marking the MoE blocks", moe.mark_leaf_modules, model)
 
-    def after_engine_backward(self) -> None:
-        """Partition the weights that the loss used outside of their modules."""
+    def after_engine_backward(self, engine: Any) -> None:
+        """Partition the weights that the loss used outside of their modules; have gradients be read."""
         insist("partitioning weights that the loss used", gathering.release)
+        gradients.after_backward(engine)
 
-    def before_engine_step(self) -> None:
-        """Partition the weights that the script used."""
+    def before_engine_step(self, engine: Any) -> None:
+        """Call the callbacks that read gradients, and partition the weights that the script used."""
+        gradients.before_step(engine)
         insist("partitioning weights that the script used", gathering.release)
+
+    def after_engine_step(self, engine: Any) -> None:
+        """Have gradients be read no more."""
+        gradients.after_step(engine)
 
     def after_partition(self, parameter: Any) -> None:
         """Give a scalar a dimension, without which DeepSpeed cannot send it."""

@@ -26,7 +26,7 @@ def apply(module: ModuleType) -> None:
 def _around_backward(original: Callable[..., Any]) -> Callable[..., Any]:
     def backward(self: Any, *args: Any, **kwargs: Any) -> Any:
         result = original(self, *args, **kwargs)
-        modes.current().after_engine_backward()
+        modes.current().after_engine_backward(self)
         return result
 
     return backward
@@ -34,7 +34,10 @@ def _around_backward(original: Callable[..., Any]) -> Callable[..., Any]:
 
 def _around_step(original: Callable[..., Any]) -> Callable[..., Any]:
     def step(self: Any, *args: Any, **kwargs: Any) -> Any:
-        modes.current().before_engine_step()
-        return original(self, *args, **kwargs)
+        mode = modes.current()
+        mode.before_engine_step(self)
+        result = original(self, *args, **kwargs)
+        mode.after_engine_step(self)
+        return result
 
     return step

@@ -11,10 +11,10 @@ from ..training.actual_workload import checkpoints_already, innermost
 from ..training_run import Part
 from ..units import counted, format_size
 from ..upstream.trainer import TrainerLike
-from . import calls, given_optimizer
+from . import calls, given_optimizer, optimizer_state
 from .divergence import cross_attention, desync, modality_sync
 from .divergence.desync import DesyncDetector
-from .weights import inference_models, state_dicts
+from .weights import gradients, inference_models, state_dicts
 from .weights.partitioned_parameter import look_whole
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 _CHECKS: Part[bool] = Part("whether the engine will be checked", outlives=True)
 _WATCH: Part[DesyncDetector] = Part("the watch over the ranks", outlives=True)
+_STATE: Part[Any] = Part("the optimizer state of the training before", outlives=True)
 _HOOKS: Part[list[Any]] = Part("hooks that have ranks run what others run", outlives=True)
 
 
@@ -41,6 +42,12 @@ def prepare(trainer: TrainerLike) -> None:
             look_whole(trainer.model)  # adapters too, which are partitioned only now
             state_dicts.arm(trainer.model)
             calls.watch(innermost(trainer.model))
+            gradients.arm(trainer)
+            earlier = _STATE.of(trainer)
+            if earlier is not None:
+                what, instead = "going on with the optimizer state", "it begins with a new state"
+                attempt(what, optimizer_state.give, trainer.model_wrapped, earlier, instead=instead)
+                _STATE.keep(trainer, None)
             what = "watching for ranks that run different modules"
             watch = attempt(what, watch_of, trainer, instead="a hang will not be explained")
             if watch is not None:
@@ -134,6 +141,10 @@ def _dismantle(trainer: TrainerLike) -> None:
     engine = trainer.model_wrapped
     if engine is trainer.model or not hasattr(engine, "zero_optimization_stage"):
         return
+    what, instead = "keeping the optimizer state", "a second training begins with a new state"
+    earlier = attempt(what, optimizer_state.taken_from, engine, instead=instead)
+    if earlier is not None:
+        _STATE.keep(trainer, earlier)
     engine.destroy()
     trainer.model_wrapped, trainer.deepspeed = trainer.model, None
     trainer.accelerator.free_memory()

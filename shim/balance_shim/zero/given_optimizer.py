@@ -14,15 +14,15 @@ def keep(trainer: TrainerLike) -> None:
     if optimizer is not None and not hasattr(optimizer, "param_groups"):
         return
     if optimizer is not None and "create_optimizer" not in vars(trainer) and not _is_engines(optimizer):
-        groups = [dict(group) for group in optimizer.param_groups]
+        parameters = [list(group["params"]) for group in optimizer.param_groups if group["params"]]
         trained = False
 
         def create_optimizer(*_: Any, **__: Any) -> Any:
             nonlocal trained
             if trained:  # DeepSpeed has put its own tensors into the groups
                 optimizer.state.clear()
-                for group, first in zip(optimizer.param_groups, groups, strict=True):
-                    group.update(first)
+                for group, first in zip(optimizer.param_groups, parameters, strict=True):
+                    group["params"] = list(first)
             trained = True
             trainer.optimizer = optimizer
             return optimizer

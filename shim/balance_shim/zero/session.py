@@ -45,10 +45,15 @@ def begin(ddp_timeout: float | None = None) -> None:
         os.environ["ACCELERATE_USE_CPU"] = "false"  # `accelerate launch` says true, and leaves DeepSpeed out then
     _start_group(timeout)
     from torch.autograd import function
+    from torch.nn.modules import module
+    from torch.nn.utils import parametrize as parametrizations
 
-    from . import autograd_function
+    from . import autograd_function, parametrize
+    from .weights import deep_copies
 
     autograd_function.apply(function)
+    parametrize.apply(parametrizations)
+    deep_copies.apply(module)
     _ready = True
 
 

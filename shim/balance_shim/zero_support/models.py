@@ -63,6 +63,33 @@ ROWS = (
         "BALANCE_MODE=balanced",
     ),
     _row(
+        _MODELS, "gradients", "gradients that a callback reads in `on_pre_optimizer_step`", "works",
+        "zero/test_training.py::test_a_script_that_copies_and_reads_gradients", "`grad` of a partitioned parameter",
+        reason="the callback runs before DeepSpeed's step, and gets the mean over the ranks, clipped",
+    ),
+    _row(
+        _MODELS, "gradient_used_up", "gradients that the script reads after the step", "refused",
+        f"{_REFUSED}[gradient_used_up]", "`grad` of a partitioned parameter, between DeepSpeed's step and `zero_grad`",
+        "the script reads the gradient of a weight of shape {shape}, which DeepSpeed's step has used up; read it in a "
+        "callback's on_pre_optimizer_step",
+    ),
+    _row(
+        _MODELS, "clip_by_torch", "`torch.nn.utils.clip_grad_norm_`", "refused", f"{_REFUSED}[clip_by_torch]",
+        "it reads `grad` of a partitioned parameter",
+        "the script clips gradients by torch's functions, while DeepSpeed clips in its own step; set max_grad_norm in "
+        "the TrainingArguments, or \"gradient_clipping\" in BALANCE_ZERO_CONFIG",
+    ),
+    _row(
+        _MODELS, "deepcopy", "`copy.deepcopy` of a model or a layer", "works",
+        "zero/test_training.py::test_a_script_that_copies_and_reads_gradients", "`copy.deepcopy` of a module",
+        reason="the copy is whole on every rank, and independent of the engine",
+    ),
+    _row(
+        _MODELS, "parametrize", "`torch.nn.utils.parametrize` of a partitioned weight", "works",
+        "zero/test_training.py::test_a_script_that_copies_and_reads_gradients", "register_parametrization",
+        reason="the weight is gathered for it",
+    ),
+    _row(
         _MODELS, "trained_weights_in_loss", "a loss that uses trained weights outside of their module", "works", _PARTS,
         "an operation on a partitioned parameter with gradients switched on",
         reason="the weight stays gathered until the backward pass has ended, and its gradient counts",

@@ -100,7 +100,8 @@ def bare_loop():
     model(input_ids=ids, labels=ids).loss.backward()
 
 
-def clipping(by):
+def prepared():
+    """An Accelerator and what it has prepared: a model, its optimizer, and batches."""
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
 
@@ -108,7 +109,23 @@ def clipping(by):
     model = load()
     accelerator = Accelerator()
     loader = torch.utils.data.DataLoader([{"input_ids": torch.arange(5, 15)}], batch_size=1)
-    model, _, _ = accelerator.prepare(model, torch.optim.SGD(model.parameters(), lr=0.1), loader)
+    return accelerator, *accelerator.prepare(model, torch.optim.SGD(model.parameters(), lr=0.1), loader)
+
+
+def gradient_used_up():
+    accelerator, model, _, loader = prepared()
+    ids = next(iter(loader))["input_ids"]
+    accelerator.backward(model(input_ids=ids, labels=ids).loss)
+    _ = model.module.lm_head.weight.grad
+
+
+def clip_by_torch():
+    _, model, _, _ = prepared()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+
+
+def clipping(by):
+    accelerator, model, _, _ = prepared()
     (accelerator.clip_grad_norm_ if by == "norm" else accelerator.clip_grad_value_)(model.parameters(), 0.5)
 
 
@@ -151,6 +168,8 @@ REFUSED = {
     "weights_data": lambda: load().lm_head.weight.data,
     "weights_in_loss": weights_in_loss,
     "bare_loop": bare_loop,
+    "gradient_used_up": gradient_used_up,
+    "clip_by_torch": clip_by_torch,
     "clip_by_norm": lambda: clipping("norm"),
     "clip_by_value": lambda: clipping("value"),
     "unconvertible": unconvertible,

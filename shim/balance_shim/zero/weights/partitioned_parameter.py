@@ -13,9 +13,9 @@ from typing import Any
 
 import torch
 
-from ... import zero_support
+from ... import log, zero_support
 from .. import meeting
-from . import gathering
+from . import gathering, gradients
 
 # Packages whose own code knows of, or does not care for, the empty tensors. transformers gathers before it looks.
 KNOWING = ("deepspeed", "torch", "accelerate", "transformers", "peft", "balance_shim")
@@ -23,6 +23,8 @@ KNOWING = ("deepspeed", "torch", "accelerate", "transformers", "peft", "balance_
 UNKNOWING = "transformers.models."
 # A module of DeepSpeed's that is called in place of torch.nn.functional.linear, so by anybody.
 FOR_ANYBODY = "deepspeed.runtime.zero.linear"
+
+CLIPPING = "torch.nn.utils.clip_grad"  # where a script clips gradients, or measures their norm
 
 # Where torch's functions and methods are written that others call.
 TRANSPARENT = ("torch.overrides", "torch._tensor", "torch.functional", "torch.nn.functional", "torch.nn.init")
@@ -81,8 +83,39 @@ class PartitionedParameter(torch.nn.Parameter):
     def data(self, value: torch.Tensor) -> None:
         _plain_data.__set__(self, value)
 
+    @property
+    def grad(self) -> torch.Tensor | None:
+        own: torch.Tensor | None = _plain_grad.__get__(self)
+        if own is not None or not gathering.has_optimizer(self):
+            return own
+        name = _caller(1)
+        if name == CLIPPING:
+            raise zero_support.refusal("clip_by_torch")
+        return own if _is_knowing(name) else gradients.read(self)
+
+    @grad.setter
+    def grad(self, value: torch.Tensor | None) -> None:
+        _plain_grad.__set__(self, value)
+
+    @grad.deleter
+    def grad(self) -> None:
+        _plain_grad.__set__(self, None)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        """Return a copy with all values. Ranks do this together."""
+        if id(self) not in memo:
+            with torch.no_grad():
+                if is_partitioned(self):
+                    log.once("info", "the script copies partitioned weights: every process holds the copies in full")
+                    values = computed(_tensor.clone, "a copy", (self,), {})
+                else:
+                    values = _plain_data.__get__(self).clone()
+            memo[id(self)] = torch.nn.Parameter(values, requires_grad=self.requires_grad)
+        return memo[id(self)]
+
 
 _plain_data: Any = torch.Tensor.data
+_plain_grad: Any = torch.Tensor.grad
 
 
 def _plain_shape(tensor: torch.Tensor) -> torch.Size:
@@ -170,7 +203,10 @@ class _WithoutGradient(torch.autograd.Function):
 
 def _asked_by_the_knowing() -> bool:
     """Return whether the code that asks belongs to a package that knows of partitioned weights."""
-    name = _caller(2)
+    return _is_knowing(_caller(2))
+
+
+def _is_knowing(name: str) -> bool:
     return name.partition(".")[0] in KNOWING and name != FOR_ANYBODY and not name.startswith(UNKNOWING)
 
 
