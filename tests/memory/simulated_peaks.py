@@ -28,7 +28,7 @@ from balance_shim.placement.plan import evaluate  # noqa: E402
 from balance_shim.placement.request import Request  # noqa: E402
 from balance_shim.settings import Settings  # noqa: E402
 from balance_shim.training.actual_workload import actual_workload  # noqa: E402
-from balance_shim.training.replan import evaluating  # noqa: E402
+from balance_shim.training.current_request import evaluating  # noqa: E402
 from balance_shim.virtual import grouped_attention  # noqa: E402
 from tests.memory.simulated_cases import CASES, REAL_CASES, device_map  # noqa: E402
 from tests.simulation.child import main  # noqa: E402

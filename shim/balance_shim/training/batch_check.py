@@ -26,18 +26,9 @@ from ..upstream.trainer import TrainerLike
 from . import checkpointing, portions
 from .actual_workload import actual_workload
 from .batch_shapes import inputs_of, on_host, shapes_of, with_length
+from .current_request import evaluating, request_for, usable_now
 from .known_batches import KnownBatches
-from .replan import (
-    Outcome,
-    costs_in_force,
-    evaluating,
-    moved_if_better,
-    plan_in_force,
-    request_for,
-    second_pass,
-    usable_now,
-    warned,
-)
+from .replan import Outcome, costs_in_force, moved_if_better, plan_in_force, second_pass, warned
 
 if TYPE_CHECKING:
     pass

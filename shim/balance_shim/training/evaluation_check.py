@@ -22,10 +22,11 @@ from ..upstream.trainer import TrainerLike
 from . import batch_check, evaluation_remedy, prediction_steps
 from .actual_workload import actual_workload
 from .batch_shapes import BatchShapes, on_host, shapes_of
+from .current_request import request_for, usable_now
 from .evaluation import evaluation_with
 from .evaluation_remedy import AS_IT_IS, EvaluationRemedy, EvaluationRoom
 from .prediction_steps import CannotJoin, PredictionStep
-from .replan import costs_in_force, moved_if_better, plan_in_force, request_for, usable_now
+from .replan import costs_in_force, moved_if_better, plan_in_force
 
 if TYPE_CHECKING:
     from torch import nn

@@ -24,8 +24,9 @@ from ..units import counted, format_alike, format_size
 from ..upstream.trainer import TrainerLike
 from . import chunked_loss, outside, weight_copies
 from .actual_workload import actual_workload
+from .current_request import request_for
 from .held import held_by, state_bytes
-from .replan import WORTH_MOVING, costs_in_force, request_for, worth_moving
+from .replan import WORTH_MOVING, costs_in_force, worth_moving
 
 if TYPE_CHECKING:
     from torch import nn

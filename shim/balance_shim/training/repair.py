@@ -19,10 +19,11 @@ from ..training_run import Part
 from ..upstream.trainer import TrainerLike
 from . import crossing, outside, weight_copies
 from .actual_workload import actual_workload
+from .current_request import request_for, usable_now
 from .prediction_steps import PredictionStep, replaced
 from .repaired_plan import repaired_plan
 from .repeated_step import MicroBatch, Perform, Step, remembered, run_again, within_a_step
-from .replan import costs_in_force, request_for, usable_now
+from .replan import costs_in_force
 
 if TYPE_CHECKING:
     from torch import nn

@@ -1,22 +1,16 @@
 """Plan again when training begins and the workload is known, and move blocks if the gain is large enough."""
 
-import gc
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from .. import devices, log, state
-from ..devices import Device
+from .. import log, state
 from ..errors import MoveError
 from ..map_file import DeviceMap
-from ..memory.colocation import Constraints
 from ..memory.cost import is_estimate
-from ..memory.training_case import TrainingCase
 from ..memory.workload import Workload
-from ..patching.guard import attempt
-from ..placement import colocations, fused_head, placed_models, planner
+from ..placement import fused_head, planner
 from ..placement.balance import DoesNotFit
-from ..placement.compared_heads import device_of_compared_head
 from ..placement.costed_model import CostedModel
 from ..placement.plan import Plan, device_of, evaluate
 from ..placement.recompute import mixer
@@ -25,10 +19,8 @@ from ..placement.request import Request
 from ..report import plan_report
 from ..units import counted, format_size
 from ..upstream.trainer import TrainerLike
-from . import evaluation_remedy, micro_batch, outside, precision, prediction_steps, weight_copies
-from .actual_workload import actual_workload
-from .evaluation import evaluation_of
-from .held import held_by
+from . import evaluation_remedy, micro_batch, outside, prediction_steps, weight_copies
+from .current_request import request_now, usable_now
 
 if TYPE_CHECKING:
     from torch import nn
@@ -77,8 +69,8 @@ def second_pass(
     settings = state.settings()
     usable = usable_now(trainer, model, assumed, max_memory)
     if settings.micro_batch == "auto":
-        micro_batch.take_largest(trainer, lambda: _fits(_request(trainer, model, assumed, usable), assumed))
-    request = _request(trainer, model, assumed, usable)
+        micro_batch.take_largest(trainer, lambda: _fits(request_now(trainer, model, assumed, usable), assumed))
+    request = request_now(trainer, model, assumed, usable)
     outcome = plan_in_force(request, assumed)
     outcome = replace(outcome, waits=may_wait and request.case.batch is None and request.workload.guessed)
     if settings.report != "off":
@@ -163,57 +155,6 @@ def _as_it_is(
     return replace(evaluate(assumed.mode, costed, assumed.device_map, request.devices), recomputed=recomputed), False
 
 
-def _request(trainer: TrainerLike, model: "nn.Module", assumed: Plan, usable: tuple[Device, ...]) -> Request:
-    """Return what is to be planned for `trainer` as it is now."""
-    workload, batch = actual_workload(trainer, assumed.workload)
-    workload, evaluation_batch = evaluating(trainer, workload)
-    return request_for(trainer, model, workload, batch, usable, evaluation_batch)
-
-
-def evaluating(trainer: TrainerLike, workload: Workload) -> tuple[Workload, Mapping[str, Any] | None]:
-    """Return the workload with the evaluation of `trainer`, and the batch of that, if it can be seen."""
-    what, instead = "looking at the evaluation", "the plan covers training only"
-    evaluation, batch = attempt(what, evaluation_of, trainer, workload, default=(None, None), instead=instead)
-    return replace(workload, evaluation=evaluation), batch
-
-
-def request_for(
-    trainer: TrainerLike,
-    model: "nn.Module",
-    workload: Workload,
-    batch: Mapping[str, Any] | None,
-    usable: tuple[Device, ...],
-    evaluation_batch: Mapping[str, Any] | None = None,
-) -> Request:
-    """Return what is to be planned for a model that is about to train, or trains already."""
-    case = TrainingCase.of(
-        model,
-        workload,
-        trains=lambda _, parameter: parameter.requires_grad,
-        batch=batch,
-        evaluation_batch=evaluation_batch,
-    )
-    return Request.from_settings(
-        state.settings(),
-        case,
-        usable,
-        may_halve=precision.could_halve(),
-        constraints=_constraints(trainer, case, usable),
-        head_device=device_of_compared_head(model, placed_models.compared_models()),
-    )
-
-
-def _constraints(trainer: TrainerLike, case: TrainingCase, usable: tuple[Device, ...]) -> Constraints:
-    """Return the constraints that steps have shown, and those of prompts and kernels that `trainer` adds to the model.
-
-    Soft prompts are concatenated with the output of the embedding, outside of any module.
-    """
-    constraints = colocations.of(case.model).constraints
-    if usable and weight_copies.has_parts_on(usable[0].index, trainer.model, case.model):
-        constraints = constraints.with_met(case.structure.entry | {None})
-    return constraints.and_those(fused_head.constraints_for(case.model, case.structure, trainer.args))
-
-
 def _fits(request: Request, assumed: Plan) -> bool:
     """Whether a training fits: under the best map, or under the user's own if he has given one.
 
@@ -286,17 +227,3 @@ def worth_moving(now: Plan, better: Plan) -> bool:
     """Whether blocks should move from the map of one plan to that of another."""
     makes_it_fit = bool(now.shortfall) and not better.shortfall
     return makes_it_fit or better.worst.filled <= WORTH_MOVING * now.worst.filled
-
-
-def usable_now(
-    trainer: TrainerLike, model: "nn.Module", assumed: Plan, max_memory: Mapping[Any, Any] | None = None
-) -> tuple[Device, ...]:
-    """Return the devices of a plan with what is free on them now, the model's own share and that of its optimizer too.
-
-    Other models may have come since, or gone: what an earlier one left behind in cycles goes first.
-    """
-    gc.collect()
-    ours = held_by(model, getattr(trainer, "optimizer", None))
-    places = {before.device.index for before in assumed.devices}
-    now = {device.index: device for device in devices.inventory(state.settings(), max_memory, ours, only=places)}
-    return tuple(now.get(before.device.index, before.device) for before in assumed.devices)
