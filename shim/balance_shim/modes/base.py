@@ -76,6 +76,10 @@ class Mode:
         """
         return nullcontext(False)
 
+    def generating(self, model: Any, options: dict[str, Any]) -> AbstractContextManager[Any]:
+        """Return the context in which `model` generates, with these keyword arguments of `generate`."""
+        return nullcontext()
+
     # A Trainer is made.
 
     def before_trainer(self, init: Original, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

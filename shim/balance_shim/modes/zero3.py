@@ -78,6 +78,11 @@ class Zero3(Training):
         """Gather weights where adapters are merged into them."""
         return saving.merging_whole(model) if saving.is_divided(model) else nullcontext()
 
+    def generating(self, model: Any, options: dict[str, Any]) -> AbstractContextManager[Any]:
+        """Have ranks meet, unless each generates with a model of its own."""
+        is_alone = options.get("synced_gpus") is False and not saving.is_divided(model)
+        return nullcontext() if is_alone else calls.generating(model)
+
     def reading_tokens(self, weight: Any) -> AbstractContextManager[bool]:
         """Gather the weight, except on CUDA, where PEFT's own way works."""
         return nullcontext(False) if devices.accelerator_type() == "cuda" else _gathered(weight)

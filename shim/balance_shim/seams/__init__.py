@@ -7,6 +7,7 @@ raises `guard.SeamMoved` when that is not there any more. It is imported only on
 # Leaf modules, never "transformers": that name is swapped for a lazy module, and touching it would load things early.
 SEAMS = {
     "transformers.modeling_utils": "balance_shim.seams.loading",
+    "transformers.generation.utils": "balance_shim.seams.generation",
     "transformers.training_args": "balance_shim.seams.arguments",
     "transformers.trainer": "balance_shim.seams.trainer",
     "transformers.loss.loss_utils": "balance_shim.seams.loss",

@@ -37,6 +37,18 @@ def together() -> Iterator[None]:
         _depth -= 1
 
 
+@contextlib.contextmanager
+def generating(model: Any) -> Iterator[None]:
+    """Be around `model.generate`, to which all ranks come.
+
+    transformers 4 has the ranks wait for each other before it calls the model, also where that is not partitioned.
+    """
+    if not _depth:
+        meeting.meet(f"{type(model).__name__}.generate")
+    with together():
+        yield
+
+
 def _before_call(module: Any, args: Any) -> None:
     del args
     if not _depth:
