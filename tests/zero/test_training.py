@@ -165,16 +165,16 @@ def trained_alone_and_by_two(script, more, folder, alone=(), **variables):
 
 
 @pytest.mark.exhaustive
-@pytest.mark.parametrize(
-    "more", [["--kind", "llava", "--uneven"], ["--kind", "qwen", "--frozen", "--uneven"]], ids=" ".join
-)
+@pytest.mark.parametrize("more", [["llava"], ["qwen", "--frozen"], ["qwen3"], ["audio"]], ids=" ".join)
 def test_pictures_in_some_batches_only(more, tmp_path):
-    """A rank without pictures runs the tower along with the others; losses and gradients are those of one process.
+    """A rank without pictures or sound runs the tower with the others; losses and gradients are those of one process.
 
     Ranks have different numbers of labels, and the classes (on 4.51 both) take the mean of their own: the loss is the
     mean over all ranks' labels all the same.
     """
-    alone, two, said = trained_alone_and_by_two("pictures.py", more, tmp_path)
+    if not hasattr(transformers, "Qwen3VLConfig") and more == ["qwen3"]:
+        pytest.skip("the class came with transformers 4.57")
+    alone, two, said = trained_alone_and_by_two("pictures.py", ["--uneven", "--kind", *more], tmp_path)
     for key, tolerance in (("loss", SAME), ("grad_norm", {"rel": 1e-4})):
         assert [row[key] for row in two if key in row] == pytest.approx(
             [r[key] for r in alone if key in r], **tolerance

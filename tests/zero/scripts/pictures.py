@@ -12,7 +12,7 @@ import transformers
 from transformers import Trainer, TrainingArguments, set_seed
 
 parser = argparse.ArgumentParser()
-parser.add_argument("--kind", choices=["llava", "qwen", "mllama"], required=True)
+parser.add_argument("--kind", choices=["llava", "qwen", "qwen3", "mllama", "audio"], required=True)
 parser.add_argument("--output", required=True)
 parser.add_argument("--losses", required=True)
 parser.add_argument("--batch-size", type=int, default=1)
@@ -21,7 +21,7 @@ parser.add_argument("--frozen", action="store_true")
 parser.add_argument("--uneven", action="store_true", help="sequences have different numbers of labels")
 options = parser.parse_args()
 
-PICTURE, TOKENS, LENGTH = 500, 4, 24
+PICTURE, TOKENS, LENGTH = 500, 12 if options.kind == "audio" else 4, 24
 TEXT = {
     "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4,
     "num_key_value_heads": 2, "vocab_size": 512,
@@ -43,6 +43,35 @@ def qwen():
     config = transformers.Qwen2_5_VLConfig(**TEXT, rope_scaling=ropes, vision_config=vision)
     config.image_token_id, config.video_token_id, config.vision_start_token_id = PICTURE, 501, 502
     return transformers.Qwen2_5_VLForConditionalGeneration(config)
+
+
+def qwen3():
+    """Features of inner layers of the tower go to the language model, too (DeepStack)."""
+    vision = {
+        "depth": 4, "hidden_size": 32, "intermediate_size": 48, "num_heads": 2, "out_hidden_size": 64, "patch_size": 14,
+        "deepstack_visual_indexes": [1, 2], "num_position_embeddings": 64,
+    }  # fmt: skip
+    ropes = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 3, 3], "mrope_interleaved": True}
+    text = {**TEXT, "num_hidden_layers": 4, "head_dim": 16, "rope_parameters": ropes}
+    tokens = {
+        "image_token_id": PICTURE,
+        "video_token_id": 501,
+        "vision_start_token_id": 502,
+        "vision_end_token_id": 503,
+    }
+    config = transformers.Qwen3VLConfig(text_config=text, vision_config=vision, **tokens)
+    return transformers.Qwen3VLForConditionalGeneration(config)
+
+
+def audio():
+    """Its forward calls the tower itself. 48 frames are 12 tokens."""
+    sound = {
+        "d_model": 32, "encoder_layers": 2, "encoder_attention_heads": 2, "encoder_ffn_dim": 48, "num_mel_bins": 16,
+        "max_source_positions": 24,
+    }  # fmt: skip
+    text = {"model_type": "qwen2", **TEXT}
+    config = transformers.Qwen2AudioConfig(audio_config=sound, text_config=text, audio_token_index=PICTURE)
+    return transformers.Qwen2AudioForConditionalGeneration(config)
 
 
 def mllama():
@@ -77,7 +106,7 @@ def collate(rows):
     labels = ids.clone()
     labels[:, 3 : 3 + TOKENS] = -100
     if options.uneven:
-        labels[[row["index"] % 2 == 1 for row in rows], 10:] = -100
+        labels[[row["index"] % 2 == 1 for row in rows], 18:] = -100
     batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels}
     count = sum(row["picture"] for row in rows)
     if count and options.kind == "llava":
@@ -87,9 +116,14 @@ def collate(rows):
         batch["aspect_ratio_ids"] = torch.ones(1, 1, dtype=torch.long)
         batch["aspect_ratio_mask"] = torch.tensor([[[1, 0, 0, 0]]])
         batch["cross_attention_mask"] = torch.ones(1, LENGTH, 1, 4, dtype=torch.long)
+    elif count and options.kind == "audio":
+        batch["input_features"] = torch.linspace(-1, 1, 16 * 48).view(1, 16, 48).repeat(count, 1, 1)
+        batch["feature_attention_mask"] = torch.ones(count, 48, dtype=torch.long)
     elif count:
         batch["pixel_values"] = torch.linspace(-1, 1, 16 * 1176).view(16, 1176).repeat(count, 1)
         batch["image_grid_thw"] = torch.tensor([[1, 4, 4]] * count)
+    if options.kind == "qwen3":
+        batch["mm_token_type_ids"] = (ids == PICTURE).long()
     return batch
 
 
@@ -99,7 +133,7 @@ class InOrder(Trainer):
 
 
 set_seed(42)
-model = {"llava": llava, "qwen": qwen, "mllama": mllama}[options.kind]()
+model = {"llava": llava, "qwen": qwen, "qwen3": qwen3, "mllama": mllama, "audio": audio}[options.kind]()
 if options.frozen:
     towers = ("visual", "vision_tower")
     next(part for name, part in model.named_modules() if name.rpartition(".")[2] in towers).requires_grad_(False)

@@ -17,6 +17,7 @@ from ... import log
 from ...errors import ZeroError
 from ...patching.guard import insist
 from ...training.actual_workload import innermost
+from ...versions import version_of
 
 if TYPE_CHECKING:
     from torch import nn
@@ -136,7 +137,9 @@ def _method(model: Any, part: str) -> Callable[..., Any] | None:
     found: Callable[..., Any] | None = getattr(model, METHODS[part], None)
     if found is not None:
         return found
-    if model.config.model_type not in ("qwen2_vl", "qwen2_5_vl") or part == "input_features":
+    if part == "input_features":
+        return _audio_method(model)
+    if model.config.model_type not in ("qwen2_vl", "qwen2_5_vl"):
         return None
     visual = model.visual  # up to 4.51 the model's forward calls it itself
 
@@ -147,6 +150,20 @@ def _method(model: Any, part: str) -> Callable[..., Any] | None:
         return visual(pixel_values_videos.type(visual.dtype), grid_thw=video_grid_thw)
 
     return get_image_features if part == "pixel_values" else get_video_features
+
+
+def _audio_method(model: Any) -> Callable[..., Any] | None:
+    """Return what runs the modules for sound of a model whose forward calls them itself (Qwen2-Audio)."""
+    inner = next((each for each in (model, getattr(model, "model", None)) if hasattr(each, "audio_tower")), None)
+    if inner is None or model.config.model_type != "qwen2_audio":
+        return None
+
+    def get_audio_features(input_features: Any) -> Any:
+        if version_of("transformers") < (5,):
+            _ = inner.audio_tower.conv1.weight.dtype  # as its forward does, for which DeepSpeed gathers the weight
+        return inner.multi_modal_projector(inner.audio_tower(input_features).last_hidden_state)
+
+    return get_audio_features
 
 
 def made(described: Any, device: Any) -> Any:
