@@ -135,6 +135,7 @@ def train(
     init=False,
     metrics=0,
     ragged=False,
+    evaluated=200,
     **options,
 ):
     set_seed(7)
@@ -156,7 +157,7 @@ def train(
         given = {"model": model}
     seen = []
     if metrics:
-        rows = [row(number, 200 - 30 * ragged * (number % 4)) for number in range(10)]
+        rows = [row(number, evaluated - 30 * ragged * (number % 4)) for number in range(10)]
         given["eval_dataset"] = rows if metrics == SEEN else Unseen(rows)
         given["compute_metrics"] = measured
         given["model"].register_forward_pre_hook(
@@ -275,6 +276,13 @@ case("evaluated in portions", SHORT, ragged=True, environ={"BALANCE_MAX_MEMORY":
 case("evaluated in portions, off", SHORT, ragged=True, mode="off", **EVALUATED)
 EVALUATED["prediction_loss_only"] = True
 case("loss in portions", SHORT, ragged=True, environ={"BALANCE_MAX_MEMORY": "7MiB"}, **EVALUATED)
+# One row of 400 tokens cannot be split: on the device of the head there is room for it, or for two layers.
+ROWS_OF_ONE = {**EVALUATED, "per_device_eval_batch_size": 1, "evaluated": 400}
+TWO_DEVICES = {"BALANCE_MAX_MEMORY": "0=9MiB,1=9MiB,2=0", "BALANCE_SEQ_LEN": "32", "BALANCE_BATCH_SIZE": "2"}
+case("evaluated on another map", SHORT, environ=TWO_DEVICES, **ROWS_OF_ONE)
+case("evaluated on another map, off", SHORT, mode="off", **ROWS_OF_ONE)
+TOO_SMALL = TWO_DEVICES | {"BALANCE_MAX_MEMORY": "0=7.5MiB,1=7.5MiB,2=0"}
+case("evaluated where no map holds it", SHORT, environ=TOO_SMALL, **ROWS_OF_ONE)
 case("folds", [LONG], run=folds)
 
 result_path.write_text(json.dumps(results))

@@ -171,10 +171,9 @@ class _Check:
             outcome = moved_if_better(self._trainer, plan_in_force(request, room.plan))
         except DoesNotFit:
             return False
-        if not outcome.moved or outcome.plan.shortfall:
-            return False
-        self._replanned(outcome.plan)
-        return True
+        if outcome.moved:
+            self._replanned(outcome.plan)
+        return outcome.moved and not outcome.plan.shortfall
 
 
 def _plan_in_force(trainer: TrainerLike) -> Plan:
