@@ -25,11 +25,10 @@ class Launcher(Mode):
         Raises:
             BalanceError: ranks are asked for and cannot be had.
         """
-        if program == "llamafactory":
+        is_set = any(os.environ.get(name, "").strip() for name in ("NPROC_PER_NODE", "NNODES"))
+        count = None if is_set else self.process_count()
+        if program == "llamafactory" and (is_set or count is not None):
             os.environ["FORCE_TORCHRUN"] = "1"
-        if os.environ.get("NPROC_PER_NODE", "").strip() or os.environ.get("NNODES", "").strip():
-            return
-        count = self.process_count()
         if count is None:
             return
         os.environ["NPROC_PER_NODE"] = str(count)
@@ -42,7 +41,9 @@ class Launcher(Mode):
 
     def load(self, original: Original, cls: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Stand around `cls.from_pretrained`."""
-        log.once("warning", f"{self.asked_by} does not act in {sys.argv[0]}, which starts the ranks")
+        log.once(
+            "warning", f"{self.asked_by} has no effect in {sys.argv[0]}, which starts the ranks and is none of them"
+        )
         return original(cls, *args, **kwargs)
 
 

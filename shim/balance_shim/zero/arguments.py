@@ -65,7 +65,9 @@ def carry_over(wanted: Mapping[str, Any], arguments: TrainingArgumentsLike) -> N
         if value == "auto" or value == before:
             continue
         if isinstance(value, bool) != (key.endswith("enabled")) or not isinstance(value, (bool, int, float)):
-            raise SettingError(f"BALANCE_ZERO_CONFIG: {key} is {value!r}, where {name} is {before!r}")
+            raise SettingError(
+                f"BALANCE_ZERO_CONFIG: {key}={value!r} is not a value of {name}, which is {before!r} in the script"
+            )
         setattr(arguments, name, value)
         changed.append(f"{name}={value!r} instead of {before!r}")
     if changed:

@@ -69,7 +69,10 @@ def check(engine: Any) -> None:
     """
     stage = engine.zero_optimization_stage() if hasattr(engine, "zero_optimization_stage") else None
     if stage != 3:
-        raise ZeroError(f"BALANCE_MODE=zero3: the Trainer has {_what(engine, stage)} instead of ZeRO-3")
+        raise ZeroError(
+            f"BALANCE_MODE=zero3: the Trainer trains with {_what(engine, stage)}, not with ZeRO-3 (report this with "
+            "the output of `balance-shim doctor`)"
+        )
     wanted = int(os.environ["WORLD_SIZE"])
     if engine.world_size != wanted:
         raise ZeroError(

@@ -37,7 +37,7 @@ ROWS = (
     _row(
         _MODELS, "pictures", "vision-language models, pictures on some ranks only", "works",
         "zero/test_training.py::test_pictures_in_some_batches_only", "`get_image_features` and its like",
-        reason="ranks without pictures run the tower on made ones, and add nothing",
+        reason="ranks without pictures or sound run the tower on dummy inputs and add nothing to the loss",
     ),
     _row(
         _MODELS, "weights_read", "sizes and values of weights that the script reads or writes", "works",
@@ -107,7 +107,7 @@ ROWS = (
     _row(
         _MODELS, "skipped_layers", "layers that are skipped without pictures (Mllama), pictures on some ranks only",
         "works", "zero/test_training.py::test_cross_attention_to_pictures_in_some_batches_only",
-        "`cross_attention_layers`", reason="ranks without pictures run them on made ones, and drop what comes out",
+        "`cross_attention_layers`", reason="ranks without pictures run them on dummy pictures and discard the output",
     ),
     _row("Adapters", "lora", "LoRA", "works", f"{_TRAINED}[lora]"),
     _row("Adapters", "dora", "DoRA", "works", f"{_TRAINED}[dora]"),

@@ -82,9 +82,9 @@ def launcher_trains():
     """As in the process of a program that starts the ranks."""
     from transformers import Trainer
 
-    from balance_shim.modes.launcher import Launcher
+    from balance_shim.modes.launcher import ZeroLauncher
 
-    Launcher().before_trainer(Trainer.__init__, (None,), {})
+    ZeroLauncher().before_trainer(Trainer.__init__, (None,), {})
 
 
 def weights_in_loss():

@@ -215,5 +215,8 @@ def _used(features: Any) -> list[Any]:
         features = [features.pooler_output, getattr(features, "deepstack_features", None)]
     tensors = [each for each in tree_leaves(features) if isinstance(each, torch.Tensor) and each.is_floating_point()]
     if not tensors:
-        raise ZeroError("a tower gave no features")
+        raise ZeroError(
+            "BALANCE_MODE=zero3: the model's tower returns no floating-point features, so ranks without pictures or "
+            "sound cannot run it with the others; give every batch a picture (or sound)"
+        )
     return tensors
