@@ -116,3 +116,23 @@ def test_zero3_through_its_own_launcher(tuning, tiny, chat, tmp_path):
     assert divided.keys() == alone.keys()
     for name, tensor in alone.items():
         torch.testing.assert_close(divided[name], tensor, rtol=1e-3, atol=1e-5, msg=name)
+
+
+@pytest.mark.parametrize("tuning", [pytest.param("lora", marks=pytest.mark.exhaustive), "full"])
+def test_replicas_through_its_own_launcher(tuning, tiny, chat, tmp_path):
+    """Two ranks, each on its share of four simulated devices, learn what one process learns of the same batches."""
+    losses = {}
+    for name, variables in (("alone", {"BALANCE_MODE": "off"}), ("replicas", {"BALANCE_REPLICAS": "2"})):
+        arguments = swift.sft_arguments(tiny, chat, tmp_path / name, tuning)
+        if tuning == "lora":
+            arguments += ["--lora_dropout", "0"]
+        if name == "alone":
+            arguments[arguments.index("--per_device_train_batch_size") + 1] = "2"
+        report = {"BALANCE_REPORT": str(tmp_path / f"{name}-report")}
+        outcome = run_command([sys.executable, *SHIM, "swift", *arguments], {**FOUR, **report, **variables})
+        outcome.expect_success()
+        losses[name] = swift.losses(tmp_path / name)
+        assert swift.checkpoints(tmp_path / name) == [WEIGHTS[tuning]]
+    assert "swift starts 2 processes for replicas" in outcome.stderr and "rank 0 on npu:0+2" in outcome.stderr
+    assert min(read_peaks(tmp_path / "replicas-report")) > MIB
+    assert losses["replicas"] == pytest.approx(losses["alone"], rel=2e-5) and len(losses["alone"]) == 3

@@ -17,6 +17,10 @@ class Auto(DeviceMaps):
         """Return whether a map is to be made in place of `device_map`."""
         return _choice().makes_map(device_map)
 
+    def has_own_devices(self) -> bool:
+        """Return whether no other process trains on the devices that a map would use."""
+        return _choice().has_own_devices()
+
     def device_map_for(self, load: ModelLoad) -> DeviceMap | None:
         """Return the map of the mode that was chosen, with a line on the choice."""
         chosen = _choice()

@@ -1,6 +1,7 @@
 """What the modes `balanced`, `map` and `auto` share: one process trains a model that spans several devices."""
 
 import os
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from inspect import signature
@@ -55,7 +56,8 @@ class DeviceMaps(Training):
         scripts = attempt("reading in which dtype the script loads", _dtype_of_script, cls, args, kwargs)
         kwargs = insist("BALANCE_PRECISION", precision.adjust_loading, kwargs)
         mapped = kwargs.get("device_map") is not None
-        kwargs = attempt("preparing from_pretrained", _with_device_map, kwargs, default=kwargs)
+        what = "preparing from_pretrained"
+        kwargs = attempt(what, _with_device_map, kwargs, self.has_own_devices, default=kwargs)
         calls.stack.append(Call(kwargs.get("device_map"), kwargs.get("max_memory"), scripts, mapped))
         try:
             loaded = original(cls, *args, **kwargs)
@@ -223,14 +225,14 @@ def _dtype_of_script(cls: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
     return dtype_of(config_of(cls, args, kwargs), kwargs)
 
 
-def _with_device_map(kwargs: dict[str, Any]) -> dict[str, Any]:
+def _with_device_map(kwargs: dict[str, Any], has_own_devices: Callable[[], bool]) -> dict[str, Any]:
     """Return the keyword arguments of `from_pretrained`, changed where no map would be made otherwise."""
     if kwargs.get("device_map") is None and "none" in state.settings().intercept and not calls.stack:
         other_ways = ("tp_plan", "tp_size", "device_mesh", "distributed_config")
         is_free = all(kwargs.get(way) is None for way in other_ways)
         if is_free and ranks.world_size(os.environ) == 1 and devices.count() > 1:
             kwargs = {**kwargs, "device_map": "auto"}
-    return untrapped(kwargs)
+    return untrapped(kwargs, has_own_devices)
 
 
 def _plan_again(trainer: TrainerLike) -> None:
