@@ -3,11 +3,13 @@
 import pytest
 import torch
 
+from balance_shim.versions import version_of
 from tests import models
 from tests.replicas.running import train
 
 OF_TRL = ("sft", "dpo")  # whose kernels for the loss take memory of their own, which plans do not count
-SAME = {"rel": 1e-5, "abs": 1e-5}
+# transformers 4 rounds what it logs to four decimals.
+SAME = {"rel": 1e-5, "abs": 1e-5 if version_of("transformers") >= (5,) else 1.01e-4}
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +50,7 @@ def _logits(outcome):
     """Return the logits of the model that a run has saved, as plain transformers load it, for some tokens."""
     from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(outcome.folder / "saved", dtype=torch.float32)
+    model = AutoModelForCausalLM.from_pretrained(outcome.folder / "saved")
     with torch.no_grad():
         return model(torch.arange(3, 203).reshape(2, 100)).logits
 

@@ -76,7 +76,7 @@ def sft():
 
     data = Dataset.from_list([{"input_ids": row["input_ids"]} for row in rows(ragged=True)])
     chosen = arguments(SFTConfig, max_length=TOKENS, gradient_checkpointing=False, bf16=False)
-    chosen.model_init_kwargs = {"device_map": "auto", "dtype": "float32"}
+    chosen.model_init_kwargs = {"device_map": "auto"}
     return SFTTrainer(MODEL, chosen, train_dataset=data, processing_class=tokenizer())
 
 
