@@ -40,7 +40,9 @@ def test_ranks_learn_what_one_process_learns(pair, name):
     assert two.said["evaluations"] == pytest.approx(one.said["evaluations"], **SAME)
     # Adam makes much of the last digits of gradients near zero, so weights are compared by what they give.
     torch.testing.assert_close(_logits(two), _logits(one), rtol=1e-4, atol=1e-4)
-    for index, predicted in two.predicted.items() if name not in OF_TRL else ():
+    # find_unused_parameters, which the Trainer sets without checkpointing, copies all outputs, on 4.x the logits too.
+    exact = name not in OF_TRL and (version_of("transformers") >= (5,) or name == "checkpointing")
+    for index, predicted in two.predicted.items() if exact else ():
         assert two.peaks[index] == pytest.approx(predicted, rel=0.03), (name, index)
     assert two.log.count("replicas: rank 0 on npu:0+2, rank 1 on npu:1+3") == 1
     assert two.log.count("memory of the simulated devices") == 1

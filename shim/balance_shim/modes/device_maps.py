@@ -208,8 +208,10 @@ def _correct_arguments(init: Any, args: tuple[Any, ...], kwargs: dict[str, Any])
 
 
 def _is_replica(model: Any) -> bool:
-    """Whether the shim has placed `model`, or one inside of it, on a share of the devices."""
-    return ranks.world_size(os.environ) > 1 and hasattr(model, "modules") and placed_models.placed(model) is not None
+    """Whether `model`, or one inside of it, was placed on a share of the devices; or is the copy of such a model."""
+    if ranks.world_size(os.environ) == 1 or not hasattr(model, "modules"):
+        return False
+    return placed_models.placed(model) is not None or preparation.is_within_share(model)
 
 
 def is_covered(device_map: Any) -> bool:

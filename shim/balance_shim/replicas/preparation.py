@@ -10,7 +10,7 @@ from contextlib import contextmanager, nullcontext
 from inspect import signature
 from typing import Any
 
-from . import uneven
+from . import ranks, uneven
 
 _VARIABLE = "ACCELERATE_BYPASS_DEVICE_MAP"
 
@@ -27,6 +27,15 @@ def maps_allowed() -> Iterator[None]:
             os.environ.pop(_VARIABLE, None)
         else:
             os.environ[_VARIABLE] = before
+
+
+def is_within_share(model: Any) -> bool:
+    """Return whether `model` has a device map that keeps to this rank's share, such as the copy of a placed model."""
+    share = ranks.own_share()
+    maps = [vars(module)["hf_device_map"] for module in model.modules() if vars(module).get("hf_device_map")]
+    if share is None or not maps:
+        return False
+    return all(place in share for device_map in maps for place in device_map.values())
 
 
 def prepare_placed(
