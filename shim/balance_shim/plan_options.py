@@ -39,6 +39,7 @@ class PlanOptions(NamedTuple):
         as_json: whether to print one JSON object instead of tables.
         output: where to write the device map; None: nowhere.
         trust_remote_code: whether code that comes with the model may run.
+        replicas: how many are trained, each on its share of the devices; "auto": the most that fit.
     """
 
     model: str
@@ -49,6 +50,7 @@ class PlanOptions(NamedTuple):
     as_json: bool = False
     output: str | None = None
     trust_remote_code: bool = False
+    replicas: int | str = 1
 
 
 class _Option(NamedTuple):
@@ -104,6 +106,7 @@ _OPTIONS = (
     _like("BALANCE_GRADIENT_CHECKPOINTING", "--gradient-checkpointing",
           "recompute layers in the backward pass: 1 all, 0 none, auto as few as fit; without a value 1 (0)"),
     _like("BALANCE_LOSS", "--loss", "chunked or full: the loss of causal models with or without full logits (chunked)"),
+    _like("BALANCE_REPLICAS", "--replicas", "data-parallel replicas, each on its share of the devices, or auto (1)"),
     _Option("--output", None, _output, "the path of a file",
             "write the device map there, for device_map=json.load(...), BALANCE_DEVICE_MAP, and ms-swift"),
 )  # fmt: skip
@@ -133,6 +136,7 @@ def read_options(words: Sequence[str], environ: Mapping[str, str]) -> tuple[Plan
     if "gpus" not in found and not any("gpus" in fault or "BALANCE_SIMULATE" in fault for fault in faults):
         faults.append(f"--gpus is needed: {FORMS}")
     faults += _absent_devices(found)
+    faults += _too_many_replicas(found)
     faults += _overwritten_config(given.model, found.get("output"))
     if faults:
         raise UsageError("\n".join(faults))
@@ -156,6 +160,7 @@ def read_options(words: Sequence[str], environ: Mapping[str, str]) -> tuple[Plan
         as_json=given.json,
         output=found.get("output"),
         trust_remote_code=given.trust_remote_code,
+        replicas=found.get("replicas", 1),
     )
     return options, _unknown_variables(environ)
 
@@ -174,6 +179,13 @@ def _absent_devices(found: Mapping[str, Any]) -> list[str]:
         return []
     number = len(machine.capacities)
     return [f"BALANCE_MAX_MEMORY names device {index}, but there are {number}" for index in caps if index >= number]
+
+
+def _too_many_replicas(found: Mapping[str, Any]) -> list[str]:
+    count, machine = found.get("replicas"), found.get("gpus")
+    if machine is None or not isinstance(count, int) or count <= len(machine.capacities):
+        return []
+    return [f"--replicas={count}: each replica needs a device, and there are {len(machine.capacities)}"]
 
 
 def reserve_text(reserve: Reserve) -> str:

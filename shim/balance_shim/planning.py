@@ -7,6 +7,7 @@ import os
 import warnings
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from .errors import BalanceError, ModelError
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from .devices import Device
     from .placement.plan import Plan
     from .placement.request import Request
+    from .replicas.shares import Share
     from .upstream.meta_model import Unloaded
     from .upstream.model_config import ModelConfig
 
@@ -105,6 +107,23 @@ def request_for(subject: Subject, options: PlanOptions) -> "Request":
     """Return the request to plan `subject` as `options` ask for."""
     ready = subject.ready
     return _request(ready.model, options, ready.no_split, parameter_bytes=ready.parameter_bytes)
+
+
+def replica_of(request: "Request", replicas: int | str) -> "tuple[Request, tuple[Share, ...]]":
+    """Return the request for the share with the least memory, and all shares of the request's devices.
+
+    Args:
+        replicas: how many; "auto": the most that fit.
+    """
+    from .placement.replica_plans import most_that_fit, of_shares
+    from .replicas.shares import divide
+
+    sizes = {device.index: device.available for device in request.devices}
+    count = replicas if isinstance(replicas, int) else most_that_fit(request, partial(divide, sizes))
+    if count == 1:
+        return request, (tuple(sizes),)
+    shares = divide(sizes, count)
+    return of_shares(request, shares)[0], shares
 
 
 def devices_of(options: PlanOptions) -> "tuple[Device, ...]":

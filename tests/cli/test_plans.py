@@ -180,3 +180,18 @@ def test_checkpointing_auto_recomputes_no_more_than_it_takes(tmp_path):
     assert all(each["fits"] for each in found)
     assert found[0]["recomputed"] == [] and 0 < len(found[1]["recomputed"]) < 28
     assert any("layers are recomputed" in note for note in found[1]["notes"])
+
+
+def test_replicas_are_planned_on_the_weakest_share(saved):
+    """Each replica has its share; the plan is that of the share with the least memory, and auto takes the most."""
+    words = [saved / "llama", "--seq-len", "64", "--json", "--gpus"]
+    commands = [
+        (*words, "2x512MiB+2x1GiB", "--replicas", "2"),
+        (*words, "4x512MiB"),
+        (*words, "4x4GiB", "--replicas", "auto"),
+    ]
+    (two, alone, most) = (json.loads(output) for _, output, _ in together(*commands))
+    assert (two["replicas"], two["shares"]) == (2, [[0, 2], [1, 3]])
+    assert [device["name"] for device in two["devices"]] == ["cuda:0", "cuda:2"] and two["workload"]["replicated"]
+    assert (alone["replicas"], alone["shares"]) == (1, [[0, 1, 2, 3]]) and not alone["workload"]["replicated"]
+    assert most["replicas"] == 4

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from ..placement.baseline import Baseline
     from ..placement.costed_model import CostedModel
     from ..placement.plan import Plan
+    from ..replicas.shares import Share
 
 FITS, DOES_NOT_FIT, NO_PLAN = 0, 1, 2
 
@@ -37,6 +38,7 @@ class Forecast:
         baseline_failure: why it does not.
         remedies: what would fit, where the plan does not.
         notes: what was supposed on the way, a line each.
+        shares: the devices of each replica; the plan is for the share with the least memory.
     """
 
     costed: "CostedModel"
@@ -47,6 +49,7 @@ class Forecast:
     baseline_failure: str
     remedies: tuple[str, ...]
     notes: tuple[str, ...]
+    shares: "tuple[Share, ...]"
 
     @property
     def fits(self) -> bool:
@@ -90,7 +93,7 @@ def forecast_for(options: PlanOptions) -> Forecast:
     from ..report.plan_report import chunks_line
 
     ready = subject.ready
-    request = planning.request_for(subject, options)
+    request, shares = planning.replica_of(planning.request_for(subject, options), options.replicas)
     usable, workload = request.devices, request.workload
     plan = None
     try:
@@ -103,6 +106,9 @@ def forecast_for(options: PlanOptions) -> Forecast:
         costed = planner.cost(request)
     remedies = what_would_fit(plan, request) if plan is not None and plan.shortfall else []
     notes = [subject.found.note] if subject.found.note else []
+    if len(shares) > 1:
+        whose = ", ".join(f"rank {rank} on cuda:{'+'.join(map(str, share))}" for rank, share in enumerate(shares))
+        notes.append(f"{len(shares)} replicas: {whose}; the map is that of the share with the least memory")
     if subject.named_dtype is None:
         notes.append("the config names no dtype, assuming bf16; set --precision")
     if workload.guessed:
@@ -129,6 +135,7 @@ def forecast_for(options: PlanOptions) -> Forecast:
         baseline_failure=ready.auto_failure,
         remedies=tuple(remedies),
         notes=tuple(notes),
+        shares=shares,
     )
 
 
@@ -164,6 +171,8 @@ def to_json(forecast: Forecast) -> dict[str, Any]:
     found["notes"] = [*found["notes"], *forecast.notes]
     return {
         **found,
+        "replicas": len(forecast.shares),
+        "shares": [list(share) for share in forecast.shares],
         "fits": forecast.fits,
         "shortfall": _missing(forecast),
         "gap": None if plan is None else gap(plan),

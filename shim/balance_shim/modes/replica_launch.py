@@ -2,13 +2,12 @@
 
 import os
 import sys
-from dataclasses import replace
 from typing import NoReturn
 
 from .. import devices, log, state
 from ..errors import ReplicaError
-from ..placement import planner
 from ..placement.model_load import ModelLoad
+from ..placement.replica_plans import most_that_fit
 from ..processes import is_worker
 from ..replicas import ranks
 from ..units import counted
@@ -68,21 +67,9 @@ def launch_largest(load: ModelLoad) -> None:
 
 
 def _largest(load: ModelLoad) -> int:
-    """Return the most replicas that fit, each with a balanced map on its share, with the reserve kept free."""
-    usable = {device.index: device for device in placing.usable_devices(load)}
-    request = placing.request_for(load, tuple(usable.values()))
-    request = request.with_workload(replicated=True)
-    for count in range(len(usable), 1, -1):
-        shares = ranks.all_shares(count)
-        if any(index not in usable for share in shares for index in share):  # no room is left there
-            continue
-        different = {tuple(usable[index].capacity for index in share): share for share in shares}
-        if all(
-            planner.fitting(replace(request, devices=tuple(usable[index] for index in share))) is not None
-            for share in different.values()
-        ):
-            return count
-    return 1
+    """Return the most replicas that fit, each with a balanced map on its share."""
+    request = placing.request_for(load, placing.usable_devices(load))
+    return most_that_fit(request, ranks.all_shares)
 
 
 def _become(count: int) -> NoReturn:
