@@ -36,6 +36,7 @@ def test_public_names():
         "LostModelError",
         "ModelError",
         "MoveError",
+        "ReplicaError",
         "SettingError",
         "SimulationError",
         "UsageError",
