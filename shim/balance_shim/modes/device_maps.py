@@ -14,7 +14,7 @@ from ..patching.guard import attempt, insist
 from ..placement import placed_models
 from ..placement.model_load import Call, calls
 from ..placement.plan import Plan
-from ..replicas import preparation, rank_device, ranks
+from ..replicas import preparation, rank_device, ranks, together
 from ..report import plan_report
 from ..rng import undisturbed
 from ..training import (
@@ -175,6 +175,11 @@ class DeviceMaps(Training):
             evaluation_check.checking(trainer, original, ((trainer, *args), kwargs), repaired),
         ):
             return original(trainer, *args, **kwargs)
+
+    def after_checkpoint(self) -> None:
+        """Wait for the writer: a rank that misses it loads no best weights in the end, and the others wait for it."""
+        if ranks.own_share() is not None:
+            together.meet()
 
     def after_device_choice(self, partial_state: Any) -> None:
         """Keep inputs on a device of this rank's share."""

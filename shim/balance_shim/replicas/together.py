@@ -10,6 +10,14 @@ def is_wrapped(model: Any) -> bool:
     return isinstance(model, DistributedDataParallel)
 
 
+def meet() -> None:
+    """Wait until all ranks are here."""
+    import torch.distributed as dist
+
+    if dist.is_initialized() and dist.get_world_size() > 1:
+        dist.barrier()
+
+
 def least(number: int, device: Any) -> int:
     """Return the smallest `number` of all ranks; all of them have to call this.
 
