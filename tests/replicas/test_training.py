@@ -67,6 +67,7 @@ def test_replicas_without_a_launcher(started):
     """BALANCE_REPLICAS=2 starts two ranks, says so, and leaves one report."""
     assert started.said["processes"] == 2 and started.said["devices"] == ["npu:0", "npu:2"]
     assert started.log.count("starting 2 processes for replicas of the model") == 1
+    assert started.log.count("micro-batches of 2 and accumulation 2: 8 sequences per step") == 1
     assert started.log.count("memory of the simulated devices") == 1 and min(started.peaks) > 0
 
 

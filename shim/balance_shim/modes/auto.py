@@ -7,10 +7,11 @@ from ..map_file import DeviceMap
 from ..placement.model_load import ModelLoad
 from .balanced import Balanced
 from .device_maps import DeviceMaps
+from .shared_devices import SharedDevices
 from .user_map import UserMap
 
 
-class Auto(DeviceMaps):
+class Auto(SharedDevices):
     """Chooses how a model gets its map."""
 
     def makes_map(self, device_map: Any) -> bool:

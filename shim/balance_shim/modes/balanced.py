@@ -16,10 +16,10 @@ from ..placement.request import Request
 from ..replicas import rank_device, ranks
 from ..report import plan_report
 from . import placing
-from .device_maps import DeviceMaps
+from .shared_devices import SharedDevices
 
 
-class Balanced(DeviceMaps):
+class Balanced(SharedDevices):
     """Replaces "auto" and its like by a map that evens out training memory."""
 
     def training_is_near(self) -> None:
@@ -32,10 +32,6 @@ class Balanced(DeviceMaps):
             replica_launch.ensure_launched()
         except BalanceError as error:
             state.postpone(error)  # to where arguments or a model are made, which ends the program
-
-    def has_own_devices(self) -> bool:
-        """Return whether this process has all devices, or a share of them: each rank of several gets one."""
-        return ranks.has_own_devices()
 
     def device_map_for(self, load: ModelLoad) -> DeviceMap | None:
         """Return the balanced map; None, with a line, where there is nothing to balance or no map to be had."""

@@ -4,7 +4,6 @@ import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
-from inspect import signature
 from typing import TYPE_CHECKING, Any
 from weakref import ref
 
@@ -14,7 +13,7 @@ from ..patching.guard import attempt, insist
 from ..placement import placed_models
 from ..placement.model_load import Call, calls
 from ..placement.plan import Plan
-from ..replicas import preparation, rank_device, ranks, together
+from ..replicas import ranks
 from ..report import plan_report
 from ..rng import undisturbed
 from ..training import (
@@ -89,8 +88,6 @@ class DeviceMaps(Training):
 
     def before_trainer(self, init: Original, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Keep a placed model on its devices."""
-        what, instead = "bringing inputs to this rank's devices", "they go to the device of its number"
-        attempt(what, _correct_arguments, init, args, kwargs, instead=instead)
         instead = "the model may be copied to each device"
         attempt("keeping a placed model whole", data_parallel.prevent, init, args, kwargs, instead=instead)
         what, instead = "keeping the map of a model inside", "the Trainer decides where it goes"
@@ -176,26 +173,6 @@ class DeviceMaps(Training):
         ):
             return original(trainer, *args, **kwargs)
 
-    def after_checkpoint(self) -> None:
-        """Wait for the writer: a rank that misses it loads no best weights in the end, and the others wait for it."""
-        if ranks.own_share() is not None:
-            together.meet()
-
-    def after_device_choice(self, partial_state: Any) -> None:
-        """Keep inputs on a device of this rank's share."""
-        what, instead = "bringing inputs to this rank's devices", "they go to the device of its number"
-        attempt(what, rank_device.correct_state, partial_state, instead=instead)
-
-    def preparing(self, objects: tuple[Any, ...]) -> AbstractContextManager[Any]:
-        """Have accelerate accept maps of ours in several processes."""
-        return preparation.maps_allowed() if any(map(_is_replica, objects)) else nullcontext()
-
-    def prepare_model(self, original: Original, accelerator: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Leave a model on its devices when it becomes one of several replicas."""
-        if _is_replica(args[0] if args else kwargs.get("model")):
-            return preparation.prepare_placed(original, accelerator, args, kwargs)
-        return original(accelerator, *args, **kwargs)
-
     def explain_out_of_memory(self, trainer: TrainerLike, failure: BaseException) -> None:
         """Name the place, the cause, and the map and settings that would have fitted."""
         from ..training.oom import explain  # only where it is needed
@@ -204,19 +181,6 @@ class DeviceMaps(Training):
         plan = None if placed is None else placed[1].plan
         model = trainer.model if placed is None else placed[0]
         explain.explain(trainer, model, plan, failure)
-
-
-def _correct_arguments(init: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    arguments = signature(init).bind_partial(*args, **kwargs).arguments.get("args")
-    if arguments is not None:
-        rank_device.correct_arguments(arguments)
-
-
-def _is_replica(model: Any) -> bool:
-    """Whether `model`, or one inside of it, was placed on a share of the devices; or is the copy of such a model."""
-    if ranks.world_size(os.environ) == 1 or not hasattr(model, "modules"):
-        return False
-    return placed_models.placed(model) is not None or preparation.is_within_share(model)
 
 
 def is_covered(device_map: Any) -> bool:
