@@ -21,6 +21,10 @@ _NAMES = (
     ("MPI_LOCALRANKID", "MPI_LOCALNRANKS"),
 )
 
+# What `accelerate launch` sets for other ways to spread a model over devices.
+_OTHER_WAYS = ("ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_FSDP", "ACCELERATE_USE_MEGATRON_LM",
+               "ACCELERATE_USE_PARALLELISM_CONFIG")  # fmt: skip
+
 
 @dataclass(frozen=True)
 class LocalRank:
@@ -54,17 +58,34 @@ def world_size(environ: Mapping[str, str]) -> int:
 def has_own_devices() -> bool:
     """Return whether no other rank uses the devices on which this process places models."""
     rank = local_rank(os.environ)
-    return world_size(os.environ) == 1 or (rank is not None and rank.count == 1) or own_share() is not None
+    if world_size(os.environ) == 1 or own_share() is not None:
+        return True
+    alone = sees_own_devices(os.environ) or (rank is not None and rank.count == 1)
+    return alone and not spreads_otherwise(os.environ)
+
+
+def sees_own_devices(environ: Mapping[str, str]) -> bool:
+    """Return whether SLURM shows this process devices that no other task sees."""
+    return bool(environ.get("SLURM_GPUS_PER_TASK", "").strip()) or "gpu" in environ.get("SLURM_TRES_PER_TASK", "")
+
+
+def spreads_otherwise(environ: Mapping[str, str]) -> bool:
+    """Return whether the launcher was asked for another way to spread a model, such as FSDP."""
+    return any(environ.get(name, "").strip().lower() in ("1", "true", "yes", "y", "t", "on") for name in _OTHER_WAYS)
 
 
 def own_share() -> Share | None:
     """Return the devices of this rank, the one where its inputs arrive first.
 
-    None where a model may use all devices: no launcher has started several ranks here, or there are fewer devices than
-    ranks. Total memory decides, not what is free, which changes while other ranks load: all ranks get the same result.
+    None where there are no shares: no launcher has started several ranks here, SLURM shows each its own devices, there
+    are fewer devices than ranks, or the launcher spreads models in another way.
+
+    Total memory decides, not what is free, which changes while other ranks load: all ranks get the same result.
     """
     rank = local_rank(os.environ)
-    return None if rank is None or rank.count == 1 else _share(rank)
+    if rank is None or rank.count == 1 or sees_own_devices(os.environ) or spreads_otherwise(os.environ):
+        return None
+    return _share(rank)
 
 
 def all_shares(ranks: int) -> tuple[Share, ...]:
