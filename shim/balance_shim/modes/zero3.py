@@ -130,11 +130,13 @@ class Zero3(Training):
         """Have losses that are a mean of this rank's tokens become a mean of all ranks' tokens."""
         from ..zero import mean_loss  # needs torch
 
-        if len(args) > 2 or not trainer.model.training or not mean_loss.is_averaged(trainer):
+        if len(args) > 2 or not mean_loss.is_averaged(trainer):
             return original(trainer, *args, **kwargs)
         count = kwargs.get("num_items_in_batch")
         if count is not None:
             kwargs["num_items_in_batch"] = count = mean_loss.noted(trainer, count)
+        if not trainer.model.training:
+            return mean_loss.of_evaluation(trainer, original(trainer, *args, **kwargs), count)
         with mean_loss.counting_targets() as numbers:
             result = original(trainer, *args, **kwargs)
         return mean_loss.corrected(trainer, result, count, numbers)

@@ -90,7 +90,7 @@ def corrected(trainer: TrainerLike, result: Any, count: Any, numbers: list[torch
         numbers: of targets, from `counting_targets`. Where they do not tell, ranks have equal weights.
     """
     is_multiplied = count is not None and _takes_count(trainer)  # by the Trainer
-    if is_multiplied and (not isinstance(count, Count) or count.used):
+    if is_multiplied and not _is_mean(count):
         return result
     loss = result[0] if isinstance(result, tuple) else result
     own = _own(numbers, loss.device)
@@ -100,6 +100,22 @@ def corrected(trainer: TrainerLike, result: Any, count: Any, numbers: list[torch
         weight = weight * processes
     loss = torch.where(own[0] == 0, loss.nan_to_num(), loss) * weight  # a mean of no tokens is not a number
     return (loss, *result[1:]) if isinstance(result, tuple) else loss
+
+
+def of_evaluation(trainer: TrainerLike, result: Any, count: Any) -> Any:
+    """Return the `result` of `compute_loss` in an evaluation, whose losses are averaged by sequences afterwards.
+
+    The Trainer multiplies losses by the number of processes there, too, if it has counted tokens.
+    """
+    if count is None or not _takes_count(trainer) or not _is_mean(count):
+        return result
+    loss = (result[0] if isinstance(result, tuple) else result) / trainer.accelerator.num_processes
+    return (loss, *result[1:]) if isinstance(result, tuple) else loss
+
+
+def _is_mean(count: Any) -> bool:
+    """Whether a loss is known to have been computed without `count`."""
+    return isinstance(count, Count) and not count.used
 
 
 def _takes_count(trainer: TrainerLike) -> bool:
