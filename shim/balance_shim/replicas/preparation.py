@@ -45,7 +45,8 @@ def prepare_placed(
     given = signature(original).bind(accelerator, *args, **kwargs)
     given.arguments["device_placement"] = False
     model = given.arguments["model"]
-    buckets = uneven.one_bucket_each() if uneven.are_uneven(model) else nullcontext()
+    becomes_replica = not given.arguments.get("evaluation_mode") and any(p.requires_grad for p in model.parameters())
+    buckets = uneven.one_bucket_each() if becomes_replica and uneven.are_uneven(model) else nullcontext()
     with maps_allowed(), _quantized_map_hidden(model), buckets:
         return original(*given.args, **given.kwargs)
 
