@@ -49,6 +49,7 @@ IGNORE = $(addprefix --ignore=,$(1))
 # that of the newest libraries.
 ONCE = tests/arming/test_expandable_segments.py tests/arming/test_packaging.py tests/arming/test_run.py \
 	tests/device_rules tests/end_to_end/test_demo.py tests/end_to_end/test_gpu_check.py tests/memory/test_peak.py \
+	tests/replicas/test_launch.py tests/replicas/test_ranks.py tests/replicas/test_shares.py \
 	tests/memory/test_temporaries.py tests/monitoring/test_diagnosis.py tests/monitoring/test_history.py \
 	tests/monitoring/test_trend.py tests/placement/test_fits.py tests/test_map_file.py \
 	tests/placement/test_calibration.py tests/placement/test_movable_pieces.py tests/placement/test_solver.py \
@@ -60,6 +61,8 @@ ONCE = tests/arming/test_expandable_segments.py tests/arming/test_packaging.py t
 	tests/zero/test_relaunch.py tests/zero/test_root_cause.py tests/zero/test_support.py
 DESELECT_ONCE = $(addprefix --deselect=,\
 	tests/placement/test_verification.py::test_layers_that_differ_in_what_they_recompute_are_tried_out_as_they_are \
+	tests/replicas/test_training.py::test_ranks_learn_what_one_process_learns[checkpointing] \
+	tests/replicas/test_training.py::test_ranks_learn_what_one_process_learns[sft] \
 	tests/training/test_micro_batch.py::test_a_number_that_does_not_divide_is_rounded_down \
 	tests/zero/test_parts.py::test_one_rank_alone[merge-leave] tests/zero/test_parts.py::test_one_rank_alone[evaluate-wait] \
 	tests/zero/test_training.py::test_two_nodes)
