@@ -103,7 +103,12 @@ def test_kernels_in_the_place_of_classes(liger, monkeypatch):
     assert found.method == "traced", found.method
     plain = profiled(tiny(), FUSED)[1]
     layers = [position for position, block in enumerate(blocks) if block.role == "layer"]
-    assert [found.costs[each] for each in layers] == [plain.costs[each] for each in layers]
+    assert [_unnumbered(found.costs[each]) for each in layers] == [_unnumbered(plain.costs[each]) for each in layers]
+
+
+def _unnumbered(cost):
+    """Return a cost without the numbers of the tensors that it takes: another trace may have more of them."""
+    return replace(cost, takes=tuple(size for _, size in cost.takes))
 
 
 def test_functions_that_packages_replace(monkeypatch):

@@ -42,6 +42,8 @@ class Balanced(SharedDevices):
             attempt(what, replica_launch.launch_largest, load, instead=instead)
         usable = placing.usable_devices(load)
         share = ranks.own_share()
+        if share:
+            ranks.announce()
         if len(usable) < 2 and not (share and usable):
             there = f"{len(usable)} device" if usable else "no device"
             log.once("info", f"{there} to use: nothing to balance, the library places the model")

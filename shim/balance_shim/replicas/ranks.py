@@ -103,13 +103,16 @@ def _share(rank: LocalRank) -> Share | None:
                 "info", f"{counted(rank.count, 'rank')} for {counted(there, 'device')}: none gets a share of its own"
             )
         return None
-    shares = all_shares(rank.count)
-    kind = devices.accelerator_type()
-    log.info(
-        "replicas: "
-        + ", ".join(f"rank {index} on {kind}:{'+'.join(map(str, share))}" for index, share in enumerate(shares))
-    )
-    return shares[rank.index]
+    return all_shares(rank.count)[rank.index]
+
+
+def announce() -> None:
+    """Log, once, which devices each rank of this machine has."""
+    rank = local_rank(os.environ)
+    assert rank is not None, "there are shares"
+    shares, kind = all_shares(rank.count), devices.accelerator_type()
+    parts = [f"rank {index} on {kind}:{'+'.join(map(str, share))}" for index, share in enumerate(shares)]
+    log.once("info", f"replicas: {', '.join(parts)}")
 
 
 def _number(text: str | None) -> int | None:

@@ -28,7 +28,7 @@ SEAMS = {
 
 # The oldest and the newest version that has run. A newer one whose seams are all present is no problem.
 KNOWN_TO_WORK = {
-    "transformers": ("4.45.2", "5.23.0"),
+    "transformers": ("4.45.2", "5.24.0"),
     "accelerate": ("1.0.1", "1.15.0"),
     "peft": ("0.17.1", "0.21.2"),
     "deepspeed": ("0.16.9", "0.19.8"),
