@@ -149,7 +149,7 @@ def test_reserve_is_taken_from_the_capacity():
     ("name", "only", "mode"),
     [
         *((name, "zero3", "balanced") for name in settings.ZERO_VARIABLES),
-        *((name, "balanced", "zero3") for name in settings.BALANCED_VARIABLES),
+        ("BALANCE_REPLICAS", "balanced or auto", "zero3"),
     ],
 )
 def test_variables_of_another_mode_are_said_to_be_ignored(name, only, mode):

@@ -22,8 +22,12 @@ TUNINGS: tuple[Tuning, ...] = get_args(Tuning)
 LOSSES: tuple[LossSetting, ...] = get_args(LossSetting)
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 OFFLOADS: tuple[Offload, ...] = get_args(Offload)
-BALANCED_VARIABLES = ("BALANCE_REPLICAS",)
 ZERO_VARIABLES = ("BALANCE_ZERO_CONFIG", "BALANCE_OFFLOAD", "BALANCE_NPROC", "BALANCE_NCCL_TIMEOUT")
+# The variables of single modes.
+MODES_OF: dict[str, tuple[Mode, ...]] = {
+    **dict.fromkeys(ZERO_VARIABLES, ("zero3",)),
+    "BALANCE_REPLICAS": ("balanced", "auto"),
+}
 
 
 DEFAULT_RESERVE = Reserve(fraction=0.08, least=768 * MIB)
@@ -133,8 +137,8 @@ VARIABLES = (
              "compute the loss of causal models in chunks, without full logits: in models that the shim has "
              "placed, in any that a Trainer trains, or in none"),
     Variable("BALANCE_REPLICAS", "replicas", parse.count_or_auto, "a whole number from 1, or auto", "1",
-             "mode `balanced`: data-parallel replicas to train, each on its own share of the devices; `auto`: the most "
-             "that fit. Under a launcher the number of its processes on this machine decides"),
+             "modes `balanced` and `auto`: data-parallel replicas to train, each on its own share of the devices; "
+             "`auto`: the most that fit. Under a launcher the number of its processes on this machine decides"),
     Variable("BALANCE_ZERO_CONFIG", "zero_config", parse.zero_config, "the path of a DeepSpeed JSON file, or JSON", "",
              "mode `zero3`: merged over the shim's own DeepSpeed config"),
     Variable("BALANCE_OFFLOAD", "offload", parse.one_of(OFFLOADS), "one of " + ", ".join(OFFLOADS), "none",
@@ -176,9 +180,10 @@ def read(environ: Mapping[str, str], default_mode: str = "balanced") -> tuple[Se
             continue
         if variable.name == "BALANCE_DEVICE_MAP" and fields["mode"] not in ("map", "auto"):
             continue  # not used, so not read: it may be a file of another machine
-        only = "zero3" if variable.name in ZERO_VARIABLES else "balanced" if variable.name in BALANCED_VARIABLES else ""
-        if only and fields["mode"] != only:
-            faults.append((variable.name, f"{variable.name} is for BALANCE_MODE={only} only", "it is ignored", False))
+        only = MODES_OF.get(variable.name, ())
+        if only and fields["mode"] not in only:
+            fault = f"{variable.name} is for BALANCE_MODE={' or '.join(only)} only"
+            faults.append((variable.name, fault, "it is ignored", False))
             continue
         try:
             fields[variable.field] = variable.parse(text)

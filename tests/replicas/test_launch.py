@@ -105,6 +105,22 @@ def test_what_cannot_be_had_is_one_line(name, tmp_path):
     assert len(said) == 1 and expected in said[0], done.stderr[-2000:]
 
 
+@pytest.mark.parametrize("mode", sampled(["balanced", "auto"], "balanced"))
+def test_a_program_without_training_arguments_becomes_ranks(mode, model, tmp_path):
+    """Where its first model is about to load with a device map."""
+    script = tmp_path / "loop.py"
+    script.write_text(
+        "import os, sys\n"
+        "from transformers import AutoModelForCausalLM\n"
+        "model = AutoModelForCausalLM.from_pretrained(sys.argv[1], device_map='auto')\n"
+        "print(os.environ['RANK'], sorted({str(each.device) for each in model.parameters()}), flush=True)\n"
+    )
+    variables = {"BALANCE_MODE": mode, "BALANCE_REPLICAS": "2", "BALANCE_SIMULATE": "4x256MiB"}
+    done = start(sys.executable, script, model, **variables)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert sorted(done.stdout.splitlines()) == ["0 ['npu:0', 'npu:2']", "1 ['npu:1', 'npu:3']"]
+
+
 def test_models_without_a_map_are_left_alone(model, tmp_path):
     """Plain DDP, each rank with a whole model on the device of its number, stays as it is."""
     script = tmp_path / "train.py"

@@ -92,8 +92,10 @@ def forecast_for(options: PlanOptions) -> Forecast:
     from ..placement.remedies import saved_by_chunks, what_would_fit
     from ..report.plan_report import chunks_line
 
-    ready = subject.ready
     request, shares = planning.replica_of(planning.request_for(subject, options), options.replicas)
+    ready = subject.ready
+    if len(shares) > 1:  # its map of all devices says nothing of a share
+        ready = replace(ready, auto_map=None, auto_failure="accelerate refuses device maps in several processes")
     usable, workload = request.devices, request.workload
     plan = None
     try:
@@ -109,6 +111,8 @@ def forecast_for(options: PlanOptions) -> Forecast:
     if len(shares) > 1:
         whose = ", ".join(f"rank {rank} on cuda:{'+'.join(map(str, share))}" for rank, share in enumerate(shares))
         notes.append(f"{len(shares)} replicas: {whose}; the map is that of the share with the least memory")
+    elif options.replicas == "auto":
+        notes.append("1 replica: a second one does not fit")
     if subject.named_dtype is None:
         notes.append("the config names no dtype, assuming bf16; set --precision")
     if workload.guessed:
@@ -190,6 +194,8 @@ def to_text(forecast: Forecast, options: PlanOptions) -> str:
 
     costed, plan, baseline = forecast.costed, forecast.plan, forecast.baseline
     machine, structure = table(forecast.devices), costed.structure
+    if len(forecast.shares) > 1:
+        machine = f"{machine}, the weakest of {len(forecast.shares)} shares"
     lines = [
         f"{structure.model_class}, {structure.parameters / 1e9:.2f} B parameters in {forecast.dtype}, on {machine} "
         f"(of which {reserve_text(options.settings.reserve)} is kept free)",

@@ -17,7 +17,7 @@ def current() -> Mode:
         from .zero3 import Zero3
 
         return Zero3()
-    if name == "balanced":
+    if name in ("balanced", "auto"):
         if state.settings().replicas != 1:
             from ..zero.launching import relaunch
 
@@ -25,6 +25,10 @@ def current() -> Mode:
                 from .launcher import ReplicaLauncher
 
                 return ReplicaLauncher()
+        if name == "auto":
+            from .auto import Auto
+
+            return Auto()
         from .balanced import Balanced
 
         return Balanced()
@@ -32,8 +36,4 @@ def current() -> Mode:
         from .user_map import UserMap
 
         return UserMap()
-    if name == "auto":
-        from .auto import Auto
-
-        return Auto()
     return Mode()

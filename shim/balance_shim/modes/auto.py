@@ -18,6 +18,10 @@ class Auto(SharedDevices):
         """Return whether a map is to be made in place of `device_map`."""
         return _choice().makes_map(device_map)
 
+    def training_is_near(self) -> None:
+        """Become replicas, if the mode that was chosen trains some."""
+        _choice().training_is_near()
+
     def has_own_devices(self) -> bool:
         """Return whether no other process trains on the devices that a map would use."""
         return _choice().has_own_devices()

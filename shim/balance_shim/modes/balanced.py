@@ -4,7 +4,6 @@ from dataclasses import replace
 from typing import Any
 
 from .. import cache, devices, log, state
-from ..errors import BalanceError
 from ..map_file import DeviceMap
 from ..memory.colocation import NO_CONSTRAINTS
 from ..patching.guard import attempt
@@ -21,17 +20,6 @@ from .shared_devices import SharedDevices
 
 class Balanced(SharedDevices):
     """Replaces "auto" and its like by a map that evens out training memory."""
-
-    def training_is_near(self) -> None:
-        """Become several processes, as many as `BALANCE_REPLICAS` asks for."""
-        if state.is_pending() or state.settings().replicas == 1:
-            return
-        from . import replica_launch
-
-        try:
-            replica_launch.ensure_launched()
-        except BalanceError as error:
-            state.postpone(error)  # to where arguments or a model are made, which ends the program
 
     def device_map_for(self, load: ModelLoad) -> DeviceMap | None:
         """Return the balanced map; None, with a line, where there is nothing to balance or no map to be had."""

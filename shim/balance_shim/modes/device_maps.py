@@ -76,8 +76,8 @@ class DeviceMaps(Training):
             count = ranks.world_size(os.environ)
             log.once(
                 "warning",
-                f"device_map={device_map!r} in a run of {count} processes is left to the library: each of them "
-                "would spread its model over all devices",
+                f"device_map={device_map!r} in a run of {count} processes is left to the library, which trains no such "
+                "model: start one process, or in mode balanced at most as many as there are devices",
             )
             return False
         return True

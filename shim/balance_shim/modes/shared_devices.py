@@ -5,18 +5,41 @@ from contextlib import AbstractContextManager, nullcontext
 from inspect import signature
 from typing import Any
 
-from .. import log
+from .. import log, state
+from ..errors import BalanceError
 from ..patching.guard import attempt
 from ..placement import placed_models
 from ..replicas import preparation, rank_device, ranks, together
 from ..upstream.trainer import TrainerLike
 from ..zero.ranks import LAUNCHER_PROCESS
 from .base import Original
-from .device_maps import DeviceMaps
+from .device_maps import DeviceMaps, is_covered
 
 
 class SharedDevices(DeviceMaps):
     """Gives models of several ranks a device map on the rank's share, and has accelerate train them as replicas."""
+
+    def training_is_near(self) -> None:
+        """Become several processes, as many as `BALANCE_REPLICAS` asks for."""
+        if state.is_pending() or state.settings().replicas == 1:
+            return
+        from . import replica_launch
+
+        try:
+            replica_launch.ensure_launched()
+        except BalanceError as error:
+            state.postpone(error)  # to where arguments or a model are made, which ends the program
+
+    def load(self, original: Original, cls: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Load with a device map where that is ours to make.
+
+        Raises:
+            BalanceError: replicas are asked for and cannot be started.
+        """
+        if is_covered(kwargs.get("device_map")):
+            self.training_is_near()  # a loop without `TrainingArguments`
+            state.raise_pending()
+        return super().load(original, cls, args, kwargs)
 
     def has_own_devices(self) -> bool:
         """Return whether this process has all devices, or a share of them."""

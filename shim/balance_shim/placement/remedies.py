@@ -28,10 +28,12 @@ def what_would_fit(plan: Plan, request: Request) -> list[str]:
         plan: a balanced plan that does not fit.
         request: what it was made for.
     """
-    return [
+    remedies = [
         f"{remedy.phrase} (fullest device {format_size(remedy.plan.worst.predicted_peak)})"
         for remedy in remedies_that_fit(plan, request)
     ]
+    # The request knows the devices of one replica only, so nothing is predicted of more.
+    return [*remedies, "fewer replicas, each on more devices"] if plan.workload.replicated else remedies
 
 
 @dataclass(frozen=True)

@@ -20,11 +20,13 @@ from ..virtual.ledger import DeviceUsage
 def usage_of_all(own: tuple[DeviceUsage, ...]) -> tuple[DeviceUsage, ...] | None:
     """Return the peaks of all ranks added up by device; None where another rank will report them.
 
-    A rank that ends by an exception returns its own.
+    A rank that ends by an exception returns its own devices.
     """
     rank = local_rank(os.environ)
-    if rank is None or rank.count == 1 or hasattr(sys, "last_value"):
+    if rank is None or rank.count == 1:
         return own
+    if hasattr(sys, "last_value"):
+        return tuple(device for device in own if device.peak)
     folder = _folder()
     os.makedirs(folder, exist_ok=True)
     path = os.path.join(folder, f"{rank.index}.json")
