@@ -79,7 +79,9 @@ def test_the_worst_device_is_below_that_of_any_other_map_of_whole_layers(tied, w
 @pytest.mark.parametrize("name", ["llama", "gpt2", "t5", "llava"])
 def test_the_embedding_leaves_the_first_device_only_where_that_is_worth_it(name, larger, leaves):
     """A first device that is smaller by 1 % keeps the embedding; one that it would fill to the brim does not."""
-    costed = planner.cost(Request(TrainingCase.of(models.ALL[name](), Workload(seq_len=64))))
+    # On 4.x Llava computes its loss, and so keeps its head, on the first device, which is another reason.
+    case = TrainingCase.of(models.ALL[name](), Workload(seq_len=64), loss_on_first=False)
+    costed = planner.cost(Request(case))
     first_device = costed.structure.entry
     # Half of the bytes are in the embedding, so that a small first device cannot have it without being the fullest.
     costs = [
