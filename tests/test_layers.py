@@ -10,8 +10,8 @@ PACKAGE = Path(__file__).parent.parent / "shim" / "balance_shim"
 # Top floor first. A room is a folder of the package or a module beside the folders.
 ROOMS = (
     "__main__", "cli", "doctor", "arming", "excepthook", "status_report", "seams", "modes", "zero", "training",
-    "simulation", "monitoring", "report", "planning", "plan_options", "placement", "memory", "logits", "upstream",
-    "training_run", "replicas", "patching", "cache", "copies", "devices", "eligible_devices", "state", "settings",
+    "simulation", "monitoring", "report", "planning", "plan_options", "placement", "memory", "logits", "replicas",
+    "upstream", "training_run", "patching", "cache", "copies", "devices", "eligible_devices", "state", "settings",
     "setting_values", "zero_config_file", "zero_support", "device_spec", "map_file", "optimizers",
     "expandable_segments", "virtual", "device_rules", "output", "processes", "rng", "versions", "units",
     "choices", "errors", "log",

@@ -26,6 +26,11 @@ BAD_WORDS = {
     "no devices": (("x",), "--gpus is needed: write devices x size"),
     "devices": (("x", "--gpus", "4"), "--gpus '4': a device has at least 1 MiB"),
     "devices without a value": (("x", "--gpus"), "--gpus needs a value: write devices x size"),
+    "replicas": (
+        ("x", "--gpus", "1x1GiB", "--replicas", "all"),
+        "--replicas='all' is not a whole number from 1, or auto",
+    ),
+    "too many replicas": (("x", "--gpus", "2x1GiB", "--replicas", "3"), "--replicas=3: each replica needs a device"),
     "number": (("x", "--gpus", "1x1GiB", "--seq-len", "0"), "--seq-len='0' is not a whole number from 1"),
     "tuning": (("x", "--gpus", "1x1GiB", "--tuning", "qlora"), "'qlora' is not one of full, lora, frozen"),
     "optimizer": (

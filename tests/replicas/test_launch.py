@@ -5,12 +5,11 @@ import os
 import signal
 import subprocess
 import sys
-import time
 
-import psutil
 import pytest
 
 from tests import models, processes
+from tests.endings import expect_end, wait_for_ranks
 from tests.replicas.running import SCRIPTS, start, train
 from tests.sampling import sampled
 
@@ -45,19 +44,10 @@ def test_the_end_of_one_is_the_end_of_all(name, model, tmp_path):
         text=True,
         start_new_session=True,
     )
-    ranks = []
-    while len(ranks) < 2:
-        line = process.stdout.readline()
-        assert line or process.poll() is None, process.stderr.read()[-3000:]
-        if " is in step 2" in line:
-            ranks.append(int(line.split()[1]))
+    ranks = wait_for_ranks(process)
     if sent is not None:
         os.kill(process.pid, sent)
-    _, stderr = process.communicate(timeout=30)
-    deadline = time.monotonic() + 5
-    while any(map(psutil.pid_exists, ranks)) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert not [rank for rank in ranks if psutil.pid_exists(rank)]
+    stderr = expect_end(process, ranks)
     assert process.returncode == code and said in stderr, stderr[-3000:]
 
 
@@ -88,6 +78,7 @@ def test_a_rank_whose_share_lacks_the_device_of_its_number(model, tmp_path):
 
 REFUSED = {
     "too many": ({"BALANCE_REPLICAS": "5"}, [], "BALANCE_REPLICAS=5: there are 4 devices to use"),
+    "no port": ({"BALANCE_REPLICAS": "2", "MASTER_PORT": "x"}, [], "BALANCE_REPLICAS=2: MASTER_PORT='x' is not a port"),
     "python -c": ({"BALANCE_REPLICAS": "2"}, ["-c"], "python -c cannot be run as several processes"),
 }
 

@@ -4,13 +4,12 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
-import psutil
 import pytest
 
 from tests.end_to_end.run import SHIM, child_environment
+from tests.endings import expect_end, wait_for_ranks
 from tests.sampling import sampled
 
 SCRIPTS = Path(__file__).with_name("scripts")
@@ -28,29 +27,6 @@ def uneven(fault, folder, timeout="30"):
         text=True,
         start_new_session=True,
     )
-
-
-def wait_for_ranks(process):
-    """Return the numbers of both ranks' processes, once they are in their second step."""
-    found = []
-    while len(found) < 2:
-        line = process.stdout.readline()
-        assert line or process.poll() is None, process.stderr.read()[-3000:]
-        if " is in step 2" in line:
-            found.append(int(line.split()[3]))
-    return found
-
-
-def expect_end(process, ranks, within=30):
-    """Wait until the launcher has ended with an error, and both ranks with it; return what it said."""
-    _, stderr = process.communicate(timeout=within)
-    assert process.returncode not in (0, None)
-    deadline = time.monotonic() + 5
-    while any(psutil.pid_exists(rank) for rank in ranks) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    left = [rank for rank in ranks if psutil.pid_exists(rank)]
-    assert not left, left
-    return stderr
 
 
 ENDS = {

@@ -86,11 +86,11 @@ def of_unreached(structure: ModelStructure, unreached: frozenset[str]) -> tuple[
     if towers or structure.named("layer") <= unreached:
         # The output of a tower is inserted into that of the embedding.
         on_first |= structure.named("embedding")
-    parts = [frozenset(name for name in tower if not _is_numbered(name)) for tower in towers]
+    outside_layers = [frozenset(name for name in tower if not _is_numbered(name)) for tower in towers]
     levels = (
         Constraints(on_first=on_first | in_towers),
         Constraints(tuple(tower for tower in towers if len(tower) > 1), on_first),
-        Constraints(tuple(part for part in parts if len(part) > 1), on_first),
+        Constraints(tuple(group for group in outside_layers if len(group) > 1), on_first),
         NO_CONSTRAINTS,
     )
     return tuple(level for number, level in enumerate(levels) if level not in levels[:number])

@@ -108,9 +108,11 @@ class BlockCost:
             )
             for phase in self.phases
         )
-        parts = ("activations", "forward", "backward", "residue", "rank", "phases")
+        of_first = {
+            name: getattr(first, name) for name in ("activations", "forward", "backward", "residue", "rank", "phases")
+        }
         # Which of the phases has the copies that it could spare is not known.
-        return [replace(self, **{name: getattr(first, name) for name in parts}, takes=()), *others]
+        return [replace(self, **of_first, takes=()), *others]
 
     def sharing(self, tensors: Container[int]) -> "BlockCost":
         """Return the cost where the block need not keep copies of `tensors`, numbers as in `takes`."""

@@ -39,8 +39,8 @@ class Composition:
     Going backward, gradients appear as activations go: while a block runs backward there is what the blocks before it
     keep, and the gradients of those behind it. With accumulation the gradients of earlier micro-batches exist all the
     time. In the end all gradients are there, with what the optimizer needs for its step. Between steps there may be an
-    evaluation, which goes forward beside weights and optimizer state only. The phases of a block do not count here; see
-    `in_order`.
+    evaluation, a forward pass with nothing else in memory than weights and optimizer state. A block is one phase here;
+    `in_order` divides blocks that have several.
     """
 
     __slots__ = (
@@ -203,12 +203,12 @@ def in_order(costs: Iterable[BlockCost]) -> list[BlockCost]:
 def merged(costs: Iterable[BlockCost], schedule: Schedule = PLAIN) -> BlockCost:
     """Return the cost of blocks that follow each other on one device, as one."""
     costs = list(costs)
-    parts = in_order(costs)
+    phases = in_order(costs)
     return replace(
-        _composed(parts, schedule).whole(),
+        _composed(phases, schedule).whole(),
         rank=min((cost.rank for cost in costs), default=0),
-        takes=tuple(each for part in parts for each in part.takes),
-        gives=tuple(each for part in parts for each in part.gives),
+        takes=tuple(tensor for phase in phases for tensor in phase.takes),
+        gives=tuple(tensor for phase in phases for tensor in phase.gives),
     )
 
 

@@ -8,6 +8,7 @@ from functools import lru_cache
 
 from .. import devices, log, state
 from ..units import counted
+from ..upstream import accelerate_launch
 from .links import fast_links
 from .shares import Share, divide
 
@@ -21,10 +22,6 @@ _NAMES = (
     ("MPI_LOCALRANKID", "MPI_LOCALNRANKS"),
 )
 
-# What `accelerate launch` sets for other ways to spread a model over devices.
-_OTHER_WAYS = ("ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_FSDP", "ACCELERATE_USE_MEGATRON_LM",
-               "ACCELERATE_USE_PARALLELISM_CONFIG")  # fmt: skip
-
 
 @dataclass(frozen=True)
 class LocalRank:
@@ -35,7 +32,7 @@ class LocalRank:
 
 
 def local_rank(environ: Mapping[str, str]) -> LocalRank | None:
-    """Return which local rank this process is; None where no launcher has said so."""
+    """Return the local rank of this process; None if no launcher has set one."""
     for name, name_of_count in _NAMES:
         index, count = _number(environ.get(name)), _number(environ.get(name_of_count))
         if index is not None and count is not None and index < count:
@@ -71,7 +68,8 @@ def sees_own_devices(environ: Mapping[str, str]) -> bool:
 
 def spreads_otherwise(environ: Mapping[str, str]) -> bool:
     """Return whether the launcher was asked for another way to spread a model, such as FSDP."""
-    return any(environ.get(name, "").strip().lower() in ("1", "true", "yes", "y", "t", "on") for name in _OTHER_WAYS)
+    ways = (accelerate_launch.DEEPSPEED, *accelerate_launch.OTHER_WAYS)
+    return any(accelerate_launch.asks_for(variable, environ) for variable in ways)
 
 
 def own_share() -> Share | None:

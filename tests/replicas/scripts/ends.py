@@ -17,7 +17,7 @@ FAULT, MODEL, OUTPUT = sys.argv[1:]
 class Faulty(TrainerCallback):
     def on_step_begin(self, args, state, control, **_):
         if state.global_step == 1:
-            print(f"process {os.getpid()} is in step 2", flush=True)
+            os.write(1, f"rank {os.environ['RANK']} pid {os.getpid()} is in step 2\n".encode())  # whole lines
         if state.global_step != 1 or (args.process_index == 0 and FAULT != "waits"):
             return
         if FAULT == "raises":

@@ -7,14 +7,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from ... import zero_support
+from ...upstream import accelerate_launch
 from ...upstream.trainer import TrainingArgumentsLike
 
-# What `accelerate launch` sets for its options or its config file.
-OF_ACCELERATE = {
-    "ACCELERATE_USE_FSDP": "FSDP",
-    "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
-    "ACCELERATE_USE_PARALLELISM_CONFIG": "a parallelism config",
-}
 PLUGINS = ("fsdp_plugin", "megatron_lm_plugin")  # arguments of `Accelerator`
 
 
@@ -49,6 +44,6 @@ def refuse_in_accelerator(arguments: Mapping[str, Any], environ: Mapping[str, st
 
 
 def _refuse_those_of_launcher(environ: Mapping[str, str]) -> None:
-    for variable, way in OF_ACCELERATE.items():
-        if environ.get(variable, "").strip().lower() in ("1", "true", "yes", "y", "t", "on"):
+    for variable, way in accelerate_launch.OTHER_WAYS.items():
+        if accelerate_launch.asks_for(variable, environ):
             raise zero_support.refusal("accelerate_launch", way=way, variable=variable)

@@ -34,7 +34,7 @@ NOTEBOOKS = ("ipykernel", "ipykernel_launcher", "IPython", "ipython", "ipython3"
 
 
 class Unrepeatable(Exception):
-    """The command of this process cannot be executed a second time; the message gives the reason."""
+    """The command of this process cannot be executed as several processes; the message gives the reason."""
 
 
 def is_launched(environ: Mapping[str, str]) -> bool:
@@ -164,8 +164,7 @@ def become(count: int, purpose: str) -> NoReturn:
         purpose: what they are for, for people.
 
     Raises:
-        Unrepeatable: see `program`.
-        ZeroError: the port that is asked for is none, or is in use.
+        Unrepeatable: see `program`; or MASTER_PORT is not a port, or is in use.
     """
     words = command(sys.orig_argv, count, os.environ)
     _check_port(os.environ)
@@ -231,13 +230,14 @@ def _check_port(environ: Mapping[str, str]) -> None:
         return
     host = environ.get("MASTER_ADDR", "").strip() or "127.0.0.1"
     if not (text.isdigit() and 0 < int(text) < 65536):
-        raise zero_support.refusal("no_port", port=text)
+        raise Unrepeatable(zero_support.sentence("no_port", port=text))
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, int(text)))
         except OSError as error:
-            raise zero_support.refusal("port_in_use", port=text, host=host, reason=error.strerror) from None
+            taken = zero_support.sentence("port_in_use", port=text, host=host, reason=error.strerror)
+            raise Unrepeatable(taken) from None
 
 
 def _script_place(arguments: Sequence[str]) -> int:
