@@ -13,7 +13,7 @@ ROOMS = (
     "simulation", "monitoring", "report", "planning", "plan_options", "placement", "memory", "logits", "replicas",
     "upstream", "training_run", "patching", "cache", "copies", "devices", "eligible_devices", "state", "settings",
     "setting_values", "zero_config_file", "zero_support", "device_spec", "map_file", "optimizers",
-    "expandable_segments", "virtual", "device_rules", "output", "processes", "rng", "versions", "units",
+    "expandable_segments", "timing", "virtual", "device_rules", "output", "processes", "rng", "versions", "units",
     "choices", "errors", "log",
 )  # fmt: skip
 

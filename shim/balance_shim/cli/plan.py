@@ -165,6 +165,7 @@ def to_json(forecast: Forecast) -> dict[str, Any]:
         ],
         "device_map": None,
         "lower_bound": lower_bound(costed, forecast.devices),
+        "step_time": None,
         "method": costed.method,
         "recomputed": None,
         "notes": [],

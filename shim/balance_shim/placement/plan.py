@@ -12,6 +12,7 @@ from ..memory.cost import BlockCost, CostSource, is_estimate
 from ..memory.peak import NOTHING, peak, peak_terms
 from ..memory.replay import DeviceRun, EvaluationRun, Record, replay
 from ..memory.workload import Workload
+from ..timing.step_time import StepTime
 from ..units import MIB, format_size
 from ..virtual.allocator_settings import geometry_for
 from ..virtual.allocator_settings import read as read_allocator_settings
@@ -102,6 +103,7 @@ class Plan:
         source: the same as data.
         notes: what a reader of the plan should know, a line each.
         recomputed: the layers to checkpoint, where they were chosen one by one; None: as the workload has it.
+        step_time: the predicted duration of a step; None where the kind of a device is unknown or nothing was traced.
     """
 
     mode: PlanMode
@@ -115,6 +117,7 @@ class Plan:
     source: CostSource = "trace"
     notes: tuple[str, ...] = ()
     recomputed: frozenset[str] | None = None
+    step_time: StepTime | None = None
 
     @property
     def is_ours(self) -> bool:
@@ -168,6 +171,7 @@ class Plan:
             ],
             "device_map": self.device_map,
             "lower_bound": self.lower_bound,
+            "step_time": None if self.step_time is None else self.step_time.to_json(),
             "method": self.method,
             "recomputed": None if self.recomputed is None else sorted(self.recomputed),
             "notes": list(self.notes),

@@ -1,0 +1,1 @@
+"""The clock of virtual devices: how long operations, copies and training steps take, without running or sleeping."""
