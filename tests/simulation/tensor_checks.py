@@ -343,7 +343,9 @@ def check_device_modules_answer():
     assert torch.cuda.memory_reserved(0) == torch.cuda.memory_allocated(0) == 0
     torch.npu.reset_peak_memory_stats(1)
     assert torch.npu.max_memory_allocated(1) == live(1)
-    assert torch.npu.current_stream().query() and torch.npu.Event(enable_timing=True).elapsed_time(None) == 0
+    assert (
+        torch.npu.current_stream().query() and torch.npu.Event(enable_timing=True).elapsed_time(torch.npu.Event()) == 0
+    )
     assert "invalid device ordinal" in raises(RuntimeError, lambda: torch.ones(1, device="npu:3"))
 
 

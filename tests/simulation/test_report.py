@@ -1,6 +1,7 @@
 """The table of peaks at the end of a run: what it says, where, and which process writes it."""
 
 from balance_shim.simulation.report import summary
+from balance_shim.timing.step_time import StepTime
 from balance_shim.units import GIB
 from balance_shim.virtual.ledger import DeviceUsage
 from tests import processes
@@ -23,6 +24,15 @@ def test_the_table_has_each_device_and_ends_with_the_evenness():
     for line, words in zip(lines[1:3], (["80.0", "60.0", "75.0"], ["24.0", "20.0", "83.3"]), strict=True):
         assert all(word in line for word in words), line
     assert lines[-1].endswith("1.50")
+
+
+def test_the_table_has_busy_shares_where_there_is_a_clock():
+    """A column for each device, and the time of a step with what bounds it below the table."""
+    usage = (DeviceUsage("npu:0", 80 * GIB, 0, 60 * GIB), DeviceUsage("npu:1", 24 * GIB, GIB, 20 * GIB))
+    text = summary(usage, StepTime(0.5, 0, (0.25, 0.75), "one device at a time"))
+    lines = text.splitlines()
+    assert lines[1].endswith("25%") and lines[2].endswith("75%")
+    assert "500 ms" in lines[-1] and "one device" in lines[-1]
 
 
 def test_a_program_that_fails_still_reports_on_standard_error():

@@ -16,11 +16,14 @@ from ..device_spec import SimulationSpec, parse_spec
 from ..errors import SimulationError
 
 if TYPE_CHECKING:
+    from ..timing.clock import Clock
+    from ..timing.step_time import StepTime
     from ..virtual.ledger import DeviceUsage
     from .installation import Installation
 
 __all__ = [
-    "SimulationSpec", "install", "is_active", "occupy", "parse_spec", "report_at_exit", "reset_peaks", "usage",
+    "SimulationSpec", "clock", "install", "is_active", "occupy", "parse_spec", "report_at_exit", "reset_peaks",
+    "step_time", "usage",
 ]  # fmt: skip
 
 _installation: Installation | None = None
@@ -58,6 +61,18 @@ def usage() -> tuple[DeviceUsage, ...]:
     return _installation.machine.ledger.usage() if _installation else ()
 
 
+def step_time() -> StepTime | None:
+    """Return the time of a training step by the clock; None without kinds of devices, or before a step has ended."""
+    timed = _installation.timed if _installation else None
+    return None if timed is None else timed.of_a_step()
+
+
+def clock() -> Clock | None:
+    """Return the clock of the simulated devices; None where the kind of one is unknown."""
+    timed = _installation.timed if _installation else None
+    return None if timed is None else timed.clock
+
+
 def reset_peaks() -> None:
     """Let the peaks start again from what is live now."""
     if _installation is not None:
@@ -93,15 +108,19 @@ def _report(process: int, folder: str | None) -> None:
     if not is_main_process(process) or not any(device.peak for device in usage()):
         return
     from ..patching.guard import attempt
+    from ..replicas.ranks import local_rank
     from . import of_all_ranks, record, report
 
     what, instead = "collecting the peaks of all ranks", "these are those of one rank"
     peaks = attempt(what, of_all_ranks.usage_of_all, usage(), default=usage(), instead=instead)
     if peaks is None:
         return
-    report.write(peaks)
+    # The clock is that of one process: of several ranks it knows neither the slowest nor what they send each other.
+    rank = local_rank(os.environ)
+    time = step_time() if rank is None or rank.count == 1 else None
+    report.write(peaks, time)
     if folder is not None:
-        attempt(f"writing {record.FILE}", record.write, folder, peaks, instead="there is no such file")
+        attempt(f"writing {record.FILE}", record.write, folder, peaks, time, instead="there is no such file")
 
 
 def is_main_process(process: int) -> bool:

@@ -10,9 +10,10 @@ import torch
 from torch.types import Device
 
 from ..device_spec import SimulationSpec
+from ..timing.clock import Clock
 from ..units import format_size
 from ..virtual.machine import Machine
-from . import generators
+from . import generators, streams
 from .tensor import BACKEND
 
 
@@ -45,58 +46,7 @@ class Properties:
         return f"_SimulatedDeviceProperties(name='{self.name}', total_memory={format_size(self.total_memory)})"
 
 
-class Stream:
-    """All work on a simulated device is done when the call returns, so a stream has nothing to order."""
-
-    def __init__(self, device: Device = None, priority: int = 0, **_: Any):
-        self.device = torch.device(BACKEND, 0) if device is None else torch.device(device)
-        self.stream_id = self.npu_stream = 0
-
-    def synchronize(self) -> None:
-        pass
-
-    def wait_stream(self, stream: object) -> None:
-        pass
-
-    def wait_event(self, event: object) -> None:
-        pass
-
-    def query(self) -> bool:
-        return True
-
-    def record_event(self, event: "Event | None" = None) -> "Event":
-        return event or Event()
-
-    def __enter__(self) -> "Stream":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        pass
-
-
-class Event:
-    """Always complete, and no time apart from any other: simulated devices have no clock."""
-
-    def __init__(self, enable_timing: bool = False, blocking: bool = False, interprocess: bool = False, **_: Any):
-        pass
-
-    def record(self, stream: object = None) -> None:
-        pass
-
-    def wait(self, stream: object = None) -> None:
-        pass
-
-    def query(self) -> bool:
-        return True
-
-    def synchronize(self) -> None:
-        pass
-
-    def elapsed_time(self, end_event: object) -> float:
-        return 0.0
-
-
-def make_module(machine: Machine, spec: SimulationSpec) -> types.ModuleType:
+def make_module(machine: Machine, spec: SimulationSpec, clock: Clock | None = None) -> types.ModuleType:
     """Return the backend's module, with the functions that `torch.cuda` has and trainers use."""
     module = types.ModuleType(f"torch.{BACKEND}", __doc__)
     ledger, index_of = machine.ledger, machine.index_of
@@ -201,8 +151,7 @@ def make_module(machine: Machine, spec: SimulationSpec) -> types.ModuleType:
         memory=types.SimpleNamespace(**memory_functions),
         device=device,
         device_of=device_of,
-        Stream=Stream,
-        Event=Event,
+        **vars(streams.make_classes(machine, clock)),
         default_generators=machine.generators.each,
         is_available=lambda: True,
         is_initialized=lambda: True,
@@ -218,12 +167,7 @@ def make_module(machine: Machine, spec: SimulationSpec) -> types.ModuleType:
         get_device_name=lambda device=None: get_device_properties(device).name,
         get_device_capability=get_device_capability,
         can_device_access_peer=lambda device, peer: True,
-        synchronize=nothing,
         ipc_collect=nothing,
-        current_stream=lambda device=None: Stream(machine.devices[index_of(device)]),
-        default_stream=lambda device=None: Stream(machine.devices[index_of(device)]),
-        set_stream=nothing,
-        stream=lambda stream: contextlib.nullcontext(stream),
         is_bf16_supported=is_bf16_supported,
         get_amp_supported_dtype=lambda: [torch.bfloat16, torch.float16],
         get_autocast_dtype=lambda: torch.get_autocast_dtype(BACKEND),

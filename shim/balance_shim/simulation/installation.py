@@ -4,6 +4,7 @@ import contextlib
 import os
 import sys
 from types import ModuleType
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -11,6 +12,9 @@ from ..device_spec import SimulationSpec
 from ..errors import SimulationError
 from ..patching import import_hooks
 from . import data_parallel, hiding
+
+if TYPE_CHECKING:
+    from ..timing.clock import Clock
 
 
 class Installation:
@@ -33,7 +37,7 @@ class Installation:
     def _install(self, spec: SimulationSpec) -> None:
         from ..virtual import attention, dispatch
         from ..virtual.machine import Machine
-        from . import autocast, backend, engine, factories, generators, patches, process_group, stand_in
+        from . import autocast, backend, engine, factories, generators, patches, process_group, stand_in, timed
         from .tensor import BACKEND, SimulatedTensor
 
         with contextlib.ExitStack() as undo:
@@ -43,7 +47,10 @@ class Installation:
                 BACKEND, spec.capacities, SimulatedTensor, spec.shapes_only, architectures=spec.architectures
             )
             self.machine.generators = generators.Generators(len(spec.capacities))
-            self.module = backend.make_module(self.machine, spec)
+            clock = _clock(spec)
+            self.timed = None if clock is None else timed.Timed(clock)
+            self.machine.watcher = self.timed
+            self.module = backend.make_module(self.machine, spec, clock)
             fused = attention.make_attention(self.machine)
             SimulatedTensor.machine = self.machine
             SimulatedTensor.run = dispatch.Dispatcher(self.machine, fused)
@@ -63,6 +70,19 @@ class Installation:
             )
             process_group.register()
             undo.pop_all()
+        if self.timed is not None:
+            timed.watch_optimizers(self.timed)
+            import_hooks.watch("accelerate.hooks", self.timed.count_hooks)
+
+
+def _clock(spec: SimulationSpec) -> "Clock | None":
+    """Return a clock for the devices; None unless the kind of each is known."""
+    from ..timing.clock import Clock
+    from ..timing.rates import rates_of
+
+    rates = [rates_of(spec.kind(index)) for index in range(len(spec.capacities))]
+    known = [each for each in rates if each is not None]
+    return Clock(known) if len(known) == len(rates) else None
 
 
 def _forget_answers() -> None:

@@ -1,14 +1,16 @@
-"""The table of peaks, allocated and reserved, that a simulated run leaves on standard error."""
+"""The table of a simulated run on standard error: peaks, allocated and reserved, and how busy each device was."""
 
 import sys
 
+from ..report.step_time import describe
 from ..report.table import table
+from ..timing.step_time import StepTime
 from ..units import format_size
 from ..virtual.ledger import DeviceUsage
 
 
-def summary(usage: "tuple[DeviceUsage, ...]") -> str:
-    """Return the peaks per device as text; the last line tells how even they are."""
+def summary(usage: "tuple[DeviceUsage, ...]", step_time: StepTime | None = None) -> str:
+    """Return the figures of each device as text; the last lines tell how even the peaks are, and the step time."""
     rows = [
         [
             device.name,
@@ -19,16 +21,21 @@ def summary(usage: "tuple[DeviceUsage, ...]") -> str:
         ]
         for device in usage
     ]
+    columns = ["device", "capacity", "peak", "used", "reserved peak"]
     mean = sum(device.peak for device in usage) / len(usage)
     evenness = max(device.peak for device in usage) / mean if mean else 1
-    columns = ["device", "capacity", "peak", "used", "reserved peak"]
-    return f"{table(columns, rows)}\n  max/mean of the peaks: {evenness:.2f}"
+    lines = [f"  max/mean of the peaks: {evenness:.2f}"]
+    if step_time is not None:
+        columns.append("busy")
+        rows = [[*row, f"{busy:.0%}"] for row, busy in zip(rows, step_time.busy, strict=True)]
+        lines.append(f"  predicted time of a step: {describe(step_time)}")
+    return "\n".join([table(columns, rows), *lines])
 
 
-def write(usage: "tuple[DeviceUsage, ...]") -> None:
+def write(usage: "tuple[DeviceUsage, ...]", step_time: StepTime | None = None) -> None:
     """Write the table to standard error, if there still is one."""
     try:
-        sys.stderr.write(f"balance_shim: memory of the simulated devices\n{summary(usage)}\n")
+        sys.stderr.write(f"balance_shim: memory of the simulated devices\n{summary(usage, step_time)}\n")
         sys.stderr.flush()
     except (AttributeError, OSError, ValueError):
         pass

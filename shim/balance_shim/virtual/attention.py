@@ -49,6 +49,10 @@ class _FusedAttention(torch.autograd.Function):
         if raw.dim() == 4:  # fused kernels write B, S, H, D, so that putting heads side by side copies nothing
             raw = raw.transpose(1, 2).contiguous().transpose(1, 2)
         out = wrap(raw, place, machine)
+        if machine.watcher is not None:
+            machine.watcher.attended(
+                place, query.raw, key.raw, value.raw, None if mask is None else mask.raw, backward=False
+            )
         log_sum_exp = wrap(raw.new_empty(raw.shape[:-1], dtype=torch.float32), place, machine)
         ctx.save_for_backward(query, key, value, mask, out, log_sum_exp)
         return out
@@ -63,6 +67,9 @@ class _FusedAttention(torch.autograd.Function):
             ]
         else:
             found = _real_gradients(ctx, inputs, needed, grad.raw)
+        if ctx.machine.watcher is not None:
+            raws = [None if tensor is None else tensor.raw for tensor in inputs]
+            ctx.machine.watcher.attended(grad.place, *raws, backward=True)
         results = iter(wrap(raw, grad.place, ctx.machine) for raw in found)
         return None, *(next(results) if need else None for need in needed), None
 

@@ -136,6 +136,9 @@ class Dispatcher:
         else:
             with generators.drawing(place):
                 out = self._run(func, raw_args, raw_kwargs, virtual, place)
+        watcher = self._machine.watcher
+        if watcher is not None:
+            watcher.ran(func, raw_args, out, place, virtual)
 
         if rule.mutates:
             if rule.reshapes:

@@ -2,7 +2,7 @@
 
 import threading
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
@@ -11,6 +11,22 @@ from .ledger import Ledger
 
 if TYPE_CHECKING:
     from ..device_rules.attention import AttentionCall
+
+
+class Watcher(Protocol):
+    """Is told of everything that devices compute and copy, after it is done. Tensors are plain or meta."""
+
+    def ran(
+        self, func: torch._ops.OpOverload, args: Sequence[Any], out: Any, place: int | None, virtual: Sequence[Any]
+    ) -> None:
+        """An operation has returned `out` on device `place` (None: the host).
+
+        Args:
+            virtual: the virtual tensors among its arguments, which `args` has as they are inside.
+        """
+
+    def attended(self, place: int, query: Any, key: Any, value: Any, mask: Any, backward: bool) -> None:
+        """A fused attention kernel has run on device `place`."""
 
 
 class Machine:
@@ -23,6 +39,7 @@ class Machine:
         math_attention: the calls of attention so far that ran as plain matrix products.
         generators: what random operations on the devices draw from (`simulation.generators.Generators`); None: from
             the generator of the host.
+        watcher: is told of all operations; None: nobody is.
         ledger: counts bytes on the devices, with what a caching allocator reserves if the machine `caches`.
     """
 
@@ -49,6 +66,7 @@ class Machine:
         self.ledger = Ledger(tuple(map(str, self.devices)), tuple(capacities), caches)
         self._of_thread = threading.local()
         self.generators: Any = None
+        self.watcher: Watcher | None = None
 
     def architectures_at(self, place: int) -> tuple[Architecture, ...]:
         """Return the architectures that device `place` may have: several where it stands for any of several devices."""
