@@ -188,6 +188,10 @@ class Mode:
     def after_engine_backward(self, engine: Any) -> None:
         """DeepSpeed's `engine` has run a backward pass."""
 
+    def engine_without_sync(self, original: Original, engine: Any) -> Any:
+        """Return the context of a backward pass whose gradients DeepSpeed's `engine` keeps to itself."""
+        return original(engine)
+
     def before_engine_step(self, engine: Any) -> None:
         """DeepSpeed's `engine` is about to make a step, which updates the weights when gradients are complete."""
 

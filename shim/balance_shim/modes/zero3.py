@@ -206,6 +206,13 @@ class Zero3(Training):
         insist("partitioning weights that the loss used", gathering.release)
         gradients.after_backward(engine)
 
+    def engine_without_sync(self, original: Original, engine: Any) -> Any:
+        """Let the engine accumulate by its own count: partitioned gradients are reduced in every backward pass.
+
+        Older versions of accelerate (1.0 to 1.8 were read) enter `no_sync` at stage 3, too, where the engine refuses it.
+        """
+        return nullcontext()
+
     def before_engine_step(self, engine: Any) -> None:
         """Call the callbacks that read gradients, and partition the weights that the script used."""
         gradients.before_step(engine)

@@ -21,6 +21,8 @@ def apply(module: ModuleType) -> None:
         if not callable(getattr(owner, name, None)):
             raise SeamMoved(f"{module.__name__}.DeepSpeedEngine.{name}", version_text("deepspeed"))
         registry.replace(owner, name, wrapper)
+    if callable(getattr(owner, "no_sync", None)):  # from DeepSpeed 0.15 on
+        registry.replace(owner, "no_sync", _around_no_sync)
 
 
 def _around_backward(original: Callable[..., Any]) -> Callable[..., Any]:
@@ -41,3 +43,10 @@ def _around_step(original: Callable[..., Any]) -> Callable[..., Any]:
         return result
 
     return step
+
+
+def _around_no_sync(original: Callable[..., Any]) -> Callable[..., Any]:
+    def no_sync(self: Any) -> Any:
+        return modes.current().engine_without_sync(original, self)
+
+    return no_sync

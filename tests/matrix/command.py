@@ -1,0 +1,96 @@
+"""`python tests/versions.py`: run cells of the matrix and record their marks."""
+
+import argparse
+import datetime
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tests.matrix import table
+from tests.matrix.cells import GROUPS, Cell, cells
+from tests.matrix.environments import ENVIRONMENTS, REPOSITORY
+from tests.matrix.run import MODES, Environment, Mark, Run
+
+PACKAGES = ("torch", "transformers", "accelerate", "deepspeed", "peft", "trl", "ms-swift", "llamafactory",
+            "sentence-transformers", "setfit", "bitsandbytes", "torchao")  # fmt: skip
+
+
+def parsed(words: Sequence[str]) -> argparse.Namespace:
+    trainings = sorted({name for group in GROUPS for name in (*group.names, group.library)})
+    parser = argparse.ArgumentParser(prog="python tests/versions.py", description=__doc__)
+    parser.add_argument("--environment", action="append", default=[], choices=list(ENVIRONMENTS))
+    parser.add_argument("--training", action="append", default=[], choices=trainings, metavar="NAME|LIBRARY")
+    parser.add_argument("--mode", action="append", default=[], choices=list(MODES))
+    parser.add_argument("--keep", type=Path, metavar="FOLDER", help="leave what the runs wrote there")
+    parser.add_argument("--table", action="store_true", help="only write docs/matrix.md from the records")
+    return parser.parse_args(words)
+
+
+def versions_in(environment: str) -> "dict[str, str]":
+    code = (
+        "import importlib.metadata as m, json, sys\nfound = {}\nfor name in sys.argv[1:]:\n"
+        "    try: found[name] = m.version(name)\n    except m.PackageNotFoundError: pass\nprint(json.dumps(found))"
+    )
+    command = [str(ENVIRONMENTS[environment].python), "-c", code, *PACKAGES]
+    return dict(json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout))
+
+
+def commit() -> str:
+    command = ["git", "-C", str(REPOSITORY), "rev-parse", "--short", "HEAD"]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+
+def record(environment: str, marks: "list[Mark]") -> None:
+    """Write the marks, in place of earlier ones of the same cells."""
+    file = table.RECORDS / f"{environment}.json"
+    earlier: "list[dict[str, Any]]" = json.loads(file.read_text())["cells"] if file.exists() else []
+    kept = {_key(cell): cell for cell in earlier} | {_key(mark.record()): mark.record() for mark in marks}
+    order = {_key(_plain(cell)): place for place, cell in enumerate(cells([environment], [], []))}
+    chosen = sorted((cell for key, cell in kept.items() if key in order), key=lambda cell: order[_key(cell)])
+    today = datetime.date.today().isoformat()
+    content = {"packages": versions_in(environment), "date": today, "commit": commit(), "cells": chosen}
+    file.parent.mkdir(exist_ok=True)
+    file.write_text(json.dumps(content, indent=1) + "\n")
+
+
+def _plain(cell: Cell) -> "dict[str, Any]":
+    return Mark(cell, "").record()
+
+
+def _key(cell: "dict[str, Any]") -> "tuple[str, str, str]":
+    return cell["library"], cell["training"], cell["mode"]
+
+
+def run(environment: str, chosen: "list[Cell]", folder: Path) -> "list[Mark]":
+    ENVIRONMENTS[environment].create()
+    place = Environment(environment, folder)
+    marks: "list[Mark]" = []
+    saved: "list[tuple[Mark, Run]]" = []
+    for number, cell in enumerate(chosen, 1):
+        mark, left = place.mark(cell)
+        print(f"matrix: {environment} {number}/{len(chosen)} {cell.library} {cell.training} {cell.mode}: {mark.mark} "
+              f"{mark.note}", file=sys.stderr, flush=True)  # fmt: skip
+        if left is None:
+            marks.append(mark)
+        else:
+            saved.append((mark, left))
+    return marks + place.check_saved(saved)
+
+
+def main(words: Sequence[str]) -> int:
+    """Return the exit code: 1 if a cell fails."""
+    options = parsed(words)
+    failing = 0
+    with tempfile.TemporaryDirectory(prefix="matrix-") as place:
+        chosen = [] if options.table else cells(options.environment, options.training, options.mode)
+        for environment in dict.fromkeys(cell.environment for cell in chosen):
+            mine = [cell for cell in chosen if cell.environment == environment]
+            marks = run(environment, mine, options.keep or Path(place))
+            record(environment, marks)
+            failing += sum(mark.mark == "fails" for mark in marks)
+    table.write(REPOSITORY / "docs" / "matrix.md")
+    return 1 if failing else 0
