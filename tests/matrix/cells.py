@@ -6,6 +6,7 @@ TASKS = ("trainer", "clm", "seq2seq", "classification", "answers", "pictures", "
 TRL = ("sft", "sft_by_path", "dpo", "dpo_reference", "dpo_by_path", "reward", "kto", "grpo", "distillation")
 PEFT = ("lora", "dora", "prompt", "p_tuning", "prefix", "modules_to_save", "trainable_tokens", "packed_experts")
 ALL = ("balanced", "map", "zero3", "replicas")
+SHARED = ("balanced", "zero3", "replicas")
 PLACED = ("balanced", "zero3")
 
 
@@ -36,10 +37,10 @@ NEWEST = ("transformers-5.24.0",)
 
 GROUPS = (
     Group("transformers", "tasks.py", TASKS, OF_TRANSFORMERS, ALL),
-    Group("TRL", "trl_trainers.py", TRL, OF_TRL, ("balanced", "zero3", "replicas")),
+    Group("TRL", "trl_trainers.py", TRL, OF_TRL, SHARED),
     Group("PEFT", "peft_methods.py", PEFT, OLDEST_AND_NEWEST_PEFT, PLACED),
     Group("ms-swift", "swift.py", ("lora", "full", "dpo"), OF_SWIFT, ALL),
-    Group("LLaMA-Factory", "llamafactory.py", ("lora", "full"), ("llamafactory-0.9.5",), ("balanced", "zero3", "replicas")),
+    Group("LLaMA-Factory", "llamafactory.py", ("lora", "full"), ("llamafactory-0.9.5",), SHARED),
     Group("others", "others.py", ("sentence_transformers", "setfit", "accelerate_loop"), NEWEST, PLACED),
     Group("quantized", "others.py", ("four_bits", "eight_bits", "torchao"), NEWEST, PLACED),
 )  # fmt: skip

@@ -47,7 +47,7 @@ def commit() -> str:
 def record(environment: str, marks: "list[Mark]") -> None:
     """Write the marks, in place of earlier ones of the same cells."""
     file = table.RECORDS / f"{environment}.json"
-    earlier: "list[dict[str, Any]]" = json.loads(file.read_text())["cells"] if file.exists() else []
+    earlier: list[dict[str, Any]] = json.loads(file.read_text())["cells"] if file.exists() else []
     kept = {_key(cell): cell for cell in earlier} | {_key(mark.record()): mark.record() for mark in marks}
     order = {_key(_plain(cell)): place for place, cell in enumerate(cells([environment], [], []))}
     chosen = sorted((cell for key, cell in kept.items() if key in order), key=lambda cell: order[_key(cell)])
@@ -68,8 +68,8 @@ def _key(cell: "dict[str, Any]") -> "tuple[str, str, str]":
 def run(environment: str, chosen: "list[Cell]", folder: Path) -> "list[Mark]":
     ENVIRONMENTS[environment].create()
     place = Environment(environment, folder)
-    marks: "list[Mark]" = []
-    saved: "list[tuple[Mark, Run]]" = []
+    marks: list[Mark] = []
+    saved: list[tuple[Mark, Run]] = []
     for number, cell in enumerate(chosen, 1):
         mark, left = place.mark(cell)
         print(f"matrix: {environment} {number}/{len(chosen)} {cell.library} {cell.training} {cell.mode}: {mark.mark} "

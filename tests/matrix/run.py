@@ -17,14 +17,20 @@ INJECTED = os.pathsep.join(str(REPOSITORY / folder) for folder in ("shim", "site
 LIMIT = 400  # seconds for one training
 ROWS = 4  # of the global batch
 DEVICES = {"BALANCE_SIMULATE": "4x1GiB"}
+PATIENCE = {"BALANCE_NCCL_TIMEOUT": "120"}
 # mode -> processes, variables, and what the shim prints where it acts
 MODES: "dict[str, tuple[int, dict[str, str], str]]" = {
     "balanced": (1, {"BALANCE_MODE": "balanced", **DEVICES}, "balanced map for"),
     "map": (1, {"BALANCE_MODE": "map", **DEVICES}, ""),
-    "zero3": (2, {"BALANCE_MODE": "zero3", "BALANCE_NPROC": "2", "BALANCE_NCCL_TIMEOUT": "120"}, "ZeRO-3 over 2 processes"),
+    "zero3": (2, {"BALANCE_MODE": "zero3", "BALANCE_NPROC": "2", **PATIENCE}, "ZeRO-3 over 2 processes"),
     "replicas": (2, {"BALANCE_MODE": "balanced", "BALANCE_REPLICAS": "2", **DEVICES}, "replicas: rank 0 on"),
 }  # fmt: skip
-QUIET = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}
+QUIET = {
+    "OMP_NUM_THREADS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "HF_HUB_OFFLINE": "1",
+    "TRANSFORMERS_VERBOSITY": "error",
+}
 
 
 @dataclass(frozen=True)
@@ -70,8 +76,8 @@ class Environment:
 
     def __init__(self, name: str, folder: Path) -> None:
         self.python, self.folder, self.models = ENVIRONMENTS[name].python, folder / name, folder / name / "models"
-        self._without: "dict[tuple[str, str], Run]" = {}
-        self._maps: "dict[str, Path]" = {}
+        self._without: dict[tuple[str, str], Run] = {}
+        self._maps: dict[str, Path] = {}
         prepared = self.execute([str(TRAININGS / "prepare.py"), str(self.models)], {})
         if prepared[0]:
             raise RuntimeError(f"{name}: {prepared[1][-2000:]}")
@@ -125,13 +131,15 @@ class Environment:
             return Mark(cell, "works, with a note", "it samples: losses not compared"), run
         # transformers 4 rounds what it logs to four decimals.
         same = len(losses) == len(expected) and all(
-            math.isclose(one, other, rel_tol=1e-4, abs_tol=1.01e-4) for one, other in zip(losses, expected)
+            math.isclose(one, other, rel_tol=1e-4, abs_tol=1.01e-4) for one, other in zip(losses, expected, strict=True)
         )
         if not same:
             return Mark(cell, "fails", f"losses {losses[:4]} instead of {expected[:4]}"), None
         acts = MODES[cell.mode][2]
         if acts not in run.log:
-            return Mark(cell, "works, with a note", "nothing for the shim to do: the script loads without a device map"), run
+            return Mark(
+                cell, "works, with a note", "nothing for the shim to do: the script loads without a device map"
+            ), run
         return Mark(cell, "works"), run
 
     def check_saved(self, runs: "list[tuple[Mark, Run]]") -> "list[Mark]":

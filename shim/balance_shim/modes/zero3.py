@@ -209,7 +209,7 @@ class Zero3(Training):
     def engine_without_sync(self, original: Original, engine: Any) -> Any:
         """Let the engine accumulate by its own count: partitioned gradients are reduced in every backward pass.
 
-        Older versions of accelerate (1.0 to 1.8 were read) enter `no_sync` at stage 3, too, where the engine refuses it.
+        accelerate 1.0 to 1.8, at least, enter `no_sync` at stage 3, too, where the engine refuses it.
         """
         return nullcontext()
 

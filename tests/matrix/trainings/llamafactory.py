@@ -13,7 +13,8 @@ data = [{"instruction": words(row, 8), "input": "", "output": words(row + 1, 10)
 (OUTPUT / "dataset_info.json").write_text(json.dumps({"own": {"file_name": "own.json"}}))
 settings = {
     "model_name_or_path": str(MODELS / "llama"), "stage": "sft", "do_train": True, "finetuning_type": NAME,
-    "dataset": "own", "dataset_dir": str(OUTPUT), "template": "empty", "cutoff_len": 64, "output_dir": str(OUTPUT / "saved"),
+    "dataset": "own", "dataset_dir": str(OUTPUT), "template": "empty", "cutoff_len": 64,
+    "output_dir": str(OUTPUT / "saved"),
     "per_device_train_batch_size": ROWS, "gradient_accumulation_steps": 1, "learning_rate": 1e-3, "max_steps": 3,
     "logging_steps": 1, "save_strategy": "no", "report_to": "none", "bf16": False, "fp16": False, "lora_dropout": 0.0,
     "lora_target": "q_proj,v_proj", "disable_gradient_checkpointing": True, "overwrite_cache": True, "seed": 1,

@@ -18,9 +18,11 @@ CONFIGS = {
     "p_tuning": lambda: peft.PromptEncoderConfig(**PROMPT, encoder_hidden_size=32),
     "prefix": lambda: peft.PrefixTuningConfig(**PROMPT),
     "packed_experts": lambda: peft.LoraConfig(
-        r=4, lora_dropout=0.0, target_modules=["q_proj"],
+        r=4,
+        lora_dropout=0.0,
+        target_modules=["q_proj"],
         target_parameters=["mlp.experts.gate_up_proj", "mlp.experts.down_proj"],
-    ),  # fmt: skip
+    ),
 }
 MERGED = ("lora", "dora")
 

@@ -24,7 +24,7 @@ def trainer():
 
 
 def clm():
-    """Parsed arguments, a resized vocabulary, blocks of text, evaluation, and a checkpoint that training resumes from."""
+    """Parsed arguments, a vocabulary that may be resized, evaluation, and a checkpoint that training resumes from."""
 
     @dataclass
     class Own:
@@ -37,7 +37,13 @@ def clm():
         model = load("AutoModelForCausalLM", "llama")
         if len(tokenizer()) > model.get_input_embeddings().weight.shape[0]:
             model.resize_token_embeddings(len(tokenizer()))
-        more = {"save_strategy": "steps", "save_steps": 2, "max_steps": steps, "eval_strategy": "steps", "eval_steps": 2}
+        more = {
+            "save_strategy": "steps",
+            "save_steps": 2,
+            "max_steps": steps,
+            "eval_strategy": "steps",
+            "eval_steps": 2,
+        }
         loop = Trainer(model, arguments(TrainingArguments, **more), train_dataset=data, eval_dataset=data[:8])
         if resume is None:
             loop.train()
@@ -102,8 +108,9 @@ def sound():
     import torch
 
     generator = torch.Generator().manual_seed(0)
-    data = [{"input_values": torch.rand(2000, generator=generator), "labels": [NUMBERS.randrange(1, 32) for _ in range(6)]}
-            for _ in range(32)]  # fmt: skip
+    rows = range(32)
+    labels = [[NUMBERS.randrange(1, 32) for _ in range(6)] for _ in rows]
+    data = [{"input_values": torch.rand(2000, generator=generator), "labels": labels[row]} for row in rows]
     loop = Trainer(load("AutoModelForCTC", "sound"), arguments(TrainingArguments), train_dataset=data)
     train(loop, kind="CTC")
 

@@ -81,6 +81,7 @@ def kto():
 
 def grpo():
     """Its samples depend on the devices' generators, so its losses are not compared."""
+
     def length(completions, **_):
         return [float(len(text) % 7) for text in completions]
 
