@@ -9,7 +9,7 @@ only runs under maps that keep vision model, embedding and head together.
 """
 
 from torch import nn
-from transformers import InternVLVisionConfig, InternVLVisionModel, LlamaConfig, LlamaForCausalLM
+from transformers import GenerationMixin, InternVLVisionConfig, InternVLVisionModel, LlamaConfig, LlamaForCausalLM
 from transformers.configuration_utils import PretrainedConfig
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.modeling_utils import PreTrainedModel
@@ -35,7 +35,7 @@ class InternVisionModel(InternVLVisionModel):
     """The vision model, under the name that the rule below uses."""
 
 
-class InternVLChatModel(PreTrainedModel):
+class InternVLChatModel(PreTrainedModel, GenerationMixin):
     config_class = InternVLChatConfig
     main_input_name = "pixel_values"
     base_model_prefix = "language_model"

@@ -129,11 +129,11 @@ def _tiny(folder: Path, layers: int, hidden: int, tied: bool, seed: int) -> None
 
 def _save(model, folder: Path) -> None:
     model.save_pretrained(folder)
-    _tokenizer().save_pretrained(folder)
+    tokenizer().save_pretrained(folder)
 
 
-def _tokenizer():
-    """SmolLM2's tokenizer with the same ids and special tokens whichever transformers reads the GGUF file.
+def tokenizer():
+    """Return SmolLM2's tokenizer with the same ids and special tokens whichever transformers reads the GGUF file.
 
     4.x reads the end-of-text mark wrongly from it and puts a start mark before each text; 5.x does neither.
     """

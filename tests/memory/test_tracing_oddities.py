@@ -1,9 +1,11 @@
 """Traces of models, and in surroundings, that are not as the library's examples: traced all the same, or estimated."""
 
+import functools
 import inspect
 import logging
 import random
 import sys
+import types
 
 import numpy
 import pytest
@@ -160,6 +162,36 @@ def test_a_forward_function_that_a_script_has_put_in_does_not_run(where):
     with nothing_changes(model):
         assert costs_of(model) == expected
     assert not calls and all(each.grad is None for each in model.parameters())
+
+
+def test_a_bound_forward_that_holds_the_original_runs_the_copy():
+    """ms-swift gives multimodal models a `forward` whose closure has the language model; a trace does not run that."""
+    model, expected, calls = transformers.LlamaForCausalLM(models.llama().config), costs_of(models.llama()), []
+    inner, plain, partner, original = model, type(model).forward, functools.partial(model.forward), id(model)
+
+    @functools.wraps(plain)
+    def forward(self, *args, **kwargs):
+        calls.append(original in (id(inner), id(partner.func.__self__)))
+        return plain(inner, *args, **kwargs)
+
+    model.forward = types.MethodType(forward, model)
+    with nothing_changes(model):
+        assert costs_of(model) == expected and profiled(model)[1].method == "traced"
+    assert calls and not any(calls) and all(each.grad is None for each in model.parameters())
+
+
+def test_real_weights_are_no_part_of_a_trace():
+    """A model that a function hides in a dict is estimated: to run it would take memory on real devices."""
+    model = transformers.LlamaForCausalLM(models.llama().config)
+    hidden, plain = {"model": model}, type(model).forward
+
+    @functools.wraps(plain)
+    def forward(self, *args, **kwargs):
+        return plain(hidden["model"], *args, **kwargs)
+
+    model.forward = types.MethodType(forward, model)
+    with nothing_changes(model):
+        assert profiled(model)[1].method != "traced"
 
 
 def test_a_compiled_layer_is_traced():

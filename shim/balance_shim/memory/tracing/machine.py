@@ -24,6 +24,7 @@ from ...virtual import attention, grouped_attention, shapes
 from ...virtual.dispatch import Dispatcher
 from ...virtual.machine import Machine
 from ...virtual.tensor import VirtualTensor, wrap
+from .errors import CannotTrace
 
 MOST_DEVICES = 120  # torch numbers devices with a signed byte
 # Operations in a trace. Models of today take a few thousand; one that goes through its rows token by token (state space
@@ -256,4 +257,7 @@ class _Factories(TorchDispatchMode):
         kwargs = kwargs or {}
         if TracedTensor in types or kwargs.get("device") in self._devices:
             return TracedTensor.run(func, args, kwargs)
+        if any(isinstance(each, torch.nn.Parameter) and not each.is_meta for each in args):
+            # Something in the copy still holds the original. To run it would take memory on real devices.
+            raise CannotTrace("a function that was put into the model holds on to its real weights")
         return func(*args, **kwargs)

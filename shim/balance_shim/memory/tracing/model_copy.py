@@ -19,6 +19,7 @@ from .errors import CannotTrace
 from .machine import traced
 from .plain_kernels import strip_kernels
 from .quantized import DequantizingLinear
+from .rebound import rebind
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -122,6 +123,7 @@ def copy_of(
             memo[id(module)] = _plain_linear(name, module, twin_of)
     try:
         twin: nn.Module = copy.deepcopy(model, memo)
+        rebind(twin, memo)
         _strip(twin)
     except Exception as error:
         raise CannotTrace(f"{type(model).__name__} cannot be copied ({type(error).__name__}: {error})") from error
@@ -162,7 +164,15 @@ def _strip(model: nn.Module) -> None:
     if any(hasattr(module, "_hf_hook") for module in model.modules()):
         from accelerate.hooks import remove_hook_from_submodules
 
+        # Put in after accelerate's hook, whose removal would bring back the class's own; accelerate's is a partial.
+        replaced = {
+            module: vars(module)["forward"]
+            for module in model.modules()
+            if hasattr(module, "_hf_hook") and isinstance(vars(module).get("forward"), types.MethodType)
+        }
         remove_hook_from_submodules(model)
+        for module, forward in replaced.items():
+            module.forward = forward
     model.__dict__.pop("hf_device_map", None)
     strip_kernels(model)
     for module in model.modules():
