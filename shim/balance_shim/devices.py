@@ -12,11 +12,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from . import log
-from .device_rules.kinds import DEFAULT_ARCHITECTURE, Architecture, Capability, Runtime
+from .device_rules.kinds import DEFAULT_ARCHITECTURE, Architecture, Capability, DeviceKind, Runtime, kind_of_product
 from .device_rules.overhead import overhead_of
 from .eligible_devices import describe_display_cards, display_cards, eligible, total_memory
 from .map_file import ACCELERATOR_TYPES
 from .settings import Settings
+from .timing.rates import DeviceRates, rates_of
 from .units import MIB, format_size, parse_size
 
 GRANULE = 64 * MIB  # capacities are rounded down to it
@@ -36,6 +37,8 @@ class Device:
         overhead: what the runtime takes beside tensors (context, workspaces) and is not in use yet.
         capability: the compute capability, as torch gives it; None for a kind of device that has none.
         runtime: whose rules it follows: "cuda" or "hip" behind `torch.cuda`, else its type.
+        kind: its name in the table of kinds; "" for one that is not in it.
+        rates: what it does in a second; None where nobody knows.
         loadable: what is free while a model loads, where another one has yet to leave; None: what is available.
     """
 
@@ -47,6 +50,8 @@ class Device:
     capability: Capability | None = None
     runtime: Runtime = "cuda"
     loadable: int | None = None
+    kind: str = ""
+    rates: DeviceRates | None = None
 
     @property
     def architecture(self) -> Architecture:
@@ -133,7 +138,7 @@ def inventory(
             available = min(available, settings.max_memory)
         else:
             available = min(available, caps.get(index, script_caps.get(index, available)))
-        device = describe(index, f"{kind}:{index}", available, settings, architecture)
+        device = describe(index, f"{kind}:{index}", available, settings, architecture, _kind(module, index))
         if going:
             device = replace(device, loadable=free)
         # One that the runtime alone fills would hold something all the same, because nothing makes its fill any worse.
@@ -198,14 +203,29 @@ def totals(settings: Settings) -> dict[int, int]:
 
 
 def describe(
-    index: int, name: str, available: int, settings: Settings, architecture: Architecture = DEFAULT_ARCHITECTURE
+    index: int,
+    name: str,
+    available: int,
+    settings: Settings,
+    architecture: Architecture = DEFAULT_ARCHITECTURE,
+    kind: DeviceKind | None = None,
 ) -> Device:
     """Return the `Device` with `available` bytes, less the reserve that the settings ask for."""
     # Nothing is taken beside tensors on simulated devices, which follow CUDA's rules in all else.
     has_runtime = name.startswith("cuda")
     overhead = overhead_of(architecture) if has_runtime else 0
     capacity = max(1, available - settings.reserve.of(available, has_runtime))
-    return Device(index, name, available, capacity, overhead, architecture.capability, architecture.runtime)
+    return Device(
+        index,
+        name,
+        available,
+        capacity,
+        overhead,
+        architecture.capability,
+        architecture.runtime,
+        kind="" if kind is None else kind.name,
+        rates=rates_of(kind),
+    )
 
 
 def table(devices: tuple[Device, ...]) -> str:
@@ -286,6 +306,13 @@ def _architecture(module: Any, kind: str, index: int) -> Architecture:
     # NVIDIA's properties have the product's name there.
     gfx = str(getattr(module.get_device_properties(index), "gcnArchName", ""))
     return Architecture("hip" if gfx.startswith("gfx") else "cuda", (int(capability[0]), int(capability[1])))
+
+
+def _kind(module: Any, index: int) -> DeviceKind | None:
+    """Return the kind of a device by the name that its driver gives it; None for one that is not in the table."""
+    with contextlib.suppress(Exception):  # a name is worth no failure
+        return kind_of_product(str(module.get_device_name(index)))
+    return None
 
 
 def _available(module: Any, index: int) -> int:

@@ -132,7 +132,14 @@ def devices_of(options: PlanOptions) -> "tuple[Device, ...]":
 
     machine, settings = options.machine, options.settings
     return tuple(
-        devices.describe(index, f"cuda:{index}", _capped(capacity, index, settings.max_memory), settings, architecture)
+        devices.describe(
+            index,
+            f"cuda:{index}",
+            _capped(capacity, index, settings.max_memory),
+            settings,
+            architecture,
+            machine.kind(index),
+        )
         for index, (capacity, architecture) in enumerate(zip(machine.capacities, machine.architectures, strict=True))
     )
 

@@ -6,7 +6,7 @@ import pytest
 import transformers
 
 from balance_shim.memory.cost import TERMS
-from balance_shim.placement.plan import device_of
+from balance_shim.placement.places import device_of
 from balance_shim.units import GIB, MIB
 from tests import models, processes
 from tests.cli.running import (

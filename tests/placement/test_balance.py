@@ -22,7 +22,8 @@ from balance_shim.placement.balance import (
 )
 from balance_shim.placement.chain import chain_of
 from balance_shim.placement.costed_model import lower_bound
-from balance_shim.placement.plan import collapse, device_of, evaluate
+from balance_shim.placement.places import device_of
+from balance_shim.placement.plan import collapse, evaluate
 from balance_shim.placement.request import Request
 from balance_shim.settings import Settings
 from balance_shim.upstream.loss_device import computes_loss_on_first_device

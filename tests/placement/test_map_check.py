@@ -6,7 +6,7 @@ from balance_shim.errors import DeviceMapError
 from balance_shim.map_file import UserMap
 from balance_shim.memory.structure import structure_of
 from balance_shim.placement.map_check import fit
-from balance_shim.placement.plan import device_of
+from balance_shim.placement.places import device_of
 from tests import models
 
 FULL = {

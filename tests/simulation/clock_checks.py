@@ -128,7 +128,7 @@ def check_the_time_of_a_step_is_kept():
         optimizer.step()
         optimizer.zero_grad()
     step = simulation.step_time()
-    update = 4 * WIDTH * WIDTH * 2 / RATES.memory  # read weight and gradient, write the weight, and one more by `add`
+    update = 3 * WIDTH * WIDTH * 2 / RATES.memory  # read weight and gradient, write the weight
     assert abs(step.seconds / (2 * PRODUCT + update) - 1) < 0.1, (step, PRODUCT, update)
     assert step.busy[0] > 0.95 and step.bound == "devices" and step.rates == "data sheet"
 

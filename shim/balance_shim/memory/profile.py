@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from ..optimizers import Optimizer, optimizer_named
+from ..timing.work import INPUTS, NO_WORK, ModelWork
 from . import estimate, replay
 from .block_parameters import BlockParameters
 from .blocks import Block
@@ -41,6 +42,7 @@ class Profile:
         first_record: those of `first`; None without a trace.
         unreached: the names of the blocks with parameters that no dry run has reached: which other blocks they share
             operations with is unknown.
+        work: what each block computes and copies in a micro-batch.
     """
 
     costs: tuple[BlockCost, ...]
@@ -54,6 +56,7 @@ class Profile:
     records: tuple[Record | None, ...] = ()
     first_record: Record | None = None
     unreached: frozenset[str] = frozenset()
+    work: ModelWork = NO_WORK
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -66,6 +69,7 @@ class Profile:
             "math_attention": self.math_attention,
             "repeats_grouped_keys": self.repeats_grouped_keys,
             "unreached": sorted(self.unreached),
+            "work": self.work.to_json(),
             "records": replay.to_json([self.first_record, *self.records]),
         }
 
@@ -85,6 +89,7 @@ class Profile:
             records=tuple(records),
             first_record=first_record,
             unreached=frozenset(content["unreached"]),
+            work=ModelWork.from_json(content["work"]),
         )
 
 
@@ -134,7 +139,14 @@ def profile(case: TrainingCase) -> Profile:
         records=tuple(records),
         first_record=first_record,
         unreached=unreached,
+        work=_work(blocks, traced) if traced else NO_WORK,
     )
+
+
+def _work(blocks: Sequence[Block], traced: "Traced") -> ModelWork:
+    """Return the work of all blocks, those that another one speaks for included."""
+    of_blocks = tuple(traced.work.get(traced.speaks_for[block.name]) for block in blocks)
+    return ModelWork(of_blocks, traced.work.get(INPUTS))
 
 
 def _trace(case: TrainingCase) -> "tuple[Traced | None, str, CostSource]":

@@ -7,7 +7,8 @@ from typing import Any
 from ..devices import Device
 from ..map_file import OFFLOADED, DeviceMap
 from .costed_model import CostedModel
-from .plan import Plan, device_of, evaluate
+from .places import device_of
+from .plan import Plan, evaluate
 
 
 @dataclass(frozen=True)

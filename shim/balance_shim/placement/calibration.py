@@ -8,7 +8,7 @@ from ..map_file import DeviceMap
 from ..memory.cost import BlockCost, Phase
 from ..memory.peak import Schedule, peak
 from .costed_model import CostedModel
-from .plan import device_of
+from .places import device_of
 
 LEAST, MOST = 0.1, 10.0  # what activations may turn out to be of what was predicted; the rest has another reason
 AS_PREDICTED = 0.01  # of the measured peak: a prediction this close is not touched

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 from .. import devices
 from ..upstream.model_ends import output_head
 from .costed_model import CostedModel
-from .plan import Plan, device_of
+from .places import device_of
+from .plan import Plan
 
 if TYPE_CHECKING:
     from torch import nn

@@ -11,6 +11,7 @@ from ..memory.peak import NOTHING, PLAIN, Schedule, peak_terms
 from ..memory.replay import Record
 from ..memory.structure import ModelStructure
 from ..memory.workload import Workload
+from ..timing.work import NO_WORK, ModelWork
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,7 @@ class CostedModel:
         first_record: those of `first`.
         unreached: the names of the blocks that no dry run has reached.
         evaluation_outputs: bytes of what the model returns for a batch that is evaluated, except its loss.
+        work: what each block computes and copies in a micro-batch.
         head_device: index of the device where the head should be; see `compared_heads`. None: any.
     """
 
@@ -47,6 +49,7 @@ class CostedModel:
     first_record: Record | None = None
     unreached: frozenset[str] = frozenset()
     evaluation_outputs: int = 0
+    work: ModelWork = NO_WORK
     head_device: int | None = None
 
     @property

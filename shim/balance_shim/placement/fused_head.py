@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 from ..memory.colocation import NO_CONSTRAINTS, Constraints
 from ..memory.structure import ModelStructure
 from .costed_model import CostedModel
-from .plan import Plan, device_of
+from .places import device_of
+from .plan import Plan
 
 if TYPE_CHECKING:
     from torch import nn

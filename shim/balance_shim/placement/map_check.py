@@ -9,7 +9,7 @@ from ..errors import DeviceMapError
 from ..map_file import OFFLOADED, DeviceMap, UserMap
 from ..memory.blocks import Block, within
 from ..memory.structure import ModelStructure
-from .plan import device_of
+from .places import device_of
 
 if TYPE_CHECKING:
     from torch import nn

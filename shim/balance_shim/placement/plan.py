@@ -1,13 +1,12 @@
 """A plan: a device map, and what each device is predicted to hold under it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from ..choices import PlanMode
 from ..devices import Device
 from ..map_file import DeviceMap
-from ..memory.blocks import Block, holder_of
 from ..memory.cost import BlockCost, CostSource, is_estimate
 from ..memory.peak import NOTHING, peak, peak_terms
 from ..memory.replay import DeviceRun, EvaluationRun, Record, replay
@@ -17,6 +16,8 @@ from ..units import MIB, format_size
 from ..virtual.allocator_settings import geometry_for
 from ..virtual.allocator_settings import read as read_allocator_settings
 from .costed_model import CostedModel, lower_bound
+from .places import place_of
+from .step_time import predict
 
 # No training is known whose allocator reserves this many times the peak of its tensors; a replay need not prove it.
 SURELY_ENOUGH = 1.5
@@ -178,12 +179,6 @@ class Plan:
         }
 
 
-def device_of(name: str, device_map: Mapping[str, int | str]) -> int | str | None:
-    """Return the device of a module or tensor: that of the longest key at or above it; None if no key covers it."""
-    holder = holder_of(name, device_map)
-    return None if holder is None else device_map[holder]
-
-
 def evaluate(
     mode: PlanMode, costed: CostedModel, device_map: DeviceMap, devices: Sequence[Device], notes: Sequence[str] = ()
 ) -> Plan:
@@ -191,7 +186,7 @@ def evaluate(
     on_device: dict[int | str, list[BlockCost]] = {device.index: [] for device in devices}
     for block, cost in zip(costed.blocks, costed.costs, strict=True):
         # A map may go deeper than our blocks; a block then counts where its first tensor is.
-        on_device.setdefault(_place(block, device_map), []).append(cost)
+        on_device.setdefault(place_of(block, device_map), []).append(cost)
     # Inputs arrive on, and outputs return to, the first device, whether it holds a block or not.
     on_device[devices[0].index].append(costed.first)
     device_plans = []
@@ -217,6 +212,7 @@ def evaluate(
         method=costed.method,
         source=costed.source,
         notes=(*notes, *_attention_notes(costed, devices)),
+        step_time=predict(costed, device_map, devices),
     )
 
 
@@ -239,7 +235,7 @@ def _run(costed: CostedModel, device_map: DeviceMap, device: Device, first_devic
     here = [
         (cost, record)
         for block, cost, record in zip(costed.blocks, costed.costs, costed.records, strict=False)
-        if _place(block, device_map) == device.index
+        if place_of(block, device_map) == device.index
     ]
     if costed.first_record is None or any(record is None for _, record in here):
         return None
@@ -278,8 +274,3 @@ def collapse(device_map: DeviceMap) -> DeviceMap:
     """Return {"": device} for a map of one device: accelerate takes any map of several entries for several devices."""
     places = set(device_map.values())
     return {"": places.pop()} if len(places) == 1 else device_map
-
-
-def _place(block: Block, device_map: Mapping[str, int | str]) -> int | str:
-    place = device_of(block.tensors[0], device_map)
-    return "cpu" if place is None else place

@@ -40,6 +40,7 @@ def cost(request: Request) -> CostedModel:
         records=costs.records,
         first_record=costs.first_record,
         unreached=costs.unreached,
+        work=costs.work,
         head_device=request.head_device,
     )
 

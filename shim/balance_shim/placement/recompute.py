@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from ..devices import Device
+from ..timing.work import ModelWork
 from .balance import balance
 from .costed_model import CostedModel
 from .plan import Plan, evaluate
@@ -68,6 +69,10 @@ def mixer(plain: CostedModel, recomputed: CostedModel) -> Callable[[frozenset[st
             after if block.name in chosen else before
             for block, before, after in zip(plain.blocks, plain.records, recomputed.records, strict=False)
         )
+        work = tuple(
+            after if block.name in chosen else before
+            for block, before, after in zip(plain.blocks, plain.work.blocks, recomputed.work.blocks, strict=False)
+        )
         like = recomputed if chosen else plain
         return replace(
             plain,
@@ -76,6 +81,7 @@ def mixer(plain: CostedModel, recomputed: CostedModel) -> Callable[[frozenset[st
             first=like.first,
             records=tuple(records),
             first_record=like.first_record,
+            work=ModelWork(work, like.work.first),
         )
 
     return mixed

@@ -8,10 +8,12 @@ from typing import Any, NamedTuple
 
 import torch
 
-from .rates import Operation, Precision
+from .rates import Caller, Operation, Precision
 
 aten = torch.ops.aten
-NOTHING = Operation(launches=0)
+NOTHING: dict[Caller, Operation] = {
+    caller: Operation(launches=0, caller=caller) for caller in ("python", "engine", "recomputing")
+}
 
 _PRECISIONS: dict[torch.dtype, Precision] = {
     torch.float16: "float16", torch.bfloat16: "bfloat16", torch.float32: "float32", torch.float64: "float32",
@@ -42,6 +44,7 @@ class Rule(NamedTuple):
         is_awaited: whether the host waits for it.
         gathers, fills: which of its inputs it does not read in full.
         copies: whether it copies one tensor, which may be from device to device.
+        writes: whether it writes to its first argument, or to each tensor of a list that this is.
         by_mask: whether the host waits for it where it is given a mask.
         flops: (arguments, output) -> FLOPs; None for an operation without matrix products.
     """
@@ -51,6 +54,7 @@ class Rule(NamedTuple):
     gathers: bool
     fills: bool
     copies: bool
+    writes: bool
     by_mask: bool
     flops: Callable[[Sequence[Any], Any], int] | None
 
@@ -74,9 +78,12 @@ def cost_of(func: torch._ops.OpOverload, args: Sequence[Any], out: Any) -> Opera
         out: what it returned.
     """
     rule = rule_of(func)
+    caller = caller_now()
     if rule.is_free:
-        return NOTHING
+        return NOTHING[caller]
     written = size_of(out)
+    if rule.writes and out is None:
+        written = size_of(args[0])
     if rule.gathers or rule.copies:
         moved = 2 * written
     elif rule.fills:
@@ -84,8 +91,15 @@ def cost_of(func: torch._ops.OpOverload, args: Sequence[Any], out: Any) -> Opera
     else:
         moved = written + size_of(args)
     if rule.flops is None:
-        return Operation(0, moved)
-    return Operation(rule.flops(args, out), moved, _precision(args))
+        return Operation(0, moved, caller=caller)
+    return Operation(rule.flops(args, out), moved, _precision(args), caller=caller)
+
+
+def caller_now() -> Caller:
+    """Return who runs operations at this moment: the engine's nodes run without gradients, unless they recompute."""
+    if torch._C._current_autograd_node() is None:
+        return "python"
+    return "recomputing" if torch.is_grad_enabled() else "engine"
 
 
 def attention_cost(query: Any, key: Any, value: Any, mask: Any, backward: bool) -> Operation:
@@ -97,7 +111,7 @@ def attention_cost(query: Any, key: Any, value: Any, mask: Any, backward: bool) 
     products = 3 * width + 2 * value_width if backward else width + value_width
     tensors = size_of((query, key, value, mask))
     moved = 2 * tensors + size_of(query) if backward else tensors + size_of(query)
-    return Operation(2 * sequences * columns * products, moved, _precision((query,)))
+    return Operation(2 * sequences * columns * products, moved, _precision((query,)), caller=caller_now())
 
 
 def crossing(
@@ -149,6 +163,7 @@ def _rule(func: torch._ops.OpOverload) -> Rule:
         gathers=func in _GATHERING,
         fills=name in _FILLING,
         copies=name in ("copy_", "_to_copy", "_copy_from", "clone"),
+        writes=func._schema.is_mutable,
         by_mask=name in _INDEXING,
         flops=_flops(func),
     )

@@ -15,7 +15,8 @@ from ..errors import LostModelError, MoveError
 from ..map_file import DeviceMap
 from ..memory.blocks import Block, chain, holder_of
 from ..placement import align_hooks
-from ..placement.plan import Plan, device_of
+from ..placement.places import device_of
+from ..placement.plan import Plan
 from ..units import counted
 from ..upstream.trainer import TrainerLike
 from . import outside

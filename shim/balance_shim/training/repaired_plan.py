@@ -17,7 +17,8 @@ from ..placement import colocations, compared_heads, planner, verification
 from ..placement.balance import DoesNotFit
 from ..placement.costed_model import CostedModel
 from ..placement.library_map import library_map
-from ..placement.plan import Plan, device_of, evaluate
+from ..placement.places import device_of
+from ..placement.plan import Plan, evaluate
 from ..placement.request import Request
 from ..upstream.trainer import TrainerLike
 from . import crossing

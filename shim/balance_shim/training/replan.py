@@ -12,7 +12,8 @@ from ..memory.workload import Workload
 from ..placement import fused_head, planner
 from ..placement.balance import DoesNotFit
 from ..placement.costed_model import CostedModel
-from ..placement.plan import Plan, device_of, evaluate
+from ..placement.places import device_of
+from ..placement.plan import Plan, evaluate
 from ..placement.recompute import mixer
 from ..placement.remedies import what_would_fit
 from ..placement.request import Request

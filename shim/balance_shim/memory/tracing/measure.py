@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from ...timing.work import INPUTS, PREVIOUS, BlockWork
 from ..blocks import Block, anchors, holder_of, within
 from ..colocation import NO_CONSTRAINTS, Constraints, of_the_loss
 from ..recomputation import can_be_recomputed
@@ -17,7 +18,7 @@ from .inputs import TARGETS
 from .machine import MOST_DEVICES, tracing
 from .model_copy import copy_of, traced_copy
 from .origins import CrossesDevices, Origins
-from .result import ELSEWHERE, Placed, Traced
+from .result import ELSEWHERE, Held, Placed, Traced
 from .run import place_inputs, training_step
 from .shared_inputs import with_shared
 
@@ -69,6 +70,7 @@ def _trace(case: TrainingCase, fed: Mapping[str, Any], sample: layers.Sample, co
     devices = a_device_each(case.structure, there, constraints)
     placed = run_placed(case, devices, fed, sample.left_out)
     by_device = dict(placed.held)
+    work = _work(there, devices, placed.held)
     first = ELSEWHERE if constraints.on_first else by_device.pop(0)
     held = {}
     for position, block in reversed(list(enumerate(there))):
@@ -86,7 +88,35 @@ def _trace(case: TrainingCase, fed: Mapping[str, Any], sample: layers.Sample, co
         loss_seen=not TARGETS.isdisjoint(fed),
         ranks=_ranks(case.structure.blocks, placed.began),
         inputs=placed.inputs,
+        work=work,
     )
+
+
+def _work(blocks: Sequence[Block], devices: Mapping[str, int], held: Mapping[int, Held]) -> dict[str, BlockWork]:
+    """Return the work of each block that ran. Of blocks that share a device the first has it all.
+
+    A layer takes its input from the one ahead of it: that holds for those that it speaks for, too, whichever is ahead.
+    """
+    first_on: dict[int, str] = {}
+    for block in blocks:
+        first_on.setdefault(devices[block.name], block.name)
+    first_on[0] = INPUTS
+    result = {}
+    for position, block in enumerate(blocks):
+        device = devices[block.name]
+        device_work = held[device].work if device in held else None
+        if first_on[device] != block.name or device_work is None:
+            result[block.name] = BlockWork()
+            continue
+        ahead = devices[blocks[position - 1].name] if position else 0
+
+        def name_of(source: int, ahead: int = ahead) -> str:
+            return PREVIOUS if source == ahead != 0 else first_on.get(source, INPUTS)
+
+        result[block.name] = device_work.of_block(name_of)
+    whole = held[0].work if 0 in held else None
+    result[INPUTS] = BlockWork() if whole is None else whole.of_block(lambda source: first_on.get(source, INPUTS))
+    return result
 
 
 def _ranks(blocks: Sequence[Block], began: Mapping[str, int]) -> dict[str, int]:

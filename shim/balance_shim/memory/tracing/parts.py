@@ -6,6 +6,7 @@ from functools import partial
 
 import torch
 
+from ...timing.work import BlockWork
 from ..colocation import NO_CONSTRAINTS
 from ..recomputation import is_supported
 from ..training_case import TrainingCase
@@ -40,6 +41,9 @@ def trace_parts(case: TrainingCase, failure: CannotTrace) -> Traced:
     trained: dict[str, list[torch.Tensor]] = {}
     speaks_for = {block.name: block.name for block in structure.blocks}
     constraints = NO_CONSTRAINTS
+    work: dict[str, BlockWork] = {}
+    for part in reversed(traces):  # the first one has the inputs
+        work |= part.work
     for part in traces:
         held |= part.held
         trained |= part.trained
@@ -56,6 +60,7 @@ def trace_parts(case: TrainingCase, failure: CannotTrace) -> Traced:
         reached=traces[0].reached,
         loss_seen=traces[0].loss_seen,
         inputs=sum(part.inputs for part in traces),
+        work=work,
     )
 
 
@@ -84,6 +89,7 @@ def _part(case: TrainingCase, name: str) -> Traced:
         reached=frozenset(map(outer, traced.reached)),
         loss_seen=traced.loss_seen,
         inputs=traced.inputs,
+        work={key and outer(key): each.renamed(outer) for key, each in traced.work.items()},
     )
 
 

@@ -8,6 +8,8 @@ from ..colocation import NO_CONSTRAINTS, Constraints
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from ...timing.recorder import DeviceWork
+    from ...timing.work import BlockWork
     from .phases import TracedPhase
 
 
@@ -23,6 +25,7 @@ class Held:
         phases: when it computed, in order; none where it did not.
         takes: (number of a tensor, bytes) of the inputs that it keeps a copy of, and that `gives` of another device
             has.
+        work: what it computes and copies in a micro-batch; None: nothing was counted.
         gives: (number of a tensor, whether it is kept there in any case) of what several blocks have copies of.
     """
 
@@ -33,6 +36,7 @@ class Held:
     phases: "tuple[TracedPhase, ...]" = ()
     takes: tuple[tuple[int, int], ...] = ()
     gives: tuple[tuple[int, bool], ...] = ()
+    work: "DeviceWork | None" = None
 
 
 ELSEWHERE = Held(0, 0, 0, ran=True)  # for a block whose bytes are counted with those of another one
@@ -54,6 +58,7 @@ class Traced:
         ranks: block name -> its place in the forward pass, comparable with the starts of phases; empty where parts were
             traced one by one, whose phases cannot be compared.
         inputs: bytes of a batch, on the device where it arrives.
+        work: block name -> what it computes, of each block that ran; "": what is computed where inputs arrive.
     """
 
     held: dict[str, Held]
@@ -66,6 +71,7 @@ class Traced:
     loss_seen: bool = True
     ranks: dict[str, int] = field(default_factory=dict)
     inputs: int = 0
+    work: "dict[str, BlockWork]" = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from ...logits.head import deferring
+from ...timing.recorder import Recorder
 from ...upstream.model_ends import input_embedding
 from ...versions import version_of
 from ...virtual.machine import Machine
@@ -99,15 +100,18 @@ def _training_step(model: nn.Module, batch: Mapping[str, Any], workload: Workloa
         _backward(_forward(model, batch, workload, machine))
     before = live(machine)
     reset(machine)
+    work = machine.watcher = Recorder()
     with machine.ledger.recording(autograd_clock) as record:
         loss = _forward(model, batch, workload, machine)
         forward, kept = peaks(machine), live(machine)
         machine.ledger.settle()
         cut = len(record)
         reset(machine)
+        work.backward = True
         _backward(loss)
         del loss
         backward = peaks(machine)
+    machine.watcher = None
     phases = phases_of(record, cut)
     return {
         index: Held(
@@ -116,6 +120,7 @@ def _training_step(model: nn.Module, batch: Mapping[str, Any], workload: Workloa
             backward=backward[index] - before[index],
             ran=forward[index] > before[index],
             phases=tuple(phases.get(index, ())),
+            work=work.work_of(index),
         )
         for index in range(len(machine.devices))
     }

@@ -16,7 +16,8 @@ from ...monitoring.readings import Meter, Reading
 from ...placement import planner
 from ...placement.balance import DoesNotFit
 from ...placement.costed_model import CostedModel
-from ...placement.plan import Plan, device_of, evaluate
+from ...placement.places import device_of
+from ...placement.plan import Plan, evaluate
 from ...placement.request import Request
 from ...upstream.trainer import TrainerLike
 from .. import precision
