@@ -48,7 +48,8 @@ IGNORE = $(addprefix --ignore=,$(1))
 # of the monitor, and how ranks are started and end are about no transformers. The table of combinations under ZeRO-3 is
 # that of the newest libraries.
 ONCE = tests/arming/test_expandable_segments.py tests/arming/test_packaging.py tests/arming/test_run.py \
-	tests/device_rules tests/end_to_end/test_demo.py tests/end_to_end/test_gpu_check.py tests/memory/test_peak.py \
+	tests/device_rules tests/end_to_end/test_demo.py tests/end_to_end/test_gpu_check.py \
+	tests/end_to_end/test_recipes.py tests/memory/test_peak.py \
 	tests/replicas/test_launch.py tests/replicas/test_ranks.py tests/replicas/test_shares.py \
 	tests/memory/test_temporaries.py tests/monitoring/test_diagnosis.py tests/monitoring/test_history.py \
 	tests/monitoring/test_trend.py tests/placement/test_fits.py tests/test_map_file.py \

@@ -11,6 +11,7 @@ import pytest
 from balance_shim import map_file, plan_options
 from balance_shim.cli import main
 from balance_shim.settings import VARIABLES
+from tests import recipes
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(ROOT.glob("docs/**/*.md"))]
@@ -59,7 +60,7 @@ def test_examples_are_valid(page):
     for language, text in re.findall(r"^```(\w+)\n(.*?)^```", page.read_text(encoding="utf-8"), re.M | re.S):
         if language == "json":
             assert map_file.read(text).entries.keys() == json.loads(text).keys()
-        for line in text.splitlines() if language == "sh" else ():
+        for line in recipes.lines_of(text) if language == "sh" else ():
             words = [word for word in shlex.split(line, comments=True) if "=" not in word or word.startswith("-")]
             if words[:1] == ["balance-shim"]:
                 assert words[1] in main.COMMANDS, line

@@ -1,6 +1,8 @@
 """InternVL2.5-26B in miniature, for ms-swift: random weights, its module names, its rule of what is not split."""
 
 import json
+import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +14,6 @@ TILE = 28  # pixels a side; four patches, merged into one token
 
 def make_model(folder: Path) -> Path:
     """Write the model with its remote code and a tokenizer, and return `folder`."""
-    import shutil
-    import sys
-
     sys.path.insert(0, str(REMOTE_CODE.parent))
     try:
         config = MODELS["InternVL2.5-26B-remote"].make_config()
@@ -33,6 +32,12 @@ def make_model(folder: Path) -> Path:
     torch.manual_seed(0)
     InternVLChatModel(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    add_code(folder)
+    return folder
+
+
+def add_code(folder: Path) -> None:
+    """Put the class beside the config in `folder`, which then names it, as in the real checkpoint."""
     shutil.copy(REMOTE_CODE, folder)
     file = folder / "config.json"
     named = {"AutoConfig": "InternVLChatConfig", "AutoModel": "InternVLChatModel",
@@ -40,7 +45,6 @@ def make_model(folder: Path) -> Path:
     written = json.loads(file.read_text(encoding="utf-8"))
     written["auto_map"] = {key: f"{REMOTE_CODE.stem}.{name}" for key, name in named.items()}
     file.write_text(json.dumps(written), encoding="utf-8")
-    return folder
 
 
 def shrink(config: Any, **sizes: Any) -> None:

@@ -80,7 +80,12 @@ def run_script(
     return replace(outcome, losses=read_losses(losses), peaks=read_peaks(folder / "report"))
 
 
-def run_command(command: Sequence[str], environment: Mapping[str, str] | None = None, timeout: float = 600) -> Outcome:
+def run_command(
+    command: Sequence[str],
+    environment: Mapping[str, str] | None = None,
+    timeout: float = 600,
+    cwd: Path | None = None,
+) -> Outcome:
     """Run `command` with `environment` over a clean, offline one without accelerators; no losses or peaks are read.
 
     Raises:
@@ -89,6 +94,7 @@ def run_command(command: Sequence[str], environment: Mapping[str, str] | None = 
     process = subprocess.Popen(
         command,
         env=child_environment({**HIDDEN_ACCELERATORS, **(environment or {})}),
+        cwd=cwd,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

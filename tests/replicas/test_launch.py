@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from tests import models, processes
+from tests import models, processes, recipes
 from tests.endings import expect_end, wait_for_ranks
 from tests.replicas.running import SCRIPTS, start, train
 from tests.sampling import sampled
@@ -54,7 +54,8 @@ def test_the_end_of_one_is_the_end_of_all(name, model, tmp_path):
 def test_auto_takes_the_most_that_fit(model, tmp_path):
     """The number that it chooses trains on devices of a size on which one more would run out of memory."""
     sizes = {"BALANCE_SIMULATE": "4x24MiB", "BALANCE_RESERVE": "2%", "BALANCE_SEQ_LEN": "96", "BALANCE_BATCH_SIZE": "2"}
-    chosen = train("plain", model, tmp_path / "auto", BALANCE_REPLICAS="auto", **sizes)
+    recipe = recipes.commands("Only one GPU is busy")[0].variables
+    chosen = train("plain", model, tmp_path / "auto", **recipe, **sizes)
     assert chosen.said["processes"] == 2
     variables = {**sizes, "ROWS": "2", "BALANCE_REPLICAS": "4"}
     more = start(sys.executable, SCRIPTS / "trainings.py", "plain", model, tmp_path / "more", **variables)

@@ -8,12 +8,13 @@ from pathlib import Path
 
 import pytest
 
+from tests import recipes
 from tests.end_to_end.run import SHIM, child_environment
 from tests.endings import expect_end, wait_for_ranks
 from tests.sampling import sampled
 
 SCRIPTS = Path(__file__).with_name("scripts")
-TWO = {"BALANCE_MODE": "zero3", "BALANCE_NPROC": "2"}
+TWO = {**recipes.commands("NCCL time-outs")[0].variables, "BALANCE_NPROC": "2"}
 
 
 def uneven(fault, folder, timeout="30"):

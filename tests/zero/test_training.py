@@ -14,7 +14,7 @@ import torch
 import transformers
 from packaging.version import Version
 
-from tests import models
+from tests import models, recipes
 from tests.end_to_end import assets
 from tests.end_to_end.run import SHIM, child_environment, on_python_path, read_losses, run_command, run_script
 
@@ -212,7 +212,7 @@ def test_a_teacher_offloading_and_what_the_variables_say(offload, tmp_path):
     variables = {
         "BALANCE_OFFLOAD": offload,
         "BALANCE_ZERO_CONFIG": '{"gradient_clipping": 0.05}',
-        "BALANCE_NCCL_TIMEOUT": "77",
+        **recipes.commands("NCCL time-outs")[1].variables,
     }
     models.saved_llama(tmp_path / "model", tie_word_embeddings=True)
     words = ["--model", str(tmp_path / "model")]
@@ -221,7 +221,7 @@ def test_a_teacher_offloading_and_what_the_variables_say(offload, tmp_path):
         of_one, of_two = ([row[key] for row in rows if key in row] for rows in (alone, two))
         assert len(of_one) == 3 and of_two == pytest.approx(of_one, rel=1e-4), key
     assert "BALANCE_ZERO_CONFIG overrides the script: max_grad_norm=0.05 instead of 1.0" in said
-    assert two[-1] == {"ddp_timeout": 77, "group": 77.0}
+    assert two[-1] == {"ddp_timeout": 7200, "group": 7200.0}
     from safetensors.torch import load_file
 
     weights = [load_file(tmp_path / name / "student" / "model.safetensors") for name in ("alone", "two")]
