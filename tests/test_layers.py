@@ -9,10 +9,10 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "shim" / "balance_shim"
 # Top floor first. A room is a folder of the package or a module beside the folders.
 ROOMS = (
-    "__main__", "cli", "doctor", "arming", "excepthook", "status_report", "seams", "modes", "zero", "training",
-    "simulation", "monitoring", "report", "planning", "plan_options", "placement", "memory", "logits", "replicas",
-    "upstream", "training_run", "patching", "cache", "copies", "devices", "eligible_devices", "state", "settings",
-    "setting_values", "zero_config_file", "zero_support", "device_spec", "map_file", "optimizers",
+    "__main__", "cli", "doctor", "arming", "excepthook", "status_report", "seams", "modes", "pipeline", "zero",
+    "training", "simulation", "monitoring", "report", "planning", "plan_options", "placement", "memory", "logits",
+    "replicas", "upstream", "training_run", "patching", "cache", "copies", "devices", "eligible_devices",
+    "state", "settings", "setting_values", "zero_config_file", "zero_support", "device_spec", "map_file", "optimizers",
     "expandable_segments", "timing", "virtual", "device_rules", "output", "processes", "rng", "versions", "units",
     "choices", "errors", "log",
 )  # fmt: skip

@@ -26,6 +26,7 @@ BAD_VALUES = {
     "BALANCE_REBALANCE": ["twice", "2"],
     "BALANCE_LOSS": ["chunks", "1"],
     "BALANCE_REPLICAS": ["0", "all", "-1", "1.5"],
+    "BALANCE_PIPELINE": ["0", "on", "-1", "2.5"],
     "BALANCE_ZERO_CONFIG": [
         "/no/ds.json", "{1}", "[]", '{"zero_optimization": {"stage": 2}}', '{"zero_optimization": 3}',
     ],

@@ -73,6 +73,10 @@ def count_or_auto(text: str) -> int | str:
     return "auto" if text.lower() == "auto" else count(text)
 
 
+def count_or_auto_or_off(text: str) -> int | str:
+    return "off" if text.lower() == "off" else count_or_auto(text)
+
+
 def intercept(text: str) -> frozenset[str]:
     values = frozenset(part.strip().lower() for part in text.split(","))
     if not values <= set(INTERCEPTABLE):

@@ -27,6 +27,7 @@ ZERO_VARIABLES = ("BALANCE_ZERO_CONFIG", "BALANCE_OFFLOAD", "BALANCE_NPROC", "BA
 MODES_OF: dict[str, tuple[Mode, ...]] = {
     **dict.fromkeys(ZERO_VARIABLES, ("zero3",)),
     "BALANCE_REPLICAS": ("balanced", "auto"),
+    "BALANCE_PIPELINE": ("balanced", "map", "auto"),
 }
 
 
@@ -58,6 +59,7 @@ class Settings(NamedTuple):
     offload: Offload = "none"
     nproc: int | None = None
     replicas: int | str = 1
+    pipeline: int | str = "off"
     nccl_timeout: int | None = None
     report: str = "text"
     cache: str | None = ""
@@ -139,6 +141,10 @@ VARIABLES = (
     Variable("BALANCE_REPLICAS", "replicas", parse.count_or_auto, "a whole number from 1, or auto", "1",
              "modes `balanced` and `auto`: data-parallel replicas to train, each on its own share of the devices; "
              "`auto`: the most that fit. Under a launcher the number of its processes on this machine decides"),
+    Variable("BALANCE_PIPELINE", "pipeline", parse.count_or_auto_or_off, "a whole number from 1, auto or off", "off",
+             "micro-batches in flight on a device map, so that its devices compute at the same time; `auto`: the "
+             "most of an accumulation that fit; `1`: only the transfers between devices change. Not measured on GPUs "
+             "yet"),
     Variable("BALANCE_ZERO_CONFIG", "zero_config", parse.zero_config, "the path of a DeepSpeed JSON file, or JSON", "",
              "mode `zero3`: merged over the shim's own DeepSpeed config"),
     Variable("BALANCE_OFFLOAD", "offload", parse.one_of(OFFLOADS), "one of " + ", ".join(OFFLOADS), "none",

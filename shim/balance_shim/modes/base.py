@@ -109,6 +109,9 @@ class Mode:
         """The training loop begins. Return whether training was prepared again, for another model."""
         return False
 
+    def fetched(self, trainer: TrainerLike, samples: Any) -> None:
+        """`trainer` has fetched the micro-batches of its next optimizer step."""
+
     def step(
         self,
         original: Original,

@@ -10,6 +10,8 @@ from weakref import ref
 from .. import devices, log, state, training_run
 from ..monitoring import trainer_callback
 from ..patching.guard import attempt, insist
+from ..pipeline import window
+from ..pipeline.forward_only import not_waiting
 from ..placement import placed_models
 from ..placement.model_load import Call, calls
 from ..placement.plan import Plan
@@ -121,6 +123,8 @@ class DeviceMaps(Training):
         attempt("watching the outputs", outputs.arm, trainer.model, instead="outputs stay where the library puts them")
         super().begin(trainer)
         attempt("preparing to re-balance", _rebalance, trainer, instead="no block moves")
+        instead = "micro-batches run one after the other"
+        attempt("preparing micro-batches in flight", window.begin, trainer, instead=instead)
         _MODEL.keep(trainer, ref(trainer.model))
 
     def before_loop(self, trainer: TrainerLike) -> bool:
@@ -147,22 +151,35 @@ class DeviceMaps(Training):
         """Look at the batch before it runs, run it in portions where it must, and repair a map that does not run."""
         trainer_callback.saw_batch(trainer, inputs)
         rebalance.saw_batch(trainer, inputs)
-        counted = (args[0] if args else kwargs.get("num_items_in_batch")) is not None
+        count = args[0] if args else kwargs.get("num_items_in_batch")
 
-        def run(model: "nn.Module", inputs: Any) -> Any:
+        def run(model: "nn.Module", inputs: Any, *args: Any, **kwargs: Any) -> Any:
             what, plain = "preparing the loss in chunks", nullcontext()
             with attempt(what, _loss_context, trainer, model, inputs, default=plain):
                 loss = original(trainer, model, inputs, *args, **kwargs)
             return _returned(trainer, loss)
 
+        def script(model: "nn.Module", inputs: Any) -> Any:
+            return run(model, inputs, *args, **kwargs)
+
+        def forward(inputs: Any) -> Any:
+            return run(model, inputs, *map(not_waiting, args), **{name: not_waiting(kwargs[name]) for name in kwargs})
+
         def perform(inputs: Any) -> Any:
-            count = batch_check.portions_for(trainer, inputs, counted)
+            parts = batch_check.portions_for(trainer, inputs, count is not None)
             adaptive = portions.of(trainer)
             if adaptive is not None:
-                return adaptive.run(trainer, run, model, inputs, counted, least=count)
-            return portions.run_in_portions(trainer, run, model, inputs, count, counted)
+                return adaptive.run(trainer, script, model, inputs, count is not None, least=parts)
+            return portions.run_in_portions(trainer, script, model, inputs, parts, count is not None)
 
-        return repair.run(trainer, perform, model, inputs, partial(_repaired, trainer))
+        def alone(inputs: Any) -> Any:
+            return repair.run(trainer, perform, model, inputs, partial(_repaired, trainer))
+
+        return window.run(window.StepRuns(trainer, model, count is not None, forward, perform, alone), inputs)
+
+    def fetched(self, trainer: TrainerLike, samples: Any) -> None:
+        """Remember which micro-batches may be in flight together."""
+        window.fetched(trainer, samples)
 
     def evaluate(self, original: Original, trainer: TrainerLike, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Look at the batches before they run, and repair a map that does not run."""
@@ -248,6 +265,7 @@ def _replanned(trainer: TrainerLike, plan: Plan) -> None:
         plan_report.write(plan, report, before.files)
     trainer_callback.replanned(trainer, plan)
     rebalance.replanned(trainer, plan)
+    window.replanned(trainer)
 
 
 def _repaired(trainer: TrainerLike, plan: Plan) -> None:
@@ -265,6 +283,7 @@ def _rebalance(trainer: TrainerLike) -> None:
         placed_models.remember_placed(model, placed[1]._replace(plan=better))
         plan_report.show(better, state.settings().report, placed[1].files, placed[1].number)
         batch_check.replanned(trainer, better)
+        window.replanned(trainer)
 
     rebalance.begin(trainer, model, plan, moved)
 

@@ -36,10 +36,9 @@ def apply(module: ModuleType) -> None:
     patches.append(("evaluation_loop", _around_evaluation_loop))
     if version >= COUNTS_ITEMS_SINCE:
         patches.append(("compute_loss", _around_compute_loss))
+        patches.append(("get_batch_samples", _around_batch_samples))
     if version >= COUNTS_ITEMS_APART_SINCE:
         patches.append(("_get_num_items_in_batch", _around_item_count))
-    elif version >= COUNTS_ITEMS_SINCE:
-        patches.append(("get_batch_samples", _around_batch_samples))
     patches.append(("save_model", _around_save_model))
     for name, _ in patches:
         if not callable(getattr(getattr(module, "Trainer", None), name, None)):
@@ -157,6 +156,7 @@ def _around_item_count(original: Callable[..., Any]) -> Callable[..., Any]:
 def _around_batch_samples(original: Callable[..., Any]) -> Callable[..., Any]:
     def get_batch_samples(self: TrainerLike, *args: Any, **kwargs: Any) -> Any:
         samples, count = original(self, *args, **kwargs)
+        modes.current().fetched(self, samples)
         return samples, _placeless(self, count)
 
     return get_batch_samples

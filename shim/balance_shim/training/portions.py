@@ -71,9 +71,13 @@ class Portions:
         except BaseException:
             self._done = []  # the Trainer may begin anew, with smaller batches
             raise
+        self.ran(trainer, inputs)
+        return loss
+
+    def ran(self, trainer: TrainerLike, inputs: Inputs) -> None:
+        """Take note of a micro-batch of the step that has run in another way."""
         ended = bool(trainer.accelerator.sync_gradients)
         self._done = [] if ended else [*self._done, inputs]
-        return loss
 
     def _as_it_fits(self, trainer: TrainerLike, run: Run, model: "nn.Module", inputs: Inputs) -> Any:
         again: list[Inputs] = []
@@ -89,7 +93,7 @@ class Portions:
             self.count *= 2
             again = list(self._done)
             model.zero_grad(set_to_none=True)
-            _free()
+            free_memory()
             log.warning(
                 f"out of memory: micro-batches of {rows_of(inputs)} sequences run in {self.count} portions from now "
                 "on; the step is repeated, nothing is lost"
@@ -185,7 +189,8 @@ def _is_divisible(trainer: TrainerLike, inputs: Inputs, count: int, counted: boo
     return len(counts) == 1
 
 
-def _free() -> None:
+def free_memory() -> None:
+    """Release what cycles hold, and what torch's allocator keeps for later."""
     import torch
 
     gc.collect()

@@ -74,6 +74,13 @@ def run(
     return loss
 
 
+def ran(trainer: TrainerLike, batch: MicroBatch) -> None:
+    """Take note of a micro-batch of the step that has run without `run`."""
+    if _may_repair(trainer):
+        step = _STEP.of(trainer) or _STEP.keep(trainer, Step())
+        step.done = [] if trainer.accelerator.sync_gradients else [*step.done, batch]
+
+
 @contextmanager
 def repairing_evaluation(trainer: TrainerLike, replanned: Callable[[Plan], None]) -> Iterator[None]:
     """Have the trainer's prediction steps repaired; see `run` for the arguments."""
