@@ -1,4 +1,4 @@
-"""Tensors on devices that are not there: what the simulation and the memory model run a model on.
+"""Tensors on devices that do not exist; the simulation and the memory model run models on them.
 
-A virtual tensor says that it lives on some device, holds a CPU tensor or only a shape, and its bytes are counted.
+A virtual tensor reports a device of its own, holds a CPU tensor or only a shape, and its bytes are counted.
 """

@@ -25,7 +25,7 @@ class CachingAllocator:
     Attributes:
         limit: bytes that it may have from the device; may change at any time.
         reserved: bytes that it has from the device now; `peak_reserved` the most so far.
-        allocated: bytes in blocks that are in use. Larger than what was asked for where a block was not split.
+        allocated: bytes in blocks that are in use. More than was requested where a block was not split.
         retries: how often cached segments were given back because the device had no more.
     """
 
@@ -72,7 +72,7 @@ class CachingAllocator:
         block.pool.add(self._merged_with_neighbours(block))
 
     def release_cached(self) -> None:
-        """Give what is free back to the device, as `empty_cache` does: whole segments, or whole pages of a range."""
+        """Give free memory back to the device, as `empty_cache` does: whole segments, or whole pages of a range."""
         for pool in (self._large, self._small):
             for _, _, block in tuple(pool.free):
                 if self.settings.expandable_segments:
@@ -187,20 +187,20 @@ class CachingAllocator:
         self.reserved -= block.size
 
     def _release_oversized(self, pool: Pool, size: int) -> bool:
-        """Give back blocks that are never split, the smallest that is enough or the largest ones; whether enough."""
+        """Give back blocks that are never split: one that is enough, else the largest. Return whether it sufficed."""
         if self.settings.max_split_size is None or self.settings.expandable_segments:
             return False
-        wanted = max(size, self._never_split)
+        least = max(size, self._never_split)
         whole = [block for _, _, block in pool.free if block.is_segment and block.size >= self._never_split]
-        enough = next((block for block in whole if block.size >= wanted), None)
+        enough = next((block for block in whole if block.size >= least), None)
         if enough is not None:
             self._release(enough)
             return True
         total = 0
-        while whole and total < wanted:
+        while whole and total < least:
             total += whole[-1].size
             self._release(whole.pop())
-        return total >= wanted
+        return total >= least
 
     def _collect_garbage(self) -> None:
         """Give back the whole segments of the large pool that went unused for longest, down to the threshold."""

@@ -23,8 +23,8 @@ class Geometry:
     Attributes:
         granule: every request is rounded up to a multiple of this.
         small: the largest request of the small pool.
-        small_segment: what the small pool takes from the device at a time.
-        large_segment: what the large pool takes for requests below `direct`.
+        small_segment: bytes that the small pool takes from the device at a time.
+        large_segment: bytes that the large pool takes for requests below `direct`.
         direct: requests from here on get a segment of their own size.
         rounding: of which that size is a multiple.
     """
@@ -70,7 +70,7 @@ def geometry_for(capacity: int) -> Geometry:
 
 @dataclass(frozen=True)
 class AllocatorSettings:
-    """What `PYTORCH_CUDA_ALLOC_CONF` can change of the figures.
+    """The figures that `PYTORCH_CUDA_ALLOC_CONF` can change.
 
     Attributes:
         expandable_segments: whether a pool is one range of addresses that grows.
@@ -81,7 +81,7 @@ class AllocatorSettings:
         garbage_collection_threshold: of the memory that the process may use; 0: off. As in torch, it has an effect only
             once a memory fraction is set.
         memory_fraction: of the device that the process may use; None: all of it.
-        caches: whether what is freed stays with the process (`PYTORCH_NO_CUDA_MEMORY_CACHING`).
+        caches: whether freed memory stays with the process (`PYTORCH_NO_CUDA_MEMORY_CACHING`).
     """
 
     expandable_segments: bool = False
@@ -106,7 +106,7 @@ DEFAULT = AllocatorSettings()
 
 
 def read(environ: Mapping[str, str] = os.environ) -> AllocatorSettings:
-    """Return the settings in `environ`. Keys that change no figure are ignored, and so is what torch would refuse."""
+    """Return the settings in `environ`. Keys that change no figure, and values that torch would refuse, are ignored."""
     text = next((environ[name] for name in VARIABLES if environ.get(name, "").strip()), "")
     pairs = _pairs(text)
     settings: dict[str, object] = {}

@@ -62,15 +62,15 @@ class _FusedAttention(torch.autograd.Function):
         *inputs, _, _ = ctx.saved_tensors
         needed = ctx.needs_input_grad[1:5]
         if grad.raw.is_meta:
-            found: Sequence[torch.Tensor] = [
+            gradients: Sequence[torch.Tensor] = [
                 torch.empty_like(tensor.raw) for tensor, need in zip(inputs, needed, strict=True) if need
             ]
         else:
-            found = _real_gradients(ctx, inputs, needed, grad.raw)
+            gradients = _real_gradients(ctx, inputs, needed, grad.raw)
         if ctx.machine.watcher is not None:
             raws = [None if tensor is None else tensor.raw for tensor in inputs]
             ctx.machine.watcher.attended(grad.place, *raws, backward=True)
-        results = iter(wrap(raw, grad.place, ctx.machine) for raw in found)
+        results = iter(wrap(raw, grad.place, ctx.machine) for raw in gradients)
         return None, *(next(results) if need else None for need in needed), None
 
 
@@ -115,8 +115,8 @@ def make_attention(machine: Machine) -> Callable[..., torch.Tensor]:
             machine.math_attention.add(call)
             return math_attention(query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa)
         options = {"dropout_p": dropout_p, "is_causal": is_causal, "scale": scale, "enable_gqa": enable_gqa}
-        taken = machine, query, key, value, attn_mask, options
-        out: torch.Tensor = _FusedAttention.apply(*taken)  # type: ignore[no-untyped-call]  # torch does not annotate it
+        arguments = machine, query, key, value, attn_mask, options
+        out: torch.Tensor = _FusedAttention.apply(*arguments)  # type: ignore[no-untyped-call]  # torch does not annotate it
         return out
 
     return attention
@@ -143,6 +143,6 @@ def _call(
         dropout=float(dropout_p),
         is_causal=is_causal,
         is_square=query.shape[-2] == key.shape[-2],
-        requires_grad=torch.is_grad_enabled() and any(each.requires_grad for each in (query, key, value)),
+        requires_grad=torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (query, key, value)),
         dimensions=query.dim(),
     )

@@ -45,7 +45,7 @@ def mismatch(operation: str, first: torch.Tensor, second: torch.Tensor) -> Runti
 
 
 class _Rule:
-    """What dispatch needs to know of an operation, worked out when it is first met."""
+    """The facts about an operation that dispatch needs, computed when it is first met."""
 
     __slots__ = (
         "composite",
@@ -149,7 +149,7 @@ class Dispatcher:
         return self._wrapped(out, place)
 
     def _taken(self, size: int, place: int | None) -> torch.Tensor | None:
-        """Count `size` bytes on a device for as long as what is returned lives."""
+        """Count `size` bytes on a device for as long as the returned object lives."""
         if not size or place is None:
             return None
         block = torch.empty(size, dtype=torch.uint8, device="meta")

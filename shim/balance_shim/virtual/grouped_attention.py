@@ -32,9 +32,14 @@ def around_use_gqa(
 
     @wraps(original)
     def use_gqa_in_sdpa(attention_mask: Any, key: Any, *args: Any, **kwargs: Any) -> bool:
-        wanted = original(attention_mask, key, *args, **kwargs)
-        if not wanted or attention_mask is not None or os.environ.get(INSISTS_ON_GROUPS, "0") == "1" or not acts(key):
-            return wanted
+        uses_groups = original(attention_mask, key, *args, **kwargs)
+        if (
+            not uses_groups
+            or attention_mask is not None
+            or os.environ.get(INSISTS_ON_GROUPS, "0") == "1"
+            or not acts(key)
+        ):
+            return uses_groups
         value = args[0] if args else kwargs.get("value", key)
         if not is_better_repeated(key, value):
             return True
@@ -57,14 +62,14 @@ def repeating_helps(
         dtype, 2, 1, width, value_width, enable_gqa=True, is_causal=True, requires_grad=requires_grad
     )
     repeated = grouped._replace(key_heads=2, enable_gqa=False)
-    needs = any(decided(grouped, each) == "math" for each in architectures)
-    return needs and all(decided(repeated, each) != "math" for each in architectures)
+    needs = any(decided(grouped, architecture) == "math" for architecture in architectures)
+    return needs and all(decided(repeated, architecture) != "math" for architecture in architectures)
 
 
 def kind_of(tensor: torch.Tensor) -> str:
     """Return the type of numbers and the device that `tensor` is computed with, for people to read."""
     dtype = str(_computed_in(tensor)).removeprefix("torch.")
-    capabilities = {each.capability for each in architectures_of(tensor) if each.capability}
+    capabilities = {architecture.capability for architecture in architectures_of(tensor) if architecture.capability}
     return f"{dtype} on compute capability " + " and ".join(f"{major}.{minor}" for major, minor in sorted(capabilities))
 
 

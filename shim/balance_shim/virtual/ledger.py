@@ -18,11 +18,11 @@ from . import allocator_settings
 from .allocator import CachingAllocator, NoRoom
 from .allocator_blocks import Block
 
-GRANULE = 512  # what CUDA's caching allocator rounds every request up to
+GRANULE = 512  # CUDA's caching allocator rounds every request up to a multiple of it
 
 
 class DeviceUsage(NamedTuple):
-    """What one virtual device holds and has held, in bytes: in tensors, and reserved by the allocator for them."""
+    """The memory of one virtual device, in bytes, now and at its peak: in tensors, and reserved by the allocator."""
 
     name: str
     capacity: int
@@ -33,7 +33,7 @@ class DeviceUsage(NamedTuple):
 
 
 class _Held(weakref.ref[torch.UntypedStorage]):
-    """A weak reference to a storage that remembers what to give back when the storage dies."""
+    """A weak reference to a storage that remembers which memory to give back when the storage dies."""
 
     __slots__ = ("block", "index", "key", "number", "size")
     key: int
@@ -155,7 +155,7 @@ class Ledger:
         self._set_limit(index)
 
     def release_cached(self) -> None:
-        """Give what the allocators hold without use back to the devices."""
+        """Give the allocators' unused memory back to the devices."""
         self._settle()
         with self._lock:
             for allocator in self._allocators:
@@ -219,7 +219,7 @@ class Ledger:
         return None if self._record is None else len(self._record)
 
     def settle(self) -> None:
-        """Count what has died; without a need for it, but for where a record is cut."""
+        """Subtract the storages that have died. Only the cut of a record needs this; each allocation does it anyway."""
         self._settle()
 
     def _settle(self) -> None:

@@ -37,7 +37,7 @@ class Machine:
         separates_host: whether an operation may not mix tensors of the host with those of a device.
         architectures: of each device, which decides on its kernels.
         math_attention: the calls of attention so far that ran as plain matrix products.
-        generators: what random operations on the devices draw from (`simulation.generators.Generators`); None: from
+        generators: the source of random operations on the devices (`simulation.generators.Generators`); None: from
             the generator of the host.
         watcher: is told of all operations; None: nobody is.
         ledger: counts bytes on the devices, with what a caching allocator reserves if the machine `caches`.

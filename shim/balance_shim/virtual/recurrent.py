@@ -1,6 +1,6 @@
 """One step of LSTM and GRU, which torch computes with kernels of their own on accelerators, but not on its CPU.
 
-From torch's `RNN.cu` (2.5 to 2.13): the order of the gates and what the workspace holds.
+From torch's `RNN.cu` (2.5 to 2.13): the order of the gates and the contents of the workspace.
 """
 
 from typing import Any

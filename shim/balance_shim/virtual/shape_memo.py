@@ -29,7 +29,7 @@ def call(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     pure = _pure.get(func)
     if pure is None:
         schema = func._schema
-        pure = _pure[func] = all(each.alias_info is None for each in (*schema.arguments, *schema.returns))
+        pure = _pure[func] = all(argument.alias_info is None for argument in (*schema.arguments, *schema.returns))
     if not pure:
         return func(*args, **kwargs)
     try:
@@ -37,7 +37,7 @@ def call(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
             func,
             torch.get_default_dtype(),
             _key(args),
-            tuple([(name, _key(each)) for name, each in kwargs.items()]),
+            tuple([(name, _key(value)) for name, value in kwargs.items()]),
         )
     except _NotComparable:
         return func(*args, **kwargs)
@@ -56,14 +56,14 @@ def call(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
 
 
 def _key(value: Any) -> Any:
-    """Return what a result's shape, strides and type can depend on, of an argument."""
+    """Return the properties of an argument that a result's shape, strides and type can depend on."""
     kind = type(value)
     if kind is torch.Tensor:
         if not value.is_meta or value.is_neg() or value.is_conj():
             raise _NotComparable
         return value.shape, value.stride(), value.dtype
     if kind is list or kind is tuple:
-        return tuple([_key(each) for each in value])
+        return tuple([_key(item) for item in value])
     if kind in _VALUES:
         return kind, value  # True == 1 == 1.0, but their results have other types
     raise _NotComparable
@@ -77,7 +77,7 @@ def _storages(value: Any) -> set[int]:
     return set()
 
 
-def _described(out: Any, taken: set[int]) -> Any:
+def _described(out: Any, forbidden: set[int]) -> Any:
     """Return a recipe for a result; `taken` are the storages that it must not share.
 
     Some operations return a view without a word in their schema, such as `_unsafe_view`.
@@ -85,15 +85,15 @@ def _described(out: Any, taken: set[int]) -> Any:
     if isinstance(out, torch.Tensor):
         storage = out.untyped_storage()
         alike = type(out) is torch.Tensor and out.is_meta and out.layout is torch.strided and not out.is_neg()
-        if not alike or out.is_conj() or out.storage_offset() or storage._cdata in taken:
+        if not alike or out.is_conj() or out.storage_offset() or storage._cdata in forbidden:
             raise _NotComparable
         recipe = (torch.Tensor, tuple(out.shape), out.stride(), out.dtype)
         if _made(recipe).untyped_storage().nbytes() != storage.nbytes():
             raise _NotComparable
-        taken.add(storage._cdata)
+        forbidden.add(storage._cdata)
         return recipe
     if type(out) in (list, tuple):
-        return type(out), [_described(each, taken) for each in out]
+        return type(out), [_described(item, forbidden) for item in out]
     if type(out) in _VALUES:
         return None, out
     raise _NotComparable
@@ -105,4 +105,4 @@ def _made(recipe: Any) -> Any:
         return torch.empty_strided(recipe[1], recipe[2], dtype=recipe[3], device=META)
     if kind is None:
         return recipe[1]
-    return kind([_made(each) for each in recipe[1]])
+    return kind([_made(item) for item in recipe[1]])

@@ -55,19 +55,19 @@ def run(
     """Run `func` on raw tensors of which some may be meta, for a result on device `place` (None: on the host)."""
     if not any(tensor.raw.is_meta for tensor in virtual):
         if not virtual and place is not None and kwargs.get("generator") is None:
-            made = func(*args, **{**kwargs, "device": META})  # of 16 GiB of zeros the host need not have room for one
-            if isinstance(made, torch.Tensor) and not is_real(made.dtype, made.numel()):
-                return made
+            result = func(*args, **{**kwargs, "device": META})  # of 16 GiB of zeros the host need not have room for one
+            if isinstance(result, torch.Tensor) and not is_real(result.dtype, result.numel()):
+                return result
         out = kernels.REAL.get(func, func)(*args, **kwargs)
         return out if place is None else _each(out, thinned)
     if func in _VALUELESS:
-        made = func(_twin(args[0]), *args[1:], **{**kwargs, "device": META})
-        on_host = place is None and made.numel() <= MOST_REAL
-        if on_host or is_real(made.dtype, made.numel()):  # they do not depend on the numbers that nobody knows
+        result = func(_twin(args[0]), *args[1:], **{**kwargs, "device": META})
+        on_host = place is None and result.numel() <= MOST_REAL
+        if on_host or is_real(result.dtype, result.numel()):  # they do not depend on the numbers that nobody knows
             like = torch.zeros((), dtype=args[0].dtype).expand(args[0].shape)
-            real = torch.empty_strided(made.shape, made.stride(), dtype=made.dtype)
+            real = torch.empty_strided(result.shape, result.stride(), dtype=result.dtype)
             return real.copy_(func(like, *args[1:], **{**kwargs, "device": HOST}))
-        return made if place is not None else blank(made.shape, made.dtype)
+        return result if place is not None else blank(result.shape, result.dtype)
     answer = _ANSWERS.get(func)
     if answer is not None:
         return answer(*args, **kwargs)
@@ -86,7 +86,7 @@ def run(
         if not raw.is_meta and id(raw) not in twins:
             twins[id(raw)] = _twin(raw)
     if func in _MASKED:
-        args = [args[0], [each for index in args[1] for each in _positions(index)], *args[2:]]
+        args = [args[0], [position for index in args[1] for position in _positions(index)], *args[2:]]
     args = [_replaced(arg, twins) for arg in args]
     kwargs = {name: _replaced(value, twins) for name, value in kwargs.items()}
     if kwargs.get("device") == HOST:
@@ -185,8 +185,8 @@ def _ctc_loss(log_probs: torch.Tensor, targets: torch.Tensor, *_: Any, **__: Any
     """Return a loss for each sequence, and what backward keeps: one value for each frame, label and blank."""
     frames, sequences = log_probs.shape[:2]
     longest = targets.shape[1] if targets.dim() == 2 else -(-targets.shape[0] // max(1, sequences))
-    kept = log_probs.new_empty((sequences, frames, 2 * longest + 1), device=META)
-    return log_probs.new_empty((sequences,), device=META), kept
+    alphas = log_probs.new_empty((sequences, frames, 2 * longest + 1), device=META)
+    return log_probs.new_empty((sequences,), device=META), alphas
 
 
 def _ctc_loss_backward(_: torch.Tensor, log_probs: torch.Tensor, *__: Any, **___: Any) -> torch.Tensor:

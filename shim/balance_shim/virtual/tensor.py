@@ -1,6 +1,6 @@
 """A tensor on a virtual device: to torch it lives on `npu:2`, inside it wraps a CPU tensor, or a meta one.
 
-Only the shell is here; what operations do with it is in `dispatch`.
+Only the shell is here; `dispatch` runs operations on it.
 """
 
 import sys
@@ -119,7 +119,7 @@ _ASK_FOR_IDENTITY = ("accelerate", "balance_shim", "peft", "safetensors", "torch
 def _refuse_kernels(module: str) -> None:
     """Raise RuntimeError if `module` is to be given no address of a tensor that has only a shape.
 
-    What it would get is a number of this process's own memory, and a kernel of Triton or behind ctypes would use it.
+    It would get an address in this process's own memory, and a kernel of Triton or behind ctypes would use it.
     """
     if module.partition(".")[0] in _ASK_FOR_IDENTITY and not module.startswith("torch._inductor"):
         return
