@@ -15,7 +15,7 @@ class BlockParameters:
     """The parameters of the blocks of one case.
 
     Attributes:
-        own: block name -> parameter name -> parameter. What is or will be tied is with the last of its blocks only.
+        own: block name -> parameter name -> parameter. Tied ones are under the last of their blocks only.
     """
 
     def __init__(self, case: TrainingCase) -> None:

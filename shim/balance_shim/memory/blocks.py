@@ -1,7 +1,7 @@
 """Any model as an ordered chain of blocks, each of which stays whole on one device.
 
-A block is what a device map names: a module that must not be split, a leaf module, or a tensor that hangs directly on
-a module whose children are placed apart. Every parameter and buffer belongs to exactly one block.
+A block is the unit that a device map names: a module that must not be split, a leaf module, or a tensor that hangs
+directly on a module whose children are placed apart. Every parameter and buffer belongs to exactly one block.
 """
 
 from collections.abc import Callable, Collection, Container, Iterable, Iterator, Sequence
@@ -24,7 +24,7 @@ class Block:
     Attributes:
         name: the module's (or the tensor's) full name, the key in the map; "" is the whole model.
         kind: the module's class name, or "tensor".
-        role: "embedding", "layer", "head", "tower" (an encoder beside the language model) or "other".
+        role: "embedding", "layer", "head", "tower" (an encoder next to the language model) or "other".
         parameters: the full names of the parameters in it.
         buffers: the full names of the buffers in it, those that checkpoints leave out included.
     """
@@ -49,7 +49,7 @@ def chain(model: "nn.Module", no_split: Collection[str] | None = None) -> tuple[
 
     Args:
         model: may be on the meta device.
-        no_split: class names of modules that must stay whole; by default what the model itself declares, else the
+        no_split: class names of modules that must stay whole; by default those that the model itself declares, else the
             members of its module lists, and of sequences of like modules.
     """
     return split_at(model, layers_of(model, no_split))
@@ -91,8 +91,10 @@ def layers_of(model: "nn.Module", no_split: Collection[str] | None = None) -> fr
     members = frozenset(name for name, member in listed.items() if list(member.children())) or frozenset(listed)
     if not declared:
         stacked = _stacked(modules)
-        inner = {name for name in stacked if any(within(name, each) and name != each for each in members | stacked)}
-        outer = {name for name in stacked if any(within(each, name) for each in members)}
+        inner = {
+            name for name in stacked if any(within(name, member) and name != member for member in members | stacked)
+        }
+        outer = {name for name in stacked if any(within(member, name) for member in members)}
         members |= stacked - inner - outer
     # Idefics3 and others declare the attention of their towers: what a layer adds to its own input stays with it.
     return frozenset(holder_of(name, members) or name for name in declared) or members
@@ -161,10 +163,10 @@ def _role_of(model: "nn.Module", layers: frozenset[str]) -> Callable[[str], Role
     # The language model is what holds the input embedding. Layers outside of it belong to a tower, whose root is
     # where their path leaves the language model's.
     text = embedding.rpartition(".")[0]
-    others = [layer for layer in layers if not within(embedding, layer)]
-    while text and not any(within(layer, text) for layer in others):  # BERT keeps its embeddings in a module of theirs
+    outside = [layer for layer in layers if not within(embedding, layer)]
+    while text and not any(within(layer, text) for layer in outside):  # BERT keeps its embeddings in a module of theirs
         text = text.rpartition(".")[0]
-    towers = {_fork(layer, text) for layer in others if not within(layer, text)}
+    towers = {_fork(layer, text) for layer in outside if not within(layer, text)}
 
     def role(name: str) -> Role:
         # A block may be the embedding, or a module around it.
@@ -205,9 +207,9 @@ def anchors(blocks: Sequence[Block]) -> tuple[int, ...]:
     positions = []
     for position, block in enumerate(blocks):
         parent = block.name.rpartition(".")[0]
-        others = [other for other, follows in enumerate(followers) if not follows]
-        family = [other for other in others if blocks[other].name.startswith(f"{parent}.")]
-        positions.append((family or others)[0] if followers[position] else position)
+        leaders = [leader for leader, follows in enumerate(followers) if not follows]
+        family = [leader for leader in leaders if blocks[leader].name.startswith(f"{parent}.")]
+        positions.append((family or leaders)[0] if followers[position] else position)
     return tuple(positions)
 
 

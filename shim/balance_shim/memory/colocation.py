@@ -38,8 +38,8 @@ class Constraints:
     def with_all(self, met: Iterable[frozenset[str | None]]) -> "Constraints":
         """Return the constraints with one for each of `met`."""
         constraints = self
-        for each in met:
-            constraints = constraints.with_met(each)
+        for group in met:
+            constraints = constraints.with_met(group)
         return constraints
 
     def renamed(self, new_name: Callable[[str], str]) -> "Constraints":

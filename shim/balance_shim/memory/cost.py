@@ -8,7 +8,7 @@ TERMS = ("weights", "gradients", "optimizer", "activations", "temporary", "overh
 
 
 # How the costs of a model were found.
-LAST = 1 << 60  # the rank of what is behind all blocks
+LAST = 1 << 60  # the rank of phases that follow all blocks
 TRACED = "traced"  # what plans note on costs of which all were traced; anything else tells what was not, and why
 CostSource = Literal["trace", "blockwise trace", "formula", "formula after time-out"]
 
@@ -26,10 +26,10 @@ class Phase:
 
     Attributes:
         rank: its place in the forward pass; see `BlockCost.rank`.
-        activations: what it adds to what is kept until the backward pass.
-        forward: the most that is there beyond what earlier phases keep.
-        backward: the most that is there in its backward pass, beyond what earlier phases keep and later ones left.
-        residue: what its backward pass leaves for those of earlier phases, parameter gradients not counted.
+        activations: the bytes that it adds to those kept until the backward pass.
+        forward: the peak, beyond the bytes that earlier phases keep.
+        backward: the peak in its backward pass, beyond the bytes that earlier phases keep and later ones left.
+        residue: the bytes that its backward pass leaves for those of earlier phases, parameter gradients not counted.
     """
 
     rank: int = field(compare=False)
@@ -52,15 +52,15 @@ class BlockCost:
         gradients: one for each parameter that trains.
         optimizer: state that the optimizer keeps between steps.
         activations: kept from the block's forward pass to its backward pass.
-        forward: the most that running forward adds to what was there before, what it keeps included.
+        forward: the most that running forward adds to the bytes present before, including those it keeps.
         backward: the most that is there of this block while it runs backward: activations, temporaries, and the
             gradients as they appear. With accumulation the gradients are there anyway and do not count.
         step: the most that the optimizer's step adds.
         evaluation: the most that running forward adds in an evaluation, where gradients are not there.
-        evaluation_kept: what of that is there until the batch has been evaluated.
-        evaluation_throughout: what an evaluation holds all the time, such as the outputs of batches before.
+        evaluation_kept: the part of that which stays until the batch has been evaluated.
+        evaluation_throughout: bytes that an evaluation holds all the time, such as the outputs of earlier batches.
         inputs: batches that are there throughout a step.
-        residue: what its backward pass leaves behind, gradients not counted; see `Phase`.
+        residue: bytes that its backward pass leaves behind, gradients not counted; see `Phase`.
         rank: its place in the forward pass as it was traced; blocks of the same rank keep the order of the chain.
         phases: where it computes at several times, with other blocks in between (an embedding whose output pictures are
             merged into after the tower has run): what it takes in each. `activations`, `forward` and `backward` are
@@ -98,7 +98,7 @@ class BlockCost:
         """Return a cost for each phase; the first has the weights, gradients, optimizer state and evaluation."""
         if not self.phases:
             return [self]
-        first, *others = (
+        first, *later = (
             BlockCost(
                 activations=phase.activations,
                 forward=phase.forward,
@@ -112,7 +112,7 @@ class BlockCost:
             name: getattr(first, name) for name in ("activations", "forward", "backward", "residue", "rank", "phases")
         }
         # Which of the phases has the copies that it could spare is not known.
-        return [replace(self, **of_first, takes=()), *others]
+        return [replace(self, **of_first, takes=()), *later]
 
     def sharing(self, tensors: Container[int]) -> "BlockCost":
         """Return the cost where the block need not keep copies of `tensors`, numbers as in `takes`."""

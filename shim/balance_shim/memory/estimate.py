@@ -26,7 +26,7 @@ FLOAT32 = 4
 
 @dataclass(frozen=True)
 class Estimate:
-    """What one block keeps from forward to backward, and what it needs besides while it runs; bytes."""
+    """The bytes that one block keeps from forward to backward, and those that it needs in addition while it runs."""
 
     kept: int = 0
     temporary: int = 0
@@ -50,10 +50,10 @@ def activations(block: Block, parameters: "Sequence[Tensor]", workload: Workload
         return Estimate(logits * element, logits * LOSS_BYTES_PER_LOGIT)
     hidden = _hidden_size(matrices)
     values = sum(max(1, tensor.shape[0]) for tensor in matrices) + KEPT_HIDDEN_VALUES * hidden
-    kept = workload.tokens * values * element
+    size = workload.tokens * values * element
     if workload.gradient_checkpointing and block.role in ("layer", "tower"):
-        return Estimate(workload.tokens * hidden * element, kept)
-    return Estimate(kept)
+        return Estimate(workload.tokens * hidden * element, size)
+    return Estimate(size)
 
 
 def _hidden_size(matrices: "Sequence[Tensor]") -> int:

@@ -13,11 +13,11 @@ class Evaluation:
     Attributes:
         batch_size: rows in a batch.
         seq_len: tokens in a row.
-        returns: what of the model's outputs stays on the device where they return: "loss" (next to nothing), "logits"
+        returns: which of the model's outputs stay on the device where they return: "loss" (next to nothing), "logits"
             (all outputs but the loss and what the config leaves out), or "reduced" (a number or two per token, which
             `preprocess_logits_for_metrics` makes of them).
         kept_rows: of how many rows that piles up there before it goes to the host.
-        joined: whether what piles up is one tensor that is made anew for each batch.
+        joined: whether the accumulated outputs are one tensor that is allocated anew for each batch.
     """
 
     batch_size: int
@@ -27,8 +27,8 @@ class Evaluation:
     joined: bool = True
 
     def __str__(self) -> str:
-        kept = f", kept for {self.kept_rows} rows" if self.returns != "loss" and self.piles_up else ""
-        return f"{self.batch_size} x {self.seq_len} tokens, {self.returns}{kept}"
+        suffix = f", kept for {self.kept_rows} rows" if self.returns != "loss" and self.piles_up else ""
+        return f"{self.batch_size} x {self.seq_len} tokens, {self.returns}{suffix}"
 
     @property
     def piles_up(self) -> bool:
@@ -44,13 +44,13 @@ class Evaluation:
         return (outputs if self.returns == "logits" else labels) + labels
 
     def piled_up(self, outputs: int) -> tuple[int, int]:
-        """Return the bytes that are there while the last batch runs, and the most when its outputs have been added.
+        """Return the bytes accumulated while the last batch runs, and the peak when its outputs have been added.
 
         Transformers' `EvalLoopContainer` holds the first outputs as they are and from then on a copy of all; the loop
         has those of the batch before in a variable as well.
 
         Args:
-            outputs: bytes of what the model returns for a batch, but for its loss.
+            outputs: bytes of the model's outputs for a batch, without the loss.
         """
         if self.returns == "loss":
             return 0, 0

@@ -28,7 +28,7 @@ def fingerprint(case: TrainingCase) -> list[Any]:
         _modules(model, case.trains),
         sorted(sorted(group) for group in case.structure.ties),
         _code(model),
-        None if batch is None else {name: _tensor(each) for name, each in batch.items()},
+        None if batch is None else {name: _tensor(value) for name, value in batch.items()},
     ]
 
 
@@ -40,7 +40,7 @@ def _config(model: "nn.Module") -> Any:
 
 
 def _modules(model: "nn.Module", trains: Trains | None) -> str:
-    """Return a digest of the module tree: classes, plain attributes, tensors, and what others have put on it."""
+    """Return a digest of the module tree: classes, plain attributes, tensors, hooks and replaced forwards."""
 
     def trained(name: str, tensor: "Tensor") -> bool:
         return tensor.requires_grad if trains is None else trains(name, tensor)
@@ -51,11 +51,11 @@ def _modules(model: "nn.Module", trains: Trains | None) -> str:
         state = vars(module)
         plain = [(key, repr(value)) for key, value in state.items() if _is_plain(value)]
         tensors = [
-            (key, tuple(each.shape), str(each.dtype), trained(inside + key, each))
-            for key, each in (*module._parameters.items(), *module._buffers.items())
-            if each is not None
+            (key, tuple(tensor.shape), str(tensor.dtype), trained(inside + key, tensor))
+            for key, tensor in (*module._parameters.items(), *module._buffers.items())
+            if tensor is not None
         ]
-        hooks = [len(each) for each in (module._forward_hooks, module._forward_pre_hooks)]
+        hooks = [len(registered) for registered in (module._forward_hooks, module._forward_pre_hooks)]
         parts.append((name, _name(type(module)), plain, tensors, hooks, _name(state.get("forward"))))
     return hashlib.sha256(repr(parts).encode()).hexdigest()
 
@@ -67,26 +67,28 @@ def _is_plain(value: Any, depth: int = 3) -> bool:
     if not depth or not isinstance(value, (list, tuple, dict)):  # the order of a set differs each time
         return False
     inside = [*value.items()] if isinstance(value, dict) else value
-    return all(_is_plain(each, depth - 1) for each in inside)
+    return all(_is_plain(item, depth - 1) for item in inside)
 
 
 def _code(model: "nn.Module") -> str:
-    """Return a digest of the model's code: its files, and functions that others have put in their places.
+    """Return a digest of the model's code: its files, and functions that replace some of it.
 
-    The files are those of its classes, of what these inherit from, and of what lies beside a class of the user's own.
+    The files are those of its classes, of their base classes, and of modules in the folders of the user's own classes.
     """
-    seen = {type(module).__module__ for module in model.modules()}
+    names = {type(module).__module__ for module in model.modules()}
     bases = {base.__module__ for module in model.modules() for base in type(module).__mro__}
-    folders = {os.path.dirname(_file_of(name)) for name in seen | bases if _is_of_the_user(name)}
-    seen |= {name for name in list(sys.modules) if _is_of_the_user(name) and os.path.dirname(_file_of(name)) in folders}
+    folders = {os.path.dirname(_file_of(name)) for name in names | bases if _is_of_the_user(name)}
+    names |= {
+        name for name in list(sys.modules) if _is_of_the_user(name) and os.path.dirname(_file_of(name)) in folders
+    }
     code = hashlib.sha256()
-    for name in sorted(seen):
+    for name in sorted(names):
         module = sys.modules.get(name)
         if name.startswith("torch.") or module is None:
             continue
         with contextlib.suppress(OSError, TypeError):  # typed into an interpreter; its classes' names have to do
             code.update(inspect.getsource(module).encode())
-        code.update(repr([(key, _name(each)) for key, each in vars(module).items() if callable(each)]).encode())
+        code.update(repr([(key, _name(value)) for key, value in vars(module).items() if callable(value)]).encode())
     return code.hexdigest()
 
 
@@ -100,12 +102,12 @@ def _file_of(module_name: str) -> str:
     return getattr(sys.modules.get(module_name), "__file__", None) or ""
 
 
-def _name(thing: Any) -> str:
-    return f"{getattr(thing, '__module__', '')}.{getattr(thing, '__qualname__', type(thing).__qualname__)}"
+def _name(value: Any) -> str:
+    return f"{getattr(value, '__module__', '')}.{getattr(value, '__qualname__', type(value).__qualname__)}"
 
 
 def _tensor(value: Any) -> Any:
-    """Return what matters of a batch's entry: shapes, and whole numbers, which decide what a model does with them."""
+    """Return the facts of a batch's entry that decide a result: shapes, and the values of integer tensors."""
     if not hasattr(value, "shape"):
         return repr(value)
     numbers = ""

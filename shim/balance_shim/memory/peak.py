@@ -56,7 +56,7 @@ class Composition:
         self._evaluation = self._evaluation_kept = self._evaluation_throughout = 0
 
     def add(self, cost: BlockCost) -> None:
-        """Add a block behind the others."""
+        """Append a block."""
         self._forward, self._backward, self._step = self._moments_with(cost)
         self._held += cost.weights + cost.optimizer + cost.inputs + self._schedule.buckets(cost.gradients)
         self._inputs += cost.inputs
@@ -114,7 +114,7 @@ def peak(costs: Iterable[BlockCost], schedule: Schedule = PLAIN) -> int:
 
 
 def peak_terms(costs: Sequence[BlockCost], schedule: Schedule = PLAIN) -> dict[str, int]:
-    """Return what `peak(costs, schedule)` is made of, in bytes by term, at the moment when it occurs."""
+    """Return the terms of `peak(costs, schedule)`, in bytes, at the moment when it occurs."""
     costs = in_order(costs)
     gradients = sum(cost.gradients for cost in costs)
     left = sum(cost.residue for cost in costs)
@@ -124,38 +124,38 @@ def peak_terms(costs: Sequence[BlockCost], schedule: Schedule = PLAIN) -> dict[s
     moments = [(gradients, 0, gradients + step)]
     activations, behind = 0, gradients
     for cost in costs:
-        kept = activations + cost.activations
-        there = gradients if schedule.accumulating else 0
-        moments.append((there, kept, there + activations + cost.forward))
+        activations_after = activations + cost.activations
+        gradients_before = gradients if schedule.accumulating else 0
+        moments.append((gradients_before, activations_after, gradients_before + activations + cost.forward))
         left -= cost.residue
         grown = gradients if schedule.accumulating else behind
         rest = left + (grown if schedule.accumulating else behind - cost.gradients)
-        moments.append((grown, kept, rest + activations + cost.backward))
-        activations = kept
+        moments.append((grown, activations_after, rest + activations + cost.backward))
+        activations = activations_after
         behind -= cost.gradients
     evaluated = sum(cost.evaluation_throughout for cost in costs)
     for cost in costs:
-        kept = evaluated + cost.evaluation_kept
-        moments.append((0, kept, evaluated + cost.evaluation))
-        evaluated = kept
-    gradients, kept, whole = max(moments, key=lambda moment: moment[2])
+        activations_after = evaluated + cost.evaluation_kept
+        moments.append((0, activations_after, evaluated + cost.evaluation))
+        evaluated = activations_after
+    gradients, activations, whole = max(moments, key=lambda moment: moment[2])
     # Not all of a block's activations and gradients need be there at the moment when most is.
     gradients = min(gradients, whole)
-    kept = min(kept, whole - gradients)
+    activations = min(activations, whole - gradients)
     buckets = schedule.buckets(sum(cost.gradients for cost in costs))
     return {
         "weights": sum(cost.weights for cost in costs),
         "gradients": gradients + buckets,
         "optimizer": sum(cost.optimizer for cost in costs),
-        "activations": kept + sum(cost.inputs for cost in costs),
-        "temporary": whole - gradients - kept,
+        "activations": activations + sum(cost.inputs for cost in costs),
+        "temporary": whole - gradients - activations,
     }
 
 
 class RunPeaks:
     """The peaks of a device with any run of a chain, worked out as far as somebody asks: the solver's `Loads`.
 
-    `first` and `last` are what sits on that device whichever run it gets, ahead of it and behind it.
+    `first` and `last` are costs that the device has with any run, ahead of it and behind it.
     """
 
     def __init__(
@@ -165,11 +165,11 @@ class RunPeaks:
         first: BlockCost = NOTHING,
         last: BlockCost = NOTHING,
     ):
-        given = dict((*first.gives, *last.gives))
-        if given:
-            sizes = dict(each for cost in costs for each in cost.takes if not given.get(each[0], True))
+        permanent = dict((*first.gives, *last.gives))
+        if permanent:
+            sizes = dict(copy for cost in costs for copy in cost.takes if not permanent.get(copy[0], True))
             first = first.with_more(kept=sum(sizes.values()), passing=sum(sizes.values()))  # of all copies one is left
-            costs = [cost.sharing(given) for cost in costs]
+            costs = [cost.sharing(permanent) for cost in costs]
         self._costs, self._schedule, self._first, self._last = costs, schedule, first, last
         self._rows: dict[int, tuple[list[float], Composition]] = {}
 
@@ -189,14 +189,14 @@ class RunPeaks:
 
 
 def in_order(costs: Iterable[BlockCost]) -> list[BlockCost]:
-    """Return the costs of one device with a cost for each phase, by rank, and copies of what is there left out."""
+    """Return the costs of one device with a cost for each phase, by rank, without copies of tensors it already has."""
     phases = sorted((part for cost in costs for part in cost.in_phases()), key=lambda cost: cost.rank)
-    given = dict(each for cost in phases for each in cost.gives)
-    there = {tensor for tensor, is_kept in given.items() if is_kept}
+    permanent = dict(pair for cost in phases for pair in cost.gives)
+    present = {tensor for tensor, is_kept in permanent.items() if is_kept}
     shared = []
-    for cost in phases if given else ():
-        shared.append(cost.sharing(there))
-        there.update(tensor for tensor, _ in cost.takes if tensor in given)  # the first block has it all
+    for cost in phases if permanent else ():
+        shared.append(cost.sharing(present))
+        present.update(tensor for tensor, _ in cost.takes if tensor in permanent)  # the first block has it all
     return shared or phases
 
 

@@ -18,7 +18,7 @@ def in_dtype(model: "nn.Module", dtype: Any) -> "nn.Module":
 
     from .tracing.model_copy import copy_of
 
-    parameters = {id(each) for each in model.parameters()}
+    parameters = {id(parameter) for parameter in model.parameters()}
 
     def twin(name: str, tensor: "Tensor") -> "Tensor":
         changes = id(tensor) in parameters and tensor.is_floating_point()
@@ -28,7 +28,7 @@ def in_dtype(model: "nn.Module", dtype: Any) -> "nn.Module":
 
 
 def trains_in(model: "nn.Module", dtype: Any) -> bool:
-    """Whether some of what trains in `model` is held in `dtype`, and nothing of it is quantized."""
+    """Whether `model` has trained parameters of `dtype` and is not quantized."""
     if getattr(getattr(model, "config", None), "quantization_config", None):
         return False
-    return any(each.requires_grad and each.dtype == dtype for each in model.parameters())
+    return any(parameter.requires_grad and parameter.dtype == dtype for parameter in model.parameters())

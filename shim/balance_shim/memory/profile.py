@@ -42,7 +42,7 @@ class Profile:
         first_record: those of `first`; None without a trace.
         unreached: the names of the blocks with parameters that no dry run has reached: which other blocks they share
             operations with is unknown.
-        work: what each block computes and copies in a micro-batch.
+        work: the operations and copies of each block in a micro-batch.
     """
 
     costs: tuple[BlockCost, ...]
@@ -187,7 +187,7 @@ def _traced_cost(
     if speaker not in traced.trained:  # of a part that was not traced
         return None
     held, trained = traced.held.get(speaker), traced.trained[speaker]
-    gradients = sum(each.numel() * each.element_size() for each in trained)
+    gradients = sum(parameter.numel() * parameter.element_size() for parameter in trained)
     if held is None:  # a follower, which has next to nothing
         return BlockCost(weights=weights)
     if not held.ran and (trained or block.role == "tower"):
@@ -242,7 +242,7 @@ def _record(block: Block, weights: list[int], traced: "Traced", optimizer: Optim
     return replace(
         replay.record_of(held.phases),
         weights=tuple(weights),
-        gradients=tuple(each.numel() * each.element_size() for each in trained),
+        gradients=tuple(parameter.numel() * parameter.element_size() for parameter in trained),
         state=optimizer.state_tensors(trained),
         step=optimizer.step_tensors(trained),
     )
@@ -278,7 +278,7 @@ class _Estimator:
 
     def cost(self, block: Block, weights: int) -> BlockCost:
         trained = self.parameters.trained(block)
-        gradients = sum(each.numel() * each.element_size() for each in trained)
+        gradients = sum(parameter.numel() * parameter.element_size() for parameter in trained)
         guess = estimate.activations(block, list(self.parameters.own[block.name].values()), self.case.workload)
         arriving = 0 if self.schedule.accumulating else gradients
         return BlockCost(

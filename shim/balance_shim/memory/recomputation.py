@@ -33,16 +33,16 @@ def can_be_recomputed(block: Block) -> bool:
 
 
 def recompute_only(
-    model: Any, wanted: frozenset[str], options: dict[str, Any] | None = None, layers: Sequence[str] | None = None
+    model: Any, names: frozenset[str], options: dict[str, Any] | None = None, layers: Sequence[str] | None = None
 ) -> None:
-    """Switch checkpointing on for the layers named in `wanted` and off for all others.
+    """Switch checkpointing on for the layers in `names` and off for all other layers.
 
     Args:
         options: of `torch.utils.checkpoint.checkpoint`; by default without re-entrance.
         layers: the names of all layers; by default those that the model has.
     """
     word = "activation" if version_of("transformers") >= RENAMED_SINCE else "gradient"
-    if not wanted:
+    if not names:
         if _is_on(model):  # classes that only claim to support it refuse to switch it off
             getattr(model, f"{word}_checkpointing_disable")()
         return
@@ -53,11 +53,11 @@ def recompute_only(
         model.enable_input_require_grads()  # re-entrance has no gradients where no input of a layer wants any
     named = dict(model.named_modules(remove_duplicate=False))
     layers = recomputable_layers(model) if layers is None else layers
-    chosen = {id(named[name]) for name in wanted}
+    chosen = {id(named[name]) for name in names}
     for name in layers:
         layer = named[name]
         if "gradient_checkpointing" in vars(layer) or hasattr(type(layer), "gradient_checkpointing"):
-            layer.gradient_checkpointing = name in wanted
+            layer.gradient_checkpointing = name in names
     for module in named.values():  # up to 4.52 the module around the layers has the switch
         if getattr(module, "gradient_checkpointing", False) is True and not _is_layer(module, layers, named):
             function = getattr(module, "_gradient_checkpointing_func", None)
@@ -66,7 +66,7 @@ def recompute_only(
 
 
 def _selecting(function: Callable[..., Any], chosen: set[int], layers: set[int]) -> Callable[..., Any]:
-    """Return the checkpoint function that just calls what belongs to a layer that is not chosen."""
+    """Return a checkpoint function that calls functions of layers that are not chosen without checkpointing."""
     function = getattr(function, "for_all_layers", function)  # of the choice before
 
     def checkpoint(call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

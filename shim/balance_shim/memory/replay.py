@@ -1,4 +1,4 @@
-"""What a device's caching allocator reserves in training: the allocations that the trace saw, replayed on its model.
+"""The memory that a device's caching allocator reserves in training: the traced allocations, replayed on its model.
 
 In a trace each block has a device of its own, so the order of allocations and frees on a device is that of a block. For
 the blocks of a real device these records follow each other: forward in the order of the blocks, backward in reverse. A
@@ -19,7 +19,7 @@ from ..virtual.allocator_settings import CUDA, AllocatorSettings, Geometry
 if TYPE_CHECKING:
     from .tracing.phases import TracedPhase
 
-STEPS = 3  # at most; what is reserved mostly no longer grows after the second one
+STEPS = 3  # at most; the reserved memory mostly no longer grows after the second one
 EVALUATIONS = 2
 VARIED_STEPS = 6  # with sequences of several lengths, ahead of those with the longest
 GOLDEN_RATIO = 0.618
@@ -64,7 +64,7 @@ NO_RECORD = Record()
 
 
 def record_of(phases: "Sequence[TracedPhase]") -> Record:
-    """Return the record of what a device allocated in a trace, without weights and optimizer."""
+    """Return the record of a device's allocations in a trace, without weights and optimizer."""
     if not phases:
         return NO_RECORD
     first, *later = ((tuple(phase.forward), tuple(phase.backward)) for phase in phases)
@@ -90,11 +90,11 @@ class EvaluationRun:
 
 @dataclass(frozen=True)
 class DeviceRun:
-    """What happens on one device in training.
+    """The records of one device in training, and the schedule to replay them by.
 
     Attributes:
         blocks: the records of its blocks in the order of the forward pass.
-        last: what follows the blocks in the forward pass: outputs that return to the first device.
+        last: allocations after the blocks in the forward pass: outputs that return to the first device.
         accumulating: whether a step has several micro-batches.
         step_at_once: whether the optimizer takes all tensors together, so that its temporaries exist at one time.
         replicated: whether `DistributedDataParallel` keeps buckets for the gradients.
@@ -217,7 +217,7 @@ class _Replay:
             self._clear()
 
     def _evaluate(self) -> None:
-        """Run the batches of an evaluation: the first ones and the last ones in full, of others what is kept of them.
+        """Run the batches of an evaluation: the first and the last ones in full, of the rest the outputs that are kept.
 
         As in `transformers.trainer_pt_utils.EvalLoopContainer`: outputs are added to those before by a copy of all of
         them, and the loop has a name for those of the last batch.
@@ -281,7 +281,7 @@ class _Replay:
     def _sized(self, number: int, size: int) -> int:
         """Return the bytes of an allocation of a record in a batch of the present length.
 
-        All but what has the size of a parameter is taken to grow with the length.
+        All allocations grow with the length, except those with the size of a parameter.
         """
         if self._length == 1 or size in _parameter_sizes(self._sequence[number]):
             return size
@@ -325,7 +325,7 @@ def _parameter_sizes(record: Record) -> frozenset[int]:
 
 @lru_cache(maxsize=256)
 def _gradients_among(record: Record) -> tuple[frozenset[int], tuple[int, ...]]:
-    """Return the numbers of the allocations that become gradients in a first micro-batch, and the sizes of others.
+    """Return the numbers of the allocations that become gradients in a first micro-batch, and the sizes of the rest.
 
     The record is of a later micro-batch, whose gradients are added to those that are there and freed. Of all that has
     the size of a parameter the last ones are taken: gradients of tied weights become one when all have arrived.

@@ -4,7 +4,7 @@ from typing import Any
 
 from ..upstream.trainer import TrainerLike, TrainingArgumentsLike
 
-# In `TrainingArguments` and what derives from them: TRL (`max_length`; `max_seq_length` before 0.16), scripts in the
+# In `TrainingArguments` and classes derived from it: TRL (`max_length`; `max_seq_length` before 0.16), scripts in the
 # manner of Alpaca and FastChat (`model_max_length`), run_clm.py and its descendants (`block_size`), LLaMA-Factory
 # (`cutoff_len`), axolotl (`sequence_len`).
 ATTRIBUTES = (
@@ -27,7 +27,7 @@ def of_arguments(arguments: "TrainingArgumentsLike | TrainerLike") -> int | None
 
     None if they do not tell.
 
-    The first attribute that is set counts: TRL keeps deprecated names, unset, beside those in use.
+    The first attribute that is set counts: TRL keeps deprecated names, unset, next to those in use.
     """
     length = next((length for name in ATTRIBUTES if (length := _length(getattr(arguments, name, None)))), None)
     prompt, completion = (_length(getattr(arguments, name, None)) for name in (PROMPT, COMPLETION))
@@ -42,10 +42,10 @@ def of_trainer(trainer: TrainerLike) -> int | None:
     nothing.
     """
     template = getattr(trainer, "template", None)
-    found = _length(getattr(template, "max_length", None)) or of_arguments(trainer)
-    found = found or _of_collator(getattr(trainer, "data_collator", None))
-    if found or getattr(trainer.args, COMPLETION, None):  # of prompts, to which completions are added
-        return found
+    longest = _length(getattr(template, "max_length", None)) or of_arguments(trainer)
+    longest = longest or _of_collator(getattr(trainer, "data_collator", None))
+    if longest or getattr(trainer.args, COMPLETION, None):  # of prompts, to which completions are added
+        return longest
     return _of_tokenizer(_tokenizer(trainer))
 
 

@@ -49,7 +49,7 @@ class ModelStructure:
 
     @property
     def sharing_layers(self) -> frozenset[str]:
-        """The names of layers that are one module under several names, or share some of their weights with others."""
+        """The names of layers that are one module under several names, or share weights with other layers."""
         layers = [block for block in self.blocks if block.role in ("layer", "tower")]
         sharing = {block.name for block in layers} & self.shared_modules
         for group in self.ties:
@@ -65,7 +65,7 @@ class ModelStructure:
         for name in (block.name for block in self.blocks if block.role == "tower"):
             path = name.split(".")
             roots = (".".join(path[:depth]) for depth in range(1, len(path) + 1))
-            root = next((root for root in roots if not any(within(each, root) for each in text)), name)
+            root = next((root for root in roots if not any(within(block, root) for block in text)), name)
             towers.setdefault(root, set()).add(name)
         return tuple(map(frozenset, towers.values()))
 
@@ -74,7 +74,7 @@ class ModelStructure:
         strip = len(name) + 1
 
         def inner(names: Collection[str]) -> tuple[str, ...]:
-            return tuple(each[strip:] for each in names if within(each, name))
+            return tuple(inside[strip:] for inside in names if within(inside, name))
 
         blocks = tuple(
             replace(block, name=block.name[strip:], parameters=inner(block.parameters), buffers=inner(block.buffers))

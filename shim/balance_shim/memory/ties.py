@@ -15,13 +15,13 @@ def tied_groups(model: "nn.Module") -> tuple[frozenset[str], ...]:
     """
     groups: list[set[str]] = []
     by_identity: dict[int, set[str]] = {}
-    there = set()
+    present = set()
     for name, parameter in model.named_parameters(remove_duplicate=False):
         by_identity.setdefault(id(parameter), set()).add(name)
-        there.add(name)
+        present.add(name)
     announced = getattr(model, "all_tied_weights_keys", None)
     pairs = [{target, source} for target, source in announced.items()] if isinstance(announced, dict) else []
-    pairs = [pair for pair in pairs if pair <= there]  # adapters give a layer's weight another name, tied by then
+    pairs = [pair for pair in pairs if pair <= present]  # adapters give a layer's weight another name, tied by then
     for names in [*(names for names in by_identity.values() if len(names) > 1), *pairs]:
         touching = [group for group in groups if group & names]
         groups = [group for group in groups if not group & names]

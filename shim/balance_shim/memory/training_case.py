@@ -45,7 +45,7 @@ class TrainingCase:
     def of(
         cls, model: "nn.Module", workload: Workload, no_split: Collection[str] | None = None, **fields: Any
     ) -> "TrainingCase":
-        """Return the case of `model`, with what follows from the model itself.
+        """Return the case of `model`, with the facts that follow from the model itself.
 
         Args:
             no_split: class names of modules that must stay whole; None: those that the model declares.

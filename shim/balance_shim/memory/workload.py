@@ -20,7 +20,7 @@ class Workload:
         batch_size: rows in a micro-batch on one device map.
         seq_len: tokens a row.
         accumulation: micro-batches before an optimizer step.
-        tuning: what trains: "full", "lora" or "frozen" (everything but towers).
+        tuning: which parameters train: "full", "lora" or "frozen" (everything but towers).
         optimizer: as in `TrainingArguments(optim=...)`.
         gradient_checkpointing: whether layers are recomputed in the backward pass.
         loss: "chunked" where the head runs chunk by chunk (see `logits`), or "full".
@@ -68,7 +68,7 @@ class Workload:
 
     def differences(self, other: "Workload") -> dict[str, tuple[Any, Any]]:
         """Return {field: (ours, theirs)} for each field in which the two differ."""
-        compared = [each.name for each in fields(self) if each.compare]
+        compared = [entry.name for entry in fields(self) if entry.compare]
         pairs = {name: (getattr(self, name), getattr(other, name)) for name in compared}
         return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
 
@@ -98,27 +98,27 @@ def assume(
         longest: the most positions that the model takes, which bounds the default sequence length.
         replicated: whether the model is one of several replicas.
     """
-    known = from_arguments(arguments) if arguments is not None else {}
+    values = from_arguments(arguments) if arguments is not None else {}
     for name in ("batch_size", "seq_len", "tuning", "optimizer"):
-        said = getattr(settings, name)
-        if said is not None:
-            known[name] = said
+        setting = getattr(settings, name)
+        if setting is not None:
+            values[name] = setting
     if isinstance(settings.gradient_checkpointing, bool):
-        known["gradient_checkpointing"] = settings.gradient_checkpointing
+        values["gradient_checkpointing"] = settings.gradient_checkpointing
     if settings.precision is not None:
-        known["autocast"] = settings.precision != "fp32"
-        known["autocast_dtype"] = "float16" if settings.precision == "fp16" else "bfloat16"
+        values["autocast"] = settings.precision != "fp32"
+        values["autocast_dtype"] = "float16" if settings.precision == "fp16" else "bfloat16"
     if settings.loss != "full":
-        known.setdefault("loss", "chunked")
-    guessed = "seq_len" not in known
+        values.setdefault("loss", "chunked")
+    guessed = "seq_len" not in values
     if guessed and longest is not None:
-        known["seq_len"] = min(DEFAULT_SEQUENCE_LENGTH, longest)
-    return Workload(**known, replicated=replicated, guessed=guessed)
+        values["seq_len"] = min(DEFAULT_SEQUENCE_LENGTH, longest)
+    return Workload(**values, replicated=replicated, guessed=guessed)
 
 
 def from_arguments(arguments: TrainingArgumentsLike) -> dict[str, Any]:
     """Return the fields of a `Workload` that a `transformers.TrainingArguments` (or a subclass of it) decides."""
-    known: dict[str, Any] = {
+    values: dict[str, Any] = {
         "batch_size": int(arguments.per_device_train_batch_size),
         "accumulation": int(arguments.gradient_accumulation_steps),
         "optimizer": str(getattr(arguments.optim, "value", arguments.optim)),
@@ -128,11 +128,11 @@ def from_arguments(arguments: TrainingArgumentsLike) -> dict[str, Any]:
         "label_smoothing": float(getattr(arguments, "label_smoothing_factor", 0) or 0),
     }
     if any(getattr(arguments, name, None) for name in ("torch_compile", "deepspeed", "fsdp")):
-        known["loss"] = "full"
+        values["loss"] = "full"
     longest = sequence_length.of_arguments(arguments)
     if longest is not None:
-        known["seq_len"] = longest
-    return known
+        values["seq_len"] = longest
+    return values
 
 
 def longest_row(config: Any) -> int | None:

@@ -21,11 +21,11 @@ IGNORED = -100  # the label of tokens that no loss is computed for
 
 
 def fed(model: nn.Module, batch: Mapping[str, Any], workload: Workload, machine: Machine) -> dict[str, Any]:
-    """Return what `model` gets for `batch` with what runs ahead of it, as PEFT 0.15 to 0.21 hand it over.
+    """Return the inputs of `model` for `batch` after the modules that run ahead of it, as PEFT 0.15 to 0.21 pass them.
 
     Args:
         model: a traced copy.
-        batch: what the script's data collator gives, traced.
+        batch: the output of the script's data collator, traced.
 
     Raises:
         CannotTrace: the model has no embedding or no layers to run something ahead of.
@@ -60,7 +60,7 @@ def _requires_gradients(_: nn.Module, __: Any, output: torch.Tensor) -> None:
 
 
 def _trained(shape: tuple[int, ...], dtype: torch.dtype, machine: Machine) -> torch.Tensor:
-    """Return what a module of the script's own gives on the device where inputs arrive."""
+    """Return the output of a module of the script's own, on the device where inputs arrive."""
     return traced(torch.empty(shape, dtype=dtype, device="meta"), 0, machine).requires_grad_()
 
 
@@ -80,7 +80,7 @@ def _with_keys_and_values(model: nn.Module, inputs: dict[str, Any], tokens: int,
     layers = _layers(model, config.num_hidden_layers)
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    dtype = next(each.dtype for each in model.parameters() if each.is_floating_point())
+    dtype = next(parameter.dtype for parameter in model.parameters() if parameter.is_floating_point())
     rows, cache = ids.shape[0], DynamicCache()
     flat = _trained((rows, tokens, 2 * len(layers), heads, width), dtype, machine)
     keys_and_values = flat.permute(2, 0, 3, 1, 4).split(2)

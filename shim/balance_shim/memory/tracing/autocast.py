@@ -35,7 +35,7 @@ class CudaRules(TorchFunctionMode):
         if name in _SINGLE and torch.is_autocast_enabled("cpu"):
             return func(*_converted(args, torch.float32), **_converted(kwargs, torch.float32))
         if name in _BY_ARGUMENT and torch.is_autocast_enabled("cpu") and args and _is_castable(args[0]):
-            if kwargs.get("dtype") is None and not any(isinstance(each, torch.dtype) for each in args):
+            if kwargs.get("dtype") is None and not any(isinstance(argument, torch.dtype) for argument in args):
                 kwargs = {**kwargs, "dtype": torch.float32}
         elif name in _WIDEST and torch.is_autocast_enabled("cpu"):
             types_met = set(_types((args, kwargs)))
@@ -53,9 +53,9 @@ def _converted(value: Any, dtype: torch.dtype) -> Any:
     if _is_castable(value):
         return value.to(dtype)
     if type(value) in (list, tuple):
-        return type(value)(_converted(each, dtype) for each in value)
+        return type(value)(_converted(item, dtype) for item in value)
     if isinstance(value, dict):
-        return {name: _converted(each, dtype) for name, each in value.items()}
+        return {name: _converted(item, dtype) for name, item in value.items()}
     return value
 
 
@@ -63,7 +63,7 @@ def _types(value: Any) -> Iterator[torch.dtype]:
     if _is_castable(value):
         yield value.dtype
     elif isinstance(value, (list, tuple)):
-        for each in value:
-            yield from _types(each)
+        for item in value:
+            yield from _types(item)
     elif isinstance(value, dict):
         yield from _types(list(value.values()))

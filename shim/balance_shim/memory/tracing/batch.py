@@ -13,17 +13,17 @@ from .machine import traced
 
 
 def on_first_device(batch: Mapping[str, Any], model: nn.Module, machine: Machine) -> dict[str, Any]:
-    """Return what `model` takes of `batch`, with traced tensors, on the device where inputs arrive."""
+    """Return the entries of `batch` that `model` accepts, as traced tensors on the device where inputs arrive."""
     accepted = inspect.signature(inspect.unwrap(type(model).forward)).parameters
-    anything = any(each.kind is inspect.Parameter.VAR_KEYWORD for each in accepted.values())
+    anything = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in accepted.values())
     return {
-        name: tree_map_only(torch.Tensor, lambda tensor: traced(tensor, 0, machine), each)
-        for name, each in batch.items()
+        name: tree_map_only(torch.Tensor, lambda tensor: traced(tensor, 0, machine), value)
+        for name, value in batch.items()
         if anything or name in accepted
     }
 
 
 def size_of(batch: Mapping[str, Any]) -> int:
     """Return the bytes of the tensors in `batch`."""
-    tensors = (each for each in tree_leaves(dict(batch)) if isinstance(each, torch.Tensor))
-    return sum(each.numel() * each.element_size() for each in tensors)
+    tensors = (leaf for leaf in tree_leaves(dict(batch)) if isinstance(leaf, torch.Tensor))
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)

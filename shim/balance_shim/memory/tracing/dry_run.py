@@ -21,7 +21,7 @@ class DryRun:
 
     Attributes:
         blocks: the names of the blocks that were in the shortened model.
-        peaks: device index -> the most bytes that it held beside weights, from forward to backward.
+        peaks: device index -> the most bytes that it held besides weights, from forward to backward.
     """
 
     blocks: frozenset[str]
@@ -72,16 +72,16 @@ def _run(
 
 
 def _left_out(structure: ModelStructure, device_map: Mapping[str, int], recomputed: Collection[str]) -> frozenset[str]:
-    """Return the layers that others of their list and device speak for; never those that share weights."""
+    """Return the layers that other layers of their list and device represent; never those that share weights."""
     shared = structure.sharing_layers
-    kept: dict[tuple[str, int, bool], int] = {}
+    running: dict[tuple[str, int, bool], int] = {}
     left_out = set()
     for block in structure.blocks:
         parent, _, number = block.name.rpartition(".")
         if block.role not in ("layer", "tower") or not number.isdigit() or block.name in shared:
             continue
         key = parent, device_map[block.name], block.name in recomputed
-        kept[key] = kept.get(key, 0) + 1
-        if kept[key] > LAYERS_A_DEVICE:
+        running[key] = running.get(key, 0) + 1
+        if running[key] > LAYERS_A_DEVICE:
             left_out.add(block.name)
     return frozenset(left_out)

@@ -28,7 +28,7 @@ class Evaluated:
     Attributes:
         held: block name -> bytes; nothing of `backward`.
         first: where inputs arrive and outputs return to.
-        outputs: of what the model returns, but for its loss and what its config leaves out.
+        outputs: bytes of the model's outputs, without its loss and those that its config excludes.
     """
 
     held: dict[str, Held]
@@ -61,9 +61,9 @@ def trace_evaluation(case: TrainingCase, constraints: Constraints) -> Evaluated:
 
 def _traced(case: TrainingCase, fed: Mapping[str, Any], constraints: Constraints, sample: layers.Sample) -> Evaluated:
     blocks = case.structure.blocks
-    there = [block for block in blocks if block.name not in sample.left_out]
-    devices = measure.a_device_each(case.structure, there, constraints)
-    placed = [block.name for block in there if block.kind != "tensor"]
+    running = [block for block in blocks if block.name not in sample.left_out]
+    devices = measure.a_device_each(case.structure, running, constraints)
+    placed = [block.name for block in running if block.kind != "tensor"]
     model, trains, left_out = measure.as_supposed(case, sample.left_out)
     with tracing(1 + max(devices.values())) as machine:
         twin = traced_copy(model, machine, measure.by_prefix(devices), left_out, trains)
@@ -71,10 +71,10 @@ def _traced(case: TrainingCase, fed: Mapping[str, Any], constraints: Constraints
         by_device, outputs = _step(twin, batch.on_first_device(fed, model, machine), case.workload, machine)
         del twin
     first = ELSEWHERE if constraints.on_first else by_device.pop(0)
-    leads = anchors(there)
+    leads = anchors(running)
     held = {
         block.name: by_device.pop(devices[block.name], ELSEWHERE)
-        for position, block in reversed(list(enumerate(there)))
+        for position, block in reversed(list(enumerate(running)))
         if leads[position] == position
     }
     speakers = {block.name: held.get(sample.speaks_for[block.name], ELSEWHERE) for block in blocks}
@@ -90,12 +90,12 @@ def _step(
     run.reset(machine)
     with torch.no_grad(), machine.ledger.recording() as record:  # and full logits: only training steps defer them
         loss, outputs = run.evaluated(model, fed, workload, machine)
-        forward, kept = run.peaks(machine), run.live(machine)
+        forward, left = run.peaks(machine), run.live(machine)
     phases = phases_of(record, len(record))
     held = {
         index: Held(
             forward=forward[index] - before[index],
-            kept=kept[index] - before[index],
+            kept=left[index] - before[index],
             backward=0,
             ran=forward[index] > before[index],
             phases=tuple(phases.get(index, ())),
@@ -113,7 +113,7 @@ def _bytes(outputs: Any, ignored: frozenset[str]) -> int:
     if isinstance(outputs, torch.Tensor):
         return outputs.numel() * outputs.element_size()
     if isinstance(outputs, Mapping):
-        return sum(_bytes(each, ignored) for name, each in outputs.items() if name not in ignored)
+        return sum(_bytes(value, ignored) for name, value in outputs.items() if name not in ignored)
     if isinstance(outputs, (list, tuple)):
-        return sum(_bytes(each, ignored) for each in outputs)
+        return sum(_bytes(value, ignored) for value in outputs)
     return 0

@@ -17,7 +17,7 @@ _PLAIN = (int, float, str, bool, type(None))
 
 @dataclass(frozen=True)
 class Sample:
-    """Which blocks are traced, and for which others each of them speaks.
+    """Which blocks are traced, and which other blocks each of them represents.
 
     Attributes:
         left_out: the names of the layers that do not run in the trace.
@@ -73,7 +73,7 @@ def everything(blocks: Sequence[Block]) -> Sample:
 
 
 def _kind(model: "nn.Module", name: str, layer: "nn.Module") -> tuple[Any, ...]:
-    """Return what two layers share when they take the same memory."""
+    """Return a key that is equal for two layers that take the same memory."""
     parts = []
     for inner, module in layer.named_modules():
         plain = [
@@ -82,17 +82,19 @@ def _kind(model: "nn.Module", name: str, layer: "nn.Module") -> tuple[Any, ...]:
             if isinstance(value, _PLAIN) and key not in _NUMBERING and not key.startswith("_")
         ]
         tensors = [
-            (key, each.shape, each.dtype, each.requires_grad)
-            for key, each in module._parameters.items()
-            if each is not None
+            (key, tensor.shape, tensor.dtype, tensor.requires_grad)
+            for key, tensor in module._parameters.items()
+            if tensor is not None
         ]
-        tensors += [(key, each.shape, each.dtype, False) for key, each in module._buffers.items() if each is not None]
+        tensors += [
+            (key, tensor.shape, tensor.dtype, False) for key, tensor in module._buffers.items() if tensor is not None
+        ]
         parts.append((inner, type(module).__qualname__, tuple(plain), tuple(tensors)))
     return (*parts, _declared_type(model, name))
 
 
 def _declared_type(model: "nn.Module", name: str) -> str | None:
-    """Return what the config calls this layer (sliding or full attention): some models look there, not in the layer."""
+    """Return this layer's type in the config (sliding or full attention), where some models read it."""
     config: Any = getattr(model, "config", None)
     text = config.get_text_config() if hasattr(config, "get_text_config") else config
     types = getattr(text, "layer_types", None)

@@ -37,7 +37,7 @@ _one_at_a_time = threading.Lock()
 
 @dataclass
 class Target:
-    """What is traced for, and what showed on the way.
+    """The devices to trace for, and the facts noted on the way.
 
     Attributes:
         architectures: of the devices that a block may land on; the costliest of their kernels counts.
@@ -167,7 +167,7 @@ def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _accelerators_kernels(fused: Any) -> Iterator[None]:
-    """Let attention and dropout keep what an accelerator's kernels keep.
+    """Let attention and dropout keep the tensors that an accelerator's kernels keep.
 
     The CPU's own choice of attention depends on types and masks, and its dropout keeps noise as wide as its input
     instead of a truth value for each.
@@ -180,7 +180,7 @@ def _accelerators_kernels(fused: Any) -> Iterator[None]:
             return plain_attention(query, *args, **kwargs)
         if not torch.is_autocast_enabled("cpu"):
             return fused(query, *args, **kwargs)
-        named = {name: _cast(each) for name, each in kwargs.items()}
+        named = {name: _cast(value) for name, value in kwargs.items()}
         with torch.autocast("cpu", enabled=False):
             return fused(_cast(query), *map(_cast, args), **named)
 
@@ -257,7 +257,7 @@ class _Factories(TorchDispatchMode):
         kwargs = kwargs or {}
         if TracedTensor in types or kwargs.get("device") in self._devices:
             return TracedTensor.run(func, args, kwargs)
-        if any(isinstance(each, torch.nn.Parameter) and not each.is_meta for each in args):
+        if any(isinstance(argument, torch.nn.Parameter) and not argument.is_meta for argument in args):
             # Something in the copy still holds the original. To run it would take memory on real devices.
             raise CannotTrace("a function that was put into the model holds on to its real weights")
         return func(*args, **kwargs)

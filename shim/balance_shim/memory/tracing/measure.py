@@ -65,15 +65,15 @@ def _colocated(
 
 
 def _trace(case: TrainingCase, fed: Mapping[str, Any], sample: layers.Sample, constraints: Constraints) -> Traced:
-    there = [block for block in case.structure.blocks if block.name not in sample.left_out]
-    leads = anchors(there)
-    devices = a_device_each(case.structure, there, constraints)
+    running = [block for block in case.structure.blocks if block.name not in sample.left_out]
+    leads = anchors(running)
+    devices = a_device_each(case.structure, running, constraints)
     placed = run_placed(case, devices, fed, sample.left_out)
     by_device = dict(placed.held)
-    work = _work(there, devices, placed.held)
+    work = _work(running, devices, placed.held)
     first = ELSEWHERE if constraints.on_first else by_device.pop(0)
     held = {}
-    for position, block in reversed(list(enumerate(there))):
+    for position, block in reversed(list(enumerate(running))):
         # Of blocks that share a device, because they are tied, the last one has it all; followers add nothing.
         if leads[position] == position:
             held[block.name] = by_device.pop(devices[block.name], ELSEWHERE)
@@ -148,16 +148,16 @@ def run_placed(
         recomputed: the names of the layers that recompute their activations; None: as the workload has it.
     """
     blocks = case.structure.blocks
-    there = [block for block in blocks if block.name not in left_out]
+    running = [block for block in blocks if block.name not in left_out]
     placed = [block.name for block in blocks if block.name in devices and block.kind != "tensor"]
     switches = (
-        {block.name: block.name in recomputed for block in there if can_be_recomputed(block)} if recomputed else None
+        {block.name: block.name in recomputed for block in running if can_be_recomputed(block)} if recomputed else None
     )
     model, trains, left_out = as_supposed(case, left_out)
     with tracing(1 + max(devices.values())) as machine:
         twin = traced_copy(model, machine, by_prefix(devices), left_out, trains)
         _drop_no_layers(twin)
-        trained = _trained(twin, there)
+        trained = _trained(twin, running)
         place_inputs(twin, {name: devices[name] for name in placed}, machine)
         origins = Origins(twin, devices, machine)
         try:
@@ -176,8 +176,8 @@ def run_placed(
 
 def _drop_no_layers(twin: nn.Module) -> None:
     """Have all layers run: speech models leave out some at random in training, none of which has to be met here."""
-    owners = (each for module in twin.modules() for each in (module, getattr(module, "config", None)))
-    for owner in {id(each): each for each in owners}.values():
+    owners = (owner for module in twin.modules() for owner in (module, getattr(module, "config", None)))
+    for owner in {id(owner): owner for owner in owners}.values():
         for name in LAYER_DROP:
             if isinstance(getattr(owner, name, None), float):
                 setattr(owner, name, 0.0)

@@ -31,7 +31,7 @@ LIBRARIES = (
 
 
 class PassOn(nn.Module):
-    """In the place of a layer that is like one that runs: gives back what it gets, in the form that layers return."""
+    """In place of a layer that is like one that runs: returns its input, in the form that layers return."""
 
     def __init__(self, original: nn.Module, form: "Form") -> None:
         super().__init__()
@@ -48,12 +48,12 @@ class PassOn(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         hidden = args[0] if args else kwargs["hidden_states"]
-        # Something of its own, where it is: not what the layer before it has made.
+        # A tensor of its own, on its device: not the output of the layer before it.
         return self._form.made_of(hidden.view_as(hidden))
 
 
 class Form:
-    """The form of what the layers of one list return: a tensor, or a tuple with nothing else of weight in it."""
+    """The form of the outputs of one list's layers: a tensor, or a tuple with no second tensor in it."""
 
     def __init__(self) -> None:
         self._rest: tuple[Any, ...] | None = None
@@ -65,7 +65,7 @@ class Form:
         """Be a forward hook of a layer that runs."""
         if isinstance(output, torch.Tensor):
             self._rest = None
-        elif isinstance(output, tuple) and output and not any(isinstance(each, torch.Tensor) for each in output[1:]):
+        elif isinstance(output, tuple) and output and not any(isinstance(item, torch.Tensor) for item in output[1:]):
             self._rest = output[1:]
         else:
             raise CannotTrace("its layers pass on more than hidden states")
@@ -88,8 +88,8 @@ def copy_of(
     """Return a copy of `model` that has other tensors; tensors that are, or will be, tied are one in it.
 
     Args:
-        twin_of: (full name, tensor) -> what the copy has in its place.
-        left_out: full names of layers that do not run, because another one speaks for them.
+        twin_of: (full name, tensor) -> the copy's tensor.
+        left_out: full names of layers that do not run, because another one represents them.
         trains: which parameters get gradients; None: as they are set in `model`.
 
     Raises:
@@ -102,19 +102,19 @@ def copy_of(
         memo[id(modules[name])] = PassOn(modules[name], forms.setdefault(name.rpartition(".")[0], Form()))
     outside = tuple(f"{name}." for name in left_out)
     shared = {name: number for number, group in enumerate(tied_groups(model)) for name in group}
-    made: dict[int, nn.Parameter] = {}
+    tied: dict[int, nn.Parameter] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         if name.startswith(outside) or id(parameter) in memo:
             continue
-        if shared.get(name) in made:
-            memo[id(parameter)] = made[shared[name]]
+        if shared.get(name) in tied:
+            memo[id(parameter)] = tied[shared[name]]
             continue
         needs = parameter.requires_grad if trains is None else trains(name, parameter)
         memo[id(parameter)] = nn.Parameter(
             twin_of(name, parameter), requires_grad=needs and parameter.is_floating_point()
         )
         if name in shared:
-            made[shared[name]] = memo[id(parameter)]
+            tied[shared[name]] = memo[id(parameter)]
     for name, buffer in model.named_buffers(remove_duplicate=False):
         if not name.startswith(outside):
             memo.setdefault(id(buffer), twin_of(name, buffer))
@@ -160,7 +160,7 @@ def _plain_linear(name: str, module: Any, twin_of: "Callable[[str, Tensor], Tens
 
 
 def _strip(model: nn.Module) -> None:
-    """Take off what accelerate has put on the modules for the real devices, and what scripts have put around them."""
+    """Remove accelerate's hooks for the real devices, and wrappers that scripts have put around modules."""
     if any(hasattr(module, "_hf_hook") for module in model.modules()):
         from accelerate.hooks import remove_hook_from_submodules
 
@@ -188,5 +188,5 @@ def _strip(model: nn.Module) -> None:
 def _is_of_a_library(hook: Any) -> bool:
     """Whether a hook belongs to how the model works. Those of the user's script count or keep what they see."""
     function = getattr(hook, "func", hook)  # of a functools.partial
-    where = getattr(function, "__module__", None) or type(function).__module__
-    return str(where).partition(".")[0] in LIBRARIES
+    home = getattr(function, "__module__", None) or type(function).__module__
+    return str(home).partition(".")[0] in LIBRARIES

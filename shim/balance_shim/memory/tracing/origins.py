@@ -32,7 +32,7 @@ class CrossesDevices(CannotTrace):
 
 
 class Origins:
-    """A dispatcher that records for each tensor which block made it, or the inputs of what made it outside of blocks.
+    """A dispatcher that records for a tensor which block made it, or, outside of blocks, the inputs of the operation.
 
     Operations that meet tensors of two devices are noted and go on with copies, so that one run finds them all.
     """
@@ -42,7 +42,7 @@ class Origins:
 
         Args:
             model: the traced copy.
-            blocks: the names of those that run, and of layers that others speak for.
+            blocks: the names of those that run, and of layers that other layers represent.
         """
         self._run: Callable[..., Any] = TracedTensor.run
         self._devices, self._ledger = machine.devices, machine.ledger
@@ -95,16 +95,16 @@ class Origins:
             if self._met and torch._C._current_graph_task_id() != -1:
                 raise  # a backward pass through our own copies, which tells nothing new
             self._met.setdefault(frozenset(map(_origin, tensors)), str(error))
-            here = self._devices[tensors[0].place]
-            args, kwargs = tree_map_only(TracedTensor, lambda each: self._brought(each, here), (args, kwargs))
+            place = self._devices[tensors[0].place]
+            args, kwargs = tree_map_only(TracedTensor, lambda tensor: self._brought(tensor, place), (args, kwargs))
             result = self._run(func, args, kwargs)
         if func is torch.ops.aten._to_copy.default and torch._C._current_graph_task_id() == -1:
             self._note_copy(args[0], result)
         origin = self._running[-1] if self._running else next(filter(None, map(_origin, _tensors(args))), None)
         if origin is not None:
-            for each in _tensors([result]):
-                if _origin(each) is None:
-                    setattr(each, _ORIGIN, origin)
+            for tensor in _tensors([result]):
+                if _origin(tensor) is None:
+                    setattr(tensor, _ORIGIN, origin)
         return result
 
     def _note_copy(self, source: Any, result: Any) -> None:

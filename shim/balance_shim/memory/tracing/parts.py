@@ -81,15 +81,15 @@ def _part(case: TrainingCase, name: str) -> Traced:
         return f"{name}.{key}" if key else name  # the part itself may be one block
 
     return Traced(
-        {outer(key): each for key, each in traced.held.items()},
-        {outer(key): each for key, each in traced.trained.items()},
+        {outer(key): held for key, held in traced.held.items()},
+        {outer(key): trained for key, trained in traced.trained.items()},
         traced.first,
         {outer(key): outer(speaker) for key, speaker in traced.speaks_for.items()},
         traced.constraints.renamed(outer),
         reached=frozenset(map(outer, traced.reached)),
         loss_seen=traced.loss_seen,
         inputs=traced.inputs,
-        work={key and outer(key): each.renamed(outer) for key, each in traced.work.items()},
+        work={key and outer(key): work.renamed(outer) for key, work in traced.work.items()},
     )
 
 

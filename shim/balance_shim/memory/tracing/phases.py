@@ -11,12 +11,12 @@ from dataclasses import dataclass, field
 import torch
 
 NO_BLOCK = 0  # the device where inputs arrive, which has no block of its own
-Event = tuple[int, int, int]  # (device, what happened, `autograd_clock`): see `virtual.ledger.Ledger.recording`
+Event = tuple[int, int, int]  # (device, allocation or free, `autograd_clock`): see `virtual.ledger.Ledger.recording`
 _ACCUMULATES = 1 << 63  # torch gives nodes that accumulate gradients the largest number, so that they run at once
 
 
 def autograd_clock() -> int:
-    """Return the number of nodes that autograd made in the forward pass before what runs now, or whose backward runs.
+    """Return the number of nodes that autograd made in the forward pass so far; in backward, that of the running node.
 
     Nodes are numbered as they are made, and of those that are ready the backward pass runs the last one first.
     """
@@ -33,10 +33,10 @@ class TracedPhase:
         time: the same by `autograd_clock`.
         forward: the events of the device in its forward pass.
         backward: those in its backward pass.
-        kept: what it adds to what is kept until the backward pass; negative where it frees more.
-        most_forward: the most that is there beyond what earlier phases keep.
-        most_backward: the most that is there in its backward pass, beyond what earlier phases keep and later ones left.
-        left: what its backward pass leaves, gradients included.
+        kept: the bytes that it adds to those kept until the backward pass; negative where it frees more.
+        most_forward: the peak, beyond the bytes that earlier phases keep.
+        most_backward: the peak in its backward pass, beyond the bytes that earlier phases keep and later ones left.
+        left: the bytes that its backward pass leaves, gradients included.
     """
 
     start: int
@@ -70,10 +70,10 @@ def _forward(record: Sequence[Event]) -> dict[int, list[TracedPhase]]:
     for number, (device, event, time) in enumerate(record):
         own = phases.setdefault(device, [])
         if event >= 0:
-            others = sum(other not in (device, NO_BLOCK) for other in begun)
-            if not own or others > begun[device]:
+            begun_elsewhere = sum(other not in (device, NO_BLOCK) for other in begun)
+            if not own or begun_elsewhere > begun[device]:
                 own.append(TracedPhase(number, time))
-            begun[device] = others
+            begun[device] = begun_elsewhere
         if own:
             own[-1].forward.append(event)
     return {device: own for device, own in phases.items() if own}
@@ -103,7 +103,7 @@ def _measure(own: Sequence[TracedPhase]) -> None:
     live = 0
 
     def most(events: Sequence[int]) -> int:
-        """Follow `events`; return the most that was there."""
+        """Follow `events`; return the peak."""
         nonlocal live
         peak = live
         for event in events:
@@ -113,13 +113,13 @@ def _measure(own: Sequence[TracedPhase]) -> None:
             peak = max(peak, live)
         return peak
 
-    kept = []  # ahead of each phase
+    live_before = []  # ahead of each phase
     for phase in own:
-        kept.append(live)
-        phase.most_forward = most(phase.forward) - kept[-1]
-        phase.kept = live - kept[-1]
+        live_before.append(live)
+        phase.most_forward = most(phase.forward) - live_before[-1]
+        phase.kept = live - live_before[-1]
     left = 0
-    for phase, before in zip(reversed(own), reversed(kept), strict=True):
+    for phase, before in zip(reversed(own), reversed(live_before), strict=True):
         phase.most_backward = most(phase.backward) - before - left
         phase.left = live - before - left
         left += phase.left

@@ -1,4 +1,4 @@
-"""Models whose code others have replaced by kernels: in a trace the code of their own classes runs.
+"""Models whose code is replaced by kernels of other packages: in a trace the code of their own classes runs.
 
 Kernels written in Triton or CUDA do not run on shapes. Liger (`use_liger_kernel=True`) and `kernels` bind methods to
 modules of a model, replace functions and classes in the module that defines it, and the forward of its class; FLA,
@@ -68,7 +68,7 @@ def plain_functions(model: nn.Module) -> Iterator[None]:
 
 
 def _plain_function(home: ModuleType, name: str, value: Any) -> Any:
-    """Return what belongs in the place of the function `home.name`; None if it is no kernel."""
+    """Return the replacement of the function `home.name`; None if it is no kernel."""
     if not isinstance(value, FunctionType):
         return None
     if value.__code__.co_filename.endswith(_CHOOSES) and hasattr(value, "__wrapped__"):
@@ -79,12 +79,12 @@ def _plain_function(home: ModuleType, name: str, value: Any) -> Any:
 
 
 def _tolerant(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Return `function` so that it takes, and ignores, what only its counterpart in a package takes."""
-    known = frozenset(inspect.signature(function).parameters)
+    """Return `function`, made to accept and ignore keyword arguments that only its counterpart in a package has."""
+    accepted = frozenset(inspect.signature(function).parameters)
 
     @functools.wraps(function)
     def tolerant(*args: Any, **kwargs: Any) -> Any:
-        return function(*args, **{name: value for name, value in kwargs.items() if name in known})
+        return function(*args, **{name: value for name, value in kwargs.items() if name in accepted})
 
     return tolerant
 
@@ -119,8 +119,8 @@ def _complete(module: Any, plain: type) -> None:
 def _homes(model: nn.Module) -> list[ModuleType]:
     """Return the modules that define the classes in `model`: of libraries only those that define models."""
     names = dict.fromkeys(base.__module__ for module in model.modules() for base in type(module).__mro__)
-    found = [sys.modules.get(name) for name in names if _defines_models(name)]
-    return [home for home in found if home is not None]
+    modules = [sys.modules.get(name) for name in names if _defines_models(name)]
+    return [home for home in modules if home is not None]
 
 
 def _defines_models(module_name: str) -> bool:
@@ -129,8 +129,8 @@ def _defines_models(module_name: str) -> bool:
     return module_name.partition(".")[0] not in _LIBRARIES
 
 
-def _is_kernel(thing: Any) -> bool:
-    return str(getattr(thing, "__module__", "")).partition(".")[0] in PACKAGES
+def _is_kernel(value: Any) -> bool:
+    return str(getattr(value, "__module__", "")).partition(".")[0] in PACKAGES
 
 
 @functools.lru_cache

@@ -1,4 +1,4 @@
-"""A linear layer that takes what a quantized one takes: its weight in full while it multiplies, forward and backward.
+"""A linear layer with the memory of a quantized one: its weight in full while it multiplies, forward and backward.
 
 Source: `matmul_4bit` of bitsandbytes 0.50 (`autograd/_functions.py`), which dequantizes a whole weight per product and
 keeps none of it; `Linear4bit.forward` computes in its `compute_dtype` and returns the type of its input.
@@ -11,7 +11,7 @@ from torch import nn
 
 
 class DequantizingLinear(nn.Linear):
-    """A frozen linear layer without bias; `compute_dtype` is what it multiplies in, None for the type of its input."""
+    """A frozen linear layer without bias; it multiplies in `compute_dtype`, or for None in the type of its input."""
 
     compute_dtype: torch.dtype | None = None
 

@@ -15,7 +15,7 @@ _CALLABLES = (types.FunctionType, types.MethodType, functools.partial)
 
 
 def rebind(model: nn.Module, memo: dict[int, Any]) -> None:
-    """Let functions in the attributes and hooks of `model`'s modules refer to the copies of what they refer to.
+    """Let functions in the attributes and hooks of `model`'s modules refer to the copies instead of the originals.
 
     Args:
         model: the copy.
@@ -31,28 +31,28 @@ def rebind(model: nn.Module, memo: dict[int, Any]) -> None:
                     hooks[handle] = _rebound(hook, memo, {})
 
 
-def _rebound(value: Any, memo: dict[int, Any], made: dict[int, Any]) -> Any:
+def _rebound(value: Any, memo: dict[int, Any], copies: dict[int, Any]) -> Any:
     """Return `value` with originals replaced by copies: in closures, bound objects and arguments of partials."""
-    if id(value) in made:
-        return made[id(value)]
+    if id(value) in copies:
+        return copies[id(value)]
     if isinstance(value, types.MethodType):
-        function, owner = _rebound(value.__func__, memo, made), memo.get(id(value.__self__), value.__self__)
+        function, owner = _rebound(value.__func__, memo, copies), memo.get(id(value.__self__), value.__self__)
         same = function is value.__func__ and owner is value.__self__
         return value if same else types.MethodType(function, owner)
     if isinstance(value, functools.partial):
-        function = _rebound(value.func, memo, made)
-        arguments = tuple(_rebound(each, memo, made) for each in value.args)
-        keywords = {name: _rebound(each, memo, made) for name, each in value.keywords.items()}
+        function = _rebound(value.func, memo, copies)
+        arguments = tuple(_rebound(argument, memo, copies) for argument in value.args)
+        keywords = {name: _rebound(argument, memo, copies) for name, argument in value.keywords.items()}
         return functools.partial(function, *arguments, **keywords)
     if isinstance(value, types.FunctionType):
-        return _rebound_function(value, memo, made)
+        return _rebound_function(value, memo, copies)
     return memo.get(id(value), value) if isinstance(value, nn.Module) else value
 
 
-def _rebound_function(function: types.FunctionType, memo: dict[int, Any], made: dict[int, Any]) -> types.FunctionType:
+def _rebound_function(function: types.FunctionType, memo: dict[int, Any], copies: dict[int, Any]) -> types.FunctionType:
     if not function.__closure__:
         return function
-    made[id(function)] = function  # a function may hold itself
+    copies[id(function)] = function  # a function may hold itself
     cells = []
     for cell in function.__closure__:
         try:
@@ -60,8 +60,8 @@ def _rebound_function(function: types.FunctionType, memo: dict[int, Any], made: 
         except ValueError:  # not assigned yet
             cells.append(cell)
             continue
-        other = _rebound(content, memo, made)
-        cells.append(cell if other is content else types.CellType(other))
+        rebound = _rebound(content, memo, copies)
+        cells.append(cell if rebound is content else types.CellType(rebound))
     if all(new is old for new, old in zip(cells, function.__closure__, strict=True)):
         return function
     result = types.FunctionType(

@@ -19,13 +19,13 @@ class Held:
 
     Attributes:
         forward: the most in the forward pass.
-        kept: at its end, when only what backward needs is left.
+        kept: at its end, when only the tensors that backward needs are left.
         backward: the most in the backward pass; gradients of earlier micro-batches do not count.
         ran: whether anything was computed there.
         phases: when it computed, in order; none where it did not.
         takes: (number of a tensor, bytes) of the inputs that it keeps a copy of, and that `gives` of another device
             has.
-        work: what it computes and copies in a micro-batch; None: nothing was counted.
+        work: its operations and copies in a micro-batch; None: not counted.
         gives: (number of a tensor, whether it is kept there in any case) of what several blocks have copies of.
     """
 
@@ -44,10 +44,10 @@ ELSEWHERE = Held(0, 0, 0, ran=True)  # for a block whose bytes are counted with 
 
 @dataclass(frozen=True)
 class Traced:
-    """What a trace found, for each block that ran in it.
+    """The result of a trace, for each block that ran in it.
 
     Attributes:
-        held: block name -> bytes beside weights.
+        held: block name -> bytes besides weights.
         trained: block name -> its parameters that train, as meta tensors.
         first: bytes on the device where inputs arrive and outputs return to.
         speaks_for: name of any block -> name of the block in the trace that is like it.
@@ -58,7 +58,7 @@ class Traced:
         ranks: block name -> its place in the forward pass, comparable with the starts of phases; empty where parts were
             traced one by one, whose phases cannot be compared.
         inputs: bytes of a batch, on the device where it arrives.
-        work: block name -> what it computes, of each block that ran; "": what is computed where inputs arrive.
+        work: name of each block that ran -> its operations and copies; "": those where inputs arrive.
     """
 
     held: dict[str, Held]
@@ -79,7 +79,7 @@ class Placed:
     """A training step of a model with its blocks on devices of the trace.
 
     Attributes:
-        held: index of each device -> bytes beside weights.
+        held: index of each device -> bytes besides weights.
         trained: block name -> its parameters that train, as meta tensors.
         reached: the names of the blocks that took part in the step.
         began: block name -> the number of the event ahead of which it was first called.

@@ -45,7 +45,7 @@ def place_inputs(model: nn.Module, devices: Mapping[str, int], machine: Machine)
 def wrap_forward(
     module: nn.Module, before: Callable[[Any, Any], tuple[Any, Any]], after: Callable[[], None] | None = None
 ) -> None:
-    """Have `before` change what `module.forward` is called with, and `after` called when it is over.
+    """Have `before` change the arguments of `module.forward`, and `after` called when it returns.
 
     Hooks would miss the models that call `module.forward` themselves; accelerate wraps the function, too.
     """
@@ -71,10 +71,10 @@ def training_step(
     supposed: bool = False,
     recomputed: Mapping[str, bool] | None = None,
 ) -> dict[int, Held]:
-    """Run forward and backward of `model` and return what each device held.
+    """Run forward and backward of `model` and return the memory that each device held.
 
     Args:
-        supposed: whether what trains in the model is supposed: then so is what scripts do to have it trained.
+        supposed: whether the trained parameters are assumed; then so are the calls by which scripts have them trained.
         recomputed: name of each layer that runs -> whether it recomputes its activations; None: as the workload has it.
 
     Raises:
@@ -103,7 +103,7 @@ def _training_step(model: nn.Module, batch: Mapping[str, Any], workload: Workloa
     work = machine.watcher = Recorder()
     with machine.ledger.recording(autograd_clock) as record:
         loss = _forward(model, batch, workload, machine)
-        forward, kept = peaks(machine), live(machine)
+        forward, left = peaks(machine), live(machine)
         machine.ledger.settle()
         cut = len(record)
         reset(machine)
@@ -116,7 +116,7 @@ def _training_step(model: nn.Module, batch: Mapping[str, Any], workload: Workloa
     return {
         index: Held(
             forward=forward[index] - before[index],
-            kept=kept[index] - before[index],
+            kept=left[index] - before[index],
             backward=backward[index] - before[index],
             ran=forward[index] > before[index],
             phases=tuple(phases.get(index, ())),
@@ -149,7 +149,7 @@ def prepare(model: nn.Module, workload: Workload, supposed: bool) -> None:
     # Both kinds keep and recompute the same; this one also trains layers whose inputs need no gradients.
     model.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
     embedding = input_embedding(model)
-    frozen = embedding is not None and not any(each.requires_grad for each in embedding.parameters())
+    frozen = embedding is not None and not any(parameter.requires_grad for parameter in embedding.parameters())
     if supposed and frozen and version_of("transformers") < CHECKPOINTS_WITHOUT_REENTRANCE:
         model.enable_input_require_grads()  # type: ignore[operator]
 
@@ -173,7 +173,7 @@ def _forward(model: nn.Module, batch: Mapping[str, Any], workload: Workload, mac
             call = convert_outputs_to_fp32(call)
         outputs = call()
         loss = _loss(outputs) if labels is None else _smoothed_loss(model, outputs, labels, workload)
-    if not loss.requires_grad and any(each.requires_grad for each in model.parameters()):
+    if not loss.requires_grad and any(parameter.requires_grad for parameter in model.parameters()):
         raise CannotTrace(f"{type(model).__name__} returns no loss with gradients")
     return loss
 
@@ -211,7 +211,7 @@ def _loss(outputs: Any) -> torch.Tensor:
     if loss is None:
         values = outputs.values() if isinstance(outputs, Mapping) else outputs
         values = [outputs] if isinstance(outputs, torch.Tensor) else values
-        loss = next((each for each in values if isinstance(each, torch.Tensor) and each.is_floating_point()), None)
+        loss = next((value for value in values if isinstance(value, torch.Tensor) and value.is_floating_point()), None)
     if loss is None:
         raise CannotTrace("its outputs contain no loss")
     return loss if loss.dim() == 0 else loss.sum()

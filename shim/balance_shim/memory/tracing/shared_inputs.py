@@ -1,7 +1,7 @@
 """Inputs that several blocks keep: rotary embeddings, masks.
 
 In a trace each block has a device of its own, so each has its own copy. Of those on the device that an input comes from
-none has: accelerate's hooks copy what is elsewhere only.
+none has: accelerate's hooks copy only tensors that are elsewhere.
 """
 
 from collections.abc import Mapping, Sequence
@@ -28,16 +28,16 @@ class Copy:
 
 
 def with_shared(held: Mapping[int, Held], copies: Sequence[Copy]) -> dict[int, Held]:
-    """Return `held` with what each device takes from others, and gives to them, of what is kept until backward."""
-    kept = {device: _kept(each) for device, each in held.items()}
+    """Return `held` with the tensors kept until backward that each device takes from others and gives to them."""
+    kept_sizes = {device: _kept(device_held) for device, device_held in held.items()}
     takers: dict[tuple[int, int], dict[int, int]] = {}
     permanent = set()
     for copy in copies:
-        size = kept[copy.device].get(copy.number)
+        size = kept_sizes[copy.device].get(copy.number)
         if size is not None:
             sizes = takers.setdefault(copy.source, {})
             sizes[copy.device] = sizes.get(copy.device, 0) + size
-        if not copy.recorded or copy.source[1] in kept[copy.source[0]]:
+        if not copy.recorded or copy.source[1] in kept_sizes[copy.source[0]]:
             permanent.add(copy.source)
     result = dict(held)
     for tensor, (source, sizes) in enumerate(takers.items()):

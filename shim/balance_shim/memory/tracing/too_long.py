@@ -19,7 +19,7 @@ _estimating = False
 def estimating() -> Iterator[None]:
     """Run no model on shapes for as long as this lasts, as if each had taken too long.
 
-    What is found out meanwhile must not be cached.
+    Results from meanwhile must not be cached.
     """
     global _estimating
     before, _estimating = _estimating, True
@@ -38,4 +38,4 @@ def note(model: "nn.Module", run: Run, seq_len: int) -> None:
 def is_known(model: "nn.Module", run: Run, seq_len: int) -> bool:
     """Whether `run` of `model` was given up with sequences that were no longer than `seq_len` tokens."""
     lengths = _shortest.get(model, {})
-    return _estimating or any(seq_len >= lengths[each] for each in {run, "trace"} & lengths.keys())
+    return _estimating or any(seq_len >= lengths[name] for name in {run, "trace"} & lengths.keys())

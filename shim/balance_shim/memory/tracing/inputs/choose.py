@@ -22,7 +22,7 @@ def supposed_batches(model: nn.Module, workload: Workload) -> list[Batch]:
     """Return batches of plain tensors for `model`, the one to try first in front.
 
     Raises:
-        CannotTrace: nothing is known about what this model takes, or it is more than this machine could hold.
+        CannotTrace: the inputs of this model are unknown, or larger than this machine could hold.
     """
     if workload.tokens > MOST_TOKENS:
         raise CannotTrace(f"{workload.batch_size} x {workload.seq_len} tokens are too many for a dry run")
@@ -32,17 +32,17 @@ def supposed_batches(model: nn.Module, workload: Workload) -> list[Batch]:
     seen_and_heard, reasons = _seen_and_heard(wants, tokens)
     if not tokens and not seen_and_heard:
         raise CannotTrace(f"{wants.kind} takes inputs of no known kind")
-    made: list[Batch] = []
+    batches: list[Batch] = []
     if seen_and_heard:
         try:
-            made.append(_complete(wants, with_placeholders(wants, {**tokens, **seen_and_heard})))
+            batches.append(_complete(wants, with_placeholders(wants, {**tokens, **seen_and_heard})))
         except CannotTrace as error:
             reasons.append(str(error))
-    if tokens and (not made or wants.ids(*PICTURE, *SOUND) is not None or "aspect_ratio_ids" in wants.accepted):
-        made.append(_complete(wants, dict(tokens)))
-    if not made:
+    if tokens and (not batches or wants.ids(*PICTURE, *SOUND) is not None or "aspect_ratio_ids" in wants.accepted):
+        batches.append(_complete(wants, dict(tokens)))
+    if not batches:
         raise CannotTrace(reasons[0])
-    return made
+    return batches
 
 
 def _seen_and_heard(wants: Wants, tokens: Batch) -> tuple[Batch, list[str]]:
@@ -59,14 +59,16 @@ def _complete(wants: Wants, batch: Batch) -> Batch:
     """Return `batch` with targets, and nothing that its `forward` does not take."""
     inputs = dict(batch)
     if "input_ids" not in wants.accepted:  # models of text and pictures cast them themselves
-        dtype = next((each.dtype for each in wants.model.parameters() if each.is_floating_point()), torch.float32)
-        inputs = {name: each.to(dtype) if each.is_floating_point() else each for name, each in batch.items()}
+        dtype = next(
+            (parameter.dtype for parameter in wants.model.parameters() if parameter.is_floating_point()), torch.float32
+        )
+        inputs = {name: value.to(dtype) if value.is_floating_point() else value for name, value in batch.items()}
     both = {**inputs, **targets(wants, batch)}
-    return {name: each for name, each in both.items() if name in wants.accepted}
+    return {name: value for name, value in both.items() if name in wants.accepted}
 
 
 def supposed_pictures(model: nn.Module, tower: nn.Module, workload: Workload) -> Batch:
-    """Return what the vision tower of `model` gets by itself: pictures for a good part of each row.
+    """Return the inputs of the vision tower of `model` by itself: pictures for a good part of each row.
 
     Raises:
         CannotTrace: the size of the tower's inputs is unknown.

@@ -1,4 +1,4 @@
-"""Pictures and videos in the layouts of single families: what their processors make, by the names of `forward`."""
+"""Pictures and videos in the layouts of single families, as their processors return them, by names in `forward`."""
 
 from typing import Any
 
@@ -8,9 +8,9 @@ from ..errors import CannotTrace
 from .pictures import CHANNELS, vision_config
 from .wants import Batch, Wants, first_of, pair, whole_numbers
 
-QUESTION_TOKENS = 8  # of the question that a Q-Former reads beside a picture
+QUESTION_TOKENS = 8  # of the question that a Q-Former reads along with a picture
 FRAMES = 8  # of a video, where the config has no number
-MOST_PATCHES = 2048  # of a picture that comes as patches: what processors make of one by default
+MOST_PATCHES = 2048  # of a picture that comes as patches: the default of processors
 
 
 def of_family(wants: Wants, batch: Batch) -> Batch:
@@ -120,7 +120,7 @@ def _as_video(wants: Wants, batch: Batch) -> Batch:
     return {**batch, "pixel_values_videos": torch.zeros(wants.rows, frames, channels, *pair(size))}
 
 
-# Names that `forward` takes -> what makes them.
+# Parameters of `forward` -> the function that makes them.
 _FAMILIES = (
     ({"image_embeds_position_mask"}, _with_position_mask),
     ({"flattened_patches"}, _as_flattened_patches),

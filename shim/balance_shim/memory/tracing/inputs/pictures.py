@@ -56,8 +56,8 @@ def _as_patches(wants: Wants, vision: Any) -> Batch:
 def _in_best_resolution(wants: Wants, vision: Any) -> Batch:
     """Return the pictures of LLaVA-NeXT and its like: a small whole one, and the tiles of a large one."""
     height, width = pair(vision.image_size)
-    pinpoints = [pair(each) for each in wants.config.image_grid_pinpoints]
-    tall, wide = min(pinpoints, key=lambda each: each[0] * each[1])
+    pinpoints = [pair(pinpoint) for pinpoint in wants.config.image_grid_pinpoints]
+    tall, wide = min(pinpoints, key=lambda size: size[0] * size[1])
     tiles = 1 + (tall // height) * (wide // width)
     pixels = torch.zeros(wants.rows, tiles, first_of(vision, *CHANNELS, default=3), height, width)
     return {"pixel_values": pixels, "image_sizes": torch.tensor([[tall, wide]] * wants.rows)}

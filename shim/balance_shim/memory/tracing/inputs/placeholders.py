@@ -44,17 +44,17 @@ def _in_place_of(wants: Wants, batch: Batch, token: int | None, method: str, mai
         counted = _features_of_grid(wants, batch)
     if counted is None:
         return batch
-    each, rest = divmod(counted, wants.rows)
-    if rest or not each or each >= ids.shape[-1]:
-        raise CannotTrace(f"{each} placeholders of {main} leave no room in {ids.shape[-1]} tokens")
-    several = max(1, min(IMAGE_TOKENS, ids.shape[-1] // 2) // each) if _is_one_a_row(wants, batch, main) else 1
+    count, rest = divmod(counted, wants.rows)
+    if rest or not count or count >= ids.shape[-1]:
+        raise CannotTrace(f"{count} placeholders of {main} leave no room in {ids.shape[-1]} tokens")
+    several = max(1, min(IMAGE_TOKENS, ids.shape[-1] // 2) // count) if _is_one_a_row(wants, batch, main) else 1
     batch = {**batch, main: batch[main].repeat(several, *[1] * (batch[main].dim() - 1))}
-    each *= several
+    count *= several
     ids = ids.clone()
     start = int(_is_placeholder(wants, ids[0]).sum())  # behind those of another kind
-    if start + each > ids.shape[-1]:
-        raise CannotTrace(f"{start + each} placeholders leave no room in {ids.shape[-1]} tokens")
-    ids[:, start : start + each] = token
+    if start + count > ids.shape[-1]:
+        raise CannotTrace(f"{start + count} placeholders leave no room in {ids.shape[-1]} tokens")
+    ids[:, start : start + count] = token
     kinds = {"mm_token_type_ids", "token_type_ids"} & wants.accepted if main == "pixel_values" else set()
     return {**batch, "input_ids": ids, **{name: (ids == token).to(ids.dtype) for name in kinds}}
 
@@ -65,14 +65,14 @@ def _is_placeholder(wants: Wants, ids: torch.Tensor) -> torch.Tensor:
 
 
 def _is_one_a_row(wants: Wants, batch: Batch, main: str) -> bool:
-    """Whether a sequence may have several of what it has one of: pictures without more about each."""
+    """Whether a sequence with one picture may have several: pictures without further inputs for each."""
     alone = not batch.keys() & {"image_sizes", "qformer_input_ids", "high_res_pixel_values"}
     plain = main == "pixel_values" and batch[main].dim() == 4 and alone
     return plain and batch[main].shape[0] == wants.rows
 
 
 def _features(wants: Wants, batch: Batch, method: str) -> int | None:
-    """Return how many features the pictures or clips of `batch` become; None where no method tells."""
+    """Return how many features the pictures or clips of `batch` become; None where no method computes them."""
     holder: Any = wants.model
     path = next((path for path in ("", "model") if hasattr(_inner(holder, path), method)), None)
     if path is None:
@@ -83,10 +83,10 @@ def _features(wants: Wants, batch: Batch, method: str) -> int | None:
         twin.eval()
         arguments = _arguments(getattr(twin, method), wants, batch, machine)
         try:
-            made = getattr(twin, method)(**arguments)
+            features = getattr(twin, method)(**arguments)
         except Exception as error:
             raise CannotTrace(f"{wants.kind}.{method} fails in a dry run ({type(error).__name__})") from error
-        total = sum(each.numel() for each in _tensors(made))
+        total = sum(tensor.numel() for tensor in _tensors(features))
     return None if not width else total // width
 
 
@@ -100,32 +100,34 @@ def _features_of_grid(wants: Wants, batch: Batch) -> int | None:
 
 def _arguments(method: Any, wants: Wants, batch: Batch, machine: Any) -> Batch:
     accepted = inspect.signature(method).parameters
-    dtype = next((each.dtype for each in wants.model.parameters() if each.is_floating_point()), torch.float32)
-    given = {
-        name: traced(each.to(dtype) if each.is_floating_point() else each, 0, machine)
-        for name, each in batch.items()
-        if name in accepted and isinstance(each, torch.Tensor)
+    dtype = next(
+        (parameter.dtype for parameter in wants.model.parameters() if parameter.is_floating_point()), torch.float32
+    )
+    arguments = {
+        name: traced(value.to(dtype) if value.is_floating_point() else value, 0, machine)
+        for name, value in batch.items()
+        if name in accepted and isinstance(value, torch.Tensor)
     }
     for ours, theirs in (("feature_attention_mask", "input_features_mask"), ("pixel_values", "pixel_values")):
-        if theirs in accepted and theirs not in given and ours in batch:
-            given[theirs] = traced(batch[ours], 0, machine)
+        if theirs in accepted and theirs not in arguments and ours in batch:
+            arguments[theirs] = traced(batch[ours], 0, machine)
     # 4.x has no defaults for what its own forward takes from the config.
     for name in ("vision_feature_layer", "vision_feature_select_strategy"):
         if name in accepted and accepted[name].default is inspect.Parameter.empty:
-            given[name] = getattr(wants.config, name)
-    return given
+            arguments[name] = getattr(wants.config, name)
+    return arguments
 
 
-def _tensors(made: Any) -> Iterator[torch.Tensor]:
-    """Yield the features among what such a method returns: `pooler_output` (5.x), a tensor, or one a picture."""
-    if isinstance(made, Mapping):
-        made = made.get("pooler_output", next(iter(made.values()), None))
-    if isinstance(made, torch.Tensor):
-        yield made
-    elif isinstance(made, (list, tuple)):
-        if made and isinstance(made[0], (list, tuple)):  # Qwen3-VL, 4.57: features, and those of inner layers
-            made = made[0]
-        yield from (each for each in made if isinstance(each, torch.Tensor))
+def _tensors(output: Any) -> Iterator[torch.Tensor]:
+    """Yield the features in the output of such a method: `pooler_output` (5.x), a tensor, or one a picture."""
+    if isinstance(output, Mapping):
+        output = output.get("pooler_output", next(iter(output.values()), None))
+    if isinstance(output, torch.Tensor):
+        yield output
+    elif isinstance(output, (list, tuple)):
+        if output and isinstance(output[0], (list, tuple)):  # Qwen3-VL, 4.57: features, and those of inner layers
+            output = output[0]
+        yield from (item for item in output if isinstance(item, torch.Tensor))
 
 
 def _inner(model: "nn.Module", path: str) -> Any:

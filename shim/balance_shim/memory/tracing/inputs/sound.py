@@ -11,7 +11,7 @@ FRAMES = 512  # of a clip, at most: ten seconds for the wav2vec 2.0 family
 
 
 def sound(wants: Wants) -> Batch:
-    """Return clips for a model of speech; nothing for others, or where the sizes are unknown."""
+    """Return clips for a speech model; nothing for any other model, or where the sizes are unknown."""
     accepted, config = wants.accepted, wants.config
     audio = first_of(config, "audio_config", "encoder_config", default=config)
     frames = max(8, min(FRAMES, wants.tokens))

@@ -1,4 +1,4 @@
-"""Targets: what a model of each kind compares its outputs with."""
+"""Targets: the labels of a model of each kind."""
 
 from collections.abc import Callable
 from typing import Any
@@ -25,23 +25,23 @@ def targets_of(model: nn.Module) -> frozenset[str]:
 
 
 def targets(wants: Wants, batch: Batch) -> Batch:
-    """Return the targets for `batch`; none where it is not known what the class takes."""
-    made: Batch = {}
+    """Return the targets for `batch`; none where the class's targets are unknown."""
+    result: Batch = {}
     if {"start_positions", "end_positions"} <= wants.accepted:
-        made |= {name: whole_numbers(wants.rows) for name in ("start_positions", "end_positions")}
+        result |= {name: whole_numbers(wants.rows) for name in ("start_positions", "end_positions")}
     for name in ("next_sentence_label", "sentence_order_label"):
         if name in wants.accepted:
-            made[name] = whole_numbers(wants.rows)
+            result[name] = whole_numbers(wants.rows)
     if "return_loss" in wants.accepted:
-        made["return_loss"] = True
+        result["return_loss"] = True
     if "bool_masked_pos" in wants.accepted:
-        made |= _masked_patches(wants, batch)
+        result |= _masked_patches(wants, batch)
     if {"mask_labels", "class_labels"} <= wants.accepted:
-        made |= _masks(wants, batch)
+        result |= _masks(wants, batch)
     if "labels" in wants.accepted:
         labels = _labels(wants, batch)
-        made |= {} if labels is None else {"labels": labels}
-    return made
+        result |= {} if labels is None else {"labels": labels}
+    return result
 
 
 def _labels(wants: Wants, batch: Batch) -> Any:
@@ -49,8 +49,8 @@ def _labels(wants: Wants, batch: Batch) -> Any:
         if wants.kind.endswith(ends):
             return make(wants, batch)
     if "input_ids" in batch and "decoder_input_ids" not in wants.accepted and "pixel_values" not in wants.accepted:
-        given: torch.Tensor = batch["input_ids"]
-        return given.clone()
+        ids: torch.Tensor = batch["input_ids"]
+        return ids.clone()
     return _sequence(wants, batch)
 
 
@@ -75,8 +75,8 @@ def _of_tokens(_: Wants, batch: Batch) -> torch.Tensor | None:
 def _sequence(wants: Wants, batch: Batch) -> torch.Tensor | None:
     """Return the tokens that are to come: the batch's own, or those of a decoder."""
     if "input_ids" in batch:
-        given: torch.Tensor = batch["input_ids"]
-        return given.clone()
+        ids: torch.Tensor = batch["input_ids"]
+        return ids.clone()
     if not {"decoder_input_ids", "decoder_attention_mask"} & wants.accepted:
         return None
     config = first_of(wants.config, "decoder", default=wants.config)
@@ -107,7 +107,7 @@ def _boxes(wants: Wants, batch: Batch) -> list[dict[str, torch.Tensor]]:
     objects = {"class_labels": whole_numbers(OBJECTS), "boxes": torch.full((OBJECTS, 4), 0.5)}
     if "Segmentation" in wants.kind and "pixel_values" in batch:
         objects["masks"] = torch.zeros(OBJECTS, *batch["pixel_values"].shape[-2:])
-    return [{name: each.clone() for name, each in objects.items()} for _ in range(wants.rows)]
+    return [{name: value.clone() for name, value in objects.items()} for _ in range(wants.rows)]
 
 
 def _nothing(_: Wants, __: Batch) -> None:

@@ -1,4 +1,4 @@
-"""Tokens: sequences, choices of sequences, and what goes with each token."""
+"""Tokens: sequences, choices of sequences, and the masks and ids that go with each token."""
 
 import torch
 
@@ -51,7 +51,7 @@ def _holder_of_embedding(wants: Wants) -> str | None:
 
 def _plain_token(wants: Wants) -> int:
     """Return a token that stands for nothing special."""
-    special = [each for name in ("pad_token_id", "eos_token_id", "bos_token_id") for each in _tokens(wants, name)]
+    special = [token for name in ("pad_token_id", "eos_token_id", "bos_token_id") for token in _tokens(wants, name)]
     return next(token for token in (1, 3, 4, 5) if token not in special)
 
 
@@ -59,4 +59,4 @@ def _tokens(wants: Wants, name: str) -> list[int]:
     """Return the tokens that the config has under `name`: one, several (the ends of Llama 3.1's turns), or none."""
     value = wants.text(name)
     several = value if isinstance(value, (list, tuple)) else [value]
-    return [each for each in several if isinstance(each, int)]
+    return [token for token in several if isinstance(token, int)]

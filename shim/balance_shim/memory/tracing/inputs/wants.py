@@ -1,4 +1,4 @@
-"""A model asked for inputs: what its `forward` takes, and what its config has on sizes."""
+"""The inputs that a model takes: the parameters of its `forward`, and the sizes in its config."""
 
 import inspect
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from torch import nn
 
 @dataclass(frozen=True)
 class Wants:
-    """What a supposed batch has to go by.
+    """The facts that a supposed batch is made from.
 
     Attributes:
         model: the model to feed.
@@ -45,8 +45,8 @@ class Wants:
 
     def ids(self, *names: str) -> int | None:
         """Return the token that the config has under the first of `names` that it has."""
-        found = (getattr(self.config, name, None) for name in names)
-        return next((each for each in found if isinstance(each, int)), None)
+        values = (getattr(self.config, name, None) for name in names)
+        return next((value for value in values if isinstance(value, int)), None)
 
 
 Batch = dict[str, Any]
@@ -54,8 +54,8 @@ Batch = dict[str, Any]
 
 def first_of(config: Any, *names: str, default: Any = None) -> Any:
     """Return the first attribute of `config` among `names` that is set."""
-    found = (getattr(config, name, None) for name in names)
-    return next((each for each in found if each is not None), default)
+    values = (getattr(config, name, None) for name in names)
+    return next((value for value in values if value is not None), default)
 
 
 def pair(size: Any) -> tuple[int, int]:
