@@ -1,9 +1,9 @@
-"""What `accelerate launch` sets, for its options or its config file, to spread a model over devices."""
+"""The variables that `accelerate launch` sets, by its options or its config file, to spread a model over devices."""
 
 from collections.abc import Mapping
 
 DEEPSPEED = "ACCELERATE_USE_DEEPSPEED"
-# variable -> what it asks for, besides DeepSpeed
+# variable -> the feature that it asks for, besides DeepSpeed
 OTHER_WAYS = {
     "ACCELERATE_USE_FSDP": "FSDP",
     "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",

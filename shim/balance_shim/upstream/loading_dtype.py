@@ -8,15 +8,15 @@ from ..versions import dtype_name, version_of
 
 def config_of(cls: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Return the model's config: Auto classes pass it on, others read it, as is done here. None: it cannot be read."""
-    given = kwargs.get("config")
-    if hasattr(given, "to_dict"):
-        return given
-    name = given or (args[0] if args else kwargs.get("pretrained_model_name_or_path"))
+    config = kwargs.get("config")
+    if hasattr(config, "to_dict"):
+        return config
+    name = config or (args[0] if args else kwargs.get("pretrained_model_name_or_path"))
     passed = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder", "trust_remote_code")
     options = {key: kwargs[key] for key in passed if key in kwargs}
     try:
         return cls.config_class.from_pretrained(name, **options)
-    except Exception as error:  # the load itself will say what is wrong, in its own words
+    except Exception as error:  # the load itself will raise it
         log.debug(f"the config of {name} cannot be read ({type(error).__name__}: {error})")
         return None
 

@@ -28,7 +28,7 @@ class Unloaded:
 
     Attributes:
         model: quantizer-prepared.
-        no_split: class names of modules that must stay whole; None: what the model declares.
+        no_split: class names of modules that must stay whole; None: those that the model declares.
         parameter_bytes: (name, parameter) -> bytes as it will be loaded; None: as it stands.
         auto_map: what transformers makes of `device_map="auto"` on the devices in question; None when it fails.
         auto_failure: why it does.
@@ -78,23 +78,25 @@ def unloaded(model_class: Any, config: Any, dtype: Any, capacities: Sequence[int
                 **{dtype_name(): dtype},
             )
         except _Reached as reached:
-            found = reached
+            stopped = reached
         else:
             raise RuntimeError(f"{model_class.__name__}.from_pretrained made no device map")
         finally:
             torch.set_default_dtype(usual)  # 4.x sets it for the whole load, whose end is never reached
         auto_map, failure = None, ""
         try:
-            auto_map = dict(original(found.model, *found.args_given, **found.kwargs_given))
+            auto_map = dict(original(stopped.model, *stopped.args_given, **stopped.kwargs_given))
         except Exception as error:  # its failures are its own, and worth telling
             failure = f"{type(error).__name__}: {error}".splitlines()[0]
     if before:
-        kwargs = found.kwargs_given
-        sizes = for_dtypes(found.model, kwargs.get("dtype"), kwargs.get("special_dtypes"))
-        return Unloaded(found.model, kwargs.get("no_split_module_classes"), sizes, auto_map, failure)
-    given = inspect.signature(original).bind(found.model, *found.args_given, **found.kwargs_given).arguments
-    sizes_as_loaded = for_request(found.model, given.get("hf_quantizer"), given.get("dtype", given.get("torch_dtype")))
-    return Unloaded(found.model, _no_split(found.model), sizes_as_loaded, auto_map, failure)
+        kwargs = stopped.kwargs_given
+        sizes = for_dtypes(stopped.model, kwargs.get("dtype"), kwargs.get("special_dtypes"))
+        return Unloaded(stopped.model, kwargs.get("no_split_module_classes"), sizes, auto_map, failure)
+    arguments = inspect.signature(original).bind(stopped.model, *stopped.args_given, **stopped.kwargs_given).arguments
+    sizes_as_loaded = for_request(
+        stopped.model, arguments.get("hf_quantizer"), arguments.get("dtype", arguments.get("torch_dtype"))
+    )
+    return Unloaded(stopped.model, _no_split(stopped.model), sizes_as_loaded, auto_map, failure)
 
 
 def _no_split(model: Any) -> Collection[str] | None:
@@ -107,7 +109,7 @@ def _no_split(model: Any) -> Collection[str] | None:
 
 
 def _max_memory(capacities: Sequence[int]) -> dict[int | str, int]:
-    """Return what the library would find on a machine with these devices."""
+    """Return the `max_memory` that the library would compute on a machine with these devices."""
     # A single device that nobody has set a limit for is filled to nine tenths; here a limit has to be set.
     share = 0.9 if len(capacities) == 1 else 1
     return {**{index: int(share * capacity) for index, capacity in enumerate(capacities)}, "cpu": HOST_MEMORY}
@@ -128,7 +130,7 @@ def _quantizers_for_elsewhere() -> Iterator[None]:
     """Let quantizers prepare a model for devices that are not here.
 
     Their check of the environment is about this machine: without an accelerator it refuses, or quietly turns
-    quantization off. Only what it says of missing packages counts here.
+    quantization off. Only its errors about missing packages count here.
     """
     from transformers.quantizers import auto
 
@@ -161,7 +163,7 @@ def _quantizers_for_elsewhere() -> Iterator[None]:
 
 def _package_named_in(message: str) -> str | None:
     """Return the package that a library's line on a missing package is about, if it is one of those we know."""
-    known = (
+    packages = (
         "bitsandbytes",
         "gptqmodel",
         "optimum",
@@ -172,7 +174,7 @@ def _package_named_in(message: str) -> str | None:
         "eetq",
         "quanto",
     )
-    return next((package for package in known if package in message), None)
+    return next((package for package in packages if package in message), None)
 
 
 @contextmanager
@@ -195,7 +197,7 @@ def _numbered_devices() -> Iterator[None]:
 
 
 class _Torch:
-    """torch, but for what a number alone means as a device."""
+    """torch, except for the meaning of a bare number as a device."""
 
     def __init__(self, torch: Any) -> None:
         self._torch = torch

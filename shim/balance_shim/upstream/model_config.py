@@ -1,4 +1,4 @@
-"""From what a user calls a model (a folder, a file, a name on the hub) to its config and its class."""
+"""From a user's name of a model (a folder, a file, a name on the hub) to its config and its class."""
 
 import copy
 import json
@@ -27,7 +27,7 @@ class ModelConfig:
     """A config, and the class that it is the config of.
 
     Attributes:
-        note: what a user should know about how the class was found; mostly nothing.
+        note: how the class was chosen, where a user should know; mostly empty.
     """
 
     config: Any
@@ -41,12 +41,12 @@ def find(model: str, trust_remote_code: bool = False) -> ModelConfig:
     Raises:
         ModelError: there is no such model, or this transformers does not know it.
     """
-    where = _place(model)
-    config = _config(model, where, trust_remote_code)
-    if os.path.isfile(where) and os.path.basename(where) == "config.json":
-        where = os.path.dirname(os.path.abspath(where))  # where its code is, if it has any
+    location = _place(model)
+    config = _config(model, location, trust_remote_code)
+    if os.path.isfile(location) and os.path.basename(location) == "config.json":
+        location = os.path.dirname(os.path.abspath(location))  # where its code is, if it has any
     try:
-        return _with_class(model, config, where, trust_remote_code)
+        return _with_class(model, config, location, trust_remote_code)
     except ModelError:
         raise
     except Exception as error:  # code of a model's author, and imports that it asks for
@@ -78,9 +78,9 @@ def dtype_of(config: Any) -> Any | None:
     text = config.get_text_config() if hasattr(config, "get_text_config") else config
     for part in (config, text):
         named = getattr(part, dtype_name(), None)
-        found = getattr(torch, named.removeprefix("torch."), None) if isinstance(named, str) else named
-        if isinstance(found, torch.dtype):
-            return found
+        dtype = getattr(torch, named.removeprefix("torch."), None) if isinstance(named, str) else named
+        if isinstance(dtype, torch.dtype):
+            return dtype
     return None
 
 
@@ -122,16 +122,18 @@ def _check_config(model: str, path: str) -> None:
         raise ModelError(f"{model}: the config names no model_type")
 
 
-def _config(model: str, where: str, trust_remote_code: bool) -> Any:
+def _config(model: str, location: str, trust_remote_code: bool) -> Any:
     from transformers import AutoConfig
 
-    is_local = os.path.exists(where)
-    if is_local and os.path.isdir(where):
-        _check_config(os.path.join(model, "config.json"), os.path.join(where, "config.json"))
+    is_local = os.path.exists(location)
+    if is_local and os.path.isdir(location):
+        _check_config(os.path.join(model, "config.json"), os.path.join(location, "config.json"))
     failure: Exception | None = None
     for cached_only in (True,) if is_local else (True, False):  # what is there already needs no network
         try:
-            return AutoConfig.from_pretrained(where, trust_remote_code=trust_remote_code, local_files_only=cached_only)
+            return AutoConfig.from_pretrained(
+                location, trust_remote_code=trust_remote_code, local_files_only=cached_only
+            )
         except OSError as error:
             failure = error
         except Exception as error:
@@ -152,25 +154,25 @@ def _unusable(error: Exception) -> str:
     return f"its config cannot be used: {one_line(error)}"
 
 
-def _with_class(model: str, config: Any, where: str, trust_remote_code: bool) -> ModelConfig:
+def _with_class(model: str, config: Any, location: str, trust_remote_code: bool) -> ModelConfig:
     import transformers
 
     named = [name for name in getattr(config, "architectures", None) or () if isinstance(name, str)]
     remote = getattr(config, "auto_map", None) or {}
     for name in named:
         reference = next(
-            (each for each in remote.values() if isinstance(each, str) and each.endswith(f".{name}")), None
+            (value for value in remote.values() if isinstance(value, str) and value.endswith(f".{name}")), None
         )
         if reference is not None and trust_remote_code:
             from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
-            return ModelConfig(config, get_class_from_dynamic_module(reference, where))
-        found = getattr(transformers, name, None)
-        if isinstance(found, type) and issubclass(found, transformers.PreTrainedModel):
-            if found.can_generate() or not name.endswith("Model"):
-                return ModelConfig(config, found)
-        elif found is not None:
-            needed = ", ".join(getattr(found, "_backends", ())) or "packages that are not installed"
+            return ModelConfig(config, get_class_from_dynamic_module(reference, location))
+        model_class = getattr(transformers, name, None)
+        if isinstance(model_class, type) and issubclass(model_class, transformers.PreTrainedModel):
+            if model_class.can_generate() or not name.endswith("Model"):
+                return ModelConfig(config, model_class)
+        elif model_class is not None:
+            needed = ", ".join(getattr(model_class, "_backends", ())) or "packages that are not installed"
             raise ModelError(f"{model}: {name} needs {needed}")
         elif reference is not None:
             raise ModelError(f"{model}: {_TRUST}")
@@ -179,8 +181,8 @@ def _with_class(model: str, config: Any, where: str, trust_remote_code: bool) ->
         missing = f"{named[0]} has no head to train" if named and hasattr(transformers, named[0]) else ""
         missing = missing or (f"{named[0]} is not in this transformers" if named else "its config names no class")
         return ModelConfig(config, guessed, f"{missing}, assuming {guessed.__name__}")
-    which = f"class {named[0]}" if named else f"a class for model type {getattr(config, 'model_type', '')!r}"
-    raise ModelError(f"{model}: transformers {version_text('transformers')} has no {which}")
+    wanted_class = f"class {named[0]}" if named else f"a class for model type {getattr(config, 'model_type', '')!r}"
+    raise ModelError(f"{model}: transformers {version_text('transformers')} has no {wanted_class}")
 
 
 def _guessed_class(config: Any) -> Any | None:
@@ -191,13 +193,13 @@ def _guessed_class(config: Any) -> Any | None:
             continue
         mapping = getattr(modeling_auto, task, {})
         if type(config) in mapping:
-            found = mapping[type(config)]
-            return found[0] if isinstance(found, (list, tuple)) else found
+            classes = mapping[type(config)]
+            return classes[0] if isinstance(classes, (list, tuple)) else classes
     return None
 
 
 def config_text(config: Any) -> str:
-    """Return all fields of a config as JSON, with the representation of what is none.
+    """Return all fields of a config as JSON, with the `repr` of values that are not JSON.
 
     Transformers' own function raises TypeError for a data type in a config inside another (4.51), and for what a script
     has put into a config.

@@ -15,5 +15,5 @@ def is_quantized_linear(module: nn.Module) -> bool:
         return type(weight).__name__ in ("Params4bit", "Int8Params")
     own = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
     # A layer of a model's own that has its weights under other names has nothing but real numbers.
-    packed = any(not each.is_floating_point() for _, each in own)
+    packed = any(not tensor.is_floating_point() for _, tensor in own)
     return packed or all(name == "bias" for name, _ in own)

@@ -1,4 +1,4 @@
-"""The bytes of each parameter as it will be loaded: what the library's quantizer and dtype rules make of it."""
+"""The bytes of each parameter as it will be loaded: by the library's quantizer and dtype rules."""
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
