@@ -16,11 +16,11 @@ if TYPE_CHECKING:
 
 
 def align(model: "nn.Module", places: Places, undo: ExitStack) -> None:
-    """Make the hooks those of a model that was dispatched with the map of `places`; `undo` gets the way back."""
+    """Give the model the hooks that dispatching with the map of `places` makes; `undo` gets the way back."""
     hooked = {module for module in model.modules() if hooks_of(module)}
-    wanted = _wanted(model, places, hooked) if places.several or _needs_hooks(model, hooked) else {}
+    device_of_module = _wanted(model, places, hooked) if places.several or _needs_hooks(model, hooked) else {}
     for module in model.modules():
-        device, hooks = wanted.get(module), hooks_of(module)
+        device, hooks = device_of_module.get(module), hooks_of(module)
         if device is None:
             if hooks:
                 _remove(module, undo)
@@ -41,7 +41,7 @@ def renew_tied_addresses(model: "nn.Module") -> None:
     """
     from ..memory.ties import tied_groups
 
-    tables = {id(hook.tied_params_map): hook.tied_params_map for each in model.modules() for hook in hooks_of(each)}
+    tables = {id(hook.tied_params_map): hook.tied_params_map for module in model.modules() for hook in hooks_of(module)}
     tables.pop(id(None), None)
     if tables:
         parameters = dict(model.named_parameters(remove_duplicate=False))
@@ -59,15 +59,15 @@ def _wanted(model: "nn.Module", places: Places, hooked: "set[nn.Module]") -> "di
     modules around them do.
     """
     dispatched = model in hooked
-    wanted: dict[nn.Module, int | str] = {}
+    devices: dict[nn.Module, int | str] = {}
     for name, module in model.named_modules(remove_duplicate=False):
         device = places.of_module(name)
         if device is not None and (
             module in hooked or name in places.device_map or (not dispatched and _has_weights(module))
         ):
-            wanted[module] = device
-    wanted[model] = places.first
-    return wanted
+            devices[module] = device
+    devices[model] = places.first
+    return devices
 
 
 def _needs_hooks(model: "nn.Module", hooked: "set[nn.Module]") -> bool:
@@ -82,7 +82,7 @@ def hooks_of(module: "nn.Module") -> list[Any]:
     from accelerate.hooks import AlignDevicesHook
 
     hook = vars(module).get("_hf_hook")
-    return [each for each in getattr(hook, "hooks", (hook,)) if isinstance(each, AlignDevicesHook)]
+    return [candidate for candidate in getattr(hook, "hooks", (hook,)) if isinstance(candidate, AlignDevicesHook)]
 
 
 def _add(module: "nn.Module", device: int | str, model: "nn.Module", undo: ExitStack) -> None:
@@ -95,9 +95,9 @@ def _add(module: "nn.Module", device: int | str, model: "nn.Module", undo: ExitS
         skip_keys=getattr(model, "_skip_keys_device_placement", None),
     )
     _remember(module, undo)
-    others = vars(module).get("_hf_hook")
-    if others is not None:  # somebody else's, or what `_remove` has left
-        module._hf_hook = SequentialHook(hook, others)
+    existing = vars(module).get("_hf_hook")
+    if existing is not None:  # somebody else's, or what `_remove` has left
+        module._hf_hook = SequentialHook(hook, existing)
     else:
         # Both given, or accelerate would take those of a module that this one wraps, and leave the wrapper out.
         vars(module).update(_hf_hook=hook, _old_forward=module.forward)
@@ -110,11 +110,11 @@ def _remove(module: "nn.Module", undo: ExitStack) -> None:
 
     _remember(module, undo)
     held = module._hf_hook
-    others = [each for each in getattr(held, "hooks", ()) if each not in hooks_of(module)]
+    foreign = [attached for attached in getattr(held, "hooks", ()) if attached not in hooks_of(module)]
     # Only accelerate's own wrapper may be taken off: around it may be one of autocast, say.
     outermost = getattr(vars(module).get("forward"), "__wrapped__", None) is vars(module).get("_old_forward")
-    if others or not outermost:
-        module._hf_hook = SequentialHook(*others)
+    if foreign or not outermost:
+        module._hf_hook = SequentialHook(*foreign)
     else:
         remove_hook_from_module(module)
 
@@ -127,9 +127,9 @@ def _remember(module: "nn.Module", undo: ExitStack) -> None:
 
 
 def _has_weights(module: "nn.Module") -> bool:
-    """Whether checkpoints have something of this module, which is what accelerate asks."""
+    """Whether checkpoints contain a tensor of this module, which is accelerate's criterion."""
     return any(
-        any(parameter is not None for parameter in each._parameters.values())
-        or any(name not in each._non_persistent_buffers_set for name in each._buffers)
-        for each in module.modules()
+        any(parameter is not None for parameter in inner._parameters.values())
+        or any(name not in inner._non_persistent_buffers_set for name in inner._buffers)
+        for inner in module.modules()
     )

@@ -25,7 +25,7 @@ _IN_ROW = -1
 
 
 class DoesNotFit(Exception):
-    """The weights alone exceed what the devices have, in bytes."""
+    """The weights alone exceed the memory of the devices; bytes."""
 
     def __init__(self, needed: int, available: int) -> None:
         super().__init__(needed, available)
@@ -69,10 +69,12 @@ def _is_tied_to_head(costed: CostedModel, names: frozenset[str]) -> bool:
     """Whether one of the blocks `names` has to be where the head is, whose device another model decides."""
     head = costed.structure.named("head")
     held = [
-        {name for block in costed.blocks if block.name in those for name in (block.name, *block.tensors)}
-        for those in (names, head)
+        {name for block in costed.blocks if block.name in block_names for name in (block.name, *block.tensors)}
+        for block_names in (names, head)
     ]
-    return any(all(group & each for each in held) for group in (*costed.structure.ties, *costed.constraints.groups))
+    return any(
+        all(group & members for members in held) for group in (*costed.structure.ties, *costed.constraints.groups)
+    )
 
 
 def _fill(costed: CostedModel, device_map: DeviceMap, devices: Sequence[Device]) -> float:
@@ -115,7 +117,7 @@ def _balanced(costed: CostedModel, devices: Sequence[Device]) -> DeviceMap:
         # The prediction is over capacity everywhere; what can still be had is that everything loads.
         weights = tuple(BlockCost(weights=cost.weights) for cost in costed.costs)
         bare = chain_of(replace(costed, costs=weights), whole_tower=False)
-        bare_devices = [replace(each, capacity=each.holds_weights, overhead=0) for each in devices]
+        bare_devices = [replace(device, capacity=device.holds_weights, overhead=0) for device in devices]
         device_map, _ = _solve(bare, NOTHING, bare_devices)
         if not _weights_fit(costed, device_map, devices):
             needed = sum(cost.weights for cost in costed.costs)
@@ -181,15 +183,15 @@ def _choices(group: EndGroup, first_device: int, indices: Sequence[int]) -> list
 
 
 def _orders(devices: tuple[Device, ...]) -> Iterator[tuple[Device, ...]]:
-    """Yield the orders of devices that differ: their own first, then, where kinds are few, the others."""
+    """Yield the orders of devices that differ: the given one first, then, where kinds are few, the rest."""
     yield devices
     if len({device.capacity for device in devices}) == 1 or len(devices) > 8:
         return
-    seen = {tuple(_kind(device, devices) for device in devices)}
+    tried = {tuple(_kind(device, devices) for device in devices)}
     for order in permutations(devices):
         kinds = tuple(_kind(device, devices) for device in order)
-        if kinds not in seen:
-            seen.add(kinds)
+        if kinds not in tried:
+            tried.add(kinds)
             yield order
 
 
@@ -202,7 +204,7 @@ def _apart(groups: Sequence[EndGroup], layout: _Layout) -> list[EndGroup]:
 
 
 class _Problems:
-    """What the solver is given for each layout. Layouts share the loads of devices that hold the same apart."""
+    """The solver's inputs for each layout. Layouts share the loads of devices that hold the same groups apart."""
 
     def __init__(self, chain: Chain, first: BlockCost, first_device: Device) -> None:
         self._chain, self._first, self._first_device = chain, first, first_device
@@ -216,16 +218,16 @@ class _Problems:
             self._rows[apart] = [link.cost for link in self._chain.without(_apart(self._chain.groups, layout))]
         loads = []
         for position, device in enumerate(layout.devices):
-            here = tuple(group for group, place in enumerate(layout.places) if place == position)
-            key = apart, here, device.overhead, device is self._first_device
+            groups_here = tuple(group for group, place in enumerate(layout.places) if place == position)
+            key = apart, groups_here, device.overhead, device is self._first_device
             if key not in self._loads:
-                self._loads[key] = RunPeaks(self._rows[apart], self._chain.schedule, *self._beside(here, device))
+                self._loads[key] = RunPeaks(self._rows[apart], self._chain.schedule, *self._beside(groups_here, device))
             loads.append(self._loads[key])
         return loads, [float(device.capacity) for device in layout.devices], len(self._rows[apart])
 
-    def _beside(self, here: tuple[int, ...], device: Device) -> tuple[BlockCost, BlockCost]:
-        """Return what `device` holds ahead of its run and behind it: the groups `here`, and what the runtime takes."""
-        groups = [self._chain.groups[group] for group in here]
+    def _beside(self, groups_here: tuple[int, ...], device: Device) -> tuple[BlockCost, BlockCost]:
+        """Return the costs on `device` ahead of its run and behind it: the groups there, and the runtime's overhead."""
+        groups = [self._chain.groups[group] for group in groups_here]
         ahead = self._chain.merged([link for group in groups for link in group.ahead])
         behind = [link.cost for group in groups for link in group.behind]
         # Inputs arrive on the first device and outputs return to it.

@@ -56,8 +56,8 @@ def judge(costed: CostedModel, device_map: DeviceMap, devices: Sequence[Device])
     homes = [device_of(block.tensors[0], device_map) for block in costed.blocks]
     offloads = []
     for place in OFFLOADED:
-        there = [number for number, first_device in enumerate(homes) if first_device == place]
-        if there:
-            names: DeviceMap = {costed.blocks[number].name: place for number in there}
-            offloads.append(Offload(place, names, sum(costed.costs[number].weights for number in there)))
+        offloaded = [number for number, first_device in enumerate(homes) if first_device == place]
+        if offloaded:
+            names: DeviceMap = {costed.blocks[number].name: place for number in offloaded}
+            offloads.append(Offload(place, names, sum(costed.costs[number].weights for number in offloaded)))
     return Baseline(evaluate("auto", costed, device_map, devices), tuple(offloads))

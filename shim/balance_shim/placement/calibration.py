@@ -10,7 +10,7 @@ from ..memory.peak import Schedule, peak
 from .costed_model import CostedModel
 from .places import device_of
 
-LEAST, MOST = 0.1, 10.0  # what activations may turn out to be of what was predicted; the rest has another reason
+LEAST, MOST = 0.1, 10.0  # bounds of measured over predicted activations; a difference beyond has another reason
 AS_PREDICTED = 0.01  # of the measured peak: a prediction this close is not touched
 PROBES = 40
 
@@ -22,10 +22,10 @@ def corrected(
     devices: Sequence[Device],
     measured: Mapping[int, int],
 ) -> tuple[CostedModel, tuple[Device, ...]]:
-    """Return the costs of `target`, and the devices, such that they explain what was measured.
+    """Return the costs of `target`, and the devices, such that they explain the measured peaks.
 
-    Weights and optimizer state can be counted and are taken as they are. The rest of a device's peak is put to what
-    its blocks keep and need for a while: one factor a device, by which these terms of its blocks grow or shrink.
+    Weights and optimizer state can be counted and are taken as they are. The rest of a device's peak is attributed to
+    activations and temporaries: one factor a device, by which these terms of its blocks grow or shrink.
 
     Args:
         target: the costs to correct, for the micro-batch to plan for.
@@ -39,13 +39,15 @@ def corrected(
     costs = list(target.costs)
     calibrated = []
     for device in devices:
-        here = [place for place, block in enumerate(seen.blocks) if device_of(block.name, device_map) == device.index]
+        positions = [
+            place for place, block in enumerate(seen.blocks) if device_of(block.name, device_map) == device.index
+        ]
         extra = [seen.first] if device is devices[0] else []
         goal = measured[device.index] - device.overhead
-        kept, step = _factors([seen.costs[place] for place in here], extra, seen.schedule, goal)
-        for place in here:
+        kept, step = _factors([seen.costs[place] for place in positions], extra, seen.schedule, goal)
+        for place in positions:
             costs[place] = scaled(costs[place], kept, step)
-        explained = peak([*(scaled(seen.costs[place], kept, step) for place in here), *extra], seen.schedule)
+        explained = peak([*(scaled(seen.costs[place], kept, step) for place in positions), *extra], seen.schedule)
         unexplained = max(0, goal - explained) if goal - explained > AS_PREDICTED * goal else 0
         calibrated.append(replace(device, overhead=device.overhead + unexplained))
     return replace(target, costs=tuple(costs)), tuple(calibrated)
@@ -54,7 +56,7 @@ def corrected(
 def _factors(
     costs: Sequence[BlockCost], extra: Sequence[BlockCost], schedule: Schedule, goal: int
 ) -> tuple[float, float]:
-    """Return the factors of what passes make and of what the optimizer's step adds under which `goal` is the peak."""
+    """Return the factors of activations and of the optimizer's temporaries under which `goal` is the peak."""
 
     def with_factors(kept: float, step: float) -> int:
         return peak([*(scaled(cost, kept, step) for cost in costs), *extra], schedule)
@@ -80,7 +82,7 @@ def _largest(allowed: Callable[[float], bool], low: float, high: float) -> float
 
 
 def scaled(cost: BlockCost, kept: float, step: float) -> BlockCost:
-    # What is there of a block in its backward pass includes its gradients, whose size is known.
+    # The bytes of a block in its backward pass include its gradients, whose size is known.
     gradients = min(cost.gradients, cost.backward)
     return replace(
         cost,
@@ -95,6 +97,6 @@ def scaled(cost: BlockCost, kept: float, step: float) -> BlockCost:
 
 def _scaled(phase: Phase, factor: float, gradients: int) -> Phase:
     """Return `phase` with the share of its backward pass that may be `gradients` left as it is."""
-    known = max(0, min(gradients, phase.backward))
-    less = replace(phase, backward=phase.backward - known).scaled(factor)
-    return replace(less, backward=less.backward + known)
+    given_gradients = max(0, min(gradients, phase.backward))
+    less = replace(phase, backward=phase.backward - given_gradients).scaled(factor)
+    return replace(less, backward=less.backward + given_gradients)

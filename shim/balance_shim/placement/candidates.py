@@ -1,4 +1,4 @@
-"""What `BALANCE_MODE=auto` chooses from, as data."""
+"""The candidates that `BALANCE_MODE=auto` chooses from, as data."""
 
 from dataclasses import dataclass
 from typing import Any, Literal

@@ -14,7 +14,7 @@ from .plan import Plan, evaluate
 
 
 def carefully(costed: CostedModel, devices: Sequence[Device]) -> CostedModel:
-    """Return `costed` with constraints for blocks that no dry run has reached: the most careful that fit.
+    """Return `costed` with constraints for blocks that no dry run has reached: the strictest that fit.
 
     Where it fits with none of them, those that can at least be loaded.
 
@@ -22,7 +22,7 @@ def carefully(costed: CostedModel, devices: Sequence[Device]) -> CostedModel:
         DoesNotFit: the weights alone do not fit.
     """
     constraints = of_unreached(costed.structure, costed.unreached)
-    levels = [replace(costed, constraints=costed.constraints.and_those(each)) for each in constraints]
+    levels = [replace(costed, constraints=costed.constraints.and_those(constraint)) for constraint in constraints]
     if len(levels) == 1:
         return levels[0]
     loads = []
@@ -38,18 +38,18 @@ def whole(costed: CostedModel, device_map: DeviceMap) -> DeviceMap:
     """Return `device_map` with unreached blocks named by the outermost module around them that is on one device.
 
     The inputs of a module that a map names are brought to its device. Those of a module whose parts are named are not,
-    so that what it computes between its parts may meet tensors of two devices.
+    so that operations between its parts may meet tensors of two devices.
     """
     named: dict[str, str] = {}
     for block in costed.blocks:
         if block.name in costed.unreached and block.name:
             outer = _outermost_whole(block, costed.blocks, device_map)
-            named |= {each.name: outer for each in costed.blocks if within(each.name, outer)}
+            named |= {inner.name: outer for inner in costed.blocks if within(inner.name, outer)}
     return {named.get(name, name): place for name, place in device_map.items()}
 
 
 def line(costed: CostedModel, device_map: DeviceMap, devices: Sequence[Device]) -> str:
-    """Return what a plan notes on blocks that no dry run has reached; "" where there are none."""
+    """Return a plan's note on blocks that no dry run has reached; "" where there are none."""
     unreached = [block for block in costed.blocks if block.name in costed.unreached and block.role != "layer"]
     if not unreached:
         return ""
@@ -75,6 +75,6 @@ def _outermost_whole(block: Block, blocks: Sequence[Block], device_map: DeviceMa
     path = block.name.split(".")
     for depth in range(1, len(path)):
         outer = ".".join(path[:depth])
-        if len({device_map[each.name] for each in blocks if within(each.name, outer)}) == 1:
+        if len({device_map[inner.name] for inner in blocks if within(inner.name, outer)}) == 1:
             return outer
     return block.name

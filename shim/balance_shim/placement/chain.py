@@ -141,8 +141,8 @@ def _groups(links: Sequence[Link], costed: CostedModel) -> list[EndGroup]:
         for group in _free_groups(links, costed)
     ]
     grouped = {id(link) for group in groups for link in (*group.ahead, *group.behind)}
-    others = tuple(link for link in links if id(link) in on_first - grouped)
-    return [*groups, EndGroup(others, pinned=True)] if others else groups
+    ungrouped = tuple(link for link in links if id(link) in on_first - grouped)
+    return [*groups, EndGroup(ungrouped, pinned=True)] if ungrouped else groups
 
 
 def _has_head(group: EndGroup) -> bool:

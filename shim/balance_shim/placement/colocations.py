@@ -83,7 +83,7 @@ def _identity(model: "nn.Module") -> list[Any]:
     config: Any = getattr(model, "config", None)
     described = json.loads(config_text(config)) if hasattr(config, "to_json_string") else {}
     described.pop("_name_or_path", None)  # the same model from another folder
-    shapes = [(name, list(each.shape)) for name, each in model.named_parameters(remove_duplicate=False)]
+    shapes = [(name, list(parameter.shape)) for name, parameter in model.named_parameters(remove_duplicate=False)]
     return [
         [version_text(package) for package in PACKAGES],
         f"{type(model).__module__}.{type(model).__qualname__}",

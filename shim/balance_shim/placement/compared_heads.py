@@ -47,8 +47,8 @@ def noted(plan: Plan, costed: CostedModel) -> Plan:
     if not parted(plan, costed):
         return plan
     place = next((device.name for device in plan.devices if device.device.index == costed.head_device), None)
-    where = f"{place}, and this one does not fit there" if place else "a device that this one may not use"
-    note = f"the head of another model of the same vocabulary is on {where}"
+    reason = f"{place}, and this one does not fit there" if place else "a device that this one may not use"
+    note = f"the head of another model of the same vocabulary is on {reason}"
     return replace(plan, notes=(*plan.notes, note))
 
 

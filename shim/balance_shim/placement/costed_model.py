@@ -30,8 +30,8 @@ class CostedModel:
         records: the allocations of each block in the order of the blocks; None for one that was not traced.
         first_record: those of `first`.
         unreached: the names of the blocks that no dry run has reached.
-        evaluation_outputs: bytes of what the model returns for a batch that is evaluated, except its loss.
-        work: what each block computes and copies in a micro-batch.
+        evaluation_outputs: bytes of the model's outputs for a batch that is evaluated, without its loss.
+        work: the operations and copies of each block in a micro-batch.
         head_device: index of the device where the head should be; see `compared_heads`. None: any.
     """
 

@@ -88,7 +88,7 @@ def _traced(request: "Request", costed: CostedModel, workload: Workload) -> dict
 
 
 def _estimated(structure: ModelStructure, workload: Workload, request: "Request") -> dict[str, Any] | None:
-    """Return what the logits and their loss take, which is most of an evaluation; None without a vocabulary."""
+    """Return the cost of the logits and their loss, which is most of an evaluation; None without a vocabulary."""
     config: Any = getattr(request.model, "config", None)
     text = config.get_text_config() if hasattr(config, "get_text_config") else config
     vocabulary = getattr(text, "vocab_size", None)
@@ -106,7 +106,7 @@ def _estimated(structure: ModelStructure, workload: Workload, request: "Request"
 
 
 def _events(evaluated: "Evaluated") -> dict[str, Any]:
-    """Return the distinct lists of what is allocated in each phase, and which of them is each block's ("": `first`)."""
+    """Return the distinct lists of allocations by phase, and the index of each block's ("": `first`)."""
     of = {
         name: tuple(tuple(phase.forward) for phase in held.phases)
         for name, held in {**evaluated.held, "": evaluated.first}.items()
@@ -128,16 +128,16 @@ def _with_rows(batch: Mapping[str, Any] | None, workload: Workload) -> dict[str,
     ids: Any = batch.get("input_ids")
     if ids is not None and tuple(ids.shape[1:]) != (workload.seq_len,):
         return None
-    tensors = {name: each for name, each in batch.items() if isinstance(each, torch.Tensor) and each.ndim}
-    rows = {len(each) for each in tensors.values()}
+    tensors = {name: value for name, value in batch.items() if isinstance(value, torch.Tensor) and value.ndim}
+    rows = {len(tensor) for tensor in tensors.values()}
     if len(rows) != 1 or 0 in rows:
         return None
     places = torch.arange(workload.batch_size) % rows.pop()
-    return {name: each.index_select(0, places.to(each.device)) for name, each in tensors.items()}
+    return {name: tensor.index_select(0, places.to(tensor.device)) for name, tensor in tensors.items()}
 
 
 def _shapes(batch: Mapping[str, Any] | None) -> Any:
     if batch is None:
         return None
-    return {name: [list(each.shape), str(each.dtype)] if hasattr(each, "shape") else repr(each)
-            for name, each in batch.items()}  # fmt: skip
+    return {name: [list(value.shape), str(value.dtype)] if hasattr(value, "shape") else repr(value)
+            for name, value in batch.items()}  # fmt: skip

@@ -20,7 +20,7 @@ PACKAGE = "liger_kernel"
 
 
 def constraints_for(model: "nn.Module", structure: ModelStructure, arguments: Any | None) -> Constraints:
-    """Return the constraints of what is behind the last layer, if the forward of `model` is Liger's, or is about to be.
+    """Return the constraints of the blocks behind the last layer, if the forward of `model` is, or will be, Liger's.
 
     Args:
         structure: that of `model`.
@@ -43,6 +43,7 @@ def _is_ligers(model: "nn.Module") -> bool:
     """Whether the forward of `model` is Liger's: bound to it, wrapped by accelerate, or that of its class."""
     forwards = (vars(model).get("forward"), vars(model).get("_old_forward"), type(model).forward)
     return any(
-        getattr(each, "__name__", "") == FORWARD and str(getattr(each, "__module__", "")).partition(".")[0] == PACKAGE
-        for each in forwards
+        getattr(forward, "__name__", "") == FORWARD
+        and str(getattr(forward, "__module__", "")).partition(".")[0] == PACKAGE
+        for forward in forwards
     )

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def library_map(model: "nn.Module", devices: Sequence[Device]) -> DeviceMap | None:
-    """Return the map of `device_map="auto"` for what the devices may hold; None where it needs the host or the disk.
+    """Return the map of `device_map="auto"` for these devices' capacities; None where it needs the host or the disk.
 
     As in `transformers.modeling_utils`, which balances the sizes of weights and then fills device by device.
     """

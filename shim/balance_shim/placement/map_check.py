@@ -23,7 +23,7 @@ MOST_NAMED = 12  # in one line: all that is wrong with a map of this model, and 
 def fit(
     user_map: UserMap, model: "nn.Module", structure: ModelStructure, devices: int
 ) -> tuple[DeviceMap, tuple[str, ...]]:
-    """Return the map completed for `model`, and a line on each thing that was added.
+    """Return the map completed for `model`, and a note on each name that was added.
 
     Args:
         user_map: as `map_file.read` gives it.
@@ -44,24 +44,26 @@ def fit(
     completed = _by_modules(completed, source, model)
     offloaded = sorted(name for name, device in completed.items() if device in OFFLOADED)
     if offloaded:
-        kept = f"{_listed(offloaded)}: kept on {completed[offloaded[0]]}, as in the map"
-        log.warning(f"{source}: {kept}; weights that are not on an accelerator do not train")
+        placement = f"{_listed(offloaded)}: kept on {completed[offloaded[0]]}, as in the map"
+        log.warning(f"{source}: {placement}; weights that are not on an accelerator do not train")
     return completed, tuple(f"{source}: {note}" for note in notes)
 
 
 def _check_devices(device_map: DeviceMap, source: str, devices: int) -> None:
     for name, device in device_map.items():
         if isinstance(device, int) and device >= devices:
-            there = f"there are {devices} devices (0 to {devices - 1})" if devices else "there is no accelerator here"
-            raise DeviceMapError(f"{source}: {name!r} is mapped to device {device}, but {there}")
+            available = (
+                f"there are {devices} devices (0 to {devices - 1})" if devices else "there is no accelerator here"
+            )
+            raise DeviceMapError(f"{source}: {name!r} is mapped to device {device}, but {available}")
 
 
 def _check_names(device_map: DeviceMap, source: str, model: "nn.Module") -> None:
     modules = [name for name, _ in model.named_modules(remove_duplicate=False)]
     tensors = [name for name, _ in model.named_parameters(remove_duplicate=False)]
     tensors += [name for name, _ in model.named_buffers(remove_duplicate=False)]
-    known = {*modules, *tensors}
-    unknown = [name for name in device_map if name not in known]
+    existing = {*modules, *tensors}
+    unknown = [name for name in device_map if name not in existing]
     if unknown:
         shown = [f"{name!r}{_suggestion(name, modules, tensors)}" for name in unknown[:3]]
         shown += [f"{name!r}" for name in unknown[3:MOST_NAMED]]
@@ -80,7 +82,7 @@ def _suggestion(name: str, modules: list[str], tensors: list[str]) -> str:
 def _complete(
     device_map: DeviceMap, source: str, model: "nn.Module", structure: ModelStructure
 ) -> tuple[DeviceMap, list[str]]:
-    """Return the map with what it forgot added where that is safe, and a note on each addition."""
+    """Return the map with missing names added where that is safe, and a note on each addition."""
     completed, notes, lost = dict(device_map), [], []
     sizes = {name: tensor.numel() * tensor.element_size() for name, tensor in _tensors(model)}
     limit = max(SMALL_BYTES, sum(sizes.values()) // 1000)

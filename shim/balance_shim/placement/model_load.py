@@ -1,4 +1,4 @@
-"""Models that are about to load: what the script asks of `from_pretrained`, and what a device map is made from."""
+"""Models that are about to load: the script's arguments of `from_pretrained`, and the inputs of a device map."""
 
 from dataclasses import dataclass
 from threading import local
@@ -16,9 +16,9 @@ class ModelLoad:
 
     Attributes:
         model: on the meta device, quantizer-prepared.
-        device_map: what the script asks for, such as "auto".
+        device_map: the script's argument, such as "auto".
         max_memory: the script's, as in accelerate.
-        no_split: class names of modules that must not be split; None: what the model declares.
+        no_split: class names of modules that must not be split; None: those that the model declares.
         parameter_bytes: (name, parameter) -> bytes as it will be loaded; None: as it stands.
     """
 

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
-# What bitsandbytes keeps beside its weights: `weight.quant_state` (nested as `state2`), `module.state` of 8-bit layers.
+# Quantization state of bitsandbytes: `weight.quant_state` (nested as `state2`), `module.state` of 8-bit layers.
 STATES = ("quant_state", "state", "state2")
 # Names that PEFT puts between a module and its place in the model, once the module has an adapter.
 ADAPTED = ("base_layer", "original_module")
@@ -58,7 +58,7 @@ class Places:
     def _key(self, name: str) -> str | None:
         """Return the longest key at or above `name`, whichever of PEFT's names are in it."""
         plain = ".".join(part for part in name.split(".") if part not in ADAPTED)
-        keys = [key for each in {name, plain} if (key := _longest_key(each, self.device_map)) is not None]
+        keys = [key for spelling in {name, plain} if (key := _longest_key(spelling, self.device_map)) is not None]
         return max(keys, key=len, default=None)
 
 
@@ -94,7 +94,7 @@ class Piece:
 
 
 def to_move(model: "nn.Module", places: Places, optimizers: "Iterable[torch.optim.Optimizer]" = ()) -> list[Piece]:
-    """Return what is not where `places` wants it, in the model's order.
+    """Return the pieces that are not where `places` puts them, in the model's order.
 
     Raises:
         MoveError: the map wants tied weights on two devices.
@@ -114,7 +114,7 @@ def to_move(model: "nn.Module", places: Places, optimizers: "Iterable[torch.opti
         if all(tensor is not other for other in piece.tensors):
             piece.tensors.append(tensor)
         if piece.goal != goal:
-            if any(isinstance(each, nn.Parameter) for each in (*piece.tensors, tensor)):
+            if any(isinstance(member, nn.Parameter) for member in (*piece.tensors, tensor)):
                 raise MoveError(f"{names[key]} and {name} are one tensor, but the map has them on two devices")
             # A buffer of a module that several blocks share: accelerate, too, leaves it where the last of them is.
             piece.block, piece.goal = places.block_of(owner), goal
@@ -129,14 +129,14 @@ def to_move(model: "nn.Module", places: Places, optimizers: "Iterable[torch.opti
 
 
 def refuse_unmovable(model: "nn.Module") -> None:
-    """Raise `MoveError` if the model holds what does not survive that its tensors change their memory in place."""
+    """Raise `MoveError` if the model holds something that breaks when its tensors change their memory in place."""
     import torch
     from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
     for name, module in model.named_modules():
         why = None
         hook = vars(module).get("_hf_hook")
-        if any(getattr(each, "offload", False) for each in getattr(hook, "hooks", (hook,))):
+        if any(getattr(part, "offload", False) for part in getattr(hook, "hooks", (hook,))):
             why = "its weights are offloaded to the host or to disk"
         elif isinstance(module, torch.jit.ScriptModule):
             why = "it is a compiled TorchScript module"
@@ -161,32 +161,32 @@ def _tensors(
     """Yield each tensor that may have to move, with its name and that of the parameter or buffer it goes with."""
     for prefix, module in model.named_modules(remove_duplicate=False):
         inside = f"{prefix}." if prefix else ""
-        here: list[tuple[str, Tensor]] = []
+        own: list[tuple[str, Tensor]] = []
         for key, parameter in module._parameters.items():
             if parameter is None:
                 continue
             name = f"{inside}{key}"
-            here.append((name, parameter))
+            own.append((name, parameter))
             yield name, parameter, name
             if parameter.grad is not None:
                 yield f"{name}.grad", parameter.grad, name
-            for attached in [vars(parameter), *(each.state.get(parameter, {}) for each in optimizers)]:
+            for attached in [vars(parameter), *(optimizer.state.get(parameter, {}) for optimizer in optimizers)]:
                 for label, tensor in _attached(attached):
                     if tensor.device == parameter.device:  # Adam keeps its count of steps on the host
                         yield f"{name}.{label}", tensor, name
         for key, buffer in module._buffers.items():
             if buffer is not None:
-                here.append((f"{inside}{key}", buffer))
+                own.append((f"{inside}{key}", buffer))
                 yield f"{inside}{key}", buffer, f"{inside}{key}"
         # Plain attributes that are tensors (a rotary embedding's first frequencies) are where the module's others are.
         for label, tensor in _attached(vars(module)):
-            beside = next((name for name, other in here if other.device == tensor.device), None)
-            if beside is not None:
-                yield f"{inside}{label}", tensor, beside
+            neighbour = next((name for name, other in own if other.device == tensor.device), None)
+            if neighbour is not None:
+                yield f"{inside}{label}", tensor, neighbour
 
 
 def _attached(attributes: Mapping[str, Any]) -> "Iterator[tuple[str, Tensor]]":
-    """Yield the tensors among some object's attributes, and in what libraries of quantized weights keep there."""
+    """Yield the tensors among an object's attributes, and in the states that quantization libraries keep there."""
     import torch
 
     for key, value in attributes.items():
@@ -198,7 +198,7 @@ def _attached(attributes: Mapping[str, Any]) -> "Iterator[tuple[str, Tensor]]":
 
 
 def _memory(tensor: "Tensor") -> Any:
-    """Return what two tensors have in common if they are the same piece of memory."""
+    """Return a key that is equal for two tensors that are the same piece of memory."""
     import torch
     from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 

@@ -29,7 +29,7 @@ UNKNOWN = 1 << 62  # free bytes of a device that does not report them
 
 @dataclass(frozen=True)
 class Moved:
-    """What `move` did.
+    """The result of `move`.
 
     Attributes:
         blocks: the keys of the new map that had something to move, in the model's order.
@@ -82,7 +82,7 @@ def move(model: "nn.Module", device_map: DeviceMap, optimizers: "Iterable[torch.
 
 @contextmanager
 def _all_or_nothing(pieces: list[Piece]) -> Iterator[ExitStack]:
-    """Undo, if the body raises, what it has registered, last first: every state on the way back has had room before."""
+    """If the body raises, undo the registered moves, last first: every state on the way back has had room before."""
     undo = ExitStack()
     try:
         yield undo
@@ -116,7 +116,7 @@ def _transfer(pieces: list[Piece], undo: ExitStack) -> int:
 
     host = torch.device("cpu")
     waiting, over_host = list(pieces), 0
-    unfilled = {device: max(0, more) for device, more in _arriving(pieces).items()}  # of what it holds at most
+    unfilled = {device: max(0, more) for device, more in _arriving(pieces).items()}  # of the most that it holds
     while waiting:
         free = {device: _free_bytes(device) for device in unfilled}
 
@@ -136,8 +136,8 @@ def _transfer(pieces: list[Piece], undo: ExitStack) -> int:
                 bring(piece)
         if len(stuck) == len(waiting):
             fitting = [piece for piece in stuck if _rounded(piece.size) <= free[piece.goal]]
-            wanted = {piece.goal for piece in stuck}
-            helpful = [piece for piece in stuck if piece.device in wanted]
+            goals = {piece.goal for piece in stuck}
+            helpful = [piece for piece in stuck if piece.device in goals]
             if fitting:
                 chosen = min(fitting, key=lambda piece: piece.size)
                 bring(chosen)
@@ -173,7 +173,7 @@ def _put(piece: Piece, device: "torch.device", undo: ExitStack) -> None:
 
 
 def _check_room(pieces: list[Piece]) -> None:
-    """Raise if some device lacks room for what is to be there in the end, before anything is touched."""
+    """Raise if a device lacks room for its final contents, before anything is touched."""
     for device, more in sorted(_arriving(pieces).items(), key=lambda item: str(item[0])):
         missing = more - _free_bytes(device)
         if missing > 0:
@@ -195,7 +195,7 @@ def _note_map(model: "nn.Module", device_map: DeviceMap, undo: ExitStack) -> Non
 
 
 def _free_bytes(device: "torch.device") -> int:
-    """Return what can be allocated on `device`, with what this process's allocator keeps there without using it."""
+    """Return the bytes that can be allocated on `device`, including those cached by this process's allocator."""
     import torch
 
     module: Any = torch.get_device_module(device)
@@ -211,7 +211,7 @@ def _free_bytes(device: "torch.device") -> int:
 
 
 def _empty_caches() -> None:
-    """Give what moved away back to the devices, as far as whole segments of the allocator are free.
+    """Give freed memory back to the devices, as far as whole segments of the allocator are free.
 
     Weights that transformers has loaded are parts of one block a device (`caching_allocator_warmup`): what leaves it
     stays reserved, free for tensors of this process and for nobody else.

@@ -81,19 +81,19 @@ def placed_models() -> "list[nn.Module]":
 
 
 def compared_models() -> "list[nn.Module]":
-    """Return the models in use that others may be compared with: those placed, then those with a map of another kind.
+    """Return the models in use that others may be compared with: placed ones, then those with a map of another kind.
 
     A model that the one that loads now replaces is not among them.
     """
     going = _ids_leaving()
-    models = [*_placed, *(each for each in _had_map if each not in _placed)]
+    models = [*_placed, *(model for model in _had_map if model not in _placed)]
     return [model for model in models if id(model) not in going]
 
 
 def next_number() -> int:
     """Return the number of the model that loads now among those in use that plans have placed, from 1."""
     going = _ids_leaving()
-    return 1 + max((each.number for model, each in _placed.items() if id(model) not in going), default=0)
+    return 1 + max((entry.number for model, entry in _placed.items() if id(model) not in going), default=0)
 
 
 def _ids_leaving() -> set[int]:
@@ -102,7 +102,7 @@ def _ids_leaving() -> set[int]:
 
 @contextmanager
 def leaving(held: Mapping[int, int], model: "nn.Module | None" = None) -> Iterator[None]:
-    """Have the models that load in this context planned for without what another one holds, which they replace.
+    """Have the models that load in this context planned for without the memory of another one, which they replace.
 
     Args:
         held: device index -> bytes.

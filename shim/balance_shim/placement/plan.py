@@ -1,4 +1,4 @@
-"""A plan: a device map, and what each device is predicted to hold under it."""
+"""A plan: a device map, and the predicted memory of each device under it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -30,7 +30,7 @@ class DevicePlan:
 
     Attributes:
         terms: those of the moment of the peak; they add up to it.
-        run: what is allocated and freed there in training; None where it was not traced.
+        run: the allocations and frees there in training; None where it was not traced.
     """
 
     device: Device
@@ -54,7 +54,7 @@ class DevicePlan:
     def predicted_reserved(self) -> int | None:
         """The bytes that this process takes from the device, as its allocator rounds and fragments; None: unknown.
 
-        At most what is available, if giving back cached segments is enough for that.
+        At most the available memory, if giving back cached segments is enough for that.
         """
         if self.run is None:
             return None
@@ -96,13 +96,13 @@ class Plan:
         mode: whose map it is: "balanced" (ours), "map" (the user's) or "auto" (transformers').
         model_class: class name of the model.
         parameters: number of parameters, tied ones once.
-        workload: what the prediction holds for.
+        workload: the workload that the prediction is for.
         devices: every device that could be used, in index order.
         device_map: full module name -> device index, "cpu" or "disk".
         lower_bound: bytes that the fullest device must hold at least, under any map.
         method: how the costs were found, for people: "traced", or what was estimated and why.
         source: the same as data.
-        notes: what a reader of the plan should know, a line each.
+        notes: facts that a reader of the plan should know, a line each.
         recomputed: the layers to checkpoint, where they were chosen one by one; None: as the workload has it.
         step_time: the predicted duration of a step; None where the kind of a device is unknown or nothing was traced.
     """
@@ -141,7 +141,7 @@ class Plan:
         return max(self.devices, key=lambda device: device.filled)
 
     def on(self, index: int) -> DevicePlan | None:
-        """Return what is planned for the device with this index; None if the plan has no such device."""
+        """Return the plan of the device with this index; None if the plan has no such device."""
         return next((device for device in self.devices if device.device.index == index), None)
 
     @property
@@ -222,30 +222,30 @@ def _attention_notes(costed: CostedModel, devices: Sequence[Device]) -> list[str
     notes = []
     for dtype in costed.math_attention:
         remedy = "float16" if capabilities and capabilities[0] < (8, 0) else "bfloat16"
-        others = "another attn_implementation" if dtype == remedy else f"{remedy} or another attn_implementation"
+        alternatives = "another attn_implementation" if dtype == remedy else f"{remedy} or another attn_implementation"
         notes.append(
             f"attention in {dtype} has no fused kernel{on}: each layer keeps a matrix of sequence length squared for "
-            f"every head; {others} may avoid that"
+            f"every head; {alternatives} may avoid that"
         )
     return notes
 
 
 def _run(costed: CostedModel, device_map: DeviceMap, device: Device, first_device: Device) -> DeviceRun | None:
-    """Return what happens on `device`; None if a block there was not traced."""
-    here = [
+    """Return the records of `device`; None if a block there was not traced."""
+    blocks = [
         (cost, record)
         for block, cost, record in zip(costed.blocks, costed.costs, costed.records, strict=False)
         if place_of(block, device_map) == device.index
     ]
-    if costed.first_record is None or any(record is None for _, record in here):
+    if costed.first_record is None or any(record is None for _, record in blocks):
         return None
-    here.append((costed.first, costed.first_record) if device.index == first_device.index else (NOTHING, Record()))
+    blocks.append((costed.first, costed.first_record) if device.index == first_device.index else (NOTHING, Record()))
     ranked = sorted(
         (cost.phases[phase].rank if phase < len(cost.phases) else cost.rank, position, phase)
-        for position, (cost, record) in enumerate(here)
+        for position, (cost, record) in enumerate(blocks)
         for phase in range(len(record.phases) if record is not None else 0)
     )
-    *records, last = (record for _, record in here if record is not None)
+    *records, last = (record for _, record in blocks if record is not None)
     return DeviceRun(
         tuple(records),
         last,

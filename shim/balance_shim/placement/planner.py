@@ -83,7 +83,7 @@ def fitting(request: Request) -> Plan | None:
 
 
 def solved(request: Request, costed: CostedModel, recomputed: frozenset[str] | None) -> Plan | None:
-    """Return the best plan that passes its dry run, for what `costed_for(request)` gave; None if there is none.
+    """Return the best plan that passes its dry run, for the result of `costed_for(request)`; None if there is none.
 
     Results of a dry run (blocks that have to share a device, peaks off the prediction) go into the next solution.
 
@@ -230,7 +230,7 @@ def _say_does_not_fit(model_class: str, gap: DoesNotFit, request: Request) -> No
 
 
 def from_user(request: Request, user_map: UserMap, devices: int) -> Plan:
-    """Return the plan of mode `map`: the user's map, completed where that is safe, with what it will hold.
+    """Return the plan of mode `map`: the user's map, completed where that is safe, with its predicted peaks.
 
     Raises:
         DeviceMapError: the map does not fit the model or the machine.

@@ -20,7 +20,7 @@ def least_recomputation(
     Args:
         plain: the model's costs with no layer recomputed.
         recomputed: the same with all of them.
-        devices: what it has to fit on.
+        devices: the devices that it has to fit on.
 
     Raises:
         DoesNotFit: the weights alone do not fit.

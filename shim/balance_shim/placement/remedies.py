@@ -14,7 +14,7 @@ from .request import Request
 
 
 class Change(NamedTuple):
-    """What a remedy changes: in words, as fields of `Workload`, and whether the weights are loaded in bfloat16."""
+    """The changes of a remedy: in words, as fields of `Workload`, and whether the weights are loaded in bfloat16."""
 
     phrase: str
     fields: dict[str, Any]
@@ -26,7 +26,7 @@ def what_would_fit(plan: Plan, request: Request) -> list[str]:
 
     Args:
         plan: a balanced plan that does not fit.
-        request: what it was made for.
+        request: the request that it was made for.
     """
     remedies = [
         f"{remedy.phrase} (fullest device {format_size(remedy.plan.worst.predicted_peak)})"
@@ -152,7 +152,7 @@ def _changes(workload: Workload, request: Request) -> list[Change]:
         phrase = "gradient checkpointing (BALANCE_GRADIENT_CHECKPOINTING=1)"
         remedies.append(Change(phrase, {"gradient_checkpointing": True}))
     if workload.batch_size > 1:
-        # What is left of the batch is accumulated.
+        # The rest of the batch is accumulated.
         changes = {"batch_size": 1, "accumulation": workload.accumulation * workload.batch_size}
         remedies.append(Change("a micro-batch of 1 (BALANCE_MICRO_BATCH=1)", changes))
     if request.may_halve and trains_in(request.model, torch.float32):

@@ -17,7 +17,7 @@ def most_that_fit(request: Request, shares_of: Callable[[int], Sequence[Share]])
     """
     for count in range(len(request.devices), 1, -1):
         requests = of_shares(request, shares_of(count))
-        if requests and all(planner.fitting(each) is not None for each in requests):
+        if requests and all(planner.fitting(share_request) is not None for share_request in requests):
             return count
     return 1
 
@@ -27,12 +27,13 @@ def of_shares(request: Request, shares: Sequence[Share]) -> list[Request]:
 
     Empty where `request` lacks a device of a share: no room is left on it.
     """
-    known = {device.index: device for device in request.devices}
-    if any(index not in known for share in shares for index in share):
+    by_index = {device.index: device for device in request.devices}
+    if any(index not in by_index for share in shares for index in share):
         return []
     replicated = request.with_workload(replicated=True)
-    kinds = {tuple(known[index].capacity for index in share): share for share in reversed(shares)}
+    kinds = {tuple(by_index[index].capacity for index in share): share for share in reversed(shares)}
     weakest_first = sorted(kinds, key=sum)
     return [
-        replace(replicated, devices=tuple(known[index] for index in kinds[capacities])) for capacities in weakest_first
+        replace(replicated, devices=tuple(by_index[index] for index in kinds[capacities]))
+        for capacities in weakest_first
     ]

@@ -51,7 +51,7 @@ class Request:
     def from_settings(
         cls, settings: Settings, case: TrainingCase, devices: tuple[Device, ...], **fields: Any
     ) -> "Request":
-        """Return the request for `case` with the options that the user's settings decide; `fields` are the others."""
+        """Return the request for `case` with the options that the user's settings decide; `fields` are the rest."""
         return cls(
             case,
             devices,
@@ -86,9 +86,9 @@ class Request:
         """The architectures of the devices, each once: which kernels run depends on them."""
         return tuple(sorted({device.architecture for device in self.devices}, key=str))
 
-    def key(self, *what: Any) -> str:
-        """Return the key of a result that follows from `what` and this request, but for the sizes of its devices."""
-        return "" if self.cache is None else digest(self._identity, *what)
+    def key(self, *parts: Any) -> str:
+        """Return the key of a result that follows from `parts` and this request, but for the sizes of its devices."""
+        return "" if self.cache is None else digest(self._identity, *parts)
 
     @cached_property
     def _identity(self) -> list[Any]:

@@ -11,7 +11,7 @@ from typing import Protocol
 
 
 class Loads(Protocol):
-    """What a device carries with any run of the chain."""
+    """The load of a device with any run of the chain."""
 
     def row(self, start: int, limit: float) -> Sequence[float]:
         """Return the loads with 0, 1, 2, ... blocks from `start` on, up to the first above `limit` at least.

@@ -70,7 +70,7 @@ def step_of(
 
 
 def update_of(costs: Sequence[BlockCost], schedule: Schedule) -> Operation:
-    """Return what clipping gradients and the optimizer's step on these blocks take."""
+    """Return the time of clipping gradients and of the optimizer's step on these blocks."""
     gradients = sum(cost.gradients for cost in costs)
     state = sum(cost.optimizer for cost in costs)
     once = 2 * (gradients + state) + gradients  # weights are as wide as their gradients

@@ -24,7 +24,7 @@ class Verification:
     """The result of a dry run under a map, of a model shortened to a few layers a device.
 
     Attributes:
-        peaks: device index -> the most bytes that it held beside weights and optimizer state.
+        peaks: device index -> the most bytes that it held besides weights and optimizer state.
         blocks: the names of the blocks that ran.
         met: for each operation that met tensors on two devices the blocks that they come from, None among them for the
             inputs: the map cannot be used. Empty otherwise.
@@ -103,15 +103,15 @@ class Misprediction:
 def mispredictions(
     verified: Verification, costed: CostedModel, device_map: DeviceMap, devices: Sequence[Device]
 ) -> tuple[Misprediction, ...]:
-    """Return the devices of the dry run whose peaks were off what `costed` predicts."""
+    """Return the devices of the dry run whose peaks differ from those that `costed` predicts."""
     off: list[Misprediction] = []
     if costed.source == "blockwise trace":  # with pictures, which the model as a whole is tried out without
         return ()
     for device in devices if verified.blocks else ():
         predicted = _peak_without_state(costed, _ran_on(device, verified, costed, device_map, devices[0]))
-        seen = verified.peaks.get(device.index, 0)
-        if abs(predicted - seen) > max(LARGEST_ERROR * seen, LEAST_ERROR):
-            off.append(Misprediction(device, predicted, seen))
+        measured = verified.peaks.get(device.index, 0)
+        if abs(predicted - measured) > max(LARGEST_ERROR * measured, LEAST_ERROR):
+            off.append(Misprediction(device, predicted, measured))
     return tuple(off)
 
 
@@ -161,5 +161,5 @@ def _ran_on(
 def _peak_without_state(costed: CostedModel, costs: Mapping[str, BlockCost]) -> int:
     """Return the predicted peak of a device besides weights, optimizer state and gradients of earlier micro-batches."""
     passing = [replace(cost.in_training(), weights=0, optimizer=0, inputs=0, step=0) for cost in costs.values()]
-    there = sum(cost.gradients for cost in passing) if costed.schedule.accumulating else 0
-    return peak(passing, replace(costed.schedule, replicated=False)) - there
+    earlier = sum(cost.gradients for cost in passing) if costed.schedule.accumulating else 0
+    return peak(passing, replace(costed.schedule, replicated=False)) - earlier
