@@ -81,6 +81,7 @@ def _arm(arming: Arming, may_raise: bool) -> None:
         excepthook.install()
     if not arming.is_plain:
         log.set_level(arming.settings.log_level)
+        _record_events(arming)
     _say_problems(arming, may_raise)
     if fatal:
         error = SettingError("\n".join(fatal))
@@ -98,6 +99,14 @@ def _arm(arming: Arming, may_raise: bool) -> None:
         _settle()
     if not arming.is_plain and (arming.settings.simulate is not None or _is_simulation_refused(arming)):
         _simulate_with(arming)
+
+
+def _record_events(arming: Arming) -> None:
+    folder = arming.settings.report
+    if arming.mode != "off" and folder not in ("text", "off"):
+        from .report import events
+
+        events.record_to(folder)
 
 
 def _settle() -> None:

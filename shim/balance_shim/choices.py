@@ -9,3 +9,8 @@ LossSetting = Literal["auto", "chunked", "full"]
 Loss = Literal["chunked", "full"]
 Precision = Literal["bf16", "fp16", "fp32"]
 Offload = Literal["none", "optimizer", "all"]
+# What a message in `events.jsonl` is about; from "kept" on, what the monitor finds.
+EventKind = Literal[
+    "message", "does not fit", "out of memory", "repair", "move", "portions",
+    "kept", "long batch", "longer batches", "fragmentation", "cache", "occupied", "others",
+]  # fmt: skip

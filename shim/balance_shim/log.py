@@ -4,14 +4,26 @@
 interpreter start nobody has configured it yet.
 """
 
+from __future__ import annotations
+
 import os
 import sys
 import time
+
+TYPE_CHECKING = False  # `typing` costs more than everything else arming imports; type checkers know this name
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from typing import Any
+
+    from .choices import EventKind
+
+    Listener = Callable[[str, str, EventKind, Mapping[str, Any]], None]
 
 LEVELS = ("debug", "info", "warning", "error")
 _threshold = LEVELS.index("info")
 _said: set[str] = set()
 _errors: dict[str, float] = {}  # what has been said as an error -> when
+_listeners: list[Listener] = []
 
 
 def set_level(level: str) -> None:
@@ -30,20 +42,28 @@ def is_first_process() -> bool:
     return os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")) in ("", "0")
 
 
+def listen(listener: Listener) -> None:
+    """Call `listener` with level, message, kind and facts of each warning, error, and message that has a kind.
+
+    Also of those below the level that is shown. A listener that fails is ignored.
+    """
+    _listeners.append(listener)
+
+
 def debug(message: str) -> None:
     _say("debug", message)
 
 
-def info(message: str) -> None:
-    _say("info", message)
+def info(message: str, kind: EventKind = "message", facts: Mapping[str, Any] | None = None) -> None:
+    _say("info", message, kind=kind, facts=facts)
 
 
-def warning(message: str) -> None:
-    _say("warning", message)
+def warning(message: str, kind: EventKind = "message", facts: Mapping[str, Any] | None = None) -> None:
+    _say("warning", message, kind=kind, facts=facts)
 
 
-def error(message: str) -> None:
-    _say("error", message)
+def error(message: str, kind: EventKind = "message", facts: Mapping[str, Any] | None = None) -> None:
+    _say("error", message, kind=kind, facts=facts)
 
 
 def is_fresh(message: str, seconds: float) -> bool:
@@ -51,9 +71,9 @@ def is_fresh(message: str, seconds: float) -> bool:
     return message in _errors and time.monotonic() - _errors[message] < seconds
 
 
-def error_of_any_rank(message: str) -> None:
+def error_of_any_rank(message: str, kind: EventKind = "message", facts: Mapping[str, Any] | None = None) -> None:
     """Say `message` whichever process this is: what happened to it alone."""
-    _say("error", f"rank {os.environ.get('RANK', '0')}: {message}", anywhere=True)
+    _say("error", f"rank {os.environ.get('RANK', '0')}: {message}", anywhere=True, kind=kind, facts=facts)
 
 
 def once(level: str, message: str) -> None:
@@ -63,8 +83,18 @@ def once(level: str, message: str) -> None:
         _say(level, message)
 
 
-def _say(level: str, message: str, anywhere: bool = False) -> None:
-    if not shows(level) or not (anywhere or is_first_process()) or sys.stderr is None:
+def _say(
+    level: str,
+    message: str,
+    anywhere: bool = False,
+    kind: EventKind = "message",
+    facts: Mapping[str, Any] | None = None,
+) -> None:
+    if not (anywhere or is_first_process()):
+        return
+    if kind != "message" or level in ("warning", "error"):
+        _tell(level, message, kind, facts or {})
+    if not shows(level) or sys.stderr is None:
         return
     if level == "error":
         _errors[message] = time.monotonic()
@@ -74,3 +104,11 @@ def _say(level: str, message: str, anywhere: bool = False) -> None:
         sys.stderr.flush()
     except Exception:  # closed, full, or replaced by something that only half behaves: no reason to stop a training
         pass
+
+
+def _tell(level: str, message: str, kind: EventKind, facts: Mapping[str, Any]) -> None:
+    for listener in _listeners:
+        try:  # noqa: SIM105, contextlib would have to be imported while arming
+            listener(level, message, kind, facts)
+        except Exception:  # a record is no reason to stop a training
+            pass

@@ -57,8 +57,8 @@ def test_watching_changes_nothing(results):
 
 
 def test_nothing_is_written_unless_asked_for(results):
-    """Without the variable there is no record, no picture and no table."""
-    assert set(results["unwatched"]["files"]) == {"device_map.json", "plan.json"}
+    """Without the variable there is no record, no picture and no table: only the plan and what it is a plan for."""
+    assert set(results["unwatched"]["files"]) == {"device_map.json", "plan.json", "run.json"}
     assert "memory of this training" not in results["unwatched"]["said"]
 
 

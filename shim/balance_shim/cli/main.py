@@ -15,6 +15,8 @@ commands:
   run TARGET ...                      run a program with the shim armed
   simulate --gpus DEVICES TARGET ...  run it on simulated devices and print the peak of each
   plan MODEL --gpus DEVICES           plan the training of a model from its config, without weights or devices
+  report FOLDER                       write one HTML page on a run, from the folder of BALANCE_REPORT
+  top FOLDER                          show the memory of a training while it runs
   doctor                              examine versions, seams, devices, links, NCCL; name problems and remedies
   env                                 list the BALANCE_* variables and what they are set to
 
@@ -82,6 +84,18 @@ def _plan(words: list[str]) -> int:
     return plan.run(words)
 
 
+def _report(words: list[str]) -> int:
+    from . import report
+
+    return report.run(words)
+
+
+def _top(words: list[str]) -> int:
+    from . import top
+
+    return top.run(words)
+
+
 def _env(words: list[str]) -> int:
     from ..output import show
     from ..settings import VARIABLES, read
@@ -107,7 +121,7 @@ def _doctor(words: list[str]) -> int:
 
 
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
-    "run": _run, "simulate": _simulate, "plan": _plan, "doctor": _doctor, "env": _env,
+    "run": _run, "simulate": _simulate, "plan": _plan, "report": _report, "top": _top, "doctor": _doctor, "env": _env,
 }  # fmt: skip
 
 

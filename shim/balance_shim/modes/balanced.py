@@ -53,7 +53,7 @@ class Balanced(SharedDevices):
         if share:
             rank_device.adopt(usable[0].index)
         if plan.shortfall and not request.workload.guessed:
-            log.warning(plan_report.shortfall_line(plan, what_would_fit(plan, request)))
+            log.warning(plan_report.shortfall_line(plan, what_would_fit(plan, request)), "does not fit")
         return device_map
 
 

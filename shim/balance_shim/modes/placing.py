@@ -18,7 +18,7 @@ from ..placement.plan import Plan, collapse
 from ..placement.remedies import saved_by_chunks, saved_by_precision
 from ..placement.request import Request
 from ..replicas import ranks
-from ..report import plan_report
+from ..report import plan_report, run_record
 from ..training import precision
 
 
@@ -58,6 +58,8 @@ def put_in_force(plan: Plan, request: Request, load: ModelLoad) -> tuple[Plan, D
                 log.info(line)
     settings, number = state.settings(), placed_models.next_number()
     files = attempt("reporting the plan", plan_report.show, plan, settings.report, None, number, instead=instead)
+    if files is not None:
+        attempt("recording the model", run_record.add_model, settings.report, files, request, instead=instead)
     placed_models.remember_placed(load.model, placed_models.Placed(plan, files, load.max_memory, number))
     call = calls.innermost()
     if call is not None and not call.mapped:

@@ -1,8 +1,10 @@
 """What all modes that train do: the training aids and the memory monitor, which combine with any of them."""
 
+from .. import log, state
 from ..monitoring import trainer_callback
 from ..patching.guard import attempt, insist
 from ..placement import placed_models
+from ..report import run_record
 from ..training import checkpointing, micro_batch, precision
 from ..training.actual_workload import innermost
 from ..upstream.trainer import TrainerLike, TrainingArgumentsLike
@@ -27,6 +29,7 @@ class Training(Mode):
         instead = "the script decides which layers are recomputed"
         attempt("activation checkpointing", _checkpoint, trainer, instead=instead)
         attempt("preparing micro-batches", micro_batch.begin, trainer, instead="they stay as they are")
+        attempt("recording the training", _record, trainer, instead="the report has no workload")
         attempt("watching memory", _monitor, trainer, instead="memory is not monitored")
 
 
@@ -36,6 +39,12 @@ def _checkpoint(trainer: TrainerLike) -> None:
         checkpointing.arrange(trainer, innermost(trainer.model), None)
     else:
         checkpointing.arrange(trainer, placed[0], placed[1].plan)
+
+
+def _record(trainer: TrainerLike) -> None:
+    report = state.settings().report
+    if report not in ("text", "off") and log.is_first_process():
+        run_record.add_training(report, trainer.args)
 
 
 def _monitor(trainer: TrainerLike) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 from .. import devices, log
 from ..patching.guard import attempt
 from ..placement.plan import Plan
+from ..report import run_record
 from ..settings import Settings
 from ..upstream.trainer import TrainerLike
 from . import report
@@ -45,6 +46,7 @@ class Monitor:
         self._since_log: dict[str, int] = {}
         self._ask_again = 0.0  # when drivers may be asked again
         self._asking = float("inf")  # seconds that this takes; the least seen, as a process may be kept waiting in it
+        self._busy: dict[str, float] = {}  # shares of the time, where they were asked for
         self._between: tuple[int, ...] | None = None
         self._step_began = time.perf_counter()
         self.spent = 0.0  # seconds in here
@@ -122,7 +124,7 @@ class Monitor:
         for finding in said:
             self._say(finding)
         self._history.add(number, readings)
-        self._lines.add(self._entry(step, seconds, batches, said))
+        self._record(self._entry(step, seconds, batches, said))
 
     def logged(self) -> None:
         """Write to the run's own TensorBoard what was highest since it was written to last."""
@@ -143,7 +145,7 @@ class Monitor:
             size = max(self._batches, key=lambda each: each.elements)
             step = Step(number, size.elements, size.tokens, 0, readings)
             entry = self._entry(step, time.perf_counter() - self._step_began, self._batches, [])
-            self._lines.add({**entry, "unfinished": True})
+            self._record({**entry, "unfinished": True})
         self._lines.close()
         if not self._history.points or not log.is_first_process():
             return
@@ -157,6 +159,13 @@ class Monitor:
             with open(path, "w", encoding="utf-8") as file:
                 file.write(report.picture(self._history, predicted))
 
+    def _record(self, entry: dict[str, Any]) -> None:
+        is_first = not self._lines.path
+        self._lines.add(entry)
+        folder = self._settings.report
+        if is_first and self._lines.path and folder not in ("text", "off") and log.is_first_process():
+            run_record.add_record(folder, self._lines.path, self._meter.indices)
+
     def _read(self) -> tuple[Reading, ...]:
         """Return readings, with what others have as often as the budget allows."""
         began = time.perf_counter()
@@ -164,6 +173,7 @@ class Monitor:
         if asking:
             self._meter.paged = paged_state(self._trainer.optimizer)
         readings = self._meter.read(with_others=asking)
+        self._busy = self._meter.busy() if asking else {}
         if readings[0].others is not None:
             ended = time.perf_counter()
             self._asking = min(self._asking, ended - began)
@@ -188,7 +198,7 @@ class Monitor:
         if finding.kind in ("occupied", "others"):
             who = processes_on(self._meter.kind, self._meter.indices[finding.devices[0]])
             text += f" ({who})" if who else ""
-        log.warning(text)
+        log.warning(text, finding.kind, {"since": finding.step})
 
     def _note_for_log(self, readings: tuple[Reading, ...]) -> None:
         for device, reading in enumerate(readings):
@@ -197,19 +207,24 @@ class Monitor:
                     name = f"memory_GiB/{self._meter.names[device]}/{what}"
                     self._since_log[name] = max(value, self._since_log.get(name, 0))
 
+    def _busy_of(self, name: str) -> dict[str, float]:
+        return {"busy": self._busy[name]} if name in self._busy else {}
+
     def _predicted(self) -> Mapping[str, int]:
         if self._plan is None:
             return {}
         return {device.name: device.predicted_peak for device in self._plan.devices}
 
     def _entry(self, step: Step, seconds: float, batches: list[BatchSize], said: list[Finding]) -> dict[str, Any]:
+        predicted = self._predicted()
         entry: dict[str, Any] = {
             "step": step.number,
             "seconds": round(seconds, 6),
             "tokens": sum(each.tokens for each in batches),
             "micro_batches": [[each.rows, each.row_tokens] for each in batches],
             "devices": {
-                name: reading._asdict() for name, reading in zip(self._meter.names, step.readings, strict=True)
+                name: {**reading._asdict(), "total": total, "predicted": predicted.get(name), **self._busy_of(name)}
+                for name, reading, total in zip(self._meter.names, step.readings, self._meter.totals, strict=True)
             },
         }
         if said:

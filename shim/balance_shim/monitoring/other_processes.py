@@ -31,6 +31,18 @@ def outside_allocator(kind: str, index: int, reserved: int) -> tuple[int, bool]:
     return allowance, not allowance
 
 
+def busy_share(kind: str, index: int) -> float | None:
+    """Return the share of NVML's last sample period in which a device computed, for any process; None: not known."""
+    if kind != "cuda":
+        return None
+    try:
+        import pynvml
+
+        return float(pynvml.nvmlDeviceGetUtilizationRates(_handle(index)).gpu) / 100
+    except Exception:
+        return None
+
+
 def paged_state(optimizer: Any) -> dict[int, int]:
     """Return the bytes of paged optimizer state for each device.
 
@@ -55,14 +67,20 @@ def _running(kind: str, index: int) -> list[Any]:
         return []
     try:
         import pynvml
-        import torch
 
-        pynvml.nvmlInit()
-        # By its identity: CUDA_VISIBLE_DEVICES gives devices other numbers than NVML does.
-        handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{torch.cuda.get_device_properties(index).uuid}")
-        return list(pynvml.nvmlDeviceGetComputeRunningProcesses(handle))
+        return list(pynvml.nvmlDeviceGetComputeRunningProcesses(_handle(index)))
     except Exception:
         return []
+
+
+def _handle(index: int) -> Any:
+    """Return NVML's handle of a CUDA device."""
+    import pynvml
+    import torch
+
+    pynvml.nvmlInit()
+    # By its identity: CUDA_VISIBLE_DEVICES gives devices other numbers than NVML does.
+    return pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{torch.cuda.get_device_properties(index).uuid}")
 
 
 def _described(process: Any) -> str:

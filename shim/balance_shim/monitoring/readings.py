@@ -6,7 +6,7 @@ Only functions that all device modules of torch have are used: cuda (and ROCm), 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from .other_processes import outside_allocator
+from .other_processes import busy_share, outside_allocator
 
 
 class Reading(NamedTuple):
@@ -54,6 +54,11 @@ class Meter:
         return tuple(
             self._read(index, total, with_others) for index, total in zip(self.indices, self.totals, strict=True)
         )
+
+    def busy(self) -> dict[str, float]:
+        """Return the share of the last moments in which each device computed, where its driver tells; 0 to 1."""
+        shares = {name: busy_share(self.kind, index) for name, index in zip(self.names, self.indices, strict=True)}
+        return {name: share for name, share in shares.items() if share is not None}
 
     def peaks(self) -> tuple[int, ...]:
         """Return the most bytes in tensors on each device since the peaks were reset."""

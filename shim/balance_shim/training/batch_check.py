@@ -239,13 +239,17 @@ class BatchCheck:
                 f"micro-batches as large as the one of {plan.workload.batch_size} x {plan.workload.seq_len} tokens are "
                 f"predicted not to fit ({worst.name}: {format_size(worst.predicted_peak)} of "
                 f"{format_size(worst.capacity)}) and run in portions; the losses do not change",
+                "portions",
             )
             return count
         self._known.add_hopeless(shapes)
         if not self._warned:
             self._warned = True
             line = plan_report.shortfall_line(plan, what_would_fit(plan, whole.request))
-            log.warning(f"a batch of {plan.workload.batch_size} x {plan.workload.seq_len} tokens runs as it is; {line}")
+            log.warning(
+                f"a batch of {plan.workload.batch_size} x {plan.workload.seq_len} tokens runs as it is; {line}",
+                "does not fit",
+            )
         return 1
 
     def _least_fitting(self, counts: list[int], batch: dict[str, Any], rows: int) -> int:

@@ -96,7 +96,8 @@ class Portions:
             free_memory()
             log.warning(
                 f"out of memory: micro-batches of {rows_of(inputs)} sequences run in {self.count} portions from now "
-                "on; the step is repeated, nothing is lost"
+                "on; the step is repeated, nothing is lost",
+                "portions",
             )
 
     def _can_halve(self, trainer: TrainerLike, inputs: Inputs) -> bool:

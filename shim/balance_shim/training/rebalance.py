@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from .. import devices, log, state
+from ..choices import EventKind
 from ..devices import Device
 from ..errors import MoveError
 from ..monitoring.batch import BatchSize, size_of
@@ -197,7 +198,8 @@ class Rebalancer:
         self._say(
             f"measured peaks of {when} differ from the plan ({fullest}): moved {counted(len(moved.blocks), 'block')} "
             f"({format_size(moved.size)}, optimizer state included), predicted peak of the fullest device "
-            f"{plan_report.worst_devices(better, now)}"
+            f"{plan_report.worst_devices(better, now)}",
+            "move",
         )
         self._plan = better
         self._moved(better)
@@ -238,9 +240,9 @@ class Rebalancer:
         measured, predicted = format_alike(self._measured[worst.device.index], worst.predicted_peak)
         return f"{worst.name} {measured}, predicted {predicted}"
 
-    def _say(self, text: str) -> None:
+    def _say(self, text: str, kind: EventKind = "message") -> None:
         if state.settings().report != "off":
-            log.info(text)
+            log.info(text, kind)
 
 
 def _optimizer_state(optimizer: Any, model: "nn.Module", costed: CostedModel) -> list[int]:

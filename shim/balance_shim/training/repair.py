@@ -212,7 +212,7 @@ def _change_map(case: _Case, failure: Exception) -> bool:
         log.warning(f"{met} met on different devices, but {error}; the map stays")
         return False
     note = f"{met} met on different devices in {'a step' if case.trains else 'an evaluation'}: {repaired.change}"
-    log.warning(f"{note}, and the step is repeated; nothing is lost")
+    log.warning(f"{note}, and the step is repeated; nothing is lost", "repair")
     case.replanned(replace(repaired.plan, notes=(*repaired.plan.notes, note)))
     colocations.remember(model, repaired.colocations, cache.folder_of(state.settings().cache))
     return True

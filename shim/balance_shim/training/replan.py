@@ -102,7 +102,8 @@ def moved_if_better(trainer: TrainerLike, outcome: Outcome, for_any_gain: bool =
 def warned(trainer: TrainerLike, outcome: Outcome) -> Outcome:
     """Return the outcome; if it does not fit, warn first, with the changes under which it would."""
     if outcome.plan.shortfall and not _evaluation_is_remedied(trainer, outcome):
-        log.warning(plan_report.shortfall_line(outcome.plan, what_would_fit(outcome.plan, outcome.request)))
+        line = plan_report.shortfall_line(outcome.plan, what_would_fit(outcome.plan, outcome.request))
+        log.warning(line, "does not fit")
     return outcome
 
 
@@ -219,7 +220,8 @@ def _better(trainer: TrainerLike, outcome: Outcome, for_any_gain: bool) -> Outco
     if state.settings().report != "off":
         log.info(
             f"moved {counted(len(moved.blocks), 'block')} ({format_size(moved.size)}) for this workload: fullest "
-            f"device {plan_report.worst_devices(better, actual)}"
+            f"device {plan_report.worst_devices(better, actual)}",
+            "move",
         )
     return replace(outcome, plan=better, moved=True, broken=False)
 

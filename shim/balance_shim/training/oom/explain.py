@@ -23,6 +23,8 @@ from .scene import Scene, with_predictions
 if TYPE_CHECKING:
     from torch import nn
 
+HEADER = ("device", "as planned", "for this batch", "measured", "others", "of")
+
 
 def explain(trainer: TrainerLike, model: "nn.Module", plan: Plan | None, failure: BaseException) -> None:
     """Say on standard error why `failure`, an out-of-memory error, was raised while `trainer` trained.
@@ -56,9 +58,19 @@ def explain(trainer: TrainerLike, model: "nn.Module", plan: Plan | None, failure
         scene = replace(scene, largest_before=monitor.largest, kept=monitor.kept)
     planned_again = "the explanation of the out-of-memory has no map and no remedies"
     scene = attempt("planning again", with_predictions, scene, trainer, model, default=scene, instead=planned_again)
-    lines = [_headline(scene, trainer), *causes(scene), _table(scene)]
-    lines += attempt("looking for what fits", what_fits, scene, trainer, default=[], instead=planned_again)
-    (log.error if alone else log.error_of_any_rank)("\n  ".join(lines))
+    headline, reasons, rows = _headline(scene, trainer), causes(scene), _rows(scene)
+    remedies = attempt("looking for what fits", what_fits, scene, trainer, default=[], instead=planned_again)
+    aligned = table(HEADER, rows).removeprefix("  ").replace("\n", "\n  ")
+    facts = {
+        "step": trainer.state.global_step + 1,
+        "device": scene.name,
+        "headline": headline,
+        "causes": reasons,
+        "table": [list(HEADER), *rows],
+        "remedies": remedies,
+    }
+    report = log.error if alone else log.error_of_any_rank
+    report("\n  ".join([headline, *reasons, aligned, *remedies]), "out of memory", facts)
 
 
 def _looked_at(trainer: TrainerLike, plan: Plan | None, kind: str) -> list[int]:
@@ -108,7 +120,8 @@ def _on_device(scene: Scene) -> str:
     return f"the traceback does not name the block; blocks of {scene.name}: {held}"
 
 
-def _table(scene: Scene) -> str:
+def _rows(scene: Scene) -> list[list[str]]:
+    """Return the rows under `HEADER`, one for each device."""
     plan = scene.planned
     planned = {} if plan is None else {each.device.index: each for each in plan.devices}
     actual = {} if scene.actual is None else {each.device.index: each for each in scene.actual.devices}
@@ -127,5 +140,4 @@ def _table(scene: Scene) -> str:
                 format_size(scene.meter.totals[position]),
             ]
         )
-    header = ["device", "as planned", "for this batch", "measured", "others", "of"]
-    return table(header, rows).removeprefix("  ").replace("\n", "\n  ")
+    return rows

@@ -1,0 +1,293 @@
+"""Read a folder of `BALANCE_REPORT` into plain values, whatever part of it is there and whole."""
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, TypeVar
+
+from ..errors import UsageError
+from . import events, memory_record, run_record
+from .memory_record import MemoryRecord
+
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True)
+class PlannedDevice:
+    """One device of a plan. Sizes in bytes; `terms` by name, in the order in which they are stacked."""
+
+    name: str
+    capacity: int
+    predicted_peak: int
+    predicted_reserved: int | None
+    terms: Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class StepTime:
+    """A predicted step: seconds, tokens per second, and the share of it in which each device computes, by name."""
+
+    seconds: float
+    tokens_per_second: float | None
+    busy: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class PlanRecord:
+    """A plan as `plan.json` has it.
+
+    Attributes:
+        number: of its files; those of a run's second model have 2.
+        mode: whose map it is: "balanced", "map" or "auto".
+        step_time: None where no time is predicted.
+    """
+
+    number: int
+    mode: str
+    model_class: str
+    parameters: int
+    workload: Mapping[str, Any]
+    devices: tuple[PlannedDevice, ...]
+    device_map: Mapping[str, Any]
+    notes: tuple[str, ...] = ()
+    step_time: StepTime | None = None
+
+
+@dataclass(frozen=True)
+class Event:
+    """One line of `events.jsonl`; see `report/events`."""
+
+    kind: str
+    level: str
+    text: str
+    time: float = 0.0
+    rank: int = 0
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class SimulatedDevice:
+    """A device of `simulation.json`. Bytes, and the share of the time in which it was busy, where that is known."""
+
+    name: str
+    peak: int
+    reserved_peak: int
+    busy: float | None = None
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """What a report folder holds of its latest run.
+
+    Attributes:
+        run: `run.json`; empty where there is none.
+        remarks: what could not be read, a line each.
+    """
+
+    path: str
+    run: Mapping[str, Any]
+    plans: tuple[PlanRecord, ...]
+    records: tuple[MemoryRecord, ...]
+    events: tuple[Event, ...]
+    simulated: tuple[SimulatedDevice, ...]
+    remarks: tuple[str, ...]
+
+
+def read(path: str) -> RunFolder:
+    """Return the latest run in the folder `path`.
+
+    Raises:
+        UsageError: there is no such folder, nothing in it can be used, or a newer version has written it.
+    """
+    if not os.path.isdir(path):
+        what = "is a file" if os.path.exists(path) else "does not exist"
+        raise UsageError(f"{path} {what}; name the folder that BALANCE_REPORT was set to")
+    try:
+        names = sorted(os.listdir(path))
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read ({error.strerror})") from None
+    remarks: list[str] = []
+    run, plans = _run_and_plans(path, names, remarks)
+    records = _records(path, run, names, remarks)
+    simulated = _json(path, "simulation.json", names, remarks, _simulated) or ()
+    started = float(run.get("started") or 0)
+    said = [event for name in names if name.startswith("events") for event in _events(path, name, started, remarks)]
+    if not run and not plans and not any(record.steps for record in records) and not said:
+        # What was found damaged explains the lack better than the advice to record something.
+        raise UsageError(
+            f"{path}: {'; '.join(remarks)}; nothing is left to report"
+            if remarks
+            else f"{path} has no record of a training; run it with BALANCE_REPORT={path} BALANCE_MONITOR=1"
+        )
+    said.sort(key=lambda event: event.time)
+    return RunFolder(path, run, plans, records, tuple(said), tuple(simulated), tuple(remarks))
+
+
+def ranks_and_plans(path: str) -> tuple[int, tuple[PlanRecord, ...]]:
+    """Return the number of processes of the latest run, 0 if unknown, and its plans; without records of steps.
+
+    Raises:
+        OSError: the folder cannot be read.
+        UsageError: a newer version has written it.
+    """
+    run, plans = _run_and_plans(path, sorted(os.listdir(path)), [])
+    return int(run.get("ranks") or 0), plans
+
+
+def _run_and_plans(path: str, names: list[str], remarks: list[str]) -> tuple[Mapping[str, Any], tuple[PlanRecord, ...]]:
+    run = _json(path, run_record.FILE, names, remarks, _run) or {}
+    numbers = [each.get("number") for each in run.get("models") or () if isinstance(each, Mapping)]
+    plans = []
+    for name in names:
+        number = _number(name)
+        if number is not None and (not run or number in numbers):
+            plan = _json(path, name, names, remarks, partial(_plan, number=number))
+            plans += [plan] if plan is not None else []
+    return run, tuple(sorted(plans, key=lambda plan: plan.number))
+
+
+def _json(path: str, name: str, names: list[str], remarks: list[str], parse: Callable[[Any], _T]) -> _T | None:
+    """Return what `parse` makes of a JSON file; None, with a remark, where it is damaged."""
+    if name not in names:
+        return None
+    try:
+        with open(os.path.join(path, name), encoding="utf-8") as file:
+            return parse(json.load(file))
+    except json.JSONDecodeError as error:
+        remarks.append(f"{name} is not complete JSON (line {error.lineno}: {error.msg}) and is left out")
+    except OSError as error:
+        remarks.append(f"{name} cannot be read ({error.strerror}) and is left out")
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
+        remarks.append(f"{name} does not have the fields of this version and is left out")
+    return None
+
+
+def _run(entry: Any) -> Mapping[str, Any]:
+    if int(entry["format"]) > run_record.FORMAT:
+        version = entry.get("balance_shim", "a newer version")
+        raise UsageError(
+            f"{run_record.FILE} was written by balance_shim {version}, format {entry['format']}; this version reads "
+            f"format {run_record.FORMAT}: install that version to report on it"
+        )
+    for name in ("models", "records", "devices"):
+        if not isinstance(entry[name], list):
+            raise TypeError(name)
+    run: Mapping[str, Any] = entry
+    return run
+
+
+def _number(name: str) -> int | None:
+    """Return the number of a plan's file: 1 for "plan.json", 2 for "plan-2.json"; None for another file."""
+    stem, ending = os.path.splitext(name)
+    digits = stem.removeprefix("plan-")
+    if ending != ".json":
+        return None
+    return 1 if stem == "plan" else int(digits) if digits != stem and digits.isdecimal() else None
+
+
+def _plan(entry: Any, number: int) -> PlanRecord:
+    devices = tuple(
+        PlannedDevice(
+            str(each["name"]),
+            max(1, int(each["capacity"])),
+            int(each["predicted_peak"]),
+            None if each.get("predicted_reserved") is None else int(each["predicted_reserved"]),
+            {str(term): int(size) for term, size in each["terms"].items()},
+        )
+        for each in entry["devices"]
+    )
+    return PlanRecord(
+        number=number,
+        mode=str(entry.get("mode", "balanced")),
+        model_class=str(entry["model"]["class"]),
+        parameters=int(entry["model"]["parameters"]),
+        workload=dict(entry["workload"]),
+        devices=devices,
+        device_map=dict(entry["device_map"]),
+        notes=tuple(map(str, entry.get("notes") or ())),
+        step_time=step_time_of(entry.get("step_time"), [device.name for device in devices]),
+    )
+
+
+def step_time_of(entry: Any, names: list[str]) -> StepTime | None:
+    """Return the `step_time` of a plan in JSON; `busy` there is a mapping by name, or a list in the devices' order."""
+    if not entry:
+        return None
+    busy = entry.get("busy") or {}
+    shares = busy.items() if isinstance(busy, Mapping) else zip(names, busy, strict=False)
+    tokens = entry.get("tokens_per_second")
+    return StepTime(
+        float(entry["seconds"]),
+        None if tokens is None else float(tokens),
+        {str(name): float(share) for name, share in shares if share is not None},
+    )
+
+
+def _records(path: str, run: Mapping[str, Any], names: list[str], remarks: list[str]) -> tuple[MemoryRecord, ...]:
+    """Return the records of the latest training, one for each rank."""
+    started = float(run.get("started") or 0)
+    written = [str(name) for name in run.get("records") or ()]
+
+    def is_current(name: str) -> bool:
+        key = memory_record.rank_and_number(name)
+        if not run or key is None:
+            return True
+        if key[0] == 0:
+            return name in written
+        return os.path.getmtime(os.path.join(path, name)) >= started
+
+    records = []
+    for name in memory_record.newest(path, filter(is_current, names)):
+        try:
+            record = memory_record.read(os.path.join(path, name))
+        except OSError as error:
+            remarks.append(f"{name} cannot be read ({error.strerror}) and is left out")
+            continue
+        if record.cut_off:
+            remarks.append(f"the last line of {name} is incomplete: the run still writes it, or was cut off")
+        if record.skipped:
+            remarks.append(f"{name}: {record.skipped} lines cannot be read and are left out")
+        records.append(record)
+    return tuple(records)
+
+
+def _events(path: str, name: str, started: float, remarks: list[str]) -> list[Event]:
+    stem, rank = events.FILE.removesuffix(".jsonl"), 0
+    if name != events.FILE:
+        digits = name.removeprefix(f"{stem}-rank").removesuffix(".jsonl")
+        if not digits.isdecimal():
+            return []
+        rank = int(digits)
+    said, bad = [], 0
+    try:
+        with open(os.path.join(path, name), encoding="utf-8", errors="replace") as file:
+            for line in filter(str.strip, file):
+                try:
+                    entry = json.loads(line)
+                    event = Event(
+                        str(entry["kind"]), str(entry["level"]), str(entry["text"]), float(entry["time"]), rank, entry
+                    )
+                except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
+                    bad += 1
+                    continue
+                if event.time >= started:
+                    said.append(event)
+    except OSError as error:
+        remarks.append(f"{name} cannot be read ({error.strerror}) and is left out")
+    if bad:
+        remarks.append(f"{name}: {bad} lines cannot be read and are left out")
+    return said
+
+
+def _simulated(entry: Any) -> tuple[SimulatedDevice, ...]:
+    return tuple(
+        SimulatedDevice(
+            str(each["name"]),
+            int(each["peak"]),
+            int(each["reserved_peak"]),
+            None if each.get("busy") is None else float(each["busy"]),
+        )
+        for each in entry
+    )

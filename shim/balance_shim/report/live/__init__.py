@@ -1,0 +1,1 @@
+"""The live view of `balance-shim top`: follows the record of a training while it is written."""

@@ -1,0 +1,1 @@
+"""The page of `balance-shim report`: one HTML file with everything in it."""
