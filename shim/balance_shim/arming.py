@@ -102,8 +102,9 @@ def _arm(arming: Arming, may_raise: bool) -> None:
 
 
 def _record_events(arming: Arming) -> None:
-    folder = arming.settings.report
-    if arming.mode != "off" and folder not in ("text", "off"):
+    report = arming.settings.report
+    folder = None if arming.mode == "off" or report in ("text", "off") else report
+    if folder is not None or "balance_shim.report.events" in sys.modules:
         from .report import events
 
         events.record_to(folder)

@@ -38,6 +38,7 @@ class PlanOptions(NamedTuple):
         precision: a key of `PRECISIONS`; None: what the config says.
         as_json: whether to print one JSON object instead of tables.
         output: where to write the device map; None: nowhere.
+        picture: where to draw the plan; None: nowhere.
         trust_remote_code: whether code that comes with the model may run.
         replicas: how many are trained, each on its share of the devices; "auto": the most that fit.
     """
@@ -49,6 +50,7 @@ class PlanOptions(NamedTuple):
     precision: Precision | None = None
     as_json: bool = False
     output: str | None = None
+    picture: str | None = None
     trust_remote_code: bool = False
     replicas: int | str = 1
 
@@ -109,6 +111,8 @@ _OPTIONS = (
     _like("BALANCE_REPLICAS", "--replicas", "data-parallel replicas, each on its share of the devices, or auto (1)"),
     _Option("--output", None, _output, "the path of a file",
             "write the device map there, for device_map=json.load(...), BALANCE_DEVICE_MAP, and ms-swift"),
+    _Option("--picture", None, _output, "the path of a file",
+            "draw the terms on each device there as SVG, under transformers' auto and under the plan"),
 )  # fmt: skip
 _SETTINGS = ("BALANCE_RESERVE", "BALANCE_MAX_MEMORY", "BALANCE_CACHE")
 
@@ -137,7 +141,8 @@ def read_options(words: Sequence[str], environ: Mapping[str, str]) -> tuple[Plan
         faults.append(f"--gpus is needed: {FORMS}")
     faults += _absent_devices(found)
     faults += _too_many_replicas(found)
-    faults += _overwritten_config(given.model, found.get("output"))
+    faults += _overwritten_config(given.model, "--output", found.get("output"))
+    faults += _overwritten_config(given.model, "--picture", found.get("picture"))
     if faults:
         raise UsageError("\n".join(faults))
     settings = Settings(
@@ -159,18 +164,19 @@ def read_options(words: Sequence[str], environ: Mapping[str, str]) -> tuple[Plan
         precision=found.get("precision"),
         as_json=given.json,
         output=found.get("output"),
+        picture=found.get("picture"),
         trust_remote_code=given.trust_remote_code,
         replicas=found.get("replicas", 1),
     )
     return options, _unknown_variables(environ)
 
 
-def _overwritten_config(model: str, output: str | None) -> list[str]:
+def _overwritten_config(model: str, flag: str, output: str | None) -> list[str]:
     place = os.path.expanduser(model)
     taken = {os.path.realpath(each) for each in (place, os.path.join(place, "config.json"))}
     if output is None or os.path.realpath(output) not in taken:
         return []
-    return [f"--output={output!r} is the model's own config, which must not be overwritten"]
+    return [f"{flag}={output!r} is the model's own config, which must not be overwritten"]
 
 
 def _absent_devices(found: Mapping[str, Any]) -> list[str]:
@@ -264,7 +270,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("model", metavar="MODEL", nargs="?", help=_MODEL)
     for option in _OPTIONS:
-        shown = "DEVICES" if option.flag == "--gpus" else "FILE" if option.flag == "--output" else "VALUE"
+        shown = "DEVICES" if option.flag == "--gpus" else "FILE" if option.parse is _output else "VALUE"
         parser.add_argument(option.flag, metavar=shown, help=option.meaning.replace("%", "%%"))
     parser.add_argument("--json", action="store_true", help="print one JSON object, sizes in bytes, and nothing else")
     parser.add_argument("--trust-remote-code", action="store_true", help="run the code that comes with the model")

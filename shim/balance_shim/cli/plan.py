@@ -68,6 +68,8 @@ def run(words: Sequence[str], environ: Mapping[str, str] = os.environ) -> int:
         show(json.dumps(to_json(forecast), indent=2) if options.as_json else to_text(forecast, options))
         if options.output is not None:
             _write(forecast, options.output)
+        if options.picture is not None:
+            _draw(forecast, options.picture)
     except BalanceError as error:
         for line in str(error).splitlines():
             _say(line)
@@ -252,6 +254,19 @@ def _write(forecast: Forecast, path: str) -> None:
         map_file.write(collapse(forecast.plan.device_map), path)
     except OSError as error:
         raise UsageError(f"--output {path}: cannot be written: {error.strerror or error}") from error
+
+
+def _draw(forecast: Forecast, path: str) -> None:
+    from ..report.plan_picture import picture
+
+    if forecast.plan is None:
+        _say(f"--picture {path}: not written, because there is no map")
+        return
+    try:
+        with open(path, "w", encoding="utf-8") as file:
+            file.write(picture(to_json(forecast)))
+    except OSError as error:
+        raise UsageError(f"--picture {path}: cannot be written: {error.strerror or error}") from error
 
 
 def _say(line: str) -> None:

@@ -65,10 +65,15 @@ def _follow(folder: str, interval: float) -> int:
             return Text(TOP["waiting"].format(folder=folder))
         return view.rich_view(snapshot, console.width, unicode)
 
-    with Live(now(), console=console, auto_refresh=False) as live:
+    live = Live(now(), console=console, auto_refresh=False)
+    try:
+        live.start(refresh=True)
         while True:
             time.sleep(interval)
             live.update(now(), refresh=True)
+    finally:  # `with` would leave the cursor hidden where Ctrl-C comes while it starts
+        live.stop()
+        console.show_cursor()
 
 
 def _interval(text: str) -> float:

@@ -143,7 +143,7 @@ def _run_and_plans(path: str, names: list[str], remarks: list[str]) -> tuple[Map
     for name in names:
         number = _number(name)
         if number is not None and (not run or number in numbers):
-            plan = _json(path, name, names, remarks, partial(_plan, number=number))
+            plan = _json(path, name, names, remarks, partial(plan_of, number=number))
             plans += [plan] if plan is not None else []
     return run, tuple(sorted(plans, key=lambda plan: plan.number))
 
@@ -187,7 +187,12 @@ def _number(name: str) -> int | None:
     return 1 if stem == "plan" else int(digits) if digits != stem and digits.isdecimal() else None
 
 
-def _plan(entry: Any, number: int) -> PlanRecord:
+def plan_of(entry: Any, number: int) -> PlanRecord:
+    """Return the plan that `entry`, of a plan's JSON, describes.
+
+    Raises:
+        KeyError, TypeError, ValueError: it lacks a field, or has one of another type.
+    """
     devices = tuple(
         PlannedDevice(
             str(each["name"]),

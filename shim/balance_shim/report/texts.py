@@ -57,6 +57,7 @@ WORKLOAD: Mapping[str, str] = {
 PAGE: Mapping[str, str] = {
     "language": "en",
     "title": "balance_shim report",
+    "picture_title": "{model}, {parameters} parameters ({tuning}), {batch} x {tokens} tokens: memory by device",
     "made_by": "Made by balance_shim {version} on {date} from {folder}. The page is self-contained.",
     "started": "started {date}",
     "unknown_model": "Training",

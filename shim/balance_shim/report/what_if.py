@@ -170,11 +170,17 @@ def _before(request: "Request", auto_map: Mapping[str, int | str]) -> Before:
 
     # Without the shim nobody cuts up the loss or repeats keys and values.
     alone = replace(request.with_workload(loss="full"), repeats_grouped_keys=False)
-    baseline = judge(planner.cost(alone), dict(auto_map), request.devices)
+    return before_of(judge(planner.cost(alone), dict(auto_map), request.devices).to_json())
+
+
+def before_of(written: Mapping[str, Any]) -> Before:
+    """Return the baseline that `written`, of a plan's JSON, describes."""
     devices = tuple(
-        PlannedDevice(each.name, each.capacity, each.predicted_peak, None, each.terms) for each in baseline.plan.devices
+        PlannedDevice(each["name"], max(1, each["capacity"]), each["predicted_peak"], None, each["terms"])
+        for each in written["devices"]
     )
-    return Before(devices, {each.place: each.weights for each in baseline.offloads}, baseline.fits)
+    offloaded = {place: each["weights"] for place, each in written["offloaded"].items()}
+    return Before(devices, offloaded, bool(written["fits"]))
 
 
 def _combinations(request: "Request", seconds: float) -> tuple[list[Combination], bool]:

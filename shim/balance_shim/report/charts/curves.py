@@ -13,6 +13,7 @@ from .svg import DASHES, LINE_COLOURS, element, percent, picture, text, ticks
 HEIGHT, TOP, BOTTOM = 300, 22, 24  # pixels: of the chart, above its frame, and below it
 UNITS = 1000  # of the inner picture, in both directions
 MOST_POINTS = 600
+CLOSE = 0.08  # of the width: labels that are nearer to each other would meet on a narrow screen
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ def fluid(
         curves: one for each device.
         description: the text alternative.
         limits: label -> value of horizontal lines, such as capacities.
-        marks: label -> step of vertical lines.
+        marks: label, such as a letter, -> step of vertical lines.
         axis: what the steps are called.
         scale: the unit's value, and its name; None: bytes.
     """
@@ -115,10 +116,7 @@ def shapes(
     parts += [text(f"{level:g} {name}" if level else "0", 2, y(level * unit) - 3, css="faint") for level in levels]
     parts += _steps(first, last, x, axis)
     parts += [text(label, "100%", y(value) - 4, "end") for label, value in limits.items()]
-    for label, step in marks.items():
-        at = percent(min(1.0, max(0.0, x(step))))
-        parts.append(element("line", {"x1": at, "x2": at, "y1": TOP, "y2": HEIGHT - BOTTOM, "class": "mark"}))
-        parts.append(text(label, at, TOP - 6, "end" if x(step) > 0.5 else "start", "bad"))
+    parts += _marks(marks, lambda step: min(1.0, max(0.0, x(step))))
     return parts
 
 
@@ -139,6 +137,23 @@ def _steps(first: int, last: int, x: Callable[[float], float], axis: str) -> lis
         anchor = "start" if place < 0.03 else "end" if place > 0.9 else "middle"
         label = f"{axis} {tick:.0f}" if tick == whole[0] else f"{tick:.0f}"
         parts.append(text(label, percent(place), HEIGHT - 6, anchor, "faint"))
+    return parts
+
+
+def _marks(marks: Mapping[str, int], x: Callable[[float], float]) -> list[str]:
+    """Return a vertical line for each mark; the labels of lines that are close to each other are joined."""
+    parts = []
+    labels: list[tuple[float, str]] = []
+    for label, step in sorted(marks.items(), key=lambda mark: mark[1]):
+        at = x(step)
+        place = percent(at)
+        parts.append(element("line", {"x1": place, "x2": place, "y1": TOP, "y2": HEIGHT - BOTTOM, "class": "mark"}))
+        if labels and at - labels[-1][0] < CLOSE:
+            labels[-1] = (labels[-1][0], f"{labels[-1][1]} {label}")
+        else:
+            labels.append((at, label))
+    for at, label in labels:
+        parts.append(text(label, percent(at), TOP - 6, "end" if at > 0.5 else "start", "bad"))
     return parts
 
 

@@ -38,14 +38,14 @@ def kinds(run: RunFolder) -> set[str]:
     return {each.kind for each in (*run.events, *_not_in_events(run))}
 
 
-def marks(run: RunFolder) -> dict[str, int]:
-    """Return heading -> step of the findings that belong to one."""
-    found = {}
+def marks(run: RunFolder) -> list[tuple[str, int]]:
+    """Return (heading, step) of the findings that belong to a step, in the order of the steps."""
+    found = set()
     for event in (*run.events, *_not_in_events(run)):
         step = event.facts.get("since", event.facts.get("step"))
         if event.kind in PROBLEMS and isinstance(step, int) and step > 0:
-            found[FINDINGS[event.kind][0]] = step
-    return found
+            found.add((FINDINGS[event.kind][0], step))
+    return sorted(found, key=lambda mark: mark[1])
 
 
 def _not_in_events(run: RunFolder) -> Iterator[Event]:

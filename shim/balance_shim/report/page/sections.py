@@ -6,10 +6,11 @@ from typing import Any
 
 from ...units import format_size
 from ..charts import bars, curves, svg
-from ..charts.bars import Bar, memory_bar
+from ..charts.bars import Bar
 from ..charts.curves import Curve, thinned
 from ..folder import PlannedDevice, PlanRecord, RunFolder
 from ..memory_record import MemoryRecord
+from ..plan_picture import stacked_bars
 from ..plan_report import summary as blocks_of
 from ..texts import PAGE, TERMS
 from ..what_if import Before, Replanned
@@ -25,7 +26,7 @@ def memory(run: RunFolder, replanned: Replanned) -> dict[str, Any]:
         parts.append(
             {
                 "heading": plan.model_class if len(run.plans) > 1 else "",
-                "chart": bars.fluid(stacked(plan, before), PAGE["chart_bars"], TERMS),
+                "chart": bars.fluid(stacked_bars(plan, before), PAGE["chart_bars"], TERMS),
                 "table": _terms(plan, before),
                 "notes": _offloads(before),
             }
@@ -38,21 +39,6 @@ def memory(run: RunFolder, replanned: Replanned) -> dict[str, Any]:
         "assumed": PAGE["assumed"] if replanned.before is not None and not replanned.exact else "",
         "no_plan": "" if run.plans else PAGE["no_plan"].format(mode=run.run.get("mode") or "?"),
     }
-
-
-def stacked(plan: PlanRecord, before: Before | None) -> list[Bar]:
-    """Return the bars of each device: under transformers' map, if known, and under that of the plan."""
-    found = []
-    theirs = {device.name: device for device in before.devices} if before is not None else {}
-    after = PAGE[f"after_{plan.mode}"] if f"after_{plan.mode}" in PAGE else PAGE["after_map"]
-    for device in plan.devices:
-        if device.name in theirs:
-            other = theirs[device.name]
-            found.append(memory_bar(PAGE["before"], other.terms, other.capacity, heading=device.name))
-            found.append(memory_bar(after, device.terms, device.capacity))
-        else:
-            found.append(memory_bar(f"{device.name}, {after}", device.terms, device.capacity))
-    return found
 
 
 def compared(run: RunFolder) -> dict[str, Any] | None:
@@ -110,8 +96,13 @@ def over_time(run: RunFolder) -> dict[str, Any] | None:
     if not steps:
         return None
     description = PAGE["chart_curves"].format(first=min(steps), last=max(steps))
+    marks = dict(zip("ABCDEFGHIJKLMNOPQRSTUVWXYZ", findings.marks(run), strict=False))
+    places = {letter: step for letter, (_, step) in marks.items()}
     return {
-        "chart": curves.fluid(found, description, limits, findings.marks(run), PAGE["step"]),
+        "chart": curves.fluid(found, description, limits, places, PAGE["step"]),
+        "marks": [
+            f"{letter}: {heading}, {PAGE['at_step'].format(step=step)}" for letter, (heading, step) in marks.items()
+        ],
         "keys": [
             {"line": _key(number), "text": f"{curve.label}: {format_size(curve.highest)}"}
             for number, curve in enumerate(found)
