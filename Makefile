@@ -54,6 +54,7 @@ ONCE = tests/arming/test_expandable_segments.py tests/arming/test_packaging.py t
 	tests/memory/test_temporaries.py tests/monitoring/test_diagnosis.py tests/monitoring/test_history.py \
 	tests/monitoring/test_trend.py tests/placement/test_fits.py tests/test_map_file.py \
 	tests/placement/test_calibration.py tests/placement/test_movable_pieces.py tests/placement/test_solver.py \
+	tests/report \
 	tests/patching/test_guard.py tests/patching/test_import_hooks.py tests/simulation/test_allocator.py tests/simulation/test_clock.py tests/timing \
 	tests/simulation/test_installation.py tests/simulation/test_memory.py tests/simulation/test_report.py \
 	tests/test_device_spec.py tests/simulation/test_tensors.py tests/test_devices.py tests/test_docs.py \

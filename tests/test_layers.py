@@ -14,7 +14,7 @@ ROOMS = (
     "replicas", "upstream", "training_run", "patching", "cache", "copies", "devices", "eligible_devices",
     "state", "settings", "setting_values", "zero_config_file", "zero_support", "device_spec", "map_file", "optimizers",
     "expandable_segments", "timing", "virtual", "device_rules", "output", "processes", "rng", "versions", "units",
-    "choices", "errors", "log",
+    "errors", "log", "choices",
 )  # fmt: skip
 
 

@@ -156,7 +156,7 @@ VARIABLES = (
              "mode `zero3`: how long ranks wait for each other in a collective operation"),
     Variable("BALANCE_REPORT", "report", parse.report, "text, off, or a folder that can be written", "text",
              "where plan and map go: standard error, nowhere, or also `plan.json` and `device_map.json` in a "
-             "folder"),
+             "folder, with what `balance-shim report` reads"),
     Variable("BALANCE_SIMULATE", "simulate", parse.simulate, "devices such as 4x24GiB, 2x80GiB+2x24GiB or 4xRTX4090",
              "",
              "run on simulated devices, also named as in `2xA100-40GB+2xT4` or `4x20GiB@RTX4090`; `:shapes` at "

@@ -48,6 +48,8 @@ def test_wheel_of_the_sdist_in_a_clean_environment(source, tmp_path):
     content = zipfile.ZipFile(wheel)
     assert "balance_shim/py.typed" in content.namelist()  # type checkers read the annotations of what is installed
     assert content.read("balance_shim/injection/sitecustomize.py") == (INJECTED / "sitecustomize.py").read_bytes()
+    page = {"page.html.j2", "page.css", "page.js"}  # what `balance-shim report` fills in
+    assert {f"balance_shim/report/page/{name}" for name in page} <= set(content.namelist())
     direct = zipfile.ZipFile(built_wheel(source, tmp_path / "direct"))
     assert sorted(direct.namelist()) == sorted(content.namelist())
 

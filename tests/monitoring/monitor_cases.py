@@ -160,6 +160,9 @@ def case(name, monitor="1", mode="balanced", room="8MiB", environ=None, others=N
     outcome["printed"] = printed.getvalue()
     outcome["files"] = sorted(each.name for each in report.glob("*")) if report.exists() else []
     outcome["record"] = [json.loads(line) for line in lines.read_text().splitlines()] if lines.exists() else []
+    run, events = report / "run.json", report / "events.jsonl"
+    outcome["run"] = json.loads(run.read_text()) if run.exists() else None
+    outcome["events"] = [json.loads(line) for line in events.read_text().splitlines()] if events.exists() else []
     outcome["picture"] = (report / "memory.svg").read_text() if (report / "memory.svg").exists() else ""
     fits = report / "device_map_that_fits.json"
     outcome["fits"] = json.loads(fits.read_text()) if fits.exists() else None

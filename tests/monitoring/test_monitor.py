@@ -76,6 +76,31 @@ def test_the_record(results):
     assert highest == results["healthy"]["peaks"]
 
 
+def test_the_record_names_capacity_and_prediction(results):
+    """Whoever follows it needs no other file; run.json has what a plan needs, and names the record."""
+    case = results["healthy"]
+    figures = case["record"][-1]["devices"]["npu:0"]
+    assert figures["total"] == 8 << 20 and abs(figures["predicted"] - figures["peak"]) < 0.02 * figures["peak"]
+    run = case["run"]
+    assert run["records"] == ["memory.jsonl"] and run["workload"]["batch_size"] == 2 and run["ranks"] == 1
+    assert [card["name"] for card in run["devices"]] == [f"npu:{index}" for index in range(4)]
+    (model,) = run["models"]
+    assert model["class"] == "LlamaForCausalLM" and model["config"]["num_hidden_layers"] == LAYERS
+    assert "_name_or_path" not in model["config"] and len(model["devices"]) == 4
+
+
+def test_events_are_recorded(results):
+    """What was found and said, with its kind; the parts of an explained out-of-memory are data."""
+    assert not any(event["level"] == "error" for event in results["healthy"]["events"])
+    events = {event["kind"]: event for event in results["keeps losses"]["events"]}
+    assert events["kept"]["since"] == 4 and "list `losses`" in events["kept"]["text"]
+    failure = events["out of memory"]
+    assert failure["level"] == "error" and failure["table"][0][0] == "device" and failure["headline"] in failure["text"]
+    assert (
+        failure["remedies"] and failure["causes"] and failure["step"] == results["keeps losses"]["record"][-1]["step"]
+    )
+
+
 def test_the_table_and_the_picture(results):
     """Predicted stands beside measured for each device, within 2 % here, and the picture has a line a device."""
     said = results["healthy"]["said"]

@@ -1,4 +1,4 @@
-"""The page in a real browser: the what-if table answers; nothing is cut or overlaps, in three widths and both themes."""
+"""The page in a real browser: the what-if table answers; nothing is cut or overlaps, in three widths and two themes."""
 
 import pytest
 
