@@ -3,7 +3,7 @@
 import argparse
 import os
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from .choices import Precision
 from .device_spec import FORMS, SimulationSpec, parse_spec
@@ -40,6 +40,7 @@ class PlanOptions(NamedTuple):
         output: where to write the device map; None: nowhere.
         picture: where to draw the plan; None: nowhere.
         trust_remote_code: whether code that comes with the model may run.
+        mode: what to plan: a balanced map, or whatever mode `auto` would choose.
         replicas: how many are trained, each on its share of the devices; "auto": the most that fit.
     """
 
@@ -53,6 +54,7 @@ class PlanOptions(NamedTuple):
     picture: str | None = None
     trust_remote_code: bool = False
     replicas: int | str = 1
+    mode: Literal["balanced", "auto"] = "balanced"
 
 
 class _Option(NamedTuple):
@@ -109,6 +111,8 @@ _OPTIONS = (
           "recompute layers in the backward pass: 1 all, 0 none, auto as few as fit; without a value 1 (0)"),
     _like("BALANCE_LOSS", "--loss", "chunked or full: the loss of causal models with or without full logits (chunked)"),
     _like("BALANCE_REPLICAS", "--replicas", "data-parallel replicas, each on its share of the devices, or auto (1)"),
+    _Option("--mode", None, _key_of(("balanced", "auto")), "balanced or auto",
+            "a balanced map, or the fastest of all remedies that fit, with a table of them (balanced)"),
     _Option("--output", None, _output, "the path of a file",
             "write the device map there, for device_map=json.load(...), BALANCE_DEVICE_MAP, and ms-swift"),
     _Option("--picture", None, _output, "the path of a file",
@@ -167,6 +171,7 @@ def read_options(words: Sequence[str], environ: Mapping[str, str]) -> tuple[Plan
         picture=found.get("picture"),
         trust_remote_code=given.trust_remote_code,
         replicas=found.get("replicas", 1),
+        mode=found.get("mode", "balanced"),
     )
     return options, _unknown_variables(environ)
 

@@ -15,6 +15,7 @@ from .plan_options import PRECISIONS, PlanOptions, read_options
 
 if TYPE_CHECKING:
     from .devices import Device
+    from .placement.alternatives import Limits
     from .placement.plan import Plan
     from .placement.request import Request
     from .replicas.shares import Share
@@ -107,6 +108,19 @@ def request_for(subject: Subject, options: PlanOptions) -> "Request":
     """Return the request to plan `subject` as `options` ask for."""
     ready = subject.ready
     return _request(ready.model, options, ready.no_split, parameter_bytes=ready.parameter_bytes)
+
+
+def limits_of(subject: Subject, options: PlanOptions) -> "Limits":
+    """Return what a training on the devices that are planned for could not do."""
+    from . import zero_support
+    from .placement.alternatives import Limits
+
+    quantized = getattr(subject.found.config, "quantization_config", None) is not None
+    name = type(subject.ready.model).__name__
+    return Limits(
+        zero3=zero_support.sentence("quantized", cls=name) if quantized else "",
+        may_recompute=options.settings.gradient_checkpointing is None,
+    )
 
 
 def replica_of(request: "Request", replicas: int | str) -> "tuple[Request, tuple[Share, ...]]":

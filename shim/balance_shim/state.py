@@ -112,6 +112,13 @@ def settings() -> Settings:
     return (_arming or Arming(os.environ, "off")).settings
 
 
+def change(**fields: object) -> None:
+    """Change fields of the settings in force: what mode `auto` decides counts as if the user had set it."""
+    if _arming is not None:
+        settings, problems = _arming._settings_and_problems()
+        _arming._read = settings._replace(**fields), problems  # type: ignore[arg-type]  # whatever the field takes
+
+
 def folder_at_start() -> str | None:
     """Return the folder in which this process was when the shim was imported; None if that cannot be known."""
     return _folder

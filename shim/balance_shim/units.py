@@ -57,7 +57,7 @@ def format_alike(*sizes: float) -> tuple[str, ...]:
 
 def counted(number: int, noun: str) -> str:
     """Return "1 block", "2 blocks" or "2 processes"."""
-    return f"{number} {noun}" + ("" if number == 1 else "es" if noun.endswith("s") else "s")
+    return f"{number} {noun}" + ("" if number == 1 else "es" if noun.endswith(("s", "ch")) else "s")
 
 
 def gib(size: float, largest: float) -> str:

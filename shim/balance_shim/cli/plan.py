@@ -18,6 +18,7 @@ from ..units import format_size
 if TYPE_CHECKING:
     from ..devices import Device
     from ..placement.baseline import Baseline
+    from ..placement.candidates import Choice
     from ..placement.costed_model import CostedModel
     from ..placement.plan import Plan
     from ..replicas.shares import Share
@@ -39,6 +40,7 @@ class Forecast:
         remedies: what would fit, where the plan does not.
         notes: what was supposed on the way, a line each.
         shares: the devices of each replica; the plan is for the share with the least memory.
+        choice: what mode `auto` chose; the plan is for that, where it is a map. None: it was not asked.
     """
 
     costed: "CostedModel"
@@ -50,9 +52,12 @@ class Forecast:
     remedies: tuple[str, ...]
     notes: tuple[str, ...]
     shares: "tuple[Share, ...]"
+    choice: "Choice | None" = None
 
     @property
     def fits(self) -> bool:
+        if self.choice is not None:
+            return self.choice.chosen is not None
         return self.plan is not None and not self.plan.shortfall
 
 
@@ -89,12 +94,22 @@ def forecast_for(options: PlanOptions) -> Forecast:
     subject = planning.subject_of(options.model, options)
 
     from ..placement import planner
+    from ..placement.alternatives import choice_for
     from ..placement.balance import DoesNotFit
     from ..placement.baseline import judge
     from ..placement.remedies import saved_by_chunks, what_would_fit
     from ..report.plan_report import chunks_line
 
-    request, shares = planning.replica_of(planning.request_for(subject, options), options.replicas)
+    request = planning.request_for(subject, options)
+    choice = chosen = None
+    replicas = options.replicas
+    if options.mode == "auto":
+        choice = choice_for(request, planning.limits_of(subject, options))
+        chosen = choice.chosen
+    if chosen is not None and chosen.request is not None:
+        request = chosen.request
+        replicas = chosen.count if chosen.remedy == "replicas" else 1
+    request, shares = planning.replica_of(request, replicas)
     ready = subject.ready
     if len(shares) > 1:  # its map of all devices says nothing of a share
         ready = replace(ready, auto_map=None, auto_failure="accelerate refuses device maps in several processes")
@@ -142,6 +157,7 @@ def forecast_for(options: PlanOptions) -> Forecast:
         remedies=tuple(remedies),
         notes=tuple(notes),
         shares=shares,
+        choice=choice,
     )
 
 
@@ -175,6 +191,14 @@ def to_json(forecast: Forecast) -> dict[str, Any]:
     if plan is not None:
         found = plan.to_json()
     found["model"]["dtype"] = forecast.dtype
+    choice = forecast.choice
+    if choice is not None:
+        found["mode"] = "auto"
+        found["candidates"] = [candidate.to_json() for candidate in choice.candidates]
+        found["chosen"] = None if choice.chosen is None else choice.chosen.remedy
+        found["change"] = choice.change or None
+        if choice.chosen is not None:
+            found["step_time"] = found["candidates"][choice.candidates.index(choice.chosen)]["step_time"]
     found["notes"] = [*found["notes"], *forecast.notes]
     return {
         **found,
@@ -193,6 +217,7 @@ def to_text(forecast: Forecast, options: PlanOptions) -> str:
     """Return the tables that the command prints."""
     from ..devices import table
     from ..report import forecast as report
+    from ..report.candidates import candidates_table, verdict
     from ..report.plan_report import plan_table, shortfall_line
 
     costed, plan, baseline = forecast.costed, forecast.plan, forecast.baseline
@@ -206,8 +231,10 @@ def to_text(forecast: Forecast, options: PlanOptions) -> str:
         *(f"note: {note}" for note in (*forecast.notes, *(plan.notes if plan is not None else ()))),
         "",
     ]
+    if forecast.choice is not None:
+        lines += ["candidates of mode auto:", candidates_table(forecast.choice), verdict(forecast.choice), ""]
     if plan is not None:
-        lines += ["balanced map, predicted (GiB):", plan_table(plan), report.optimum_line(plan), ""]
+        lines += ["balanced map, predicted (GiB):", plan_table(plan), report.optimum_line(plan), *_time(plan), ""]
         lines.append("it fits" if not plan.shortfall else shortfall_line(plan, list(forecast.remedies)))
     else:
         weights = sum(cost.weights for cost in costed.costs)
@@ -226,8 +253,16 @@ def to_text(forecast: Forecast, options: PlanOptions) -> str:
         lines += [
             f"transformers' auto on the same devices, predicted in the same way (GiB): {report.verdict_on(baseline)}",
             report.comparison(plan, baseline),
+            *_time(None if baseline.offloads else baseline.plan),
         ]
     return "\n".join(lines)
+
+
+def _time(plan: "Plan | None") -> list[str]:
+    """Return a line on the step time of a plan, if it is known."""
+    from ..report.step_time import describe
+
+    return [] if plan is None or plan.step_time is None else [f"predicted step: {describe(plan.step_time)}"]
 
 
 def _missing(forecast: Forecast) -> int:

@@ -48,6 +48,7 @@ class Baseline:
                 for offload in self.offloads
             },
             "device_map": written["device_map"],
+            "step_time": written["step_time"],
         }
 
 

@@ -1,15 +1,24 @@
-"""The candidates that `BALANCE_MODE=auto` chooses from, as data."""
+"""What `BALANCE_MODE=auto` chooses from, and how it chooses: data and a pure function."""
 
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Literal
 
 from ..timing.step_time import StepTime
 
-# Simplest first: of candidates that are equally fast the simpler one is chosen.
-RemedyName = Literal[
-    "one_device", "balanced", "checkpointing", "pipeline", "replicas", "replicas_checkpointing", "zero3",
-    "zero3_offload",
-]  # fmt: skip
+if TYPE_CHECKING:
+    from .plan import Plan
+    from .request import Request
+
+RemedyName = Literal["one_device", "balanced", "checkpointing", "pipeline", "replicas", "zero3", "zero3_offload"]
+SIMPLEST_FIRST: tuple[RemedyName, ...] = (
+    "one_device", "balanced", "checkpointing", "pipeline", "replicas", "zero3", "zero3_offload"
+)  # fmt: skip
+# Where nobody knows how fast the devices are: all devices in one process, then what else makes the model fit.
+WITHOUT_TIMES: tuple[RemedyName, ...] = (
+    "balanced", "one_device", "checkpointing", "zero3", "zero3_offload", "replicas", "pipeline"
+)  # fmt: skip
+EQUALLY_FAST = 0.02  # of the tokens per second: predictions are no better, and a simpler remedy is worth more
 
 
 @dataclass(frozen=True)
@@ -19,33 +28,99 @@ class Candidate:
     Attributes:
         remedy: what is done.
         count: replicas, ranks or micro-batches in flight; 1 where nothing is counted.
-        possible: whether this process can do it at all.
+        recomputes: whether layers are recomputed, which the user has not asked for.
+        offload: what ZeRO-3 keeps in host memory: "none", "optimizer" or "all".
+        impossible: why this process cannot do it; "" if it can.
         fits: whether everything fits, with the reserve kept free.
-        worst_fill: the highest peak of a device as a fraction of its capacity; None where it is unknown.
-        step_time: None where the kind of a device is unknown, or it is not possible.
+        worst_fill: the highest peak of a device as a fraction of its capacity; None where not even the weights fit.
+        step_time: None where the kind of a device is unknown, or nothing could be traced.
         reason: why it lost, or was chosen, for people.
+        plan: the map, where it is one.
+        request: what `plan` was made for.
     """
 
     remedy: RemedyName
     count: int = 1
-    possible: bool = True
+    recomputes: bool = False
+    offload: str = "none"
+    impossible: str = ""
     fits: bool = False
     worst_fill: float | None = None
     step_time: StepTime | None = None
     reason: str = ""
+    plan: "Plan | None" = field(default=None, compare=False, repr=False)
+    request: "Request | None" = field(default=None, compare=False, repr=False)
 
     @property
     def can_win(self) -> bool:
-        return self.possible and self.fits
+        return self.fits and not self.impossible
 
     def to_json(self) -> dict[str, Any]:
         """Return an entry of `candidates` in plans."""
         return {
             "remedy": self.remedy,
             "count": self.count,
-            "possible": self.possible,
+            "recomputes": self.recomputes,
+            "offload": self.offload,
+            "possible": not self.impossible,
             "fits": self.fits,
             "worst_fill": self.worst_fill,
             "step_time": None if self.step_time is None else self.step_time.to_json(),
             "reason": self.reason,
         }
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What mode `auto` chose.
+
+    Attributes:
+        candidates: all of them, each with its reason, simplest first.
+        chosen: one of `candidates`; None where nothing fits.
+        change: where nothing fits, the smallest change under which something would; "" if none is known.
+    """
+
+    candidates: tuple[Candidate, ...]
+    chosen: Candidate | None
+    change: str = ""
+
+
+def choose(candidates: Sequence[Candidate]) -> Choice:
+    """Choose the fastest candidate that fits; of those that are equally fast, the simplest.
+
+    Tokens per second count, because replicas and ranks process more tokens in a step.
+    """
+    ordered = sorted(candidates, key=lambda each: SIMPLEST_FIRST.index(each.remedy))
+    contenders = [each for each in ordered if each.can_win]
+    if not contenders:
+        return Choice(tuple(_lost(each, None) for each in ordered), None)
+    if any(each.step_time is None for each in contenders):
+        chosen = min(contenders, key=lambda each: WITHOUT_TIMES.index(each.remedy))
+        why = "the first that fits; the kind of the devices, and so their speed, is unknown"
+    else:
+        fastest = max(map(_rate, contenders))
+        chosen = next(each for each in contenders if _rate(each) >= fastest * (1 - EQUALLY_FAST))
+        alone = len(contenders) == 1
+        why = "the only one that fits" if alone else "the fastest that fits"
+        if _rate(chosen) < fastest:
+            why = "as fast as any that fits, and the simplest of these"
+    winner = replace(chosen, reason=why)
+    return Choice(tuple(winner if each is chosen else _lost(each, chosen) for each in ordered), winner)
+
+
+def _rate(candidate: Candidate) -> float:
+    return candidate.step_time.tokens_per_second if candidate.step_time is not None else 0.0
+
+
+def _lost(candidate: Candidate, winner: Candidate | None) -> Candidate:
+    if candidate.impossible:
+        return replace(candidate, reason=candidate.impossible)
+    if not candidate.fits:
+        if candidate.worst_fill is None:
+            return replace(candidate, reason="does not fit: not even its weights do")
+        return replace(candidate, reason=f"does not fit: {candidate.worst_fill:.0%} of the fullest device")
+    if winner is None or not _rate(candidate) or not _rate(winner):
+        return replace(candidate, reason="fits, but is not the simplest that does")
+    if _rate(candidate) < _rate(winner):
+        return replace(candidate, reason=f"{_rate(candidate) / _rate(winner):.2f} times the speed of what was chosen")
+    return replace(candidate, reason="hardly faster than what was chosen, which is simpler")

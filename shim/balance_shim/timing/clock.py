@@ -7,6 +7,8 @@ the same on every machine. The rules are CUDA's:
 * A plain copy between devices is a barrier for the current streams of both (ATen/native/cuda/Copy.cu of torch 2.13:
   the destination's stream is waited for before the copy, and waits after it). On streams of its own a copy waits for
   nothing else but the events that the program makes these streams wait for.
+* Copies on different streams do not slow each other down. (Operations are queued in the order of the program, which
+  is not that in which they run, so who would have a link first is not known when a copy is queued.)
 * Reading a value, a copy to the host, and `synchronize` make the host wait.
 
 Autograd runs the backward pass of several devices in a thread each. Here one thread launches everything, so where the
@@ -38,8 +40,6 @@ class Clock:
         self._streams: list[dict[int, float]] = [{DEFAULT: 0.0} for _ in self.devices]
         self._current = [DEFAULT for _ in self.devices]
         self._free = [0.0 for _ in self.devices]  # when a device has done what was queued to compute
-        self._sent = [0.0 for _ in self.devices]  # when its link is free to send, and to receive
-        self._received = [0.0 for _ in self.devices]
         self._busy = [0.0 for _ in self.devices]
         self._copying = 0.0
         self._launching = 0.0
@@ -84,11 +84,8 @@ class Clock:
             self.host,
             self._streams[source].get(sending, 0.0),
             self._streams[target].get(receiving, 0.0),
-            self._sent[source],
-            self._received[target],
         )
         taken = self.seconds_to_copy(source, target, size)
-        self._sent[source] = self._received[target] = start + taken
         self._streams[source][sending] = self._streams[target][receiving] = start + taken
         self._copying += taken
 

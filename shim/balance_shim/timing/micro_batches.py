@@ -31,7 +31,7 @@ class Step:
         updates: for each device what its part of the optimizer's step takes.
         micro_batches: how many accumulate.
         in_flight: how many of them go forward before the first goes backward, with copies at the boundaries of devices
-            only; 0: one after the other, with accelerate's copies at each block.
+            only, and losses that stay where they are; 0: one after the other, with accelerate's copies at each block.
     """
 
     blocks: tuple[PlacedBlock, ...]
@@ -97,16 +97,18 @@ class _Run:
             self._bring(block, before, there, again=False)
             self._compute(block.device, block.work.forward)
             before = block.device
-        for transfer in first.transfers:
-            self._copy(self._home.get(transfer.source, before), 0, transfer.forward)
+        if not self.step.in_flight:
+            for transfer in first.transfers:
+                self._copy(self._home.get(transfer.source, before), 0, transfer.forward)
 
     def backward(self) -> None:
         """Take the gradients of one micro-batch back through all blocks."""
         first, blocks = self.step.first, self.step.blocks
         there: set[tuple[str, int]] = set()
         last = blocks[-1].device if blocks else 0
-        for transfer in first.transfers:
-            self._copy(0, self._home.get(transfer.source, last), transfer.returned)
+        if not self.step.in_flight:
+            for transfer in first.transfers:
+                self._copy(0, self._home.get(transfer.source, last), transfer.returned)
         for position in reversed(range(len(blocks))):
             block = blocks[position]
             before = blocks[position - 1].device if position else 0

@@ -1,0 +1,305 @@
+"""Every way to train a model on the devices of a request, with what it would take: the candidates of mode `auto`.
+
+Maps are solved here without dry runs: the one that is chosen is verified as any map is.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from ..devices import Device
+from ..map_file import DeviceMap
+from ..memory.recomputation import is_supported
+from ..replicas.shares import Share, divide
+from ..timing.step_time import StepTime
+from . import zero_prediction
+from .balance import DoesNotFit, balance
+from .candidates import Candidate, Choice, choose
+from .costed_model import CostedModel
+from .plan import Plan, evaluate
+from .planner import cost
+from .remedies import what_would_fit
+from .replica_plans import of_shares
+from .request import Request
+from .step_time import predict, rates_of_all
+from .zero_prediction import Offload
+
+MOST_IN_FLIGHT = 16  # micro-batches; more hardly gain anything and keep more activations
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What this process cannot do, each with the reason; "" for what it can.
+
+    Attributes:
+        replicas: becoming several ranks with a map each.
+        zero3: becoming ranks of ZeRO-3.
+        pipeline: several micro-batches in flight.
+        host_memory: bytes; None: unknown, so that offloading is taken to fit.
+        may_recompute: whether checkpointing is ours to switch on.
+    """
+
+    replicas: str = ""
+    zero3: str = ""
+    pipeline: str = "BALANCE_PIPELINE is off"
+    host_memory: int | None = None
+    may_recompute: bool = True
+
+
+Shares = Callable[[int], Sequence[Share]]
+
+
+def choice_for(request: Request, limits: Limits, shares_of: Shares | None = None) -> Choice:
+    """Return what to do with the model of `request`.
+
+    Args:
+        shares_of: number of ranks -> their shares; None: an even division of the request's devices.
+    """
+    request = request.in_training()
+    found = Alternatives(request, limits, shares_of or _divided(request))
+    choice = choose(found.all())
+    return choice if choice.chosen is not None else replace(choice, change=found.smallest_change())
+
+
+def _divided(request: Request) -> Shares:
+    sizes = {device.index: device.available for device in request.devices}
+    return lambda count: divide(sizes, count)
+
+
+@dataclass(frozen=True)
+class Alternatives:
+    """The candidates for one request."""
+
+    request: Request
+    limits: Limits
+    shares_of: Shares
+
+    def all(self) -> list[Candidate]:
+        """Return all candidates, possible or not."""
+        candidates: list[Candidate | None] = [self.one_device()]
+        if len(self.request.devices) > 1:
+            candidates += [self.balanced(), self.checkpointing(), self.pipeline(), self.replicas()]
+            candidates.append(self.zero3(("none",)))
+        candidates.append(self.zero3(("optimizer", "all")))
+        return [candidate for candidate in candidates if candidate is not None]
+
+    def one_device(self) -> Candidate:
+        """The fastest device that holds the whole model, else the one with the most room."""
+        return self._plain_or_recomputed(lambda request: self._on_one(request))
+
+    def balanced(self) -> Candidate:
+        """A balanced map, with what the user has set."""
+        return self._map(self.request)
+
+    def checkpointing(self) -> Candidate | None:
+        """A balanced map whose layers are recomputed."""
+        request = self._recomputed()
+        return None if request is None else replace(self._map(request), remedy="checkpointing", recomputes=True)
+
+    def pipeline(self) -> Candidate:
+        """A balanced map with the number of micro-batches in flight that is fastest."""
+        best = Candidate("pipeline", impossible=self.limits.pipeline)
+        request = _in_micro_batches(self.request)
+        most = request.workload.accumulation
+        if most < 2:
+            return replace(best, impossible=best.impossible or "there is one micro-batch of one sequence in a step")
+        costed = cost(request)
+        for count in range(2, min(most, MOST_IN_FLIGHT) + 1):
+            if most % count:  # the last window would be smaller
+                continue
+            plan = _solved(_with_in_flight(costed, count), request.devices)
+            if plan is None:
+                break
+            time = predict(costed, plan.device_map, request.devices, in_flight=count)
+            candidate = _of_plan("pipeline", replace(plan, step_time=time), request)
+            candidate = replace(candidate, count=count, impossible=best.impossible)
+            if not best.fits or (candidate.fits and _faster(candidate.step_time, best.step_time)):
+                best = candidate
+            if not candidate.fits:
+                break
+        return best
+
+    def replicas(self) -> Candidate:
+        """The most replicas that fit, each with a balanced map on its share."""
+        candidate = self._plain_or_recomputed(self._most_replicas)
+        return replace(candidate, impossible=self.limits.replicas)
+
+    def zero3(self, offloads: Sequence[Offload]) -> Candidate:
+        """ZeRO-3 on all devices, with the first of `offloads` that fits."""
+        candidate = self._plain_or_recomputed(lambda request: self._partitioned(request, offloads))
+        return replace(candidate, impossible=candidate.impossible or self.limits.zero3)
+
+    def smallest_change(self) -> str:
+        """Return the mildest change under which a balanced map fits; "" if none is known."""
+        plan = _solved(cost(self.request), self.request.devices)
+        changes = [] if plan is None else what_would_fit(plan, self.request)
+        return changes[0] if changes else ""
+
+    def _recomputed(self) -> Request | None:
+        """Return the request with all layers recomputed; None where that is so already, or is not ours to decide."""
+        if self.request.workload.gradient_checkpointing or self.request.selective or not self.limits.may_recompute:
+            return None
+        if not is_supported(self.request.model):
+            return None
+        return self.request.with_workload(gradient_checkpointing=True)
+
+    def _plain_or_recomputed(self, made: Callable[[Request], Candidate]) -> Candidate:
+        """Return the candidate as the user has set it; with layers recomputed where only then it fits, or is faster."""
+        plain, request = made(self.request), self._recomputed()
+        if request is None or (plain.fits and plain.count in (1, len(self.request.devices))):
+            return plain
+        recomputed = replace(made(request), recomputes=True)
+        if not plain.fits:
+            return recomputed if recomputed.fits or plain.worst_fill is None else _emptier(plain, recomputed)
+        is_better = recomputed.fits and _faster(recomputed.step_time, plain.step_time)
+        return recomputed if is_better else plain
+
+    def _map(self, request: Request) -> Candidate:
+        plan = _solved(cost(request), request.devices)
+        return Candidate("balanced", request=request) if plan is None else _of_plan("balanced", plan, request)
+
+    def _on_one(self, request: Request) -> Candidate:
+        costed = cost(request)
+        best = Candidate("one_device", request=request)
+        for device in request.devices:
+            alone = (device,)
+            whole: DeviceMap = {block.name: device.index for block in costed.blocks}
+            candidate = _of_plan(
+                "one_device", evaluate("balanced", costed, whole, alone), replace(request, devices=alone)
+            )
+            if best.worst_fill is None or _beats(candidate, best):
+                best = candidate
+        return replace(best, step_time=_spread(best, request.devices))
+
+    def _most_replicas(self, request: Request) -> Candidate:
+        best = Candidate("replicas", 2, request=request)
+        for count in range(len(request.devices), 1, -1):
+            shares = self.shares_of(count)
+            requests = of_shares(request, shares)
+            if not requests:
+                continue
+            plans = [_solved(cost(each), each.devices) for each in requests]
+            if None in plans:
+                continue
+            fill = max(plan.worst.filled for plan in plans if plan is not None)
+            fits = not any(plan.shortfall for plan in plans if plan is not None)
+            best = Candidate("replicas", count, fits=fits, worst_fill=fill, request=request)
+            if fits:
+                weakest = requests[0]
+                time = _of_replicas(
+                    [plan for plan in plans if plan is not None], cost(weakest), shares, request.devices
+                )
+                return replace(best, step_time=time)
+        return best
+
+    def _partitioned(self, request: Request, offloads: Sequence[Offload]) -> Candidate:
+        costed, devices = cost(request), request.devices
+        remedy, last = "zero3" if offloads == ("none",) else "zero3_offload", offloads[-1]
+        for offload in offloads:
+            fill = zero_prediction.fullest(costed, devices, offload)
+            room = self.limits.host_memory
+            fits_host = room is None or zero_prediction.host_bytes(costed, offload) <= room
+            if (fill <= 1 and fits_host) or offload == last:
+                return Candidate(
+                    remedy,  # type: ignore[arg-type]  # one of two names
+                    len(devices),
+                    offload=offload,
+                    fits=fill <= 1 and fits_host,
+                    worst_fill=fill,
+                    step_time=zero_prediction.time_of(costed, devices, offload),
+                    request=request,
+                )
+        raise AssertionError("there is a last one")
+
+
+def _solved(costed: CostedModel, devices: Sequence[Device]) -> Plan | None:
+    """Return the balanced plan without dry runs; None where not even the weights fit."""
+    try:
+        return evaluate("balanced", costed, balance(costed, devices), devices)
+    except DoesNotFit:
+        return None
+
+
+def _of_plan(remedy: str, plan: Plan, request: Request) -> Candidate:
+    return Candidate(
+        remedy,  # type: ignore[arg-type]  # callers name one
+        fits=not plan.shortfall,
+        worst_fill=plan.worst.filled,
+        step_time=plan.step_time,
+        plan=plan,
+        request=request,
+    )
+
+
+def _spread(candidate: Candidate, devices: Sequence[Device]) -> StepTime | None:
+    """Return the step time with the busy share of all devices, of which all but one are idle."""
+    time, plan = candidate.step_time, candidate.plan
+    if time is None or plan is None:
+        return None
+    there = plan.devices[0].device.index
+    return replace(time, busy=tuple(time.busy[0] if device.index == there else 0.0 for device in devices))
+
+
+def _of_replicas(
+    plans: Sequence[Plan], costed: CostedModel, shares: Sequence[Share], devices: Sequence[Device]
+) -> StepTime | None:
+    """Return the time of a step: that of the slowest replica, and what DDP's sums take beyond the backward pass.
+
+    Args:
+        plans: of each kind of share, the one with the least memory first.
+    """
+    rates = rates_of_all(devices)
+    times = [plan.step_time for plan in plans if plan.step_time is not None]
+    if rates is None or len(times) < len(plans):
+        return None
+    slowest = max(times, key=lambda time: time.seconds)
+    count = len(shares)
+    of_each_device = sum(block.gradients for block in costed.costs) / len(plans[0].devices)
+    summing = 2 * (count - 1) / count * of_each_device / min(rate.link_bytes for rate in rates)
+    backward = slowest.seconds / costed.workload.accumulation / 2  # of the last micro-batch, behind which it hides
+    seconds = slowest.seconds + max(0.0, summing - backward)
+    by_size = {len(plan.devices): plan for plan in reversed(plans)}
+    busy = dict.fromkeys((device.index for device in devices), 0.0)
+    for share in shares:
+        plan = by_size.get(len(share), plans[0])
+        if plan.step_time is not None:
+            for index, part in zip(share, plan.step_time.busy, strict=False):
+                busy[index] = part * plan.step_time.seconds / seconds
+    return replace(slowest, seconds=seconds, tokens=count * slowest.tokens, busy=tuple(busy.values()))
+
+
+def _with_in_flight(costed: CostedModel, count: int) -> CostedModel:
+    """Return the costs with the activations of `count` micro-batches at a time."""
+
+    def more(activations: int) -> int:
+        return (count - 1) * activations
+
+    costs = tuple(each.with_more(more(each.activations), more(each.activations)) for each in costed.costs)
+    return replace(costed, costs=costs, records=(), first_record=None)  # of other costs than these
+
+
+def _in_micro_batches(request: Request) -> Request:
+    """Return the request with the sequences of a batch as micro-batches, where nothing accumulates."""
+    workload = request.workload
+    if workload.accumulation > 1 or workload.batch_size < 2:
+        return request
+    changed = request.with_workload(batch_size=1, accumulation=workload.batch_size)
+    return changed.with_case(batch=None)
+
+
+def _faster(one: StepTime | None, other: StepTime | None) -> bool:
+    if one is None or other is None:
+        return False
+    return one.tokens_per_second > other.tokens_per_second
+
+
+def _beats(one: Candidate, other: Candidate) -> bool:
+    """Whether a device is a better place for the whole model than another one."""
+    if one.fits != other.fits:
+        return one.fits
+    if one.fits and one.step_time is not None and other.step_time is not None:
+        return _faster(one.step_time, other.step_time)
+    return (one.worst_fill or 0) < (other.worst_fill or 0)
+
+
+def _emptier(one: Candidate, other: Candidate) -> Candidate:
+    return other if other.worst_fill is not None and other.worst_fill < (one.worst_fill or 0) else one
