@@ -4,13 +4,15 @@ Maps are solved here without dry runs: the one that is chosen is verified as any
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from ..devices import Device
 from ..map_file import DeviceMap
 from ..memory.recomputation import is_supported
 from ..replicas.shares import Share, divide
 from ..timing.step_time import StepTime
+from ..units import format_size
 from . import zero_prediction
 from .balance import DoesNotFit, balance
 from .candidates import Candidate, Choice, choose
@@ -23,6 +25,7 @@ from .request import Request
 from .step_time import predict, rates_of_all
 from .zero_prediction import Offload
 
+MOST_DEVICES = 64  # of a machine
 MOST_IN_FLIGHT = 16  # micro-batches; more hardly gain anything and keep more activations
 
 
@@ -72,6 +75,7 @@ class Alternatives:
     request: Request
     limits: Limits
     shares_of: Shares
+    _costs: dict[Any, CostedModel] = field(default_factory=dict, compare=False, repr=False)
 
     def all(self) -> list[Candidate]:
         """Return all candidates, possible or not."""
@@ -96,13 +100,21 @@ class Alternatives:
         return None if request is None else replace(self._map(request), remedy="checkpointing", recomputes=True)
 
     def pipeline(self) -> Candidate:
-        """A balanced map with the number of micro-batches in flight that is fastest."""
+        """A balanced map with the fastest number of micro-batches in flight; recomputing leaves room for more."""
+        plain, request = self._in_flight(self.request), self._recomputed()
+        if request is None:
+            return plain
+        recomputed = replace(self._in_flight(request), recomputes=True)
+        is_better = recomputed.fits and (not plain.fits or _faster(recomputed.step_time, plain.step_time))
+        return recomputed if is_better else plain
+
+    def _in_flight(self, request: Request) -> Candidate:
         best = Candidate("pipeline", impossible=self.limits.pipeline)
-        request = _in_micro_batches(self.request)
+        request = _in_micro_batches(request)
         most = request.workload.accumulation
         if most < 2:
             return replace(best, impossible=best.impossible or "there is one micro-batch of one sequence in a step")
-        costed = cost(request)
+        costed = self._cost(request)
         for count in range(2, min(most, MOST_IN_FLIGHT) + 1):
             if most % count:  # the last window would be smaller
                 continue
@@ -130,9 +142,35 @@ class Alternatives:
 
     def smallest_change(self) -> str:
         """Return the mildest change under which a balanced map fits; "" if none is known."""
-        plan = _solved(cost(self.request), self.request.devices)
+        plan = _solved(self._cost(self.request), self.request.devices)
         changes = [] if plan is None else what_would_fit(plan, self.request)
-        return changes[0] if changes else ""
+        return changes[0] if changes else self._more_devices()
+
+    def _more_devices(self) -> str:
+        """Return how many devices like the largest would do; "" if `MOST_DEVICES` would not."""
+        request = self._recomputed() or self.request
+        costed, largest = self._cost(request), max(request.devices, key=lambda device: device.capacity)
+
+        def fits(count: int) -> bool:
+            devices = tuple(replace(largest, index=index) for index in range(count))
+            plan = _solved(costed, devices)
+            return plan is not None and not plan.shortfall
+
+        low, high = len(request.devices), MOST_DEVICES
+        if not fits(high):
+            return ""
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (low, middle) if fits(middle) else (middle, high)
+        recomputed = ", with gradient checkpointing" if request is not self.request else ""
+        return f"{high} devices of {format_size(largest.available)}{recomputed}"
+
+    def _cost(self, request: Request) -> CostedModel:
+        """Return the costs of the model; they are the same for devices of one architecture, whatever their number."""
+        key = request.workload, request.architectures
+        if key not in self._costs:
+            self._costs[key] = cost(request)
+        return self._costs[key]
 
     def _recomputed(self) -> Request | None:
         """Return the request with all layers recomputed; None where that is so already, or is not ours to decide."""
@@ -154,11 +192,11 @@ class Alternatives:
         return recomputed if is_better else plain
 
     def _map(self, request: Request) -> Candidate:
-        plan = _solved(cost(request), request.devices)
+        plan = _solved(self._cost(request), request.devices)
         return Candidate("balanced", request=request) if plan is None else _of_plan("balanced", plan, request)
 
     def _on_one(self, request: Request) -> Candidate:
-        costed = cost(request)
+        costed = self._cost(request)
         best = Candidate("one_device", request=request)
         for device in request.devices:
             alone = (device,)
@@ -173,26 +211,29 @@ class Alternatives:
     def _most_replicas(self, request: Request) -> Candidate:
         best = Candidate("replicas", 2, request=request)
         for count in range(len(request.devices), 1, -1):
-            shares = self.shares_of(count)
-            requests = of_shares(request, shares)
-            if not requests:
-                continue
-            plans = [_solved(cost(each), each.devices) for each in requests]
-            if None in plans:
-                continue
-            fill = max(plan.worst.filled for plan in plans if plan is not None)
-            fits = not any(plan.shortfall for plan in plans if plan is not None)
-            best = Candidate("replicas", count, fits=fits, worst_fill=fill, request=request)
-            if fits:
-                weakest = requests[0]
-                time = _of_replicas(
-                    [plan for plan in plans if plan is not None], cost(weakest), shares, request.devices
-                )
-                return replace(best, step_time=time)
+            best = self._replicas_of(request, count) or best
+            if best.fits:
+                break
         return best
 
+    def _replicas_of(self, request: Request, count: int) -> Candidate | None:
+        """Return so many replicas; None where not even the weights of one fit its share."""
+        shares = self.shares_of(count)
+        requests = of_shares(request, shares)
+        plans = [plan for each in requests for plan in [_solved(self._cost(each), each.devices)] if plan is not None]
+        if not plans or len(plans) < len(requests):
+            return None
+        return Candidate(
+            "replicas",
+            count,
+            fits=not any(plan.shortfall for plan in plans),
+            worst_fill=max(plan.worst.filled for plan in plans),
+            step_time=_of_replicas(plans, self._cost(requests[0]), shares, request.devices),
+            request=request,
+        )
+
     def _partitioned(self, request: Request, offloads: Sequence[Offload]) -> Candidate:
-        costed, devices = cost(request), request.devices
+        costed, devices = self._cost(request), request.devices
         remedy, last = "zero3" if offloads == ("none",) else "zero3_offload", offloads[-1]
         for offload in offloads:
             fill = zero_prediction.fullest(costed, devices, offload)

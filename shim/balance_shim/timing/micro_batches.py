@@ -80,6 +80,7 @@ class _Run:
     step: Step
     clock: Clock
     _streams: dict[tuple[int, int, str], int] = field(default_factory=dict)
+    _times: dict[tuple[int, int], tuple[float, float]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._home = {block.name: block.device for block in self.step.blocks}
@@ -164,6 +165,11 @@ class _Run:
             self.clock.work(self.clock.host_rates.hook)
 
     def _compute(self, device: int, work: Pass) -> None:
-        if work.operations:
+        if not work.operations:
+            return
+        key = id(work), device  # the step keeps it alive
+        times = self._times.get(key)
+        if times is None:
             rates, host = self.clock.devices[device], self.clock.host_rates
-            self.clock.run(device, work.seconds(rates), work.launching(host))
+            times = self._times[key] = work.seconds(rates), work.launching(host)
+        self.clock.run(device, *times)

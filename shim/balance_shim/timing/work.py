@@ -27,7 +27,7 @@ class Pass:
 
     def launching(self, host: HostRates) -> float:
         """Return how long the host takes to queue everything."""
-        return sum(count * host.seconds(operation) for operation, count in self.operations)
+        return _launching(self, host)
 
     @property
     def recomputes(self) -> bool:
@@ -42,6 +42,11 @@ class Pass:
 @lru_cache(maxsize=4096)
 def _seconds(work: Pass, rates: DeviceRates) -> float:
     return sum(count * rates.seconds(operation) for operation, count in work.operations if operation.launches)
+
+
+@lru_cache(maxsize=4096)
+def _launching(work: Pass, host: HostRates) -> float:
+    return sum(count * host.seconds(operation) for operation, count in work.operations)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,160 @@
+"""Mode `auto`: which remedy it chooses, in described cases, from configs alone. No GPU and no weights are needed."""
+
+import os
+from dataclasses import replace
+from functools import cache
+
+import pytest
+
+from balance_shim import planning
+from balance_shim.placement import alternatives, zero_prediction
+from balance_shim.placement.alternatives import Alternatives, Limits
+from balance_shim.placement.candidates import EQUALLY_FAST, SIMPLEST_FIRST, Candidate, choose
+from balance_shim.plan_options import read_options
+from balance_shim.timing.step_time import StepTime
+
+CONFIGS = {
+    "0.5B": {"hidden_size": 896, "intermediate_size": 4864, "num_hidden_layers": 24, "num_attention_heads": 14,
+             "num_key_value_heads": 2, "vocab_size": 151936, "tie_word_embeddings": True},
+    "7B": {"hidden_size": 3584, "intermediate_size": 18944, "num_hidden_layers": 28, "num_attention_heads": 28,
+           "num_key_value_heads": 4, "vocab_size": 152064, "tie_word_embeddings": False},
+    "70B": {"hidden_size": 8192, "intermediate_size": 28672, "num_hidden_layers": 80, "num_attention_heads": 64,
+            "num_key_value_heads": 8, "vocab_size": 152064, "tie_word_embeddings": False},
+}  # fmt: skip
+ALL = Limits(pipeline="")
+NO_RANKS = Limits(replicas="a notebook", zero3="a notebook", pipeline="")
+NO_PIPELINE = Limits(replicas="a notebook", zero3="a notebook")
+
+# name -> (model, options, what this process can do, the remedy that has to be chosen)
+CASES = {
+    "one card with room": ("0.5B", "--gpus 1xRTX4090", ALL, "one_device"),
+    "one big card": ("7B", "--gpus 1xH200", ALL, "one_device"),
+    "one card, too small without offload": ("7B", "--gpus 1xT4 --tuning lora --seq-len 512", ALL, "zero3_offload"),
+    "a small model on four equal cards": ("0.5B", "--gpus 4xRTX3090", ALL, "replicas"),
+    "LoRA on two cards that hold the model": ("7B", "--gpus 2xRTX4090 --tuning lora --accumulation 8", ALL, "replicas"),
+    "two cards that hold the model together": ("7B", "--gpus 2x12GiB@RTX3060 --tuning lora", ALL, "zero3"),
+    "NVLink and full fine-tuning": ("7B", "--gpus 8xH100 --accumulation 4", ALL, "zero3"),
+    "long sequences": ("7B", "--gpus 8xA100-80GB --seq-len 32768", ALL, "zero3"),
+    "a large model": ("70B", "--gpus 8xA100-40GB --tuning lora", ALL, "zero3"),
+    "a large model on PCIe, nearly full": ("70B", "--gpus 8xRTX3090 --tuning lora --seq-len 512", ALL, "zero3_offload"),
+    "one fast card beside slow ones": ("7B", "--gpus 1xA100-80GB+3xT4 --tuning lora", ALL, "one_device"),
+    "a notebook, accumulation": ("7B", "--gpus 4xRTX4090 --tuning lora --accumulation 8", NO_RANKS, "pipeline"),
+    "a notebook, one sequence": ("7B", "--gpus 4xRTX4090 --tuning lora", NO_RANKS, "balanced"),
+    "a notebook, nothing in flight": ("7B", "--gpus 4xA100-40GB --accumulation 4", NO_PIPELINE, "balanced"),
+    "a notebook, tight": ("7B", "--gpus 2x12GiB@RTX3060 --tuning lora", NO_RANKS, "checkpointing"),
+    "unknown cards": ("7B", "--gpus 4x24GiB --tuning lora", ALL, "balanced"),
+    "nothing fits": ("70B", "--gpus 4xRTX4090", ALL, None),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def request_of(tmp_path_factory):
+    """A function from a model and options to the request; costs are kept in a folder, as between trainings."""
+    from transformers import Qwen2Config
+
+    folder = tmp_path_factory.mktemp("cache")
+
+    @cache
+    def subject(model):
+        config = Qwen2Config(**CONFIGS[model], max_position_embeddings=131072, architectures=["Qwen2ForCausalLM"])
+        config.dtype = "bfloat16"
+        return planning.subject_of(config, read_options(["model", "--gpus", "1x80GiB", "--precision=bf16"], {})[0])
+
+    def request(model, words):
+        environ = {"BALANCE_CACHE": str(folder)}
+        return planning.request_for(subject(model), read_options(["model", *words.split()], environ)[0])
+
+    return request
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_best_remedy_is_chosen(request_of, name):
+    """The remedy that a reader of the case expects, which no other way of any remedy beats, and the reasons."""
+    model, words, limits, expected = CASES[name]
+    request = request_of(model, words)
+    choice = alternatives.choice_for(request, limits)
+    assert (choice.chosen and choice.chosen.remedy) == expected, choice.candidates
+    assert [each.remedy for each in choice.candidates] == sorted(
+        (each.remedy for each in choice.candidates), key=SIMPLEST_FIRST.index
+    )
+    assert all(each.reason for each in choice.candidates)
+    if choice.chosen is None:
+        assert choice.change, "the smallest change that would fit"
+    elif choice.chosen.step_time is not None:
+        best = max(_rates_of_every_way(request, limits), default=0.0)
+        assert choice.chosen.step_time.tokens_per_second >= best * (1 - EQUALLY_FAST)
+
+
+def _rates_of_every_way(request, limits):
+    """Yield the tokens per second of everything that fits: all counts, with and without recomputation."""
+    plain = request.in_training()
+    for each in (plain, plain.with_workload(gradient_checkpointing=True)):
+        every = Alternatives(each, replace(limits, may_recompute=False), alternatives._divided(each))
+        found = [every.one_device()]
+        if len(each.devices) > 1:
+            found += [every.balanced(), every.pipeline()]
+        for candidate in found:
+            if candidate.can_win and candidate.step_time is not None:
+                yield candidate.step_time.tokens_per_second
+        if not limits.replicas:
+            for count in range(2, len(each.devices) + 1):
+                alone = Alternatives(each, limits, alternatives._divided(each))._replicas_of(each, count)
+                if alone is not None and alone.fits:
+                    yield alone.step_time.tokens_per_second
+        if not limits.zero3:
+            for offload in ("none", "optimizer", "all"):
+                if offload == "none" and len(each.devices) == 1:
+                    continue
+                costed = every._cost(each)
+                if zero_prediction.fullest(costed, each.devices, offload) <= 1:
+                    yield zero_prediction.time_of(costed, each.devices, offload).tokens_per_second
+
+
+def test_the_same_inputs_give_the_same_answer(request_of):
+    """Nothing is measured or drawn."""
+    request = request_of("0.5B", "--gpus 4xRTX3090")
+    assert alternatives.choice_for(request, ALL) == alternatives.choice_for(request, ALL)
+
+
+def _candidate(remedy, rate, fits=True, impossible=""):
+    time = None if rate is None else StepTime(1.0, rate, (1.0,), "devices")
+    return Candidate(remedy, fits=fits, worst_fill=0.5, step_time=time, impossible=impossible)
+
+
+def test_ties_go_to_the_simpler_and_reasons_tell_why_others_lost():
+    """Two percent are no difference; neither what does not fit nor what is impossible can win."""
+    choice = choose(
+        [
+            _candidate("zero3", 1010),
+            _candidate("balanced", 1000),
+            _candidate("one_device", 300),
+            _candidate("replicas", 5000, impossible="a notebook"),
+            _candidate("zero3_offload", 9000, fits=False),
+        ]
+    )
+    assert choice.chosen.remedy == "balanced"
+    reasons = {each.remedy: each.reason for each in choice.candidates}
+    assert reasons["replicas"] == "a notebook" and reasons["zero3_offload"].startswith("does not fit")
+    assert "0.30 times" in reasons["one_device"] and "simpler" in reasons["zero3"]
+
+
+def test_without_known_speeds_a_map_comes_first():
+    """Nobody knows what is fastest then: the balanced map where it fits, else what makes the model fit."""
+    assert choose([_candidate("one_device", None), _candidate("balanced", None)]).chosen.remedy == "balanced"
+    candidates = [_candidate("balanced", None, fits=False), _candidate("zero3", None), _candidate("replicas", None)]
+    assert choose(candidates).chosen.remedy == "zero3"
+    assert choose([_candidate("balanced", None, fits=False)]).chosen is None
+
+
+def test_quantized_weights_are_not_partitioned():
+    """ZeRO-3 is in the table with the reason, and cannot win, where the config says that weights are quantized."""
+    from transformers import Qwen2Config
+
+    config = Qwen2Config(**CONFIGS["0.5B"], architectures=["Qwen2ForCausalLM"])
+    options = read_options(
+        ["model", "--gpus", "2xRTX4090", "--precision=bf16"], {**os.environ, "BALANCE_CACHE": "off"}
+    )[0]
+    subject = planning.subject_of(config, options)
+    assert not planning.limits_of(subject, options).zero3
+    subject.found.config.quantization_config = {"quant_method": "bitsandbytes", "load_in_4bit": True}
+    assert "quantized" in planning.limits_of(subject, options).zero3
