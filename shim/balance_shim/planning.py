@@ -119,6 +119,8 @@ def limits_of(subject: Subject, options: PlanOptions) -> "Limits":
     name = type(subject.ready.model).__name__
     return Limits(
         zero3=zero_support.sentence("quantized", cls=name) if quantized else "",
+        pipeline="BALANCE_PIPELINE is off" if options.settings.pipeline in ("off", 1) else "",
+        in_flight=options.settings.pipeline if isinstance(options.settings.pipeline, int) else None,
         may_recompute=options.settings.gradient_checkpointing is None,
     )
 

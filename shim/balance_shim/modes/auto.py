@@ -49,6 +49,8 @@ class Auto(SharedDevices):
             attempt("becoming several processes", _launch, chosen, instead="the map is balanced")
             if chosen.recomputes:
                 state.change(gradient_checkpointing=True)
+            if chosen.remedy == "pipeline":
+                state.change(pipeline=chosen.count)
             if chosen.remedy == "one_device":
                 return _on_one_device(chosen, load)
         return maker.device_map_for(load)

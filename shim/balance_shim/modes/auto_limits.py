@@ -19,11 +19,11 @@ def limits_for(load: ModelLoad, usable: tuple[Device, ...]) -> Limits:
     """Return what this process cannot do with the model that is about to load."""
     settings = state.settings()
     launching = _cannot_launch()
-    pipeline = getattr(settings, "pipeline", "off")
     return Limits(
         replicas=launching,
         zero3=launching or _cannot_partition(load.model, usable),
-        pipeline=PIPELINE_OFF if pipeline in ("off", None) else "",
+        pipeline=PIPELINE_OFF if settings.pipeline in ("off", 1) else "",
+        in_flight=settings.pipeline if isinstance(settings.pipeline, int) else None,
         host_memory=_host_memory(),
         may_recompute=settings.gradient_checkpointing is None,
     )

@@ -37,6 +37,7 @@ class Limits:
         replicas: becoming several ranks with a map each.
         zero3: becoming ranks of ZeRO-3.
         pipeline: several micro-batches in flight.
+        in_flight: how many micro-batches the user wants in flight; None: as many as are fastest.
         host_memory: bytes; None: unknown, so that offloading is taken to fit.
         may_recompute: whether checkpointing is ours to switch on.
     """
@@ -44,6 +45,7 @@ class Limits:
     replicas: str = ""
     zero3: str = ""
     pipeline: str = "BALANCE_PIPELINE is off"
+    in_flight: int | None = None
     host_memory: int | None = None
     may_recompute: bool = True
 
@@ -110,14 +112,11 @@ class Alternatives:
 
     def _in_flight(self, request: Request) -> Candidate:
         best = Candidate("pipeline", impossible=self.limits.pipeline)
-        request = _in_micro_batches(request)
         most = request.workload.accumulation
         if most < 2:
-            return replace(best, impossible=best.impossible or "there is one micro-batch of one sequence in a step")
+            return replace(best, impossible=best.impossible or "there is one micro-batch in a step")
         costed = self._cost(request)
-        for count in range(2, min(most, MOST_IN_FLIGHT) + 1):
-            if most % count:  # the last window would be smaller
-                continue
+        for count in self._counts_in_flight(most):
             plan = _solved(_with_in_flight(costed, count), request.devices)
             if plan is None:
                 break
@@ -129,6 +128,12 @@ class Alternatives:
             if not candidate.fits:
                 break
         return best
+
+    def _counts_in_flight(self, micro_batches: int) -> list[int]:
+        """Return how many micro-batches may be in flight: those that divide a step into nearly equal chunks."""
+        wanted = self.limits.in_flight
+        counts = range(2, min(micro_batches, MOST_IN_FLIGHT) + 1) if wanted is None else [min(wanted, micro_batches)]
+        return sorted({-(-micro_batches // -(-micro_batches // count)) for count in counts})
 
     def replicas(self) -> Candidate:
         """The most replicas that fit, each with a balanced map on its share."""
@@ -316,15 +321,6 @@ def _with_in_flight(costed: CostedModel, count: int) -> CostedModel:
 
     costs = tuple(each.with_more(more(each.activations), more(each.activations)) for each in costed.costs)
     return replace(costed, costs=costs, records=(), first_record=None)  # of other costs than these
-
-
-def _in_micro_batches(request: Request) -> Request:
-    """Return the request with the sequences of a batch as micro-batches, where nothing accumulates."""
-    workload = request.workload
-    if workload.accumulation > 1 or workload.batch_size < 2:
-        return request
-    changed = request.with_workload(batch_size=1, accumulation=workload.batch_size)
-    return changed.with_case(batch=None)
 
 
 def _faster(one: StepTime | None, other: StepTime | None) -> bool:
