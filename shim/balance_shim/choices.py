@@ -6,7 +6,7 @@ Mode = Literal["balanced", "map", "auto", "zero3", "off"]
 PlanMode = Literal["balanced", "map", "auto"]  # whose map a plan has: ours, the user's, or transformers'
 Tuning = Literal["full", "lora", "frozen"]
 LossSetting = Literal["auto", "chunked", "full"]
-Loss = Literal["chunked", "full"]
+Loss = Literal["chunked", "full", "fused"]
 Precision = Literal["bf16", "fp16", "fp32"]
 Offload = Literal["none", "optimizer", "all"]
 # What a message in `events.jsonl` is about; from "kept" on, what the monitor finds.

@@ -8,7 +8,6 @@ from tests import models
 from tests.replicas.running import train
 from tests.sampling import sampled
 
-OF_TRL = ("sft", "dpo")  # whose kernels for the loss take memory of their own, which plans do not count
 # transformers 4 rounds what it logs to four decimals.
 SAME = {"rel": 1e-5, "abs": 1e-5 if version_of("transformers") >= (5,) else 1.01e-4}
 
@@ -42,9 +41,14 @@ def test_ranks_learn_what_one_process_learns(pair, name):
     # Adam makes much of the last digits of gradients near zero, so weights are compared by what they give.
     torch.testing.assert_close(_logits(two), _logits(one), rtol=1e-4, atol=1e-4)
     # find_unused_parameters, which the Trainer sets without checkpointing, copies all outputs, on 4.x the logits too.
-    exact = name not in OF_TRL and (version_of("transformers") >= (5,) or name == "checkpointing")
-    for index, predicted in two.predicted.items() if exact else ():
-        assert two.peaks[index] == pytest.approx(predicted, rel=0.03), (name, index)
+    exact = version_of("transformers") >= (5,) or name == "checkpointing"
+    if name == "dpo":  # beside the model that is planned for lies the reference model, as large, on the same devices
+        beyond = sum(two.peaks[index] - predicted for index, predicted in two.predicted.items())
+        weights = (two.folder / "saved" / "model.safetensors").stat().st_size
+        assert not exact or beyond == pytest.approx(weights, rel=0.03)
+    else:
+        for index, predicted in two.predicted.items() if exact else ():
+            assert two.peaks[index] == pytest.approx(predicted, rel=0.03), (name, index)
     assert two.log.count("replicas: rank 0 on npu:0+2, rank 1 on npu:1+3") == 1
     assert two.log.count("memory of the simulated devices") == 1
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ..logits import chunks
+from ..upstream import fused_head
 from .blocks import Block
 from .workload import Workload
 
@@ -46,6 +47,9 @@ def activations(block: Block, parameters: "Sequence[Tensor]", workload: Workload
             if rows < workload.tokens:
                 hidden = _hidden_size(matrices)
                 return Estimate(workload.tokens * hidden * element, rows * vocabulary * chunks.BYTES_PER_LOGIT)
+        if workload.loss == "fused":
+            hidden = _hidden_size(matrices)
+            return Estimate(workload.tokens * hidden * element, fused_head.tile_bytes(workload.tokens, element))
         logits = workload.tokens * vocabulary
         return Estimate(logits * element, logits * LOSS_BYTES_PER_LOGIT)
     hidden = _hidden_size(matrices)

@@ -5,6 +5,7 @@ from typing import Any
 
 from ..choices import Loss, Tuning
 from ..settings import Settings
+from ..upstream import fused_head
 from ..upstream.trainer import TrainingArgumentsLike
 from . import sequence_length
 from .evaluation import Evaluation
@@ -23,7 +24,8 @@ class Workload:
         tuning: which parameters train: "full", "lora" or "frozen" (everything but towers).
         optimizer: as in `TrainingArguments(optim=...)`.
         gradient_checkpointing: whether layers are recomputed in the backward pass.
-        loss: "chunked" where the head runs chunk by chunk (see `logits`), or "full".
+        loss: "chunked" where the head runs chunk by chunk (see `logits`), "fused" where TRL's head does (see
+            `upstream.fused_head`), or "full".
         autocast: whether matrix products run in a lower precision than the weights are held in.
         autocast_dtype: that precision, "bfloat16" or "float16": before compute capability 8.0 fused attention takes
             the latter only.
@@ -129,6 +131,8 @@ def from_arguments(arguments: TrainingArgumentsLike) -> dict[str, Any]:
     }
     if any(getattr(arguments, name, None) for name in ("torch_compile", "deepspeed", "fsdp")):
         values["loss"] = "full"
+    elif fused_head.is_used_with(arguments):
+        values["loss"] = "fused"
     longest = sequence_length.of_arguments(arguments)
     if longest is not None:
         values["seq_len"] = longest

@@ -1,6 +1,7 @@
 """Putting a simulated machine into torch, whole or not at all."""
 
 import contextlib
+import functools
 import os
 import sys
 from types import ModuleType
@@ -11,6 +12,7 @@ import torch
 from ..device_spec import SimulationSpec
 from ..errors import SimulationError
 from ..patching import import_hooks
+from ..upstream import fused_head
 from . import data_parallel, hiding
 
 if TYPE_CHECKING:
@@ -33,6 +35,8 @@ class Installation:
         _forget_answers()
         import_hooks.watch("transformers.training_args", data_parallel.count_devices_as_on_cuda)
         import_hooks.watch("transformers.trainer", data_parallel.train_one_copy)
+        follow_triton = functools.partial(fused_head.follow_triton, values=not spec.shapes_only)
+        import_hooks.watch(fused_head.KERNELS, follow_triton)
 
     def _install(self, spec: SimulationSpec) -> None:
         from ..virtual import attention, dispatch

@@ -11,6 +11,7 @@ from ..memory import sequence_length
 from ..memory.recomputation import is_supported
 from ..memory.workload import Workload, from_arguments
 from ..placement import placed_models
+from ..upstream import fused_head
 from ..upstream.trainer import TrainerLike
 from . import chunked_loss
 from .longest_batch import longest_batch, shortest_length
@@ -46,7 +47,9 @@ def actual_workload(
         batch = longest_batch(trainer, fields["batch_size"])
     # A trainer whose batches have no labels reads the logits itself.
     labelled = batch is None or chunked_loss.has_labels(batch)
-    fields["loss"] = "chunked" if labelled and chunked_loss.wanted(trainer, placed=True) else "full"
+    fused = fused_head.of(innermost(trainer.model)) is not None
+    chunked = not fused and labelled and chunked_loss.wanted(trainer, placed=True)
+    fields["loss"] = "fused" if fused else "chunked" if chunked else "full"
     ids: Any = None if batch is None else batch.get("input_ids")
     if hasattr(ids, "shape") and len(ids.shape) == 2:
         fields["batch_size"], fields["seq_len"] = map(int, ids.shape)

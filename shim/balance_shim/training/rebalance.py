@@ -211,7 +211,7 @@ class Rebalancer:
         seen = planned
         if self._size.tokens:
             seen = replace(planned, batch_size=self._size.rows, seq_len=self._size.row_tokens, guessed=False)
-        if self._batch is not None and not chunked_loss.has_labels(self._batch):
+        if seen.loss == "chunked" and self._batch is not None and not chunked_loss.has_labels(self._batch):
             seen = replace(seen, loss="full")
         request = request_for(self._trainer, self._model, seen, self._batch, self._devices)
         seen_costs = target = self._costs(request)

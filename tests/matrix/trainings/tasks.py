@@ -12,7 +12,14 @@ NUMBERS = random.Random(1)
 
 
 def load(kind, folder):
-    return getattr(transformers, kind).from_pretrained(MODELS / folder, device_map="auto")
+    """Return a model with a device map, or without one where its class has none in this version."""
+    kind = getattr(transformers, kind)
+    try:
+        return kind.from_pretrained(MODELS / folder, device_map="auto")
+    except ValueError as error:
+        if "does not support `device_map" not in str(error):
+            raise
+        return kind.from_pretrained(MODELS / folder)
 
 
 def trainer():

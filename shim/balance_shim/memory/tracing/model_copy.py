@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from ...upstream import fused_head
 from ...upstream.quantized import is_quantized_linear
 from ...virtual.machine import Machine
 from ..ties import tied_groups
@@ -175,6 +176,7 @@ def _strip(model: nn.Module) -> None:
             module.forward = forward
     model.__dict__.pop("hf_device_map", None)
     strip_kernels(model)
+    fused_head.renew(model)
     for module in model.modules():
         # A plain function is not copied, so it would run the original: with its weights, which would get gradients.
         own = type(module).forward is not nn.Module.forward

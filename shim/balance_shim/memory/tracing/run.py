@@ -10,6 +10,7 @@ from torch import nn
 
 from ...logits.head import deferring
 from ...timing.recorder import Recorder
+from ...upstream import fused_head
 from ...upstream.model_ends import input_embedding
 from ...versions import version_of
 from ...virtual.machine import Machine
@@ -82,9 +83,12 @@ def training_step(
     """
     try:
         prepare(model, workload, supposed)
+        if workload.loss == "fused":
+            fused_head.ensure(model)
         if recomputed is not None:
             recompute_only(model, frozenset(name for name in recomputed if recomputed[name]), layers=list(recomputed))
-        with plain_functions(model), CudaRules() if workload.autocast else contextlib.nullcontext():
+        rules = CudaRules() if workload.autocast else contextlib.nullcontext()
+        with plain_functions(model), fused_head.folded_in_place(), rules:
             return _training_step(model, batch, workload, machine)
     except CannotTrace:
         raise
@@ -159,6 +163,11 @@ def _forward(model: nn.Module, batch: Mapping[str, Any], workload: Workload, mac
     from accelerate.utils import convert_outputs_to_fp32, send_to_device
 
     def call() -> Any:
+        if workload.loss == "fused" and fused_head.of(model) is not None:
+            # Trainers of preferences make the labels themselves, of the sequences that they join.
+            made = {} if "labels" in batch else {"labels": batch["input_ids"].clone()}
+            outputs = model(**batch, **made, fused_lm_head=True)
+            return send_to_device(outputs, machine.devices[0])
         chunked = workload.loss == "chunked" or fuses_loss(model)
         with deferring(model) if chunked else contextlib.nullcontext():
             outputs = model(**batch)
