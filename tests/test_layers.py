@@ -11,9 +11,9 @@ PACKAGE = Path(__file__).parent.parent / "shim" / "balance_shim"
 ROOMS = (
     "__main__", "cli", "doctor", "arming", "excepthook", "status_report", "seams", "modes", "pipeline", "zero",
     "training", "simulation", "monitoring", "report", "planning", "plan_options", "placement", "memory", "logits",
-    "replicas", "upstream", "training_run", "patching", "cache", "copies", "devices", "eligible_devices",
+    "replicas", "upstream", "training_run", "patching", "copies", "devices", "eligible_devices",
     "state", "settings", "setting_values", "zero_config_file", "zero_support", "device_spec", "map_file", "optimizers",
-    "expandable_segments", "timing", "virtual", "device_rules", "output", "processes", "rng", "versions", "units",
+    "expandable_segments", "cache", "timing", "virtual", "device_rules", "output", "processes", "rng", "versions", "units",
     "errors", "log", "choices",
 )  # fmt: skip
 

@@ -12,12 +12,14 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from . import log
+from .cache import folder_of
 from .device_rules.kinds import DEFAULT_ARCHITECTURE, Architecture, Capability, DeviceKind, Runtime, kind_of_product
 from .device_rules.overhead import overhead_of
 from .eligible_devices import describe_display_cards, display_cards, eligible, total_memory
 from .map_file import ACCELERATOR_TYPES
 from .settings import Settings
-from .timing.rates import DeviceRates, rates_of
+from .timing.measured import rates_for
+from .timing.rates import DeviceRates
 from .units import MIB, format_size, parse_size
 
 GRANULE = 64 * MIB  # capacities are rounded down to it
@@ -138,7 +140,7 @@ def inventory(
             available = min(available, settings.max_memory)
         else:
             available = min(available, caps.get(index, script_caps.get(index, available)))
-        device = describe(index, f"{kind}:{index}", available, settings, architecture, _kind(module, index))
+        device = describe(index, f"{kind}:{index}", available, settings, architecture, *_kind(module, index))
         if going:
             device = replace(device, loadable=free)
         # One that the runtime alone fills would hold something all the same, because nothing makes its fill any worse.
@@ -209,8 +211,13 @@ def describe(
     settings: Settings,
     architecture: Architecture = DEFAULT_ARCHITECTURE,
     kind: DeviceKind | None = None,
+    product: str = "",
 ) -> Device:
-    """Return the `Device` with `available` bytes, less the reserve that the settings ask for."""
+    """Return the `Device` with `available` bytes, less the reserve that the settings ask for.
+
+    Args:
+        product: as the driver names it; "": as it names devices of this kind.
+    """
     # Nothing is taken beside tensors on simulated devices, which follow CUDA's rules in all else.
     has_runtime = name.startswith("cuda")
     overhead = overhead_of(architecture) if has_runtime else 0
@@ -224,7 +231,7 @@ def describe(
         architecture.capability,
         architecture.runtime,
         kind="" if kind is None else kind.name,
-        rates=rates_of(kind),
+        rates=rates_for(product or (kind.product if kind else ""), kind, folder_of(settings.cache)),
     )
 
 
@@ -308,11 +315,12 @@ def _architecture(module: Any, kind: str, index: int) -> Architecture:
     return Architecture("hip" if gfx.startswith("gfx") else "cuda", (int(capability[0]), int(capability[1])))
 
 
-def _kind(module: Any, index: int) -> DeviceKind | None:
-    """Return the kind of a device by the name that its driver gives it; None for one that is not in the table."""
+def _kind(module: Any, index: int) -> tuple[DeviceKind | None, str]:
+    """Return the kind of a device, None for one that is not in the table, and the name that its driver gives it."""
     with contextlib.suppress(Exception):  # a name is worth no failure
-        return kind_of_product(str(module.get_device_name(index)))
-    return None
+        product = str(module.get_device_name(index))
+        return kind_of_product(product), product
+    return None, ""
 
 
 def _available(module: Any, index: int) -> int:

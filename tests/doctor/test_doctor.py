@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from balance_shim.doctor import accelerators, command, libraries
+from balance_shim.doctor import accelerators, command, libraries, measuring
 from balance_shim.doctor.accelerators import slow_links
 from balance_shim.doctor.nccl import Stack, problems
 from balance_shim.doctor.section import Section
@@ -32,6 +32,12 @@ def test_versions_that_do_not_go_together(stack, said):
     found = problems(stack)
     assert len(found) == 1 and said in found[0]
     assert any(word in found[0] for word in ("update", "remove it from", "install"))
+
+
+def test_without_a_device_nothing_is_measured():
+    """One clear line, which is no problem."""
+    section = measuring.measure(Settings())
+    assert "no accelerator" in section.text and not section.problems
 
 
 def test_slow_links_are_named_once():

@@ -2,11 +2,18 @@
 
 import contextlib
 import itertools
+import tempfile
+from pathlib import Path
 
 import torch
 from torch import nn
 
-from balance_shim import simulation
+from balance_shim import devices, simulation
+from balance_shim.device_rules.kinds import kind_named
+from balance_shim.doctor import measuring
+from balance_shim.settings import Settings
+from balance_shim.timing.clock import origin_of
+from balance_shim.timing.measured import Measured, rates_for, write
 from tests.simulation.child import main
 
 simulation.install(simulation.parse_spec("4xRTX4090:shapes"))
@@ -131,6 +138,24 @@ def check_the_time_of_a_step_is_kept():
     update = 3 * WIDTH * WIDTH * 2 / RATES.memory  # read weight and gradient, write the weight
     assert abs(step.seconds / (2 * PRODUCT + update) - 1) < 0.1, (step, PRODUCT, update)
     assert step.busy[0] > 0.95 and step.bound == "devices" and step.rates == "data sheet"
+
+
+def check_measured_rates_are_those_of_the_devices():
+    """`doctor --measure` finds what the devices do, and from then on its figures win over the table of kinds."""
+    with tempfile.TemporaryDirectory() as folder:
+        read = Settings(cache=folder)
+        section = measuring.measure(read)
+        assert not section.problems and "RTX 4090" in section.text, section
+        product = torch.npu.get_device_name(0)
+        measured = rates_for(product, kind_named("RTX4090"), Path(folder))
+        for name in ("float16", "bfloat16", "float32", "memory", "link_bytes", "host_bytes"):
+            assert abs(getattr(measured, name) / getattr(RATES, name) - 1) < 0.1, (name, measured, RATES)
+        assert measured.measured and measured != RATES
+        device = devices.describe(0, "cuda:0", 2**34, read, kind=kind_named("RTX4090"))
+        assert device.rates == measured and origin_of([device.rates]) == "measured"
+        write(Path(folder), {"a card of tomorrow": Measured(1e15, 1e15, 1e14, 1e13, host_bytes=6e10)})
+        assert rates_for("a card of tomorrow", None, Path(folder)).float16 == 1e15
+        assert rates_for(product, kind_named("RTX4090"), Path(folder)) == measured, "others stay"
 
 
 if __name__ == "__main__":

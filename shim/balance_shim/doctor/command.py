@@ -10,7 +10,7 @@ from typing import Any
 
 from .. import __version__, install, settings
 from ..output import show
-from . import accelerators, libraries, nccl
+from . import accelerators, libraries, measuring, nccl
 from .section import Section
 
 
@@ -22,9 +22,15 @@ def run(words: Sequence[str]) -> int:
         "print a remedy for each problem. The exit code is 1 if there are problems.",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object, for bug reports; no secrets in it")
-    as_json = parser.parse_args(words).json
+    parser.add_argument(
+        "--measure",
+        action="store_true",
+        help="measure matrix products, memory, links and launches, in seconds, and store the rates for plans",
+    )
+    options = parser.parse_args(words)
+    as_json = options.json
     sections = []
-    for section in _sections():
+    for section in _sections(options.measure):
         sections.append(section)
         if not as_json:
             show(f"{section.title}\n{section.text}\n")
@@ -38,7 +44,7 @@ def run(words: Sequence[str]) -> int:
     return 1 if problems else 0
 
 
-def _sections() -> Iterator[Section]:
+def _sections(measures: bool) -> Iterator[Section]:
     """Examine one thing after another. The shim is armed on the way, because only then is anything patched."""
     read, faults = settings.read(os.environ)
     yield _variables(read, faults)
@@ -51,6 +57,8 @@ def _sections() -> Iterator[Section]:
         "Links between devices": accelerators.links,
         "NCCL and CUDA": nccl.examine,
     }
+    if measures:
+        parts["Measured rates"] = lambda: measuring.measure(read)
     for title, part in parts.items():
         section = _guarded(title, part)
         if section is not None:

@@ -7,6 +7,7 @@ from ..devices import Device
 from ..memory.cost import BlockCost
 from ..memory.peak import Schedule
 from ..timing.clock import step_time
+from ..timing.measured import host_of
 from ..timing.micro_batches import PlacedBlock, Step, time_of
 from ..timing.rates import DeviceRates, HostRates, Operation
 from ..timing.step_time import StepTime
@@ -44,7 +45,7 @@ def predict(
     step = step_of(costed, homes, devices, in_flight)
     if step is None:
         return None
-    return step_time(time_of(step, rates, host), tokens_of(costed.workload), rates)
+    return step_time(time_of(step, rates, host or host_of(rates)), tokens_of(costed.workload), rates)
 
 
 def step_of(

@@ -12,6 +12,7 @@ from typing import Literal
 from ..devices import Device
 from ..memory.peak import peak_terms
 from ..timing.clock import origin_of
+from ..timing.measured import host_of
 from ..timing.rates import DeviceRates, HostRates
 from ..timing.step_time import Bound, StepTime
 from .costed_model import CostedModel
@@ -80,7 +81,7 @@ def time_of(
     rates = rates_of_all(devices)
     if rates is None or not costed.work.is_complete:
         return None
-    host = host or HostRates()
+    host = host or host_of(rates)
     times = [_of_rank(costed, rate, len(devices), offload, host) for rate in rates]
     seconds = max(time.seconds for time in times)
     slowest = next(time for time in times if time.seconds == seconds)

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from .. import state
+from ..cache import folder_of
 from ..device_spec import SimulationSpec
 from ..errors import SimulationError
 from ..patching import import_hooks
@@ -82,11 +84,13 @@ class Installation:
 def _clock(spec: SimulationSpec) -> "Clock | None":
     """Return a clock for the devices; None unless the kind of each is known."""
     from ..timing.clock import Clock
-    from ..timing.rates import rates_of
+    from ..timing.measured import host_of, rates_for
 
-    rates = [rates_of(spec.kind(index)) for index in range(len(spec.capacities))]
+    folder = folder_of(state.settings().cache)
+    kinds = map(spec.kind, range(len(spec.capacities)))
+    rates = [None if kind is None else rates_for(kind.product, kind, folder) for kind in kinds]
     known = [each for each in rates if each is not None]
-    return Clock(known) if len(known) == len(rates) else None
+    return Clock(known, host_of(known)) if len(known) == len(rates) else None
 
 
 def _forget_answers() -> None:

@@ -1,6 +1,6 @@
 """Rates of devices and of the host, as the clock takes them."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from ..device_rules.kinds import DeviceKind, Link, Rates
@@ -35,6 +35,7 @@ class DeviceRates:
 
     Attributes:
         measured: whether this machine was measured, or the figures are from the table of kinds.
+        launch: seconds that the host was measured to take for a kernel; 0: unknown.
     """
 
     float16: float
@@ -45,15 +46,12 @@ class DeviceRates:
     link_bytes: float
     host_bytes: float
     measured: bool = False
+    launch: float = 0.0
 
     def seconds(self, operation: Operation) -> float:
         """Return how long the device takes: the longer of computing and of moving bytes."""
         computing = operation.flops / getattr(self, operation.precision) if operation.flops else 0.0
         return max(computing, operation.moved / self.memory)
-
-    def with_measured(self, **rates: float) -> "DeviceRates":
-        """Return the rates with those that were measured in place of nominal ones."""
-        return replace(self, measured=True, **rates) if rates else self  # type: ignore[arg-type]  # floats only
 
 
 def rates_of(kind: DeviceKind | None) -> DeviceRates | None:
