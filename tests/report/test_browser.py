@@ -4,6 +4,7 @@ import pytest
 
 from balance_shim.report import folder
 from balance_shim.report.page import render
+from balance_shim.report.recorded_plan import plan_of
 from balance_shim.report.what_if import Before, Replanned
 from tests.report import browser, folders
 from tests.report.test_page import GRID
@@ -75,7 +76,7 @@ def page(tmp_path_factory):
     }
     said = [folders.event("out of memory", "x", **facts), folders.event("kept", "memory grows", since=3)]
     folders.write(path, **{"events.jsonl": folders.lines(said)})
-    before = Before(folder.plan_of(folders.plan(), 1).devices, {"cpu": 5 * folders.MIB}, fits=False)
+    before = Before(plan_of(folders.plan(), 1).devices, {"cpu": 5 * folders.MIB}, fits=False)
     written = render.page(folder.read(str(path)), Replanned(before, "", tuple(GRID)))
     (path / "report.html").write_text(written, encoding="utf-8")
     return path / "report.html"

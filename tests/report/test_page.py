@@ -11,6 +11,7 @@ import pytest
 
 from balance_shim.report import folder, what_if
 from balance_shim.report.page import render
+from balance_shim.report.recorded_plan import plan_of
 from balance_shim.report.what_if import Before, Combination, Replanned
 from tests.report import folders
 
@@ -46,7 +47,7 @@ class Elements(HTMLParser):
 
 def page_of(path, replanned=None, **files):
     run = folder.read(str(folders.write(path, **files)))
-    before = Before(folder.plan_of(folders.plan(), 1).devices, {"cpu": 5 * folders.MIB}, fits=False)
+    before = Before(plan_of(folders.plan(), 1).devices, {"cpu": 5 * folders.MIB}, fits=False)
     return render.page(run, replanned or Replanned(before, "", tuple(GRID)))
 
 

@@ -44,7 +44,7 @@ def _checkpoint(trainer: TrainerLike) -> None:
 def _record(trainer: TrainerLike) -> None:
     report = state.settings().report
     if report not in ("text", "off") and log.is_first_process():
-        run_record.add_training(report, trainer.args)
+        run_record.add_training(report, innermost(trainer.model), trainer.args)
 
 
 def _monitor(trainer: TrainerLike) -> None:

@@ -10,49 +10,9 @@ from typing import Any, TypeVar
 from ..errors import UsageError
 from . import events, memory_record, run_record
 from .memory_record import MemoryRecord
+from .recorded_plan import PlanRecord, plan_of
 
 _T = TypeVar("_T")
-
-
-@dataclass(frozen=True)
-class PlannedDevice:
-    """One device of a plan. Sizes in bytes; `terms` by name, in the order in which they are stacked."""
-
-    name: str
-    capacity: int
-    predicted_peak: int
-    predicted_reserved: int | None
-    terms: Mapping[str, int]
-
-
-@dataclass(frozen=True)
-class StepTime:
-    """A predicted step: seconds, tokens per second, and the share of it in which each device computes, by name."""
-
-    seconds: float
-    tokens_per_second: float | None
-    busy: Mapping[str, float]
-
-
-@dataclass(frozen=True)
-class PlanRecord:
-    """A plan as `plan.json` has it.
-
-    Attributes:
-        number: of its files; those of a run's second model have 2.
-        mode: whose map it is: "balanced", "map" or "auto".
-        step_time: None where no time is predicted.
-    """
-
-    number: int
-    mode: str
-    model_class: str
-    parameters: int
-    workload: Mapping[str, Any]
-    devices: tuple[PlannedDevice, ...]
-    device_map: Mapping[str, Any]
-    notes: tuple[str, ...] = ()
-    step_time: StepTime | None = None
 
 
 @dataclass(frozen=True)
@@ -185,49 +145,6 @@ def _number(name: str) -> int | None:
     if ending != ".json":
         return None
     return 1 if stem == "plan" else int(digits) if digits != stem and digits.isdecimal() else None
-
-
-def plan_of(entry: Any, number: int) -> PlanRecord:
-    """Return the plan that `entry`, of a plan's JSON, describes.
-
-    Raises:
-        KeyError, TypeError, ValueError: it lacks a field, or has one of another type.
-    """
-    devices = tuple(
-        PlannedDevice(
-            str(each["name"]),
-            max(1, int(each["capacity"])),
-            int(each["predicted_peak"]),
-            None if each.get("predicted_reserved") is None else int(each["predicted_reserved"]),
-            {str(term): int(size) for term, size in each["terms"].items()},
-        )
-        for each in entry["devices"]
-    )
-    return PlanRecord(
-        number=number,
-        mode=str(entry.get("mode", "balanced")),
-        model_class=str(entry["model"]["class"]),
-        parameters=int(entry["model"]["parameters"]),
-        workload=dict(entry["workload"]),
-        devices=devices,
-        device_map=dict(entry["device_map"]),
-        notes=tuple(map(str, entry.get("notes") or ())),
-        step_time=step_time_of(entry.get("step_time"), [device.name for device in devices]),
-    )
-
-
-def step_time_of(entry: Any, names: list[str]) -> StepTime | None:
-    """Return the `step_time` of a plan in JSON; `busy` there is a mapping by name, or a list in the devices' order."""
-    if not entry:
-        return None
-    busy = entry.get("busy") or {}
-    shares = busy.items() if isinstance(busy, Mapping) else zip(names, busy, strict=False)
-    tokens = entry.get("tokens_per_second")
-    return StepTime(
-        float(entry["seconds"]),
-        None if tokens is None else float(tokens),
-        {str(name): float(share) for name, share in shares if share is not None},
-    )
 
 
 def _records(path: str, run: Mapping[str, Any], names: list[str], remarks: list[str]) -> tuple[MemoryRecord, ...]:

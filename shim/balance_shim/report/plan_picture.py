@@ -7,7 +7,7 @@ from ..units import format_size
 from .charts import bars
 from .charts.bars import Bar, memory_bar
 from .charts.svg import TERM_COLOURS
-from .folder import PlanRecord, plan_of
+from .recorded_plan import PlanRecord, plan_of
 from .texts import PAGE, TERMS
 from .what_if import Before, before_of
 

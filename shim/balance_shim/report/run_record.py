@@ -8,7 +8,7 @@ import json
 import os
 import platform
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -53,14 +53,16 @@ def add_model(folder: str, number: int, request: Request) -> None:
     _write(folder, run)
 
 
-def add_training(folder: str, arguments: TrainingArgumentsLike) -> None:
+def add_training(folder: str, model: Any, arguments: TrainingArgumentsLike) -> None:
     """Record that a training begins, in any mode: the number of its processes, and its workload.
 
     Args:
         folder: the report folder.
+        model: the innermost one that the Trainer trains.
         arguments: the Trainer's.
     """
     run = _run(folder)
+    run["model"] = type(model).__name__
     run["ranks"] = int(getattr(arguments, "world_size", 1))
     run["workload"] = from_arguments(arguments)
     run["on_accelerator"] = devices.accelerator_type() is not None
@@ -99,7 +101,7 @@ def _new() -> dict[str, Any]:
         "started": round(events.began(), 3),
         "program": os.path.basename(sys.argv[0]) if getattr(sys, "argv", None) else "",
         "mode": settings.mode,
-        "settings": {name: home_as_tilde(text) for name, text in (arming.environ if arming else {}).items()},
+        "settings": {name: home_as_tilde(text) for name, text in _settings(arming)},
         "python": platform.python_version(),
         "platform": platform.platform(),
         "cores": os.cpu_count(),
@@ -107,12 +109,19 @@ def _new() -> dict[str, Any]:
         "libraries": {name: version for name in LIBRARIES if (version := version_text(name))},
         "runtime": _runtime(),
         "simulated": settings.simulate is not None,
+        "model": "",
         "ranks": 1,
         "workload": {},
         "devices": _cards(None),
         "models": [],
         "records": [],
     }
+
+
+def _settings(arming: state.Arming | None) -> Iterable[tuple[str, str]]:
+    """Return the variables of the user's, without those that the shim sets for its own processes."""
+    environ = arming.environ if arming is not None else {}
+    return ((name, text) for name, text in environ.items() if not name.startswith("BALANCE_SHIM_"))
 
 
 def _runtime() -> str:

@@ -36,10 +36,17 @@ FINDINGS: Mapping[str, tuple[str, str]] = {
     "occupied": ("Memory used by other processes", "End those processes, or exclude the device: BALANCE_MAX_MEMORY."),
     "others": ("Another process takes memory", "End that process, or exclude the device: BALANCE_MAX_MEMORY."),
     "repair": ("The device map was repaired", "Nothing to do. The repair is remembered for the next run."),
-    "move": ("Blocks were moved", "Nothing to do."),
-    "portions": ("Micro-batches run in portions", "Nothing to do. Losses do not change."),
+    "move": ("Blocks were moved", ""),
+    "portions": ("Micro-batches run in portions", ""),
     "unfinished": ("The last recorded step did not finish", "The program's own error message has the reason."),
     "message": ("Message", ""),
+}
+
+BOUNDS: Mapping[str, str] = {
+    "devices": "bound by the devices",
+    "one device at a time": "one device computes at a time",
+    "host": "bound by the host, which launches operations",
+    "links": "bound by the links between devices",
 }
 
 WORKLOAD: Mapping[str, str] = {
@@ -87,6 +94,7 @@ PAGE: Mapping[str, str] = {
     "found_nothing": "No out-of-memory, no growth, no repair. {monitored}",
     "monitored": "Memory was monitored for {count} steps.",
     "not_monitored": "Memory was not monitored; BALANCE_MONITOR=1 records every step.",
+    "no_accelerator": "Memory was not monitored: the training ran without an accelerator.",
     "remedy": "What to do",
     "messages": "Other messages ({count})",
     "since": "since step {step}",
@@ -151,6 +159,7 @@ PAGE: Mapping[str, str] = {
     "this_run": "this run",
     "not_computed": "not computed",
     "what_if_answer": "{verdict}: fullest device {device}, {peak} of {capacity} ({share}){time}.",
+    "share_reserved": "{share} reserved",
     "what_if_time": ", {seconds} per step",
     "machine": "Machine, versions, workload",
     "devices": "Devices",

@@ -19,7 +19,9 @@ from ..memory.evaluation import Evaluation
 from ..memory.workload import Workload
 from ..plan_options import PRECISIONS, PlanOptions
 from ..settings import Settings
-from .folder import PlannedDevice, PlanRecord, RunFolder, StepTime, step_time_of
+from ..timing.rates import DeviceRates
+from .folder import RunFolder
+from .recorded_plan import PlannedDevice, PlanRecord, StepTime, step_time_of
 
 if TYPE_CHECKING:
     from ..placement.plan import Plan
@@ -52,6 +54,7 @@ class Combination:
     Attributes:
         worst: name of the fullest device; "" where not even the weights fit.
         peak, capacity: of it, in bytes.
+        reserved: whether `peak` is what its allocator reserves and `capacity` what is available: tensors alone fit.
         step_time: None where no time is predicted.
     """
 
@@ -62,6 +65,7 @@ class Combination:
     worst: str = ""
     peak: int = 0
     capacity: int = 0
+    reserved: bool = False
     step_time: StepTime | None = None
 
 
@@ -150,15 +154,21 @@ def _request(
 
 
 def _device(stored: Mapping[str, Any]) -> Device:
-    known = {each.name for each in fields(Device)}
-    values = {name: value for name, value in stored.items() if name in known}
-    capability = values.get("capability")
-    return Device(**{**values, "capability": None if capability is None else tuple(capability)})
+    values = _fields_of(Device, stored)
+    capability, rates = values.get("capability"), values.get("rates")
+    values["capability"] = None if capability is None else tuple(capability)
+    values["rates"] = DeviceRates(**_fields_of(DeviceRates, rates)) if isinstance(rates, Mapping) else None
+    return Device(**values)
+
+
+def _fields_of(kind: type[Any], stored: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values of `stored` that a dataclass has fields for: another version may have written more."""
+    known = {each.name for each in fields(kind)}
+    return {name: value for name, value in stored.items() if name in known}
 
 
 def _workload(stored: Mapping[str, Any]) -> Workload:
-    known = {each.name for each in fields(Workload)}
-    values = {name: value for name, value in stored.items() if name in known}
+    values = _fields_of(Workload, stored)
     if isinstance(values.get("evaluation"), Mapping):
         values["evaluation"] = Evaluation(**values["evaluation"])
     return Workload(**values)
@@ -224,11 +234,13 @@ def _combination(request: "Request", seq_len: int, batch_size: int, checkpointin
         plan = evaluate("balanced", costed, balance(costed, other.devices), other.devices)
     except DoesNotFit:
         return Combination(seq_len, batch_size, checkpointing, fits=False)
-    worst = plan.worst
-    return Combination(
-        seq_len, batch_size, checkpointing, not plan.shortfall, worst.name, worst.predicted_peak, worst.capacity,
-        _step_time(plan, [device.name for device in plan.devices]),
-    )  # fmt: skip
+    step_time = _step_time(plan, [device.name for device in plan.devices])
+    what, worst = (seq_len, batch_size, checkpointing), plan.worst
+    if plan.shortfall and worst.filled <= 1:
+        worst = max(plan.devices, key=lambda device: device.shortfall)
+        reserved, available = worst.predicted_reserved or 0, worst.device.available
+        return Combination(*what, False, worst.name, reserved, available, True, step_time)
+    return Combination(*what, not plan.shortfall, worst.name, worst.predicted_peak, worst.capacity, False, step_time)
 
 
 def _step_time(plan: "Plan", names: Sequence[str]) -> StepTime | None:

@@ -26,6 +26,8 @@ def of(run: RunFolder) -> dict[str, Any]:
     ]
     steps = sum(1 for record in run.records[:1] for _ in record.steps)
     monitored = PAGE["monitored"].format(count=steps) if steps else PAGE["not_monitored"]
+    if not steps and run.run.get("on_accelerator") is False:
+        monitored = PAGE["no_accelerator"]
     return {
         "list": [_finding(each) for each in shown],
         "messages": [each.text for each in events if each.kind not in (*PROBLEMS, *ACTIONS)],

@@ -8,11 +8,12 @@ from ...units import format_size
 from ..charts import bars, curves, svg
 from ..charts.bars import Bar
 from ..charts.curves import Curve, thinned
-from ..folder import PlannedDevice, PlanRecord, RunFolder
+from ..folder import RunFolder
 from ..memory_record import MemoryRecord
 from ..plan_picture import stacked_bars
 from ..plan_report import summary as blocks_of
-from ..texts import PAGE, TERMS
+from ..recorded_plan import PlannedDevice, PlanRecord, StepTime
+from ..texts import BOUNDS, PAGE, TERMS
 from ..what_if import Before, Replanned
 from . import findings
 from .summary import median_step, seconds
@@ -123,7 +124,9 @@ def timing(run: RunFolder) -> dict[str, Any] | None:
         chart = curves.fluid([curve], description, axis=PAGE["step"], scale=unit)
     if not shares and not chart:
         return None
+    predicted = run.plans[0].step_time if run.plans else None
     return {
+        "predicted": "" if predicted is None else _predicted(predicted),
         "chart": chart,
         "busy": bars.fluid([bar for _, bar in shares], PAGE["chart_bars"], TERMS) if shares else "",
         "rows": [row for row, _ in shares],
@@ -195,6 +198,15 @@ def _busy(run: RunFolder) -> list[tuple[list[str], Bar]]:
                 bar = Bar(f"{name}, {how}", share, {"busy": shares[name]}, 1.0)
                 found.append(([name, how, share], bar))
     return found
+
+
+def _predicted(step_time: StepTime) -> str:
+    parts = [PAGE["step_predicted"].format(seconds=seconds(step_time.seconds))]
+    if step_time.tokens_per_second:
+        parts.append(f"{step_time.tokens_per_second:,.0f} {PAGE['tokens']}")
+    if step_time.bound in BOUNDS:
+        parts.append(BOUNDS[step_time.bound])
+    return ", ".join(parts) + "."
 
 
 def _label(record: MemoryRecord, name: str, records: Sequence[MemoryRecord]) -> str:

@@ -15,7 +15,7 @@ def of(run: RunFolder) -> dict[str, Any]:
     """Return title, verdict and tiles."""
     plan = run.plans[0] if run.plans else None
     names = _machine(run)
-    model = plan.model_class if plan is not None else PAGE["unknown_model"]
+    model = plan.model_class if plan is not None else str(run.run.get("model") or PAGE["unknown_model"])
     verdict, css = _verdict(run)
     started = float(run.run.get("started") or 0)
     facts = [str(run.run.get("program") or "")]

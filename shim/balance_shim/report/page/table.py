@@ -64,7 +64,7 @@ def _switch(choice: bool) -> str:
 def _cell(cell: Combination | None, is_current: bool) -> dict[str, str]:
     if cell is None:
         return {"css": "missing", "mark": "", "text": PAGE["not_computed"], "note": "", "key": ""}
-    notes = [f"{cell.worst} {cell.peak / cell.capacity:.0%}" if cell.worst else PAGE["no_map"]]
+    notes = [f"{cell.worst} {_share(cell)}" if cell.worst else PAGE["no_map"]]
     if cell.step_time is not None:
         notes.append(seconds(cell.step_time.seconds))
     if is_current:
@@ -78,6 +78,11 @@ def _cell(cell: Combination | None, is_current: bool) -> dict[str, str]:
     }
 
 
+def _share(cell: Combination) -> str:
+    share = f"{cell.peak / cell.capacity:.0%}"
+    return PAGE["share_reserved"].format(share=share) if cell.reserved else share
+
+
 def _answer(cell: Combination) -> dict[str, Any]:
     verdict = PAGE["fits"] if cell.fits else PAGE["does_not_fit"]
     if not cell.worst:
@@ -88,7 +93,7 @@ def _answer(cell: Combination) -> dict[str, Any]:
         device=cell.worst,
         peak=format_size(cell.peak),
         capacity=format_size(cell.capacity),
-        share=f"{cell.peak / cell.capacity:.0%}",
+        share=_share(cell),
         time=time,
     )
     return {"fits": cell.fits, "text": text}
