@@ -154,7 +154,10 @@ def _cards(indices: Sequence[int] | None) -> list[dict[str, Any]]:
     module = torch.get_device_module(kind)
     cards = []
     for index in range(module.device_count()) if indices is None else indices:
-        card: dict[str, Any] = {"name": f"{kind}:{index}", "card": name_of(module, index)}
+        simulated = state.settings().simulate
+        # Of a simulated device of no kind there is nothing to tell but its size.
+        has_name = simulated is None or (index < len(simulated.capacities) and simulated.kind(index) is not None)
+        card: dict[str, Any] = {"name": f"{kind}:{index}", "card": name_of(module, index) if has_name else ""}
         card["total"] = total_memory(module, index)
         with suppress(Exception):
             card["capability"] = list(module.get_device_capability(index))

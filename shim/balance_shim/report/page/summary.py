@@ -92,14 +92,14 @@ def _machine(run: RunFolder) -> str:
     for each in run.run.get("devices") or ():
         if isinstance(each, Mapping):
             size = format_size(each["total"]) if each.get("total") else ""
-            name = size if run.run.get("simulated") else f"{each.get('card', '')} ({size})"
+            name = f"{each['card']} ({size})" if each.get("card") else size
             cards[name] = cards.get(name, 0) + 1
     if not cards and run.plans:
         for device in run.plans[0].devices:
             name = format_size(device.capacity)
             cards[name] = cards.get(name, 0) + 1
     names = " + ".join(f"{count} \u00d7 {name}" for name, count in cards.items())
-    return f"{names} ({PAGE['simulated']})" if names and run.run.get("simulated") else names
+    return f"{names}, {PAGE['simulated']}" if names and run.run.get("simulated") else names
 
 
 def _fullest(run: RunFolder) -> dict[str, str] | None:
@@ -140,17 +140,19 @@ def _deviation(run: RunFolder) -> dict[str, str] | None:
 
 
 def _times(run: RunFolder) -> list[dict[str, str]]:
-    tiles = []
-    median = median_step(run)
+    """Return the tiles of time: measured, or predicted where the devices are simulated or nothing was measured."""
+    median, count = median_step(run), len(run.records[0].steps) if run.records else 0
     predicted = run.plans[0].step_time if run.plans else None
-    guess = "" if predicted is None else PAGE["step_predicted"].format(seconds=seconds(predicted.seconds))
-    if median is not None:
-        count = PAGE["step_measured"].format(count=len(run.records[0].steps))
-        note = f"{count}; {guess}" if guess else count
+    simulated = bool(run.run.get("simulated"))
+    tiles = []
+    if median is not None and not (simulated and predicted is not None):
+        note = PAGE["step_simulated" if simulated else "step_measured"].format(count=count)
+        if predicted is not None:
+            note += "; " + PAGE["step_predicted"].format(seconds=seconds(predicted.seconds))
         tiles.append({"label": PAGE["step_time"], "value": seconds(median), "note": note})
         tokens = sum(step.tokens for record in run.records for step in record.steps)
         spent = sum(step.seconds for step in run.records[0].steps)
-        if tokens and spent:
+        if tokens and spent and not simulated:
             tiles.append({"label": PAGE["tokens"], "value": f"{tokens / spent:,.0f}", "note": PAGE["measured"]})
     elif predicted is not None:
         tiles.append({"label": PAGE["step_time"], "value": seconds(predicted.seconds), "note": PAGE["predicted"]})
