@@ -38,14 +38,17 @@ def add_model(folder: str, number: int, request: Request) -> None:
         number: of the plan's files.
     """
     model = request.model
-    config = json.loads(config_text(model.config))
+    # A model of a script's own may have no config; it cannot be planned again.
+    config: dict[str, Any] = json.loads(config_text(model.config)) if hasattr(model, "config") else {}
     source = home_as_tilde(str(config.pop("_name_or_path", "") or ""))
+    if config:
+        config["architectures"] = [type(model).__name__]
     entry = {
         "number": number,
         "class": type(model).__name__,
         "source": source,
         "dtype": str(getattr(model, "dtype", "")).removeprefix("torch."),
-        "config": {**config, "architectures": [type(model).__name__]},
+        "config": config,
         "devices": [asdict(device) for device in request.devices],
     }
     run = _run(folder)

@@ -8,6 +8,7 @@ import os
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
@@ -97,7 +98,7 @@ def replan(run: RunFolder, trust_remote_code: bool = False, seconds: float = SEC
     models = {each.get("number"): each for each in run.run.get("models") or () if isinstance(each, Mapping)}
     plan = run.plans[0] if run.plans else None
     stored = None if plan is None else models.get(plan.number)
-    if plan is None or stored is None:
+    if plan is None or stored is None or not stored.get("config"):
         reason = "the folder has no plan with its model's config"
         return Replanned(no_before=reason, no_combinations=reason)
     try:
@@ -194,13 +195,26 @@ def before_of(written: Mapping[str, Any]) -> Before:
 
 
 def _combinations(request: "Request", seconds: float) -> tuple[list[Combination], bool]:
-    """Return the combinations, and whether time ran out before all of them were planned."""
+    """Return the combinations, and whether time ran out before all of them were planned.
+
+    That of the run comes first, then the cheapest to plan.
+    """
+    from ..memory.cost import is_estimate
+    from ..memory.tracing import too_long
+    from ..placement import planner
+
     ends = time.monotonic() + seconds
+    workload = request.workload
+    current = (workload.seq_len, workload.batch_size, workload.gradient_checkpointing)
     found: list[Combination] = []
-    for seq_len, batch_size, checkpointing in _grid(request):
-        if time.monotonic() > ends:
-            return found, True
-        found.append(_combination(request, seq_len, batch_size, checkpointing))
+    # One that does not run on shapes would try that for each combination, which can take minutes.
+    estimated = is_estimate(planner.cost(request).source)
+    with too_long.estimating() if estimated else nullcontext():
+        request = replace(request, cache=None) if estimated else request
+        for what in (current, *(each for each in _grid(request) if each != current)):
+            if time.monotonic() > ends:
+                return found, True
+            found.append(_combination(request, *what))
     return found, False
 
 
@@ -214,7 +228,6 @@ def _grid(request: "Request") -> Iterator[tuple[int, int, bool]]:
     lengths = {length for length in wanted if LEAST_LENGTH <= length <= longest}
     lengths.add(workload.seq_len)
     choices = [False, True] if is_supported(request.model) else [workload.gradient_checkpointing]
-    # The cheapest to plan first, should time run out.
     for seq_len in sorted(lengths):
         for batch_size in sorted({*BATCHES, workload.batch_size}):
             for checkpointing in choices:
