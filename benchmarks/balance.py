@@ -136,9 +136,9 @@ class Bench:
         """Return the result of an explicit map, which is kept, since it holds whatever becomes of the shim."""
         text = json.dumps(device_map, sort_keys=True)
         key = case.beside(f"map-{hashlib.sha256(text.encode()).hexdigest()[:12]}").key
-        found = self._results.by_key.get(key)
-        if found is not None and found["status"] == "ok":
-            return found
+        earlier = self._results.by_key.get(key)
+        if earlier is not None and earlier["status"] == "ok":
+            return earlier
         result = self._keep(key, self._measure(case, [], _map_variables(case, device_map)))
         if result["status"] != "ok":
             raise RuntimeError(f"{key}: {result['status']}")
@@ -152,14 +152,14 @@ def _ways(case: Case) -> tuple[list[str], dict[str, str]]:
         return ["--device-map", case.method], {"BALANCE_MODE": "off"}
     if case.method == "split_model":
         return [], _map_variables(case, split_model(case.model, len(MACHINES[case.machine].sizes)))
-    told = {} if case.method == "shim-untold" else workload.variables
+    variables = {} if case.method == "shim-untold" else workload.variables
     logits = {} if case.method == "shim-chunked" else FULL_LOGITS
-    return [], {"BALANCE_MODE": "balanced", **told, **logits}
+    return [], {"BALANCE_MODE": "balanced", **variables, **logits}
 
 
 def _map_variables(case: Case, device_map: dict[str, int]) -> dict[str, str]:
-    told = WORKLOADS[case.workload].variables
-    return {"BALANCE_MODE": "map", "BALANCE_DEVICE_MAP": json.dumps(device_map), **told, **FULL_LOGITS}
+    variables = WORKLOADS[case.workload].variables
+    return {"BALANCE_MODE": "map", "BALANCE_DEVICE_MAP": json.dumps(device_map), **variables, **FULL_LOGITS}
 
 
 def split_model(model: Model, devices: int) -> dict[str, int]:
@@ -168,8 +168,8 @@ def split_model(model: Model, devices: int) -> dict[str, int]:
     All that is no decoder layer is on the first device, and so is the last decoder layer.
     """
     layers = len(model.layers)
-    each = -(-2 * layers // (2 * devices - 1))  # ceil(layers / (devices - 0.5))
-    counts = [-(-each // 2), *[each] * (devices - 1)]
+    share = -(-2 * layers // (2 * devices - 1))  # ceil(layers / (devices - 0.5))
+    counts = [-(-share // 2), *[share] * (devices - 1)]
     places = [device for device, count in enumerate(counts) for _ in range(count)][:layers]
     device_map = {name: 0 for unit in model.chain for name in unit}
     device_map |= dict(zip(model.layers, places, strict=True))
@@ -222,7 +222,7 @@ def _moves(places: tuple[int, ...], peaks: Sequence[float], sizes: Sequence[floa
     fullest = fills.index(max(fills))
     bounds = [i for i in range(1, len(places)) if places[i] != places[i - 1]]
     runs = [(start, end) for start, end in zip([0, *bounds], [*bounds, len(places)], strict=True)]
-    found = []
+    moves = []
     for index, (start, _) in enumerate(runs):
         if places[start] != fullest:
             continue
@@ -233,9 +233,9 @@ def _moves(places: tuple[int, ...], peaks: Sequence[float], sizes: Sequence[floa
                 target = places[runs[at + step][0]]
                 moved[last] = target
                 if target != fullest:
-                    found.append((fills[target], abs(at + step - index), tuple(moved)))
+                    moves.append((fills[target], abs(at + step - index), tuple(moved)))
                 at += step
-    for _, _, moved in sorted(found):
+    for _, _, moved in sorted(moves):
         yield moved
 
 

@@ -90,14 +90,14 @@ class Case:
 
 def cases(patterns: Iterable[str]) -> list[Case]:
     """Return the cases that one of `patterns` fits; those of a machine together, so that one server at a time works."""
-    found = [
+    all_cases = [
         Case(model, workload, machine, method)
         for machine in MACHINES
         for model in MODELS.values()
         for workload in WORKLOADS
         for method in METHODS
     ]
-    return [case for case in found if any(fnmatch.fnmatchcase(case.key, pattern) for pattern in patterns)]
+    return [case for case in all_cases if any(fnmatch.fnmatchcase(case.key, pattern) for pattern in patterns)]
 
 
 class Results:

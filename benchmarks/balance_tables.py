@@ -52,8 +52,8 @@ class Row:
 def _rows(results: Results, machine: str) -> Iterator[Row]:
     for model in MODELS.values():
         for workload in WORKLOADS:
-            found = {method: results.get(Case(model, workload, machine, method)) for method in METHODS}
-            by_method = {method: result for method, result in found.items() if result is not None}
+            results_of = {method: results.get(Case(model, workload, machine, method)) for method in METHODS}
+            by_method = {method: result for method, result in results_of.items() if result is not None}
             if by_method:
                 yield Row(model, workload, machine, by_method)
 
@@ -87,13 +87,13 @@ def _verdict(results: Results) -> str:
 
     def demand(text: str, values: dict[str, float], limit: float) -> None:
         if values:
-            over = [f"{where} {value:.3f}" for where, value in values.items() if value > limit]
-            said = f"{len(values) - len(over)} of {len(values)}"
-            lines.append(f"* {text}: {said}" + (f"; not: {', '.join(over)}" if over else ""))
+            over = [f"{place} {value:.3f}" for place, value in values.items() if value > limit]
+            count = f"{len(values) - len(over)} of {len(values)}"
+            lines.append(f"* {text}: {count}" + (f"; not: {', '.join(over)}" if over else ""))
 
     def every(figure: Callable[[Row], float | None]) -> dict[str, float]:
-        found = {f"{row.model.name}/{row.workload}/{row.machine}": figure(row) for row in rows}
-        return {where: value for where, value in found.items() if value is not None}
+        figures = {f"{row.model.name}/{row.workload}/{row.machine}": figure(row) for row in rows}
+        return {place: value for place, value in figures.items() if value is not None}
 
     demand("fullest device no fuller than under `auto`", every(lambda row: row.ratio("shim", "auto")), 1.0)
     demand("within 3 % of the best map found by search", every(lambda row: row.ratio("shim", "search")), 1.03)
@@ -123,16 +123,20 @@ def _truth_table(results: Results) -> str:
         if result["status"] != "ok" or not result.get("predicted") or method == "search":
             continue
         kind = "vision-language" if MODELS[name].is_vision else "text"
-        whose = _WHOSE.get(method, "other maps")
+        map_kind = _WHOSE.get(method, "other maps")
         least = 0.01 * max(result["peaks"])  # a device that is all but empty says nothing
-        for device, (said, seen) in enumerate(zip(result["predicted"], result["training_peaks"], strict=True)):
-            if seen > least:
-                groups.setdefault((whose, kind), []).append((abs(said - seen) / seen, f"{key} device {device}"))
+        for device, (predicted, simulated) in enumerate(
+            zip(result["predicted"], result["training_peaks"], strict=True)
+        ):
+            if simulated > least:
+                groups.setdefault((map_kind, kind), []).append(
+                    (abs(predicted - simulated) / simulated, f"{key} device {device}")
+                )
     rows = []
-    for (whose, kind), errors in sorted(groups.items(), reverse=True):
-        worst, where = max(errors)
+    for (map_kind, kind), errors in sorted(groups.items(), reverse=True):
+        worst, place = max(errors)
         median = statistics.median(error for error, _ in errors)
-        rows.append([whose, kind, str(len(errors)), f"{median:.1%}", f"{worst:.1%}", where])
+        rows.append([map_kind, kind, str(len(errors)), f"{median:.1%}", f"{worst:.1%}", place])
     if not rows:
         return ""
     columns = ["map", "models", "devices", "median error", "worst error", "where"]

@@ -46,9 +46,9 @@ def main(patterns: list[str]) -> int:
     errors = []
     print("| case | devices | largest error |\n|---|---:|---:|")
     for part in re.split(r"^(?=[a-z0-9-]+: )", done.stdout, flags=re.MULTILINE):
-        found = [(float(predicted), float(peak)) for _, predicted, peak in FOUND.findall(part)]
-        if found:
-            off = [predicted / peak - 1 for predicted, peak in found]
+        pairs = [(float(predicted), float(peak)) for _, predicted, peak in FOUND.findall(part)]
+        if pairs:
+            off = [predicted / peak - 1 for predicted, peak in pairs]
             errors += map(abs, off)
             print(f"| {part.partition(':')[0]} | {len(off)} | {max(off, key=abs):+.2%} |")
     print(f"\nmedian {statistics.median(errors):.2%}, worst {max(errors):.2%} of {len(errors)} devices")

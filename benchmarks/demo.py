@@ -92,8 +92,8 @@ def run(mode: str, arguments: list[str], capacity: int | None, bar: Bar) -> Run:
     Raises:
         RuntimeError: it failed for another reason than lack of memory.
     """
-    where = "real" if capacity is None else f"{SIMULATED_DEVICES} x {capacity // MIB} MiB"
-    bar.now(f"training, BALANCE_MODE={mode}, {where}")
+    machine = "real" if capacity is None else f"{SIMULATED_DEVICES} x {capacity // MIB} MiB"
+    bar.now(f"training, BALANCE_MODE={mode}, {machine}")
     with tempfile.TemporaryDirectory() as folder:
         variables = {"BALANCE_MODE": mode, "BALANCE_REPORT": folder}
         if capacity is not None:
@@ -117,7 +117,7 @@ def run(mode: str, arguments: list[str], capacity: int | None, bar: Bar) -> Run:
                 stderr=errors,
                 text=True,
             )
-            losses = [bar.step(float(found[1])) for line in child.stdout if (found := re.search(r"loss (\S+)", line))]
+            losses = [bar.step(float(match[1])) for line in child.stdout if (match := re.search(r"loss (\S+)", line))]
             code = child.wait()
             peaks = sampler.stop() if sampler else simulated_peaks(Path(folder))
             errors.seek(0)
@@ -192,16 +192,16 @@ class Bar:
     def close(self) -> None:
         self._bar.close()
 
-    def now(self, what: str) -> None:
-        self._bar.set_description_str(what)
+    def now(self, text: str) -> None:
+        self._bar.set_description_str(text)
 
     def step(self, loss: float) -> float:
         self._bar.update()
         return loss
 
 
-def show_peaks(where: str, runs: dict[str, Run]) -> None:
-    say(f"\nPeak memory on {where}, MiB")
+def show_peaks(machine: str, runs: dict[str, Run]) -> None:
+    say(f"\nPeak memory on {machine}, MiB")
     say(f"  {'':<8}{'without':>12}{'with balance_shim':>20}")
     for name in runs["with"].peaks:
         say(f"  {name:<8}{runs['without'].peaks[name] / MIB:>12.0f}{runs['with'].peaks[name] / MIB:>20.0f}")

@@ -80,7 +80,7 @@ def _watched(number: int, folder: Path) -> tuple[list[str], list[str], int]:
         sys.exit(f"{RUNS[number][0]} ended with {done.returncode}: {done.stderr[-3000:]}")
     record = [json.loads(line) for line in (folder / "memory.jsonl").read_text().splitlines()]
     warnings = [line for line in done.stderr.splitlines() if line.startswith("balance_shim: warning")]
-    return warnings, [each["text"] for line in record for each in line.get("findings", [])], len(record)
+    return warnings, [finding["text"] for line in record for finding in line.get("findings", [])], len(record)
 
 
 def _train(options: dict, folder: Path) -> None:
@@ -169,9 +169,9 @@ def _collate(rows):
     longest = max(len(row["input_ids"]) for row in rows)
     ids = [row["input_ids"] for row in rows]
     return {
-        "input_ids": torch.tensor([each + [0] * (longest - len(each)) for each in ids]),
-        "labels": torch.tensor([each + [-100] * (longest - len(each)) for each in ids]),
-        "attention_mask": torch.tensor([[1] * len(each) + [0] * (longest - len(each)) for each in ids]),
+        "input_ids": torch.tensor([sequence + [0] * (longest - len(sequence)) for sequence in ids]),
+        "labels": torch.tensor([sequence + [-100] * (longest - len(sequence)) for sequence in ids]),
+        "attention_mask": torch.tensor([[1] * len(sequence) + [0] * (longest - len(sequence)) for sequence in ids]),
     }
 
 

@@ -27,8 +27,8 @@ class InternVLChatConfig(PretrainedConfig):
         super().__init__(**kwargs)
 
 
-def _config(given, kind):
-    return given if isinstance(given, kind) else kind(**(given or {}))
+def _config(value, kind):
+    return value if isinstance(value, kind) else kind(**(value or {}))
 
 
 class InternVisionModel(InternVLVisionModel):

@@ -93,9 +93,9 @@ def table(results: Results) -> str:
         "| --- |" + " ---: |" * (len(METHODS) + 1),
     ]
     for setup in SETUPS:
-        found = [results.by_key.get(f"{setup.name}/{method}", {}).get("tokens") for method in METHODS]
-        cells = ["" if tokens is None else f"{tokens:,}" if tokens else "none" for tokens in found]
-        ratio = f"{found[-1] / found[0]:.2f}" if found[0] and found[-1] else ""
+        lengths = [results.by_key.get(f"{setup.name}/{method}", {}).get("tokens") for method in METHODS]
+        cells = ["" if tokens is None else f"{tokens:,}" if tokens else "none" for tokens in lengths]
+        ratio = f"{lengths[-1] / lengths[0]:.2f}" if lengths[0] and lengths[-1] else ""
         lines.append(f"| {setup.title} | {' | '.join(cells)} | {ratio} |")
     return "\n".join(lines)
 
@@ -116,8 +116,8 @@ def main() -> int:
             for setup in SETUPS:
                 for method in options.only or METHODS:
                     key = f"{setup.name}/{method}"
-                    wanted = setup.name in (options.setup or [setup.name])
-                    if wanted and (options.again or key not in results.by_key):
+                    is_chosen = setup.name in (options.setup or [setup.name])
+                    if is_chosen and (options.again or key not in results.by_key):
                         results.add(key, {"tokens": longest(setup, method, simulator)})
     print(table(results))
     return 0

@@ -82,7 +82,7 @@ def _train(folder: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(folder / "model", device_map="auto", dtype=torch.float32)
     rows = [{"input_ids": [5 + number] * 256, "labels": [5 + number] * 256} for number in range(32)]
     times: dict[bool, list[float]] = {True: [], False: []}
-    seen: dict[str, float] = {}
+    spent: dict[str, float] = {}
 
     class Alternating(TrainerCallback):
         """Runs before the monitor's own callback: lets it watch every other step, and times from start to start."""
@@ -94,9 +94,9 @@ def _train(folder: Path) -> None:
             if self.began is not None and state.global_step > 2:
                 times[monitor.running].append(now - self.began)
             if state.global_step == 2:
-                seen["before"] = monitor.spent
+                spent["before"] = monitor.spent
             monitor.running = not monitor.running
-            seen["spent"] = monitor.spent
+            spent["spent"] = monitor.spent
             self.began = time.perf_counter()
 
     arguments = TrainingArguments(
@@ -106,13 +106,13 @@ def _train(folder: Path) -> None:
     trainer = Trainer(model=model, args=arguments, train_dataset=rows, callbacks=[Alternating()])
     trainer.train()
     meter = Meter("npu", range(4))
-    found = {
+    figures = {
         "plain": times[False],
         "watched": times[True],
-        "spent": seen["spent"] - seen["before"],
+        "spent": spent["spent"] - spent["before"],
         "reading": _time_of(meter.read, 200),
     }
-    (folder / "times.json").write_text(json.dumps(found))
+    (folder / "times.json").write_text(json.dumps(figures))
 
 
 def _readings(number: int) -> None:
@@ -129,12 +129,12 @@ def _readings(number: int) -> None:
 
 
 def _time_of(function, number: int) -> float:
-    found = []
+    seconds = []
     for _ in range(number):
         began = time.perf_counter()
         function()
-        found.append(time.perf_counter() - began)
-    return statistics.median(found)
+        seconds.append(time.perf_counter() - began)
+    return statistics.median(seconds)
 
 
 if __name__ == "__main__":

@@ -59,8 +59,8 @@ def plan(name: str, count: int, size: int, workload: Workload, folder: Path | No
     start = time.perf_counter()
     with torch.device("meta"):
         model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
-    found = planner.balanced(Request(TrainingCase.of(model, workload), devices, cache=folder))
-    assert found is not None
+    best = planner.balanced(Request(TrainingCase.of(model, workload), devices, cache=folder))
+    assert best is not None
     return time.perf_counter() - start
 
 

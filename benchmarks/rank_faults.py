@@ -110,10 +110,10 @@ def draw(runs: int, seed: int) -> list[Case]:
 
 
 def environment(case: Case, mark: str) -> dict[str, str]:
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("BALANCE_")}
-    armed = os.pathsep.join(str(REPOSITORY / each) for each in ("shim", "sitecustomize_example"))
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("BALANCE_")}
+    armed = os.pathsep.join(str(REPOSITORY / folder) for folder in ("shim", "sitecustomize_example"))
     return {
-        **kept, "PYTHONPATH": armed, "BALANCE_MODE": "zero3", "BALANCE_NPROC": str(case.size), MARK: mark,
+        **inherited, "PYTHONPATH": armed, "BALANCE_MODE": "zero3", "BALANCE_NPROC": str(case.size), MARK: mark,
         "BALANCE_NCCL_TIMEOUT": str(TIMEOUT), "CUDA_VISIBLE_DEVICES": "-1", "HIP_VISIBLE_DEVICES": "-1",
         "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1",
     }  # fmt: skip
@@ -121,8 +121,8 @@ def environment(case: Case, mark: str) -> dict[str, str]:
 
 def make_model(folder: Path) -> Path:
     """Write the tiny model that all runs load."""
-    made = {name: value for name, value in os.environ.items() if not name.startswith("BALANCE_")}
-    subprocess.run([sys.executable, str(SCRIPT), "--make", "--model", str(folder)], check=True, env=made,
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("BALANCE_")}
+    subprocess.run([sys.executable, str(SCRIPT), "--make", "--model", str(folder)], check=True, env=inherited,
                    stdout=subprocess.DEVNULL)  # fmt: skip
     return folder
 
@@ -136,8 +136,8 @@ def run(case: Case, model: Path, folder: Path) -> Outcome:
         env=environment(case, mark), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         text=True, errors="replace", start_new_session=True,
     )  # fmt: skip
-    said: list[str] = []
-    reader = threading.Thread(target=lambda: said.extend(process.stderr or ()), daemon=True)
+    messages: list[str] = []
+    reader = threading.Thread(target=lambda: messages.extend(process.stderr or ()), daemon=True)
     reader.start()
     begun = 0.0  # when the moment came
     for line in process.stdout or ():
@@ -155,10 +155,10 @@ def run(case: Case, model: Path, folder: Path) -> Outcome:
         process.wait()
     seconds = time.monotonic() - begun if begun else 0.0
     left = processes_of(mark)
-    for each in left:
-        each.kill()
+    for process_left in left:
+        process_left.kill()
     reader.join(10)
-    return judged(case, "".join(said), process.returncode, seconds, problems, bool(begun), len(left))
+    return judged(case, "".join(messages), process.returncode, seconds, problems, bool(begun), len(left))
 
 
 def processes_of(mark: str, patience: float = 5.0) -> list[psutil.Process]:
@@ -166,10 +166,10 @@ def processes_of(mark: str, patience: float = 5.0) -> list[psutil.Process]:
     deadline = time.monotonic() + patience
     while True:
         left = []
-        for each in psutil.process_iter():
+        for process in psutil.process_iter():
             try:
-                if each.environ().get(MARK) == mark and each.status() != psutil.STATUS_ZOMBIE:
-                    left.append(each)
+                if process.environ().get(MARK) == mark and process.status() != psutil.STATUS_ZOMBIE:
+                    left.append(process)
             except psutil.Error:
                 continue
         if not left or time.monotonic() > deadline:
@@ -227,7 +227,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=40)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--only", type=lambda text: [int(each) for each in text.split(",")], help="numbers of runs")
+    parser.add_argument("--only", type=lambda text: [int(number) for number in text.split(",")], help="numbers of runs")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
     parser.add_argument("--markdown", type=Path, help="file for the table")
     options = parser.parse_args()

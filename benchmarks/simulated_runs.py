@@ -153,8 +153,8 @@ def _read(folder: Path, code: int, seconds: float) -> Run:
     plans = sorted(report.glob("plan*.json"), key=lambda path: (path.stat().st_mtime_ns, path.name))
 
     def printed(name: str) -> Any:
-        found = re.search(rf'^\{{"{name}": .*\}}$', log, re.MULTILINE)
-        return json.loads(found[0])[name] if found else None
+        match = re.search(rf'^\{{"{name}": .*\}}$', log, re.MULTILINE)
+        return json.loads(match[0])[name] if match else None
 
     return Run(
         status="ok" if code == 0 else "oom" if "OutOfMemoryError" in log else "failed",

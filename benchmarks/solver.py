@@ -43,9 +43,19 @@ def random_costs(blocks: int) -> list[BlockCost]:
 
     costs = []
     for _ in range(blocks):
-        weights, kept = size(400 << 20), size(200 << 20)
+        weights, activations = size(400 << 20), size(200 << 20)
         gradients, more = weights, size(50 << 20)
-        costs.append(BlockCost(weights, gradients, 2 * weights, kept, kept + more, kept + more + gradients, weights))
+        costs.append(
+            BlockCost(
+                weights,
+                gradients,
+                2 * weights,
+                activations,
+                activations + more,
+                activations + more + gradients,
+                weights,
+            )
+        )
     return costs
 
 
@@ -62,24 +72,24 @@ def sums(costs: list[BlockCost]) -> Table:
 
 def solver() -> float:
     """Print what the solver takes by itself; return the figure that has a budget."""
-    found, rows = 0.0, []
+    budgeted, rows = 0.0, []
     for blocks, devices in ((40, 4), (200, 8), (200, 16), (1000, 16), (2000, 16)):
         costs = random_costs(blocks)
         capacities = [float(GIB * (24, 24, 48, 80)[device % 4]) for device in range(devices)]
-        known = [sums(costs)] * devices
-        whole = timed(lambda known=known, c=capacities, n=blocks: partition(known, c, n), 20)
-        least = timed(lambda known=known, c=capacities, n=blocks: least_fill(known, c, n), 20)
+        loads = [sums(costs)] * devices
+        whole = timed(lambda loads=loads, c=capacities, n=blocks: partition(loads, c, n), 20)
+        least = timed(lambda loads=loads, c=capacities, n=blocks: least_fill(loads, c, n), 20)
 
         def worked_out(costs: list[BlockCost] = costs, c: list[float] = capacities) -> None:
             partition([RunPeaks(costs)] * len(c), c, len(costs))
 
         lazily = timed(worked_out, 5)
-        rows.append([str(blocks), str(devices), *(f"{each:.2f}" for each in (whole, least, lazily))])
+        rows.append([str(blocks), str(devices), *(f"{milliseconds:.2f}" for milliseconds in (whole, least, lazily))])
         if (blocks, devices) == (200, 16):
-            found = whole
+            budgeted = whole
     print("The solver alone, milliseconds")
     print(table(["blocks", "devices", "partition", "least_fill alone", "partition, peaks worked out"], rows))
-    return found
+    return budgeted
 
 
 def planning(counts: list[int], kinds: list[int]) -> None:
@@ -103,20 +113,20 @@ def planning(counts: list[int], kinds: list[int]) -> None:
             num_attention_heads=8, num_key_value_heads=8,
         )  # fmt: skip
         with torch.device("meta"):
-            made = transformers.LlamaForCausalLM(config).to(torch.bfloat16)
-            for number, layer in enumerate(made.model.layers):
+            llama = transformers.LlamaForCausalLM(config).to(torch.bfloat16)
+            for number, layer in enumerate(llama.model.layers):
                 width = 2816 + 64 * (number % different)
                 for name in ("gate_proj", "up_proj"):
                     setattr(layer.mlp, name, torch.nn.Linear(1024, width, bias=False, dtype=torch.bfloat16))
                 layer.mlp.down_proj = torch.nn.Linear(width, 1024, bias=False, dtype=torch.bfloat16)
-        return made
+        return llama
 
-    def row(made: Any, first: str) -> list[str]:
-        request = Request(TrainingCase.of(made, workload), devices)
+    def row(llama: Any, first: str) -> list[str]:
+        request = Request(TrainingCase.of(llama, workload), devices)
         costed = []
         to_cost = timed(lambda: costed.append(planner.cost(request)))
         to_place = timed(lambda: balance(costed[0], devices))
-        layers = len(made.model.layers)
+        layers = len(llama.model.layers)
         return [first, f"{to_cost:.0f}", f"{to_cost / layers:.2f}", f"{to_place:.0f}", f"{to_place / layers:.2f}"]
 
     columns = ["cost", "a layer", "balance", "a layer"]
@@ -124,7 +134,7 @@ def planning(counts: list[int], kinds: list[int]) -> None:
     print("\nA Llama of like layers on 8 devices, milliseconds")
     print(table(["layers", *columns], [row(model(count), str(count)) for count in counts]))
     print(f"\nA Llama of {counts[1]} layers of so many kinds, milliseconds")
-    print(table(["kinds", *columns], [row(model(counts[1], each), str(each)) for each in kinds]))
+    print(table(["kinds", *columns], [row(model(counts[1], kind_count), str(kind_count)) for kind_count in kinds]))
 
 
 def main() -> int:
@@ -133,11 +143,11 @@ def main() -> int:
     parser.add_argument("--solver-only", action="store_true", help="without models, which take torch")
     options = parser.parse_args()
     warnings.simplefilter("ignore")
-    found = solver()
-    print(f"200 blocks on 16 devices: {found:.2f} ms; the budget is {BUDGET} ms")
+    milliseconds = solver()
+    print(f"200 blocks on 16 devices: {milliseconds:.2f} ms; the budget is {BUDGET} ms")
     if not options.solver_only:
         planning([16, 32, 64, 128, 256, 512], [1, 2, 4, 8, 16])
-    return 1 if options.check and found > BUDGET else 0
+    return 1 if options.check and milliseconds > BUDGET else 0
 
 
 if __name__ == "__main__":

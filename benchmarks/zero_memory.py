@@ -44,17 +44,17 @@ def train(options: argparse.Namespace) -> None:
         disable_tqdm=True, logging_steps=10,
     )  # fmt: skip
     before = psutil.Process().memory_info().rss
-    found: dict[str, int] = {}
+    report: dict[str, int] = {}
 
     class Counting(TrainerCallback):
         def on_step_end(self, *_: object, **__: object) -> None:
             gc.collect()
             storages = {
-                each.untyped_storage().data_ptr(): each.untyped_storage().nbytes()
-                for each in gc.get_objects()
-                if isinstance(each, torch.Tensor) and each.device.type == "cpu"
+                tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes()
+                for tensor in gc.get_objects()
+                if isinstance(tensor, torch.Tensor) and tensor.device.type == "cpu"
             }
-            found["tensors"] = sum(storages.values())
+            report["tensors"] = sum(storages.values())
 
     config = LlamaConfig(
         hidden_size=options.hidden, intermediate_size=4 * options.hidden, num_hidden_layers=options.layers,
@@ -63,13 +63,13 @@ def train(options: argparse.Namespace) -> None:
     model = AutoModelForCausalLM.from_config(config)
     rows = [{"input_ids": torch.arange(TOKENS), "labels": torch.arange(TOKENS)}] * 16
     Trainer(model=model, args=arguments, train_dataset=rows, callbacks=[Counting()]).train()
-    found["resident"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
-    found["parameters"] = sum(getattr(each, "ds_numel", each.numel()) for each in model.parameters())
-    found["largest"] = max(
-        sum(getattr(each, "ds_numel", each.numel()) for each in module.parameters(recurse=False))
+    report["resident"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
+    report["parameters"] = sum(getattr(parameter, "ds_numel", parameter.numel()) for parameter in model.parameters())
+    report["largest"] = max(
+        sum(getattr(parameter, "ds_numel", parameter.numel()) for parameter in module.parameters(recurse=False))
         for module in model.modules()
     )
-    Path(options.rank_report, f"rank-{os.environ['RANK']}.json").write_text(json.dumps(found))
+    Path(options.rank_report, f"rank-{os.environ['RANK']}.json").write_text(json.dumps(report))
 
 
 def measure(options: argparse.Namespace, count: int) -> list[dict[str, int]]:
@@ -120,16 +120,16 @@ def main() -> None:
     print(f"Llama with {parameters / 1e6:.0f} M parameters in float32, AdamW, rows of {TOKENS} tokens; MiB a process\n")
     print("| processes | tensors between steps, least to most | resident memory, most | DeepSpeed's estimate |")
     print("|---|---|---|---|")
-    for count, found in reports.items():
-        held = sorted(each["tensors"] for each in found)
-        most = max(each["resident"] for each in found)
+    for count, rank_reports in reports.items():
+        held = sorted(rank_report["tensors"] for rank_report in rank_reports)
+        most = max(rank_report["resident"] for rank_report in rank_reports)
         estimated = estimate(parameters, largest, count)
         print(
             f"| {count} | {held[0] / MIB:,.0f} to {held[-1] / MIB:,.0f} | {most / MIB:,.0f} | {estimated / MIB:,.0f} |"
         )
     print()
     for name, title in (("tensors", "tensors"), ("resident", "resident")):
-        sizes = [max(each[name] for each in found) for found in reports.values()]
+        sizes = [max(rank_report[name] for rank_report in rank_reports) for rank_reports in reports.values()]
         constant, slope = fit(list(reports), sizes)
         worst = max(abs(constant + slope / n - size) / size for n, size in zip(reports, sizes, strict=True))
         print(

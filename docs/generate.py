@@ -46,10 +46,19 @@ def zero3_support() -> str:
     for area in zero_support.AREAS:
         lines += ["", f"## {area}", "", "| combination | outcome | message or reason | recognised by | test |"]
         lines.append("|---|---|---|---|---|")
-        for each in zero_support.TABLE.values():
-            if each.area == area:
-                texts = [f'"{each.message.format_map(_Fields())}"' if each.message else "", each.reason]
-                cells = (each.name, each.outcome, "; ".join(filter(None, texts)), each.recognised, f"`{each.proof}`")
+        for combination in zero_support.TABLE.values():
+            if combination.area == area:
+                texts = [
+                    f'"{combination.message.format_map(_Fields())}"' if combination.message else "",
+                    combination.reason,
+                ]
+                cells = (
+                    combination.name,
+                    combination.outcome,
+                    "; ".join(filter(None, texts)),
+                    combination.recognised,
+                    f"`{combination.proof}`",
+                )
                 lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(lines) + "\n"
 

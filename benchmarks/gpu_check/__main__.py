@@ -74,7 +74,7 @@ def _child(name: str, seconds: float, simulate: str | None) -> dict[str, Any]:
     return {
         "status": status,
         "seconds": round(time.monotonic() - began, 1),
-        "records": [each["record"] for each in records],
+        "records": [entry["record"] for entry in records],
         "errors": errors[-3000:] if status == "failed" else "",
     }
 

@@ -30,17 +30,17 @@ def compared(card: Card) -> Iterator[dict[str, Any]]:
         return
     architecture = Architecture("hip" if torch.version.hip else "cuda", torch.cuda.get_device_capability(0))
     for call in CALLS:
-        found: dict[str, Any] = {
+        record: dict[str, Any] = {
             "dtype": str(call.dtype).removeprefix("torch."), "heads": f"{call.query_heads}/{call.key_heads}",
             "width": call.width, "mask": call.has_mask, "rule": kernel_for(call, architecture),
         }  # fmt: skip
         try:
-            found["torch"] = chosen_by_torch(call, card.device)
-            found["agrees"] = found["torch"] == found["rule"] or "math" not in (found["torch"], found["rule"])
-            found |= _kept(card, call)
+            record["torch"] = chosen_by_torch(call, card.device)
+            record["agrees"] = record["torch"] == record["rule"] or "math" not in (record["torch"], record["rule"])
+            record |= _kept(card, call)
         except RuntimeError as error:
-            found["error"] = str(error).splitlines()[0]
-        yield found
+            record["error"] = str(error).splitlines()[0]
+        yield record
         card.empty()
 
 
@@ -61,6 +61,6 @@ def _kept(card: Card, call: AttentionCall) -> dict[str, int]:
         out = torch.nn.functional.scaled_dot_product_attention(
             *inputs, attn_mask=mask, is_causal=call.is_causal, enable_gqa=call.enable_gqa
         )
-        kept = card.module.memory_allocated(0) - before
+        held_for_backward = card.module.memory_allocated(0) - before
         out.sum().backward()
-    return {"kept": kept, "backward": peaks[0].allocated - before}
+    return {"kept": held_for_backward, "backward": peaks[0].allocated - before}

@@ -85,10 +85,10 @@ class Card:
         """Append the peaks of the body to the list that the context gives."""
         self.empty()
         self.module.reset_peak_memory_stats(0)
-        found: list[Peaks] = []
-        yield found
+        peaks: list[Peaks] = []
+        yield peaks
         self.synchronize()
-        found.append(Peaks(self.module.max_memory_allocated(0), self.module.max_memory_reserved(0), self.outside()))
+        peaks.append(Peaks(self.module.max_memory_allocated(0), self.module.max_memory_reserved(0), self.outside()))
 
     @contextlib.contextmanager
     def filled(self, leaving: int) -> Iterator[None]:

@@ -43,24 +43,24 @@ def compared(card: Card) -> Iterator[dict[str, Any]]:
                 states = torch.randn(1, tokens, hidden, dtype=torch.bfloat16)
                 labels = torch.randint(0, vocabulary, (1, tokens))
             model.requires_grad_(trains)
-            found: dict[str, Any] = {"tokens": tokens, "vocabulary": vocabulary, "head_trains": trains}
+            record: dict[str, Any] = {"tokens": tokens, "vocabulary": vocabulary, "head_trains": trains}
             results = {}
             for way in ("full", "chunked"):
-                results[way], found[way] = _measured(card, model, states, labels, way == "chunked")
+                results[way], record[way] = _measured(card, model, states, labels, way == "chunked")
             full, chunked = results["full"], results["chunked"]
-            found["loss_differs_by"] = abs(full[0] - chunked[0])
-            found["gradients_differ_by"] = [
+            record["loss_differs_by"] = abs(full[0] - chunked[0])
+            record["gradients_differ_by"] = [
                 float((one.float() - other.float()).abs().max() / one.float().abs().max().clamp_min(1e-30))
                 for one, other in zip(full[1], chunked[1], strict=True)
             ]
-            yield found
+            yield record
             del model, states, labels, results, full, chunked
             card.empty()
 
 
 def _measured(card: Card, model: _Head, states: torch.Tensor, labels: torch.Tensor, chunked: bool) -> tuple[Any, Any]:
     """Return ((loss, gradients), {peaks and seconds}) of one way."""
-    kept: list[Any] = []
+    result_of_step: list[Any] = []
 
     def step() -> None:
         model.zero_grad(set_to_none=True)
@@ -68,13 +68,16 @@ def _measured(card: Card, model: _Head, states: torch.Tensor, labels: torch.Tens
         with deferring(model) if chunked else contextlib.nullcontext():
             loss = model(inputs, labels)
             loss.backward()
-        kept[:] = [float(loss.detach()), [inputs.grad, *(p.grad for p in model.parameters() if p.requires_grad)]]
+        result_of_step[:] = [
+            float(loss.detach()),
+            [inputs.grad, *(p.grad for p in model.parameters() if p.requires_grad)],
+        ]
 
     before = card.module.memory_allocated(0)
     with card.measured() as peaks:
         step()
-    result = (kept[0], [grad.cpu() for grad in kept[1]])
-    kept.clear()
+    result = (result_of_step[0], [grad.cpu() for grad in result_of_step[1]])
+    result_of_step.clear()
     seconds = card.seconds(step, repeats=5)
-    kept.clear()
+    result_of_step.clear()
     return result, {**peaks[0].to_json(), "allocated_before": before, "seconds": seconds}

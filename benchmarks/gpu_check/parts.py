@@ -59,25 +59,25 @@ def _cudnn() -> Any:
 def truth(card: Card) -> Iterator[Record]:
     from . import training
 
-    for wanted in training.cases():
-        yield {"model": wanted.model, "workload": wanted.title, **_compared(card, wanted)}
+    for trial in training.cases():
+        yield {"model": trial.model, "workload": trial.title, **_compared(card, trial)}
 
 
-def _compared(card: Card, wanted: Any) -> Record:
+def _compared(card: Card, trial: Any) -> Record:
     from . import training
 
-    plan = training.predicted(card, wanted)
-    found: Record = {
+    plan = training.predicted(card, trial)
+    record: Record = {
         "predicted": plan.predicted_peak,
         "predicted_reserved": getattr(plan, "predicted_reserved", None),
         "terms": plan.terms,
     }
     try:
-        found |= training.measured(card, wanted).to_json()
+        record |= training.measured(card, trial).to_json()
     except Exception as error:  # one case that fails is a record, and the others go on
-        found["error"] = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+        record["error"] = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
     card.empty()
-    return found
+    return record
 
 
 def stages(card: Card) -> Iterator[Record]:
@@ -132,10 +132,10 @@ def full_card(card: Card) -> Iterator[Record]:
     inventory = "from balance_shim import devices, settings; print(devices.inventory(settings.Settings()))"
     leaving = 100 * MIB
     with card.filled(leaving):
-        for what, words in (("inventory", ["-c", inventory]), ("doctor", ["-m", "balance_shim", "doctor"])):
+        for command, words in (("inventory", ["-c", inventory]), ("doctor", ["-m", "balance_shim", "doctor"])):
             done = subprocess.run([sys.executable, *words], env=environ, capture_output=True, text=True, timeout=60)
             yield {
-                "what": what, "left_free": leaving, "code": done.returncode, "output": done.stdout[-1500:],
+                "what": command, "left_free": leaving, "code": done.returncode, "output": done.stdout[-1500:],
                 "traceback": "Traceback" in done.stderr, "errors": done.stderr[-1500:],
             }  # fmt: skip
 
@@ -164,9 +164,9 @@ def liger(card: Card) -> Iterator[Record]:
     yield {"what": "trace of a patched model", "method": str(costed.method)}
     ids = torch.randint(10, 30000, (1, 2048), device=card.device)
     model.train()
-    with card.measured() as found:
+    with card.measured() as peaks:
         model(input_ids=ids, labels=ids, use_cache=False).loss.backward()
-    yield {"what": "one step of the patched model", **found[0].to_json()}
+    yield {"what": "one step of the patched model", **peaks[0].to_json()}
     plain = training.predicted(card, training.case("Qwen2.5-7B, 2 layers"))
     yield {"what": "plan of the plain model", "predicted": plain.predicted_peak, "terms": plain.terms}
 
@@ -175,10 +175,10 @@ def monitor(card: Card) -> Iterator[Record]:
     from balance_shim.monitoring.readings import Meter
 
     meter = Meter(card.kind, [0])
-    for others in (True, False):
-        seconds = card.seconds(lambda others=others: meter.read(with_others=others), repeats=200)
-        yield {"what": "one reading", "asks_the_driver": others, "seconds": seconds}
-    yield {"what": "others on an idle card", "bytes": [each.others for each in meter.read()]}
+    for with_others in (True, False):
+        seconds = card.seconds(lambda with_others=with_others: meter.read(with_others=with_others), repeats=200)
+        yield {"what": "one reading", "asks_the_driver": with_others, "seconds": seconds}
+    yield {"what": "others on an idle card", "bytes": [reading.others for reading in meter.read()]}
 
 
 def attention(card: Card) -> Iterator[Record]:

@@ -20,13 +20,13 @@ def recovered(card: Card) -> Iterator[dict[str, Any]]:
     for checkpointing in (False, True):
         plain = _train(card, model, tokens, checkpointing, None)
         forward, whole = plain["forward"], plain["whole"]
-        wanted = {"recomputation" if checkpointing else "backward pass": (forward + whole) // 2}
+        rooms = {"recomputation" if checkpointing else "backward pass": (forward + whole) // 2}
         if not checkpointing:
-            wanted["forward pass"] = int(0.8 * forward)
-        for phase, room in wanted.items():
-            found = _train(card, model, tokens, checkpointing, room)
-            losses = {"losses": found["losses"], "losses_with_room": plain["losses"]}
-            yield {"aimed_at": phase, "room": room, "needs": whole, **losses, **found["failure"]}
+            rooms["forward pass"] = int(0.8 * forward)
+        for phase, room in rooms.items():
+            outcome = _train(card, model, tokens, checkpointing, room)
+            losses = {"losses": outcome["losses"], "losses_with_room": plain["losses"]}
+            yield {"aimed_at": phase, "room": room, "needs": whole, **losses, **outcome["failure"]}
             card.empty()
 
 
@@ -41,7 +41,7 @@ def _train(card: Card, name: str, tokens: int, checkpointing: bool, room: int | 
     torch.manual_seed(0)
     model = configs.build(name, torch.bfloat16, card.device)
     ids = torch.randint(10, configs.MODELS[name][1]["vocab_size"], (ROWS, tokens))
-    seen: dict[str, Any] = {"forward": 0, "whole": 0, "failure": {}}
+    observed: dict[str, Any] = {"forward": 0, "whole": 0, "failure": {}}
 
     class Observed(transformers.Trainer):
         """FlightRecord the peaks of the first forward pass and step, and the errors before the shim handles them."""
@@ -54,19 +54,19 @@ def _train(card: Card, name: str, tokens: int, checkpointing: bool, room: int | 
             except Exception as failure:
                 _note(failure, model)
                 raise
-            seen["forward"] = seen["forward"] or card.module.max_memory_allocated(0) - before
-            seen.setdefault("before", before)
+            observed["forward"] = observed["forward"] or card.module.max_memory_allocated(0) - before
+            observed.setdefault("before", before)
             return result
 
         def training_step(self, *args: Any, **kwargs: Any) -> Any:
             result = super().training_step(*args, **kwargs)
-            seen["whole"] = seen["whole"] or card.module.max_memory_allocated(0) - seen["before"]
+            observed["whole"] = observed["whole"] or card.module.max_memory_allocated(0) - observed["before"]
             return result
 
     def _note(failure: BaseException, model: Any) -> None:
-        if is_out_of_memory(failure) and not seen["failure"]:
+        if is_out_of_memory(failure) and not observed["failure"]:
             place = place_of(failure, model)
-            seen["failure"] = {
+            observed["failure"] = {
                 "phase": place.phase, "module": place.module, "device": place.device, "wanted": place.wanted,
                 "words": str(failure).splitlines()[0][:200],
             }  # fmt: skip
@@ -98,6 +98,6 @@ def _train(card: Card, name: str, tokens: int, checkpointing: bool, room: int | 
                     trainer.train()
         except Exception as failure:
             error = f"{type(failure).__name__}: {str(failure).splitlines()[0][:200]}"
-    seen["losses"] = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-    seen["failure"] = {**seen["failure"], "recovered": not error and bool(seen["failure"]), "error": error}
-    return seen
+    observed["losses"] = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    observed["failure"] = {**observed["failure"], "recovered": not error and bool(observed["failure"]), "error": error}
+    return observed

@@ -87,9 +87,9 @@ def measure_stage(
             if place == border.card:
                 _materialize(twin, name, place)
         _place_inputs(twin, places, border)
-        with card.measured() as found:
+        with card.measured() as peaks:
             _train(twin, border, border.card if stage == first else border.elsewhere, workload)
-    return found[0]
+    return peaks[0]
 
 
 def _train(model: nn.Module, border: _Border, home: torch.device, workload: Workload) -> None:
@@ -97,10 +97,12 @@ def _train(model: nn.Module, border: _Border, home: torch.device, workload: Work
     model.config.use_cache = False
     if workload.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
-    parameters = [each for each in model.parameters() if each.requires_grad and each.device == border.card]
+    parameters = [
+        parameter for parameter in model.parameters() if parameter.requires_grad and parameter.device == border.card
+    ]
     optimizer = torch.optim.AdamW(parameters, lr=1e-6) if parameters else None
     ids = torch.ones(workload.batch_size, workload.seq_len, dtype=torch.int64)
-    head = next((each.device for each in head_of(model).parameters()), home)
+    head = next((parameter.device for parameter in head_of(model).parameters()), home)
     for _ in range(STEPS):
         batch = border.crossed({"input_ids": ids}, home) | border.crossed({"labels": ids}, head)
         with _loss_context(model, workload):

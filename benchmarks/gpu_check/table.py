@@ -36,7 +36,7 @@ def _flattened(record: Mapping[str, Any]) -> Iterable[tuple[str, Any]]:
         if name == "terms":
             continue  # in the JSON file
         if isinstance(value, Mapping):
-            yield from ((f"{name} {inner}", each) for inner, each in value.items())
+            yield from ((f"{name} {inner}", figure) for inner, figure in value.items())
         else:
             yield name, value
     if record.get("predicted") and record.get("allocated"):
@@ -58,7 +58,9 @@ def _errors(records: Iterable[Mapping[str, Any]]) -> list[str]:
     lines = []
     for predicted, measured in (("predicted", "allocated"), ("predicted_reserved", "reserved")):
         errors = [
-            abs(each[predicted] / each[measured] - 1) for each in records if each.get(predicted) and each.get(measured)
+            abs(record[predicted] / record[measured] - 1)
+            for record in records
+            if record.get(predicted) and record.get(measured)
         ]
         if errors:
             lines.append(

@@ -56,37 +56,37 @@ def case(model: str, precision: str = "bf16", padded: bool = False, **workload: 
     return Case(model, Workload(**fields, autocast="autocast" in precision), precision, padded)
 
 
-def batch_of(wanted: Case) -> dict[str, torch.Tensor]:
+def batch_of(trial: Case) -> dict[str, torch.Tensor]:
     """Return a micro-batch of token ids; padded ones are cut by a different length each."""
-    workload = wanted.workload
+    workload = trial.workload
     ids = torch.randint(10, 30000, (workload.batch_size, workload.seq_len))
-    ids %= configs.MODELS[wanted.model][1]["vocab_size"]
+    ids %= configs.MODELS[trial.model][1]["vocab_size"]
     batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids.clone()}
-    if wanted.padded:
+    if trial.padded:
         for number in range(workload.batch_size):
-            kept = workload.seq_len - 16 * number
-            batch["attention_mask"][number, kept:] = 0
-            batch["labels"][number, kept:] = -100
+            length = workload.seq_len - 16 * number
+            batch["attention_mask"][number, length:] = 0
+            batch["labels"][number, length:] = -100
     return batch
 
 
-def predicted(card: Card, wanted: Case) -> DevicePlan:
+def predicted(card: Card, trial: Case) -> DevicePlan:
     """Return what the plan has for one device that holds all of the model."""
     device = card.as_planned(0, LIMITLESS)
-    model = configs.build(wanted.model, DTYPES[wanted.precision], "meta")
-    batch = batch_of(wanted) if wanted.padded else None
-    costed = planner.cost(Request(TrainingCase.of(model, wanted.workload, batch=batch), (device,)))
+    model = configs.build(trial.model, DTYPES[trial.precision], "meta")
+    batch = batch_of(trial) if trial.padded else None
+    costed = planner.cost(Request(TrainingCase.of(model, trial.workload, batch=batch), (device,)))
     return evaluate("balanced", costed, {block.name: 0 for block in costed.blocks}, (device,)).devices[0]
 
 
-def measured(card: Card, wanted: Case) -> Peaks:
+def measured(card: Card, trial: Case) -> Peaks:
     """Return the peaks of the card over a training."""
     import transformers
 
     from balance_shim.training.chunked_loss import deferring_for_a_step
 
-    workload = wanted.workload
-    model = _with_adapters(configs.build(wanted.model, DTYPES[wanted.precision], card.device), workload)
+    workload = trial.workload
+    model = _with_adapters(configs.build(trial.model, DTYPES[trial.precision], card.device), workload)
 
     class Chunking(transformers.Trainer):
         def training_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
@@ -102,16 +102,16 @@ def measured(card: Card, wanted: Case) -> Peaks:
             gradient_checkpointing_kwargs={"use_reentrant": False},
         )  # fmt: skip
         rows = list(range(workload.batch_size * STEPS))
-        batch = batch_of(wanted)
+        batch = batch_of(trial)
         trainer = Chunking(
             model=model,
             args=arguments,
             train_dataset=rows,
             data_collator=lambda _: {**batch},  # type: ignore[arg-type]
         )
-        with card.measured() as found:
+        with card.measured() as peaks:
             trainer.train()
-    return found[0]
+    return peaks[0]
 
 
 def _with_adapters(model: Any, workload: Workload) -> Any:
@@ -127,7 +127,7 @@ def _with_adapters(model: Any, workload: Workload) -> Any:
 def cases() -> list[Case]:
     """Return the cases of the truth part, those that the audit doubted first."""
     small, wide = ("Qwen2.5-0.5B", "Llama-3.2-1B, 8 layers"), ("Qwen2.5-7B, 2 layers", "Mistral-7B, 4 layers")
-    found = [
+    trials = [
         case("Qwen2.5-7B, 2 layers"),
         case("Qwen2.5-7B, 2 layers", "fp32"),
         case("StableLM-2-1.6B, 8 layers", "bf16+autocast"),
@@ -138,8 +138,8 @@ def cases() -> list[Case]:
     for tuning in ("full", "lora"):
         for precision in ("bf16", "autocast", "fp32"):
             for checkpointing in (False, True):
-                found += [
+                trials += [
                     case(model, precision, tuning=tuning, gradient_checkpointing=checkpointing)
                     for model in (*small, *wide)
                 ]
-    return list(dict.fromkeys(found))
+    return list(dict.fromkeys(trials))

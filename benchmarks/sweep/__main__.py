@@ -39,13 +39,15 @@ def main() -> None:
     if options.table:
         options.table.write_text(_document(_ordered(records), options.note), encoding="utf-8")
         return
-    wanted = [each for each in candidates() if re.search(options.only, f"{each.name} {each.task}")]
+    chosen_candidates = [
+        candidate for candidate in candidates() if re.search(options.only, f"{candidate.name} {candidate.task}")
+    ]
     done = {
         name
         for name, record in records.items()
         if not (options.again and re.search(options.again, f"{name} {table.outcome(record)}"))
     }
-    todo = _in_turns([each for each in wanted if each.name not in done])
+    todo = _in_turns([candidate for candidate in chosen_candidates if candidate.name not in done])
     with (
         Server("") as plain,
         Server(MACHINE) as machine,
@@ -58,7 +60,9 @@ def main() -> None:
             file.write(json.dumps(record) + "\n")
             file.flush()
             _progress(number, len(todo), record)
-    chosen = _ordered({each.name: records[each.name] for each in wanted if each.name in records})
+    chosen = _ordered(
+        {candidate.name: records[candidate.name] for candidate in chosen_candidates if candidate.name in records}
+    )
     print(table.summary(chosen))
     print(table.failures(chosen, "broken by us", "loss differs", "same failure"))
 
@@ -82,7 +86,7 @@ def _read(path: Path) -> dict[str, dict[str, Any]]:
 
 
 def _ordered(records: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
-    return [records[each.name] for each in candidates() if each.name in records]
+    return [records[candidate.name] for candidate in candidates() if candidate.name in records]
 
 
 def _progress(number: int, of: int, record: dict[str, Any]) -> None:

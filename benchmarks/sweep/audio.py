@@ -43,8 +43,8 @@ def of(model: Any, parameters: set[str], length: int) -> Iterator[Inputs]:
         if name not in parameters:
             continue
         frames = [2 * positions, FRAMES] if positions else [FRAMES]
-        for each in frames:
-            for shape in ((each, mels), (mels, each)):
+        for frame_count in frames:
+            for shape in ((frame_count, mels), (mels, frame_count)):
                 if "input_ids" in parameters and "decoder_input_ids" not in parameters:
                     yield from with_words(model, parameters, name, shape, length)
                 else:
@@ -53,10 +53,10 @@ def of(model: Any, parameters: set[str], length: int) -> Iterator[Inputs]:
 
 def _features(name: str, shape: tuple[int, int], parameters: set[str]) -> Inputs:
     def row(generator: torch.Generator) -> Row:
-        made: Row = {name: torch.randn(shape, generator=generator)}
+        inputs: Row = {name: torch.randn(shape, generator=generator)}
         if "attention_mask" in parameters and shape[0] > shape[1]:
-            made["attention_mask"] = torch.ones(shape[0], dtype=torch.long)
-        return made
+            inputs["attention_mask"] = torch.ones(shape[0], dtype=torch.long)
+        return inputs
 
     return Inputs(row, (name,))
 
@@ -71,7 +71,7 @@ def with_words(model: Any, parameters: set[str], name: str, shape: tuple[int, in
         def row(generator: torch.Generator) -> Row:
             ids = torch.randint(8, 200, (length,), generator=generator)
             sounds = torch.full((places,), token)
-            made: Row = {
+            inputs: Row = {
                 "input_ids": torch.cat([ids[:4], sounds, ids[4:]]),
                 "attention_mask": torch.ones(length + places, dtype=torch.long),
                 name: torch.randn(shape, generator=generator),
@@ -79,8 +79,8 @@ def with_words(model: Any, parameters: set[str], name: str, shape: tuple[int, in
             frames = max(shape)
             for mask in ("input_features_mask", "feature_attention_mask", "audio_attention_mask"):
                 if mask in parameters:
-                    made[mask] = torch.ones(frames, dtype=torch.long)
-            return made
+                    inputs[mask] = torch.ones(frames, dtype=torch.long)
+            return inputs
 
         return row
 

@@ -56,12 +56,12 @@ def proposals(model: Any, task: str, rows: int) -> Iterator[Proposal]:
     for inputs in _inputs(model, task, parameters):
         names = ", ".join(inputs.makes)
         for target in targets.of(model, task, parameters):
-            made = []
+            examples = []
             for number in range(rows):
                 generator = torch.Generator().manual_seed(number)
                 row = inputs.row(generator)
-                made.append({**row, **target.row(row, generator)})
-            yield Proposal(made, frozenset(inputs.joined), target.own_loss, names)
+                examples.append({**row, **target.row(row, generator)})
+            yield Proposal(examples, frozenset(inputs.joined), target.own_loss, names)
 
 
 def _inputs(model: Any, task: str, parameters: set[str]) -> Iterator[pictures.Inputs]:

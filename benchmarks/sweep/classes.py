@@ -50,11 +50,11 @@ class Candidate:
 def candidates() -> list[Candidate]:
     """Return the classes of all tasks in the order of the table, each class once."""
     auto = importlib.import_module("transformers.models.auto.modeling_auto")
-    seen: dict[str, Candidate] = {}
+    by_name: dict[str, Candidate] = {}
     for task, mappings in TASKS.items():
         for mapping in mappings:
             names = getattr(auto, f"MODEL_FOR_{mapping}_MAPPING_NAMES", {})
             for model_type, classes in names.items():
                 for name in (classes,) if isinstance(classes, str) else classes:
-                    seen.setdefault(name, Candidate(name, task, model_type))
-    return list(seen.values())
+                    by_name.setdefault(name, Candidate(name, task, model_type))
+    return list(by_name.values())

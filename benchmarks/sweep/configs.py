@@ -84,7 +84,7 @@ def tiny(config_class: Any) -> Any:
     try:
         return config_class(**fields)
     except (TypeError, AttributeError):  # 4.x wants its parts as dictionaries
-        return config_class(**{name: each.to_dict() if _is_config(each) else each for name, each in fields.items()})
+        return config_class(**{name: value.to_dict() if _is_config(value) else value for name, value in fields.items()})
 
 
 def _is_config(value: Any) -> bool:
@@ -122,7 +122,7 @@ def _is_choice(name: str, value: Any) -> bool:
     """Whether a field chooses between forms of a model. Sizes are shrunk, whoever has set them."""
     if name.startswith("_"):
         return False
-    words = isinstance(value, list | tuple) and all(isinstance(each, str) for each in value)
+    words = isinstance(value, list | tuple) and all(isinstance(item, str) for item in value)
     return isinstance(value, bool | str) or words or name == "out_indices"
 
 
@@ -170,7 +170,7 @@ def _small(name: str, value: Any) -> Any:
     for pattern, small in FIXED:
         if re.fullmatch(pattern, name) and isinstance(value, int | float):
             return type(value)(small) if isinstance(value, float) else small if value > small else None
-    if isinstance(value, list | tuple) and value and all(isinstance(each, int) for each in value):
+    if isinstance(value, list | tuple) and value and all(isinstance(item, int) for item in value):
         return _small_list(name, list(value))
     return None
 
@@ -178,21 +178,21 @@ def _small(name: str, value: Any) -> Any:
 def _small_list(name: str, value: list[int]) -> list[int] | None:
     for pattern, small in STAGES:
         if re.fullmatch(pattern, name):
-            return [min(each, small(place)) for place, each in enumerate(value)]
+            return [min(size, small(place)) for place, size in enumerate(value)]
     return None
 
 
 def _agree(values: dict[str, Any], default: Any) -> None:
     """Make ids fit the vocabulary, rotary sections the width of a head, and pictures the patches."""
-    taken = SPECIAL_IDS
+    next_id = SPECIAL_IDS
     if "pad_token_id" in vars(default) and default.pad_token_id is None:
         values["pad_token_id"] = 0  # classifiers of sequences look for the last token before it
     for name, value in vars(default).items():
         if isinstance(value, int) and not isinstance(value, bool) and re.search(r"token_id(x)?$|_token_index$", name):
             if value >= SPECIAL_IDS:
-                values[name] = taken
-                taken += 1
-        elif name.endswith("token_id") and isinstance(value, list) and any(each >= SPECIAL_IDS for each in value):
+                values[name] = next_id
+                next_id += 1
+        elif name.endswith("token_id") and isinstance(value, list) and any(item >= SPECIAL_IDS for item in value):
             values[name] = [2]
     if "mrope_section" in (getattr(type(default), "ignore_keys_at_rope_validation", None) or ()):
         rope = dict(getattr(default, "rope_parameters", None) or {})
@@ -206,7 +206,7 @@ def _agree(values: dict[str, Any], default: Any) -> None:
         return  # pictures have to be a number of windows wide
     image, patch = getattr(default, "image_size", None), getattr(default, "patch_size", None)
     if isinstance(patch, list | tuple) and isinstance(image, list | tuple) and image[0] > 8 * patch[0]:
-        values["image_size"] = [4 * each for each in patch]
+        values["image_size"] = [4 * length for length in patch]
     elif isinstance(image, int) and isinstance(patch, int) and image > 8 * patch:
         values["image_size"] = 4 * patch
 

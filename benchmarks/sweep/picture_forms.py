@@ -35,7 +35,7 @@ def forms(config: Any, parameters: set[str]) -> Iterator[Form]:
     if not names:
         return
     name = names[0]
-    grids = [each for each in ("image_grid_thw", "image_grid_hws", "grid_thws", "image_grid_hw") if each in parameters]
+    grids = [grid for grid in ("image_grid_thw", "image_grid_hws", "grid_thws", "image_grid_hw") if grid in parameters]
     if grids:
         yield from _patches(config, name, grids[0], patch, merge)
     if "aspect_ratio_ids" in parameters:
@@ -45,12 +45,12 @@ def forms(config: Any, parameters: set[str]) -> Iterator[Form]:
         yield Form(lambda g: {name: torch.cat([torch.ones(16, 2), torch.randn(16, width, generator=g)], 1)}, (name,))
 
     def extras(tiles: int) -> Row:
-        made: Row = {}
+        inputs: Row = {}
         if "image_sizes" in parameters:
-            made["image_sizes"] = torch.tensor([size, size])
+            inputs["image_sizes"] = torch.tensor([size, size])
         if "pixel_attention_mask" in parameters:
-            made["pixel_attention_mask"] = torch.ones(tiles, size, size, dtype=torch.long)
-        return made
+            inputs["pixel_attention_mask"] = torch.ones(tiles, size, size, dtype=torch.long)
+        return inputs
 
     def picture(*shape: int, **more: Any) -> Callable[[torch.Generator], Row]:
         return lambda generator: {name: torch.randn(shape, generator=generator), **more}
@@ -76,9 +76,9 @@ def forms(config: Any, parameters: set[str]) -> Iterator[Form]:
     if "high_res_pixel_values" in parameters:
         yield Form(picture(3, size, size, high_res_pixel_values=torch.randn(3, 2 * size, 2 * size)), (name,))
     yield Form(picture(3, size, size), (name,))
-    for each in (32, 64, 224, 384):
-        if each != size:
-            yield Form(picture(3, each, each), (name,))
+    for side in (32, 64, 224, 384):
+        if side != size:
+            yield Form(picture(3, side, side), (name,))
     yield Form(picture(1, 3, size, size), (name,))
     yield Form(picture(2, 3, size, size), (name,))
 

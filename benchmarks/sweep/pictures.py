@@ -98,12 +98,12 @@ def alone(model: Any, parameters: set[str]) -> Iterator[Inputs]:
     for size in dict.fromkeys((_size(config), 32, 64, 224)):
 
         def row(generator: torch.Generator, size: int = size) -> Row:
-            made: Row = {name: torch.randn(channels, size, size, generator=generator)}
+            inputs: Row = {name: torch.randn(channels, size, size, generator=generator)}
             if "pixel_mask" in parameters:
-                made["pixel_mask"] = torch.ones(size, size, dtype=torch.long)
+                inputs["pixel_mask"] = torch.ones(size, size, dtype=torch.long)
             if "prompt_depth" in parameters:
-                made["prompt_depth"] = torch.rand(1, size // 2, size // 2, generator=generator)
-            return made
+                inputs["prompt_depth"] = torch.rand(1, size // 2, size // 2, generator=generator)
+            return inputs
 
         yield Inputs(row, (name,))
 
@@ -132,17 +132,17 @@ def with_words(model: Any, parameters: set[str], length: int) -> Iterator[Inputs
                 ids = torch.randint(8, 200, (length,), generator=generator)
                 marks = torch.full((places,), token if token is not None else 9)
                 ids = torch.cat([ids[:4], marks, ids[4:]])
-                made = {**form.picture(generator), **form.extra(ids)}
+                inputs = {**form.picture(generator), **form.extra(ids)}
                 if "input_ids" in parameters:
-                    made = {"input_ids": ids, **made}
-                    ids = made["input_ids"]
+                    inputs = {"input_ids": ids, **inputs}
+                    ids = inputs["input_ids"]
                 if "attention_mask" in parameters and "input_ids" in parameters:
-                    made["attention_mask"] = torch.ones(len(ids), dtype=torch.long)
+                    inputs["attention_mask"] = torch.ones(len(ids), dtype=torch.long)
                 if "mm_token_type_ids" in parameters:
-                    made["mm_token_type_ids"] = ids.eq(-1 if token is None else token).long()
+                    inputs["mm_token_type_ids"] = ids.eq(-1 if token is None else token).long()
                 elif "token_type_ids" in parameters and "bbox" not in parameters:
-                    made["token_type_ids"] = ids.eq(-1 if token is None else token).long()
-                return made
+                    inputs["token_type_ids"] = ids.eq(-1 if token is None else token).long()
+                return inputs
 
             return row
 
@@ -177,12 +177,12 @@ def counted(
         except Exception as error:
             if DEBUG:
                 print("   ", places, type(error).__name__, str(error)[:300])
-            numbers = [int(each) for each in re.findall(r"\d+", str(error)[:400])]
-            near = [each for each in numbers if 0 < each <= 4096]
+            numbers = [int(digits) for digits in re.findall(r"\d+", str(error)[:400])]
+            near = [number for number in numbers if 0 < number <= 4096]
             if re.search(r"do(es)? not match|mismatch|must match|tokens", str(error)):
                 hidden = lookup(model.config, "hidden_size", inside="text", default=64)
-                exact = [each // hidden for each in numbers if each % hidden == 0 and each >= hidden]
-                waiting = [each for each in dict.fromkeys(exact + near) if each not in tried] + waiting
+                exact = [number // hidden for number in numbers if number % hidden == 0 and number >= hidden]
+                waiting = [number for number in dict.fromkeys(exact + near) if number not in tried] + waiting
             elif len(tried) > 1:
                 return  # it is not the number of places that is wrong
             continue

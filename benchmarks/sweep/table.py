@@ -47,7 +47,7 @@ def summary(records: list[dict[str, Any]]) -> str:
     for task in [*tasks, "all"]:
         of_task = [record for record in records if task in (record["task"], "all")]
         counts = Counter(outcome(record) for record in of_task)
-        lines.append(_line(task, len(of_task), *(counts[each] for each in OUTCOMES)))
+        lines.append(_line(task, len(of_task), *(counts[result] for result in OUTCOMES)))
     plans = Counter(traced(record) for record in records if outcome(record) != "not trainable here")
     lines += ["", "Plans: " + ", ".join(f"{count} {how}" for how, count in plans.most_common()) + "."]
     return "\n".join(lines)
@@ -75,12 +75,12 @@ def table(records: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def failures(records: list[dict[str, Any]], *which: str) -> str:
+def failures(records: list[dict[str, Any]], *outcomes: str) -> str:
     """Return the reasons of the records with one of these outcomes, a line each."""
     lines = []
     for record in records:
         result = outcome(record)
-        if result in which:
+        if result in outcomes:
             source = record["reference"] if result == "not trainable here" else record["balanced"]
             reason = str(source.get("error") or f"{record['reference']['losses']} {source.get('losses')}")
             lines.append(f"- `{record['name']}` ({record['task']}): {reason[:240].replace('|', '/')}")
