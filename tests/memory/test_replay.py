@@ -2,7 +2,8 @@
 
 from dataclasses import replace
 
-from balance_shim.memory.replay import DeviceRun, EvaluationRun, Record, from_json, replay, to_json
+from balance_shim.memory.allocation_record import Record, from_json, to_json
+from balance_shim.memory.replay import DeviceRun, EvaluationRun, replay
 from balance_shim.units import MIB
 from balance_shim.virtual.allocator_settings import DEFAULT
 

@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING, Any
 
 from ..optimizers import Optimizer, optimizer_named
 from ..timing.work import INPUTS, NO_WORK, ModelWork
-from . import estimate, replay
+from . import allocation_record, estimate
+from .allocation_record import Record
 from .block_parameters import BlockParameters
 from .blocks import Block
 from .colocation import NO_CONSTRAINTS, Constraints, of_the_loss
 from .cost import LAST, TRACED, BlockCost, CostSource, Phase
 from .peak import Schedule
 from .recomputation import is_supported
-from .replay import Record
 from .training_case import TrainingCase
 from .workload import Workload
 
@@ -70,13 +70,13 @@ class Profile:
             "repeats_grouped_keys": self.repeats_grouped_keys,
             "unreached": sorted(self.unreached),
             "work": self.work.to_json(),
-            "records": replay.to_json([self.first_record, *self.records]),
+            "records": allocation_record.to_json([self.first_record, *self.records]),
         }
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> "Profile":
         """Return the profile that `to_json` has been called on."""
-        first_record, *records = replay.from_json(content["records"])
+        first_record, *records = allocation_record.from_json(content["records"])
         return cls(
             costs=tuple(map(BlockCost.from_json, content["costs"])),
             first=BlockCost.from_json(content["first"]),
@@ -128,7 +128,9 @@ def profile(case: TrainingCase) -> Profile:
     unreached = frozenset(block.name for block in blocks if block.parameters and block.name not in reached)
     if traced and case.batch is None and not traced.loss_seen and takes_targets(model):
         unreached |= of_the_loss(case.structure).on_first  # no trace has shown where they meet their targets
-    first_record = replace(replay.record_of(traced.first.phases), weights=(first.inputs,)) if traced else None
+    first_record = (
+        replace(allocation_record.record_of(traced.first.phases), weights=(first.inputs,)) if traced else None
+    )
     return Profile(
         tuple(costs),
         first,
@@ -240,7 +242,7 @@ def _record(block: Block, weights: list[int], traced: "Traced", optimizer: Optim
     if held is None:  # a follower: its allocations are among those of the block that it shares a device with
         return Record(weights=tuple(weights))
     return replace(
-        replay.record_of(held.phases),
+        allocation_record.record_of(held.phases),
         weights=tuple(weights),
         gradients=tuple(parameter.numel() * parameter.element_size() for parameter in trained),
         state=optimizer.state_tensors(trained),

@@ -5,19 +5,16 @@ the blocks of a real device these records follow each other: forward in the orde
 block that computes at several times of a pass has several phases, with those of other blocks in between.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import astuple, dataclass, replace
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from functools import lru_cache
 from itertools import count
-from typing import TYPE_CHECKING, Any
 
 from ..units import MIB
 from ..virtual.allocator import CachingAllocator, NoRoom
 from ..virtual.allocator_blocks import Block
 from ..virtual.allocator_settings import CUDA, AllocatorSettings, Geometry
-
-if TYPE_CHECKING:
-    from .tracing.phases import TracedPhase
+from .allocation_record import NO_RECORD, Record, gradients_among, parameter_sizes
 
 STEPS = 3  # at most; the reserved memory mostly no longer grows after the second one
 EVALUATIONS = 2
@@ -27,48 +24,6 @@ WHOLE_BATCHES = 2  # at either end of an evaluation
 MOST_BATCHES = 64  # of an evaluation whose outputs are added up one by one
 BUCKET = 25 * MIB  # `bucket_cap_mb` of DDP, by default
 MICRO_BATCHES = 2  # of a step with gradient accumulation; later ones are like the second
-
-
-@dataclass(frozen=True)
-class Record:
-    """The allocations of one block in a training step; all numbers in bytes but for frees.
-
-    Attributes:
-        weights: each tensor that is loaded.
-        gradients: one for each parameter that trains.
-        state: the tensors that the optimizer keeps from its first step on.
-        step: temporaries of the optimizer's step.
-        forward: allocations (bytes, from 0) and frees (-1 - number of the allocation) in order.
-        backward: the same in the backward pass, with the numbering going on. Without gradient accumulation what is
-            never freed are the gradients.
-        later: (forward, backward) of each phase but the first one; the numbering goes through all of them, forward and
-            then in reverse.
-        evaluation: the events of each phase when a batch is evaluated, with a numbering of their own.
-    """
-
-    weights: tuple[int, ...] = ()
-    gradients: tuple[int, ...] = ()
-    state: tuple[int, ...] = ()
-    step: tuple[int, ...] = ()
-    forward: tuple[int, ...] = ()
-    backward: tuple[int, ...] = ()
-    later: tuple[tuple[tuple[int, ...], tuple[int, ...]], ...] = ()
-    evaluation: tuple[tuple[int, ...], ...] = ()
-
-    @property
-    def phases(self) -> tuple[tuple[tuple[int, ...], tuple[int, ...]], ...]:
-        return ((self.forward, self.backward), *self.later)
-
-
-NO_RECORD = Record()
-
-
-def record_of(phases: "Sequence[TracedPhase]") -> Record:
-    """Return the record of a device's allocations in a trace, without weights and optimizer."""
-    if not phases:
-        return NO_RECORD
-    first, *later = ((tuple(phase.forward), tuple(phase.backward)) for phase in phases)
-    return Record(forward=first[0], backward=first[1], later=tuple(later))
 
 
 @dataclass(frozen=True)
@@ -209,10 +164,10 @@ class _Replay:
             if gradients is None:
                 self._play(number, record.phases[phase][1], counters)
                 continue
-            found, others = _gradients_among(record)
+            appearing, missing = gradients_among(record)
             if not phase:
-                gradients += map(self._allocate, others)
-            gradients += self._play(number, record.phases[phase][1], counters, found)
+                gradients += map(self._allocate, missing)
+            gradients += self._play(number, record.phases[phase][1], counters, appearing)
         if self._run.accumulating:
             self._clear()
 
@@ -224,7 +179,7 @@ class _Replay:
         """
         run = self._run.evaluation
         assert run is not None
-        kept: list[Block] = []
+        outputs_so_far: list[Block] = []
         before: list[Block] = []  # the outputs that the loop has a name for
         for number in range(1, run.batches + 1):
             whole = number <= WHOLE_BATCHES or number > run.batches - WHOLE_BATCHES
@@ -236,14 +191,14 @@ class _Replay:
             self._clear()
             self._free(before)
             before = []
-            if not run.outputs or not run.joined or not kept:
-                kept += outputs
+            if not run.outputs or not run.joined or not outputs_so_far:
+                outputs_so_far += outputs
                 continue
             joined = self._allocate(min(number * run.outputs, run.most))
-            self._free(kept)
-            kept, before = [joined], outputs
+            self._free(outputs_so_far)
+            outputs_so_far, before = [joined], outputs
         self._free(before)
-        self._free(kept)
+        self._free(outputs_so_far)
 
     def _outputs(self, size: int) -> Block:
         """Return `size` bytes of outputs: where the model returns most of them, the tensor that it returned."""
@@ -283,7 +238,7 @@ class _Replay:
 
         All allocations grow with the length, except those with the size of a parameter.
         """
-        if self._length == 1 or size in _parameter_sizes(self._sequence[number]):
+        if self._length == 1 or size in parameter_sizes(self._sequence[number]):
             return size
         return int(size * self._length)
 
@@ -316,54 +271,3 @@ class _Replay:
 def _varied(least: float) -> Iterator[float]:
     """Yield lengths from `least` to 1, spread evenly, in an order without a trend."""
     return (least + (1 - least) * (number * GOLDEN_RATIO % 1) for number in count(1))
-
-
-@lru_cache(maxsize=256)
-def _parameter_sizes(record: Record) -> frozenset[int]:
-    return frozenset(-(-size // CUDA.granule) * CUDA.granule for size in (*record.weights, *record.gradients))
-
-
-@lru_cache(maxsize=256)
-def _gradients_among(record: Record) -> tuple[frozenset[int], tuple[int, ...]]:
-    """Return the numbers of the allocations that become gradients in a first micro-batch, and the sizes of the rest.
-
-    The record is of a later micro-batch, whose gradients are added to those that are there and freed. Of all that has
-    the size of a parameter the last ones are taken: gradients of tied weights become one when all have arrived.
-    """
-    by_size: dict[int, list[int]] = {}
-    number = sum(event >= 0 for forward, _ in record.phases for event in forward)
-    for _, backward in reversed(record.phases):
-        for event in backward:
-            if event >= 0:
-                by_size.setdefault(event, []).append(number)
-                number += 1
-    found, others = set(), []
-    for size in record.gradients:
-        numbers = by_size.get(-(-size // CUDA.granule) * CUDA.granule, [])
-        if numbers:
-            found.add(numbers.pop())
-        else:
-            others.append(size)
-    return frozenset(found), tuple(others)
-
-
-def to_json(records: Sequence[Record | None]) -> dict[str, Any]:
-    """Return `records` with each distinct one written once: most layers are alike."""
-    distinct = list(dict.fromkeys(record for record in records if record is not None))
-    numbers = {record: number for number, record in enumerate(distinct)}
-    return {
-        "distinct": [astuple(record) for record in distinct],
-        "numbers": [None if record is None else numbers[record] for record in records],
-    }
-
-
-def from_json(content: Mapping[str, Any]) -> tuple[Record | None, ...]:
-    """Return the records that `to_json` has been called on."""
-    distinct = [_record_from(fields) for fields in content["distinct"]]
-    return tuple(None if number is None else distinct[number] for number in content["numbers"])
-
-
-def _record_from(fields: Sequence[Any]) -> Record:
-    *sizes, later, evaluation = fields
-    phases = tuple((tuple(forward), tuple(backward)) for forward, backward in later)
-    return replace(Record(*map(tuple, sizes)), later=phases, evaluation=tuple(map(tuple, evaluation)))

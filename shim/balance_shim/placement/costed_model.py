@@ -4,11 +4,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..devices import Device
+from ..memory.allocation_record import Record
 from ..memory.blocks import Block
 from ..memory.colocation import NO_CONSTRAINTS, Constraints
 from ..memory.cost import BlockCost, CostSource
 from ..memory.peak import NOTHING, PLAIN, Schedule, peak_terms
-from ..memory.replay import Record
 from ..memory.structure import ModelStructure
 from ..memory.workload import Workload
 from ..timing.work import NO_WORK, ModelWork

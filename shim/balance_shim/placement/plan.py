@@ -7,9 +7,10 @@ from typing import Any
 from ..choices import PlanMode
 from ..devices import Device
 from ..map_file import DeviceMap
+from ..memory.allocation_record import Record
 from ..memory.cost import BlockCost, CostSource, is_estimate
 from ..memory.peak import NOTHING, peak, peak_terms
-from ..memory.replay import DeviceRun, EvaluationRun, Record, replay
+from ..memory.replay import DeviceRun, EvaluationRun, replay
 from ..memory.workload import Workload
 from ..timing.step_time import StepTime
 from ..units import MIB, format_size
