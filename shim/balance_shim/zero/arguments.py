@@ -27,7 +27,7 @@ SHARED = {
 
 
 def prepare(arguments: TrainingArgumentsLike) -> None:
-    """Give `arguments`, before their `__post_init__`, the DeepSpeed config and what goes with it.
+    """Give `arguments`, before their `__post_init__`, the DeepSpeed config and the values that belong to it.
 
     Raises:
         BalanceError: ZeRO-3 cannot be had.
@@ -35,10 +35,10 @@ def prepare(arguments: TrainingArgumentsLike) -> None:
     other_ways.refuse_in_arguments(arguments, os.environ)
     session.begin(float(arguments.ddp_timeout))
     attempt("sharing the folders of the first rank", shared_paths.use_folders_of_first_rank, arguments)
-    found, added = config.for_training(arguments.deepspeed)
+    training_config, added = config.for_training(arguments.deepspeed)
     if added:
         log.once("info", zero_support.sentence("own_config", added=", ".join(added)))
-    arguments.deepspeed = found
+    arguments.deepspeed = training_config
     carry_over(state.settings().zero_config or {}, arguments)
     seconds = state.settings().nccl_timeout
     if seconds is not None:
@@ -50,7 +50,7 @@ def prepare(arguments: TrainingArgumentsLike) -> None:
         arguments.use_cpu = False  # with it accelerate leaves DeepSpeed out; there is nothing but the CPU anyway
 
 
-def carry_over(wanted: Mapping[str, Any], arguments: TrainingArgumentsLike) -> None:
+def carry_over(overrides: Mapping[str, Any], arguments: TrainingArgumentsLike) -> None:
     """Put the values of `BALANCE_ZERO_CONFIG` into `arguments` that differ: it takes precedence.
 
     Raises:
@@ -58,7 +58,7 @@ def carry_over(wanted: Mapping[str, Any], arguments: TrainingArgumentsLike) -> N
     """
     changed = []
     for key, name in SHARED.items():
-        value: Any = wanted
+        value: Any = overrides
         for part in key.split("."):
             value = value.get(part, "auto") if isinstance(value, Mapping) else "auto"
         before = getattr(arguments, name)

@@ -1,6 +1,6 @@
 """`torch.autograd.function`: operations written in Python, fused losses among them, get whole weights under ZeRO-3.
 
-Tensor subclasses do not see these operations, which is how partitioned weights notice all others.
+Tensor subclasses, by which partitioned weights notice all other operations, do not see these.
 """
 
 from collections.abc import Callable
@@ -26,14 +26,14 @@ def _around_apply(original: Callable[..., Any]) -> Callable[..., Any]:
 
     def apply(cls: Any, *args: Any, **kwargs: Any) -> Any:
         is_linear = cls.__module__ == DEEPSPEEDS_LINEAR
-        for each in args:
-            if type(each) is not kind:
+        for argument in args:
+            if type(argument) is not kind:
                 continue
-            if partitioned_parameter.is_partitioned(each):
+            if partitioned_parameter.is_partitioned(argument):
                 name = "linear" if is_linear else cls.__name__
                 return partitioned_parameter.computed(partial(original, cls), name, args, kwargs)
-            if not is_linear and each.requires_grad and torch.is_grad_enabled():
-                gathering.gather_for_gradient(each)
+            if not is_linear and argument.requires_grad and torch.is_grad_enabled():
+                gathering.gather_for_gradient(argument)
         return original(cls, *args, **kwargs)
 
     return apply

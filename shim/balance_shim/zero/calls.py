@@ -28,7 +28,7 @@ def watch(model: "nn.Module") -> None:
 
 @contextlib.contextmanager
 def together() -> Iterator[None]:
-    """Be around what all ranks do, so that they need not meet for a call in it."""
+    """Enclose a part that all ranks run, so that they need not meet for a call in it."""
     global _depth
     _depth += 1
     try:

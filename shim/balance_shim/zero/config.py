@@ -1,6 +1,6 @@
 """The DeepSpeed config: complete for any model, and overridden by the user's config.
 
-Sources: DeepSpeed's config reference, and what transformers does with "auto" (`integrations/deepspeed.py`).
+Sources: DeepSpeed's config reference, and transformers' handling of "auto" (`integrations/deepspeed.py`).
 """
 
 import os
@@ -15,18 +15,18 @@ if TYPE_CHECKING:
 
 Config = dict[str, Any]
 
-# What transformers takes from the config's `hidden_size`, which not every vision-language config has.
+# Fields that transformers derives from the config's `hidden_size`, which not every vision-language config has.
 HIDDEN_SIZE_KEYS = ("reduce_bucket_size", "stage3_prefetch_bucket_size", "stage3_param_persistence_threshold")
 
 
 def own(offload: str = "none") -> Config:
-    """Return our config. "auto" is what transformers takes from the `TrainingArguments`.
+    """Return our config. transformers replaces "auto" by the value of the `TrainingArguments`.
 
     The optimizer and the scheduler are the Trainer's, so there is none in it. Nor is there a `train_batch_size`, which
     follows from what is there and the number of processes.
 
     Args:
-        offload: "none", "optimizer", or "all" (weights too): what is kept in host memory.
+        offload: "none", "optimizer", or "all" (weights too): the tensors kept in host memory.
     """
     zero: Config = {
         "stage": 3,
@@ -68,10 +68,10 @@ def live_parameters() -> int:
 
 
 def for_training(script: Any) -> tuple[Config, list[str]]:
-    """Return the config for `TrainingArguments`, and the names of what was added to the user's own config.
+    """Return the config for `TrainingArguments`, and the names of the fields added to the user's own config.
 
     Args:
-        script: what the script passed as `deepspeed`: a path, JSON, a dict, or nothing; then the config of
+        script: the script's argument `deepspeed`: a path, JSON, a dict, or nothing; then the config of
             `accelerate launch` counts.
 
     Raises:
@@ -86,14 +86,14 @@ def for_training(script: Any) -> tuple[Config, list[str]]:
     else:
         theirs = zero_config_file.of_accelerate(os.environ)
     theirs = merged(theirs, settings.zero_config or {})
-    found = merged(ours, theirs)
-    found["zero_optimization"]["stage"] = 3
-    if found.get("train_batch_size") == "auto":
+    config = merged(ours, theirs)
+    config["zero_optimization"]["stage"] = 3
+    if config.get("train_batch_size") == "auto":
         # transformers would fill in what it believes the number of processes to be.
-        del found["train_batch_size"]
+        del config["train_batch_size"]
     if "optimizer" in theirs:
-        found.pop("zero_force_ds_cpu_optimizer", None)
-    return found, missing(ours, theirs) if theirs else []
+        config.pop("zero_force_ds_cpu_optimizer", None)
+    return config, missing(ours, theirs) if theirs else []
 
 
 def for_loading(dtype: Any) -> Config:
@@ -103,8 +103,8 @@ def for_loading(dtype: Any) -> Config:
         dtype: the torch dtype that its weights are to have.
     """
     zero = for_training(None)[0]["zero_optimization"]
-    kept = {name: value for name, value in zero.items() if value != "auto"}
-    config = {"zero_optimization": kept, "train_micro_batch_size_per_gpu": 1}
+    fixed = {name: value for name, value in zero.items() if value != "auto"}
+    config = {"zero_optimization": fixed, "train_micro_batch_size_per_gpu": 1}
     return {**config, **precision(dtype)}
 
 
@@ -136,7 +136,7 @@ def missing(ours: Mapping[str, Any], theirs: Mapping[str, Any], prefix: str = ""
 
 
 def fill_hidden_size(config: Config, model: "nn.Module") -> None:
-    """Put numbers where `config` has "auto" for what depends on the width of `model`, by transformers' own rule."""
+    """Put numbers where `config` has "auto" in fields that follow from the width of `model`, by transformers' rule."""
     zero = config.get("zero_optimization", {})
     if all(zero.get(key) != "auto" for key in HIDDEN_SIZE_KEYS):
         return
@@ -155,19 +155,21 @@ def hidden_size(model: "nn.Module") -> int:
     """Return the width of the language model in `model`, else of its widest part, else of its widest matrix."""
     config = getattr(model, "config", None)
     for part in ("text_config", "llm_config", "language_config", "thinker_config", None):
-        found = _widths(config if part is None else getattr(config, part, None))
-        if found:
-            return max(found)
+        widths = _widths(config if part is None else getattr(config, part, None))
+        if widths:
+            return max(widths)
     inner = [value for value in vars(config).values() if hasattr(value, "to_dict")] if config is not None else []
-    widths = [width for each in inner for width in _widths(each)]
-    shapes = [getattr(each, "ds_shape", each.shape) for each in model.parameters()]
+    widths = [width for nested in inner for width in _widths(nested)]
+    shapes = [getattr(parameter, "ds_shape", parameter.shape) for parameter in model.parameters()]
     return max(widths, default=0) or max((min(shape) for shape in shapes if len(shape) == 2), default=1024)
 
 
 def _widths(config: Any) -> list[int]:
     """Return the width in a config; `hidden_sizes` of some is a list."""
-    found: list[int] = []
+    widths: list[int] = []
     for name in ("hidden_size", "hidden_sizes", "d_model", "n_embd"):
         value = getattr(config, name, None)
-        found += [each for each in (value if isinstance(value, list | tuple) else [value]) if isinstance(each, int)]
-    return found
+        widths += [
+            number for number in (value if isinstance(value, list | tuple) else [value]) if isinstance(number, int)
+        ]
+    return widths

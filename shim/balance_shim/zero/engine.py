@@ -1,4 +1,4 @@
-"""The Trainer under ZeRO-3: what is checked once DeepSpeed's engine stands."""
+"""The Trainer under ZeRO-3: the checks once DeepSpeed's engine exists."""
 
 import contextlib
 import os
@@ -45,24 +45,24 @@ def prepare(trainer: TrainerLike) -> None:
             gradients.arm(trainer)
             earlier = _STATE.of(trainer)
             if earlier is not None:
-                what, instead = "going on with the optimizer state", "it begins with a new state"
-                attempt(what, optimizer_state.give, trainer.model_wrapped, earlier, instead=instead)
+                action, instead = "going on with the optimizer state", "it begins with a new state"
+                attempt(action, optimizer_state.give, trainer.model_wrapped, earlier, instead=instead)
                 _STATE.keep(trainer, None)
-            what = "watching for ranks that run different modules"
-            watch = attempt(what, watch_of, trainer, instead="a hang will not be explained")
+            action = "watching for ranks that run different modules"
+            watch = attempt(action, watch_of, trainer, instead="a hang will not be explained")
             if watch is not None:
                 _WATCH.keep(trainer, watch)
             if _HOOKS.of(trainer) is None and args.world_size > 1:
-                what = "having every rank run the towers that some rank needs"
+                action = "having every rank run the towers that some rank needs"
                 instead = "batches with pictures on some ranks only will hang"
-                _HOOKS.keep(trainer, attempt(what, accompany, trainer.model, default=[], instead=instead))
+                _HOOKS.keep(trainer, attempt(action, accompany, trainer.model, default=[], instead=instead))
 
     trainer.add_callback(ZeroCheck())
     _CHECKS.keep(trainer, True)
 
 
 def check(engine: Any) -> None:
-    """Compare what DeepSpeed's engine does with what was asked for.
+    """Compare DeepSpeed's engine with the request.
 
     Raises:
         ZeroError: it is not ZeRO-3, or not over all processes.
@@ -73,15 +73,15 @@ def check(engine: Any) -> None:
             f"BALANCE_MODE=zero3: the Trainer trains with {_what(engine, stage)}, not with ZeRO-3 (report this with "
             "the output of `balance-shim doctor`)"
         )
-    wanted = int(os.environ["WORLD_SIZE"])
-    if engine.world_size != wanted:
+    started = int(os.environ["WORLD_SIZE"])
+    if engine.world_size != started:
         raise ZeroError(
-            f"BALANCE_MODE=zero3: DeepSpeed sees {counted(engine.world_size, 'process')}, and {wanted} were started; "
+            f"BALANCE_MODE=zero3: DeepSpeed sees {counted(engine.world_size, 'process')}, and {started} were started; "
             "each would train a model of its own (report this with the output of `balance-shim doctor`)"
         )
     log.once(
         "info",
-        f"ZeRO-3 over {counted(wanted, 'process')}; each holds {format_size(share(engine.module))} of weights"
+        f"ZeRO-3 over {counted(started, 'process')}; each holds {format_size(share(engine.module))} of weights"
         + attempt("reading the device's memory", _outside_of_torch, default=""),
     )
 
@@ -99,13 +99,13 @@ def watch_of(trainer: TrainerLike) -> DesyncDetector | None:
 
 
 def watched(trainer: TrainerLike, inputs: Any) -> contextlib.AbstractContextManager[None]:
-    """Return what is to be around one step of `trainer`. `inputs`: its batch."""
+    """Return the context of one step of `trainer`. `inputs`: its batch."""
     watch = _WATCH.of(trainer)
     return contextlib.nullcontext() if watch is None else watch.watching(inputs)
 
 
 def explain_out_of_memory(trainer: TrainerLike) -> None:
-    """Say what makes a training under ZeRO-3 smaller, in the order of what it costs."""
+    """Log the remedies that make a training under ZeRO-3 smaller, cheapest first."""
     arguments, offload = trainer.args, state.settings().offload
     remedies = []
     if not checkpoints_already(trainer.model):
@@ -121,7 +121,7 @@ def explain_out_of_memory(trainer: TrainerLike) -> None:
 
 
 def _outside_of_torch() -> str:
-    """Return what the first rank's device holds besides torch's memory, as the end of a sentence: NCCL's part of it."""
+    """Return the memory of the first rank's device outside of torch (NCCL's part of it), as the end of a sentence."""
     kind = devices.accelerator_type()
     if kind is None:
         return ""
@@ -135,7 +135,7 @@ def _outside_of_torch() -> str:
 
 def share(model: "nn.Module") -> int:
     """Return the bytes of the parameters of `model` that this process holds."""
-    tensors = [getattr(each, "ds_tensor", each) for each in model.parameters()]
+    tensors = [getattr(parameter, "ds_tensor", parameter) for parameter in model.parameters()]
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
@@ -144,8 +144,8 @@ def _dismantle(trainer: TrainerLike) -> None:
     engine = trainer.model_wrapped
     if engine is trainer.model or not hasattr(engine, "zero_optimization_stage"):
         return
-    what, instead = "keeping the optimizer state", "a second training begins with a new state"
-    earlier = attempt(what, optimizer_state.taken_from, engine, instead=instead)
+    action, instead = "keeping the optimizer state", "a second training begins with a new state"
+    earlier = attempt(action, optimizer_state.taken_from, engine, instead=instead)
     if earlier is not None:
         _STATE.keep(trainer, earlier)
     engine.destroy()

@@ -51,7 +51,7 @@ def check_clipping(accelerator: Any, max_norm: Any) -> None:
         BalanceError: the config has no `gradient_clipping`, or another.
     """
     plugin = getattr(accelerator.state, "deepspeed_plugin", None)
-    if plugin is None or not any(plugin is each for each in _ours):
+    if plugin is None or not any(plugin is ours for ours in _ours):
         return
     clipping = plugin.deepspeed_config.get("gradient_clipping")
     if clipping != float(max_norm):
@@ -59,12 +59,12 @@ def check_clipping(accelerator: Any, max_norm: Any) -> None:
 
 
 def refuse_clipping_by_value(accelerator: Any) -> None:
-    """Refuse what DeepSpeed cannot do.
+    """Refuse to clip by value, which DeepSpeed cannot do.
 
     Raises:
         BalanceError: always, under a plugin of ours.
     """
-    if any(getattr(accelerator.state, "deepspeed_plugin", None) is each for each in _ours):
+    if any(getattr(accelerator.state, "deepspeed_plugin", None) is ours for ours in _ours):
         raise zero_support.refusal("clip_by_value")
 
 
@@ -76,6 +76,6 @@ def refuse_bare_loop(model: "nn.Module") -> None:
     """
     import torch
 
-    trains = any(each.requires_grad for each in model.parameters())
+    trains = any(parameter.requires_grad for parameter in model.parameters())
     if model.training and torch.is_grad_enabled() and trains:
         raise zero_support.refusal("bare_loop", model=type(model).__name__)

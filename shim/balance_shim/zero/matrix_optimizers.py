@@ -12,5 +12,5 @@ def warn(optimizer: Any) -> None:
     """Warn once if `optimizer`, or the one that it wraps, factors or rotates the matrix that it updates."""
     inner = getattr(optimizer, "optimizer", optimizer)
     name = type(inner).__name__
-    if any(each in name.lower() for each in NAMES):
+    if any(part in name.lower() for part in NAMES):
         log.once("warning", zero_support.sentence("matrix_optimizer", optimizer=name))

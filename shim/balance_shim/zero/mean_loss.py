@@ -27,7 +27,7 @@ class Count(torch.Tensor):
     @classmethod
     def __torch_function__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         del types
-        counts = [each for each in args if isinstance(each, Count)]
+        counts = [argument for argument in args if isinstance(argument, Count)]
         with torch._C.DisableTorchFunctionSubclass():
             result = function(*args, **(kwargs or {}))
         name = getattr(function, "__name__", "")
@@ -36,8 +36,8 @@ class Count(torch.Tensor):
             moved.origin = counts[0].origin  # type: ignore[attr-defined]
             return moved
         if name not in ("to", "__get__"):
-            for each in counts:
-                each.origin.used = True  # type: ignore[attr-defined]
+            for count in counts:
+                count.origin.used = True  # type: ignore[attr-defined]
         return result
 
 
@@ -124,9 +124,9 @@ def _takes_count(trainer: TrainerLike) -> bool:
 
 def _own(numbers: list[torch.Tensor | None], device: Any) -> torch.Tensor:
     """Return two integers: the number of targets that each mean of this rank has, and 1; (1, 0) where it is not one."""
-    if not numbers or any(each is None for each in numbers):
+    if not numbers or any(number is None for number in numbers):
         return torch.tensor([1, 0], device=device)
-    stacked = torch.stack([each.to(device) for each in numbers if each is not None])
+    stacked = torch.stack([number.to(device) for number in numbers if number is not None])
     same = (stacked == stacked[0]).all().long()
     return torch.stack([stacked[0] * same + (1 - same), same])
 

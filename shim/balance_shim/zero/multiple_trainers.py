@@ -26,7 +26,7 @@ def make_room(trainer: TrainerLike) -> None:
 
 
 def remember(trainer: TrainerLike) -> None:
-    """Keep what the state is now that `trainer` has made its accelerator."""
+    """Keep the state as it is now that `trainer` has made its accelerator."""
     from accelerate.state import AcceleratorState
 
     _STATE.keep(trainer, dict(AcceleratorState._shared_state))

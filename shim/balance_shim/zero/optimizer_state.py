@@ -14,7 +14,7 @@ _resumed: "WeakSet[Any]" = WeakSet()  # engines whose state comes from a checkpo
 
 @dataclass(frozen=True)
 class OptimizerState:
-    """What one rank's optimizer keeps. `layout`: DeepSpeed's number and local size of each parameter, by sub-group."""
+    """The state of one rank's optimizer. `layout`: DeepSpeed's id and local size of each parameter, by sub-group."""
 
     kind: type
     layout: list[list[tuple[int, int]]]
@@ -32,9 +32,9 @@ def taken_from(engine: Any) -> OptimizerState | None:
     states = [
         {
             name: value.detach().to("cpu", copy=True) if isinstance(value, torch.Tensor) else value
-            for name, value in inner.state.get(each, {}).items()
+            for name, value in inner.state.get(partition, {}).items()
         }
-        for each in partitions
+        for partition in partitions
     ]
     return OptimizerState(type(inner), _layout(outer), states) if any(states) else None
 
@@ -66,4 +66,4 @@ def give(engine: Any, state: OptimizerState) -> None:
 
 
 def _layout(outer: Any) -> list[list[tuple[int, int]]]:
-    return [[(each.ds_id, each.partition_numel()) for each in group] for group in outer.fp16_groups]
+    return [[(parameter.ds_id, parameter.partition_numel()) for parameter in group] for group in outer.fp16_groups]

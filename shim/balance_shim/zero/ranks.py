@@ -1,4 +1,4 @@
-"""What a rank owes to its neighbours: variables that launchers leave out, and an orderly end."""
+"""The environment of a rank: variables that launchers leave out, and an orderly end."""
 
 import atexit
 import contextlib
@@ -15,7 +15,7 @@ LAUNCHER_PROCESS = "BALANCE_SHIM_LAUNCHER"  # the launcher's variable: its proce
 
 
 def complete_environment(environ: MutableMapping[str, str]) -> None:
-    """Put in what `torch.distributed` reads and the launcher has not set.
+    """Set the variables that `torch.distributed` reads and the launcher has not set.
 
     `srun` and `mpirun` start the tasks and tell them who they are in variables of their own.
 

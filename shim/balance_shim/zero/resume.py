@@ -1,4 +1,4 @@
-"""Resuming what another number of processes has written, which DeepSpeed's universal format makes possible."""
+"""Resuming checkpoints of another number of processes, by DeepSpeed's universal format."""
 
 import os
 import re
@@ -24,7 +24,7 @@ _converted: "WeakSet[Any]" = WeakSet()  # engines that have loaded a universal c
 def prepare(engine: Any, folder: str) -> None:
     """Have `engine` load the checkpoint in `folder` whichever number of processes wrote it.
 
-    Where that differs from now, the first process converts it once, beside what is there.
+    Where that differs from now, the first process converts it once, next to the original.
 
     Raises:
         BalanceError: it cannot be converted.
@@ -89,17 +89,17 @@ def newest_step(folder: Path) -> Path | None:
 def shards(step: Path) -> int:
     """Return the number of processes that wrote the optimizer's state in `step`."""
     return len(
-        {next(filter(None, found.groups())) for file in step.iterdir() if (found := _SHARD.fullmatch(file.name))}
+        {next(filter(None, match.groups())) for file in step.iterdir() if (match := _SHARD.fullmatch(file.name))}
     )
 
 
 def _convert(step: Path, universal: Path) -> str | None:
-    """Return what went wrong, if something did."""
-    kept = {name: text for name, text in os.environ.items() if name not in ("RANK", "LOCAL_RANK", "WORLD_SIZE")}
+    """Convert the checkpoint; return an error's last line, or None."""
+    environment = {name: text for name, text in os.environ.items() if name not in ("RANK", "LOCAL_RANK", "WORLD_SIZE")}
     done = subprocess.run(
         [sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal", "--input_folder", str(step),
          "--output_folder", str(universal), "--num_extract_workers", "1", "--num_merge_workers", "1"],
-        env={**kept, "BALANCE_MODE": "off"},
+        env={**environment, "BALANCE_MODE": "off"},
         capture_output=True,
         text=True,
     )  # fmt: skip

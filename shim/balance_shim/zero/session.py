@@ -95,8 +95,8 @@ def loaded_dtype() -> Any:
 
 
 def _is_ours_or_dead(deepspeed: Any) -> bool:
-    found = live_config()
-    return found is None or not isinstance(found, deepspeed.HfTrainerDeepSpeedConfig)
+    live = live_config()
+    return live is None or not isinstance(live, deepspeed.HfTrainerDeepSpeedConfig)
 
 
 def _start_group(timeout: timedelta) -> None:

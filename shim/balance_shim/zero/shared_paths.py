@@ -1,4 +1,4 @@
-"""What a script makes for itself, and what all ranks of it have to agree on: its folders.
+"""A script's folders, on which all ranks have to agree.
 
 One program has become several. `tempfile.mkdtemp()` and names with the time of day then differ from rank to rank, while
 the Trainer has ranks read what the first one has written. So all ranks take over the folders in the first one's

@@ -2,7 +2,7 @@
 
 Such a model skips its vision tower and its cross-attention layers where a batch has no picture, while the other ranks
 gather their weights. A rank without pictures gets made ones here, so that it runs the same modules in the same order,
-and the outputs of its cross-attention layers are dropped: what goes on is what came in. Values are those of a model
+and the outputs of its cross-attention layers are dropped: each layer returns its input. Values are those of a model
 that skips the layers, and gradients of zero come to all that ran, as `towers.py` explains.
 """
 
@@ -16,21 +16,21 @@ from . import modality_sync
 if TYPE_CHECKING:
     from torch import nn
 
-# What a batch with pictures has, by the names of the forward's parameters; the first is the picture itself.
+# The entries of a batch with pictures, by the names of the forward's parameters; the first is the picture itself.
 PARTS = ("pixel_values", "aspect_ratio_ids", "aspect_ratio_mask")
 MASK = "cross_attention_mask"
 
 
 def accompany(model: Any) -> list[Any]:
-    """Have every rank run what some rank needs for its pictures; returns the hooks that see to it.
+    """Have every rank run the layers that some rank needs for its pictures; return the hooks that do so.
 
-    None where `model` has no layers that it skips without pictures.
+    Empty where `model` has no layers that it skips without pictures.
     """
     layers = [
-        each.layers[index]
-        for each in model.modules()
-        if isinstance(getattr(each, "cross_attention_layers", None), list) and hasattr(each, "layers")
-        for index in each.cross_attention_layers
+        module.layers[index]
+        for module in model.modules()
+        if isinstance(getattr(module, "cross_attention_layers", None), list) and hasattr(module, "layers")
+        for index in module.cross_attention_layers
     ]
     parameters = inspect.signature(model.forward).parameters
     if not layers or not {*PARTS, MASK} <= set(parameters):
@@ -43,22 +43,22 @@ def accompany(model: Any) -> list[Any]:
 
 
 class _Skipping:
-    """Whether the present batch of this rank has made pictures, and from what they are made."""
+    """Whether the present batch of this rank has dummy pictures, and the pictures that they are made like."""
 
     def __init__(self, model: "nn.Module", layers: list[Any]) -> None:
         self.made = False
         self.latest: dict[str, Any] = {}  # the smallest pictures of the latest batch that had some, alike on all ranks
-        skipped = (each for layer in layers for each in layer.parameters())
-        self.trains = modality_sync.trains_beside_text(model) or any(each.requires_grad for each in skipped)
+        skipped = (parameter for layer in layers for parameter in layer.parameters())
+        self.trains = modality_sync.trains_beside_text(model) or any(parameter.requires_grad for parameter in skipped)
 
     def before_model(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Give the batch made pictures, if another rank's has some and this one's has not. Ranks do this together."""
+        """Give the batch dummy pictures, if another rank's has some and this one's has not. Ranks do this together."""
         import torch.distributed as dist
 
         ours = modality_sync.described(kwargs, PARTS) if kwargs.get(PARTS[0]) is not None else {}
         of_all: list[dict[str, Any]] = [{} for _ in range(dist.get_world_size())]
         dist.all_gather_object(of_all, ours)
-        pictures = [each for each in of_all if each]
+        pictures = [described for described in of_all if described]
         if 0 < len(pictures) < len(of_all):
             log.once("info", "some ranks have batches without pictures; they use dummy ones and discard the result")
         if pictures:
@@ -72,7 +72,7 @@ class _Skipping:
         return args, {**kwargs, **_made(self.latest, text)}
 
     def after_layer(self, module: Any, args: tuple[Any, ...], output: Any) -> Any:
-        """Return what came into the layer, where its pictures are made ones."""
+        """Return the layer's input, where its pictures are dummies."""
         del module
         if not self.made:
             return None
@@ -82,12 +82,12 @@ class _Skipping:
 
 
 def _made(pictures: Mapping[str, Any], text: Any) -> dict[str, Any]:
-    """Return one made picture for each sequence in `text` (sequences x tokens), which all its tokens may look at."""
+    """Return one dummy picture for each sequence in `text` (sequences x tokens), which all its tokens may look at."""
     import torch
 
     rows, tokens = text.shape[:2]
-    made = {name: modality_sync.made(each, text.device) for name, each in pictures.items()}
-    made = {name: each[:1].expand(rows, *each.shape[1:]) for name, each in made.items()}
-    images, tiles = made[PARTS[0]].shape[1:3]
-    made[MASK] = torch.ones(rows, tokens, images, tiles, dtype=torch.long, device=text.device)
-    return made
+    dummies = {name: modality_sync.made(value, text.device) for name, value in pictures.items()}
+    dummies = {name: tensor[:1].expand(rows, *tensor.shape[1:]) for name, tensor in dummies.items()}
+    images, tiles = dummies[PARTS[0]].shape[1:3]
+    dummies[MASK] = torch.ones(rows, tokens, images, tiles, dtype=torch.long, device=text.device)
+    return dummies

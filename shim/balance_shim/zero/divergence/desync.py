@@ -39,7 +39,7 @@ class DesyncDetector:
     """Has one rank's notes compared with the others' when something is wrong.
 
     Args:
-        notes: what this rank runs.
+        notes: the modules that this rank runs.
         subject: the modules and parameters that are noted.
         store: a `torch.distributed.Store` that the ranks share.
         patience: seconds without progress after which the ranks compare notes.
@@ -76,7 +76,7 @@ class DesyncDetector:
         """Be around one forward and backward pass.
 
         Raises:
-            ZeroError: it has ended, but the ranks did not run the same modules: what they have learned is wrong.
+            ZeroError: it has ended, but the ranks did not run the same modules: the trained weights are wrong.
         """
         self.notes.begin(sorted(map(str, inputs)) if isinstance(inputs, Mapping) else [])
         self.inside = True
@@ -119,10 +119,10 @@ class DesyncDetector:
         self._unchecked[step] = total
         with contextlib.suppress(RuntimeError):  # if they never come, that will show
             self.store.wait([f"end/{rank}/{step}" for rank in range(1, self.size)], timedelta(seconds=LAG))
-        for each in sorted(self._unchecked):
-            keys = [f"end/{rank}/{each}" for rank in range(1, self.size)]
+        for pending in sorted(self._unchecked):
+            keys = [f"end/{rank}/{pending}" for rank in range(1, self.size)]
             if self.store.check(keys):
-                self._check(each, self._unchecked.pop(each), self.store.multi_get(keys))
+                self._check(pending, self._unchecked.pop(pending), self.store.multi_get(keys))
         self._unchecked.pop(step - 1, None)
 
     def _check(self, step: int, ours: str, theirs: list[bytes]) -> None:
@@ -134,7 +134,7 @@ class DesyncDetector:
                 )
 
     def _explain_failure(self) -> None:
-        """Say what is behind an error of this rank, before the launcher ends all others because of it."""
+        """Log the cause of an error of this rank, before the launcher ends all other ranks because of it."""
         if self.rank == 0:
             self._explain()
             return
@@ -147,11 +147,11 @@ class DesyncDetector:
 
     def _look(self) -> None:
         """Be the thread that notices that this rank gets no further, or that another one has asked."""
-        seen, since = (0, 0), time.monotonic()
+        position, since = (0, 0), time.monotonic()
         while not self._over.wait(POLL):
             now = (self.notes.number, self.notes.count)
-            if now != seen or not (self.inside or self.running):
-                seen, since = now, time.monotonic()
+            if now != position or not (self.inside or self.running):
+                position, since = now, time.monotonic()
             try:
                 asked = self.store.check(["asked"])
                 if asked:
@@ -181,32 +181,32 @@ class DesyncDetector:
         with self._lock:  # the training and the thread may both come here
             if self._explained:
                 return
-            found = self._explanation()
-            if not found:
+            explanation = self._explanation()
+            if not explanation:
                 with contextlib.suppress(RuntimeError):
                     self.store.delete_key("asked")
             else:
                 self._explained = True
-                log.error(found)
+                log.error(explanation)
                 attempt("telling the launcher that it is explained", self._tell_launcher)
                 with contextlib.suppress(RuntimeError):
                     self.store.set("explained", "1")
 
     def _explanation(self) -> str | None:
-        """Return what distinguishes the ranks' notes, once all have handed them in; None where they agree."""
+        """Return the difference between the ranks' notes, once all have handed them in; None where they agree."""
         self._ask()
         self._hand_in()
         deadline = time.monotonic() + ANSWER
-        found: dict[int, dict[str, Any]] = {}
+        notes: dict[int, dict[str, Any]] = {}
         with contextlib.suppress(RuntimeError):
-            while len(found) < self.size and time.monotonic() < deadline and not self._over.is_set():
+            while len(notes) < self.size and time.monotonic() < deadline and not self._over.is_set():
                 for rank in range(self.size):
-                    if rank not in found and self.store.check([f"notes/{rank}"]):
+                    if rank not in notes and self.store.check([f"notes/{rank}"]):
                         theirs = json.loads(self.store.get(f"notes/{rank}"))
                         if theirs["number"] >= self.notes.number or theirs["failed"]:
-                            found[rank] = theirs
+                            notes[rank] = theirs
                 time.sleep(POLL / 10)
-        return differences.difference(found, self.notes.names, self.notes.parameters)
+        return differences.difference(notes, self.notes.names, self.notes.parameters)
 
     def _tell_launcher(self) -> None:
         folder = os.environ.get(refusal_file.FOLDER)

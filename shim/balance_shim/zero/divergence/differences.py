@@ -9,13 +9,13 @@ ADVICE = (
     "ZeRO-3 needs every rank to run the same modules: give each batch the inputs they need (a blank "
     "picture in batches without one), or group the samples so that all ranks get batches of one kind"
 )
-# What torch.distributed and DeepSpeed raise in a rank because of another one.
+# Exceptions of torch.distributed and DeepSpeed in a rank because of another one.
 _CONSEQUENCES = ("", "RuntimeError", "AssertionError", "DistBackendError", "DistNetworkError", "DistStoreError")
 
 
 @dataclass(frozen=True)
 class _Pass:
-    """What a rank has run in one pass. `ended`: all of it has run, so what is not there has been left out."""
+    """The modules that a rank has run in one pass. `ended`: the pass is over, so missing modules were left out."""
 
     modules: list[int]
     gradients: list[int]
@@ -32,7 +32,7 @@ def difference(
     Args:
         notes: by rank, as `FlightRecord.as_dict` has them.
         names: of the modules.
-        parameters: names of what the backward pass reaches.
+        parameters: names of the parameters and modules that the backward pass reaches.
         is_lost: whether nothing but waiting for each other is wrong with the ranks, so that the pass before may be the
             reason. It may have ended well although ranks differed, where all weights happened to be there.
     """
@@ -43,7 +43,7 @@ def difference(
         line = None if rank == 0 else _difference_of_two(first, rank, other, names, parameters, is_lost)
         if line is not None:
             return line
-    waiting = any(not each["failed"] for each in notes.values())
+    waiting = any(not note["failed"] for note in notes.values())
     for rank, other in sorted(notes.items()):
         if waiting and other["failed"] not in _CONSEQUENCES:
             return f"rank {rank} has left step {abs(other['step'])} with {other['failed']}, and the others wait for it"
@@ -67,17 +67,17 @@ def _difference_of_two(
         when = f"in an evaluation after step {-step}" if step <= 0 else f"in step {step}"
         if number < latest and step > 0:
             when = f"in the pass before step {step}"
-        what, line = "ranks run different modules", _first_difference(rank, ours, theirs, names)
+        finding, line = "ranks run different modules", _first_difference(rank, ours, theirs, names)
         if line is None:
-            what = "ranks have different backward passes"
+            finding = "ranks have different backward passes"
             line = _first_missing_gradient(rank, ours, theirs, parameters)
         if line is not None:
-            return f"{what} {when}: {line}{_inputs_of_one(first, rank, other)}; {ADVICE}"
+            return f"{finding} {when}: {line}{_inputs_of_one(first, rank, other)}; {ADVICE}"
     return None
 
 
 def _pass(notes: Mapping[str, Any], number: int) -> _Pass | None:
-    """Return what a rank has run in the pass `number`: its present one, or the one before."""
+    """Return the notes of a rank on the pass `number`: its present one, or the one before."""
     if notes["number"] == number:
         lists = notes["order"], notes["gradients"], notes["last"], notes["last_gradients"]
         return _Pass(*lists, ended=notes["ended"])
@@ -106,14 +106,14 @@ def _first_missing_gradient(rank: int, ours: _Pass, theirs: _Pass, parameters: l
         lacks, has, missing = left_out
         group = _group([parameters[index] for index in missing])
         return f"only on rank {has}, not on rank {lacks}, gradients reach {group}"
-    here, there = parameters[ours.gradients[place]], parameters[theirs.gradients[place]]
-    return f"gradients reach {here} on rank 0 where they reach {there} on rank {rank}"
+    first_name, other_name = parameters[ours.gradients[place]], parameters[theirs.gradients[place]]
+    return f"gradients reach {first_name} on rank 0 where they reach {other_name} on rank {rank}"
 
 
 def _left_out(
     rank: int, place: int, ours: list[int], theirs: list[int], our_last: list[int], their_last: list[int]
 ) -> tuple[int, int, list[int]] | None:
-    """Return which rank leaves out what another one runs, from the first difference on; None where that is not clear.
+    """Return which rank leaves out modules that another one runs, from the first difference on; None where unclear.
 
     Where the rank that runs all has not come far, only the pass before tells what the other one has left out.
     """
@@ -143,13 +143,13 @@ def _place(ours: Sequence[int], we_ended: bool, theirs: Sequence[int], they_ende
 
 
 def _inputs_of_one(first: Mapping[str, Any], rank: int, other: Mapping[str, Any]) -> str:
-    """Return what only one of two ranks' batches has, as the end of a sentence; nothing where they have the same."""
+    """Return the inputs that only one of two ranks' batches has, as the end of a sentence; "" if none."""
     if first["number"] != other["number"]:  # one has gone on to another batch
         return ""
-    for who, mine, theirs in ((0, first, other), (rank, other, first)):
+    for owner, mine, theirs in ((0, first, other), (rank, other, first)):
         more = sorted(set(mine["inputs"]) - set(theirs["inputs"]))
         if more:
-            return f"; only the batch of rank {who} has {', '.join(more)}"
+            return f"; only the batch of rank {owner} has {', '.join(more)}"
     return ""
 
 

@@ -27,14 +27,14 @@ _BYTES = (_HEADER + len(_LISTS) * CAPACITY) * array("l").itemsize
 
 
 class FlightRecord:
-    """What one rank has run in its present pass.
+    """The modules that one rank has run in its present pass.
 
     Attributes:
         names: of the modules, the same on all ranks.
-        parameters: names of what the backward pass reaches, the same on all ranks: parameters and modules.
+        parameters: names of all that the backward pass reaches, the same on all ranks: parameters and modules.
         number: of the present pass, from 1.
         step: number of the present training step, from 1.
-        inputs: names of what its batch holds.
+        inputs: names of the entries of its batch.
         failed: the type of the exception with which it has left the pass.
     """
 
@@ -89,7 +89,7 @@ class FlightRecord:
             words[_GRADIENTS_LENGTH] = count + 1
 
     def end(self) -> None:
-        """Note that the present pass has ended well, so that what is not in its notes has not run."""
+        """Note that the present pass has ended well, so that modules missing in its notes have not run."""
         self._words[_ENDED] = 1
 
     def fail(self, error: BaseException) -> None:
@@ -109,7 +109,7 @@ class FlightRecord:
 
     @property
     def gradients(self) -> list[int]:
-        """Indices of what the backward pass has reached in the present pass."""
+        """Indices of the names that the backward pass has reached in the present pass."""
         return _list(self._words, "gradients")
 
     def as_dict(self) -> dict[str, Any]:
@@ -123,7 +123,7 @@ class FlightRecord:
 
 
 def read(folder: str) -> tuple[dict[int, dict[str, Any]], list[str], list[str]]:
-    """Return what the ranks have left in `folder`: their notes by rank, and the names of modules and parameters."""
+    """Return the ranks' files in `folder`: their notes by rank, and the names of modules and parameters."""
     ranks = {}
     for file in Path(folder).glob("*.notes"):
         words = memoryview(file.read_bytes()).cast("l")

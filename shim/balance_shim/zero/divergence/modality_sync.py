@@ -1,4 +1,4 @@
-"""Batches that have pictures on some ranks only: the others run the tower as well, on a made one, and throw it away.
+"""Batches that have pictures on some ranks only: the other ranks run the tower on a dummy one and discard the result.
 
 A tower's weights are gathered by all ranks together, so a rank whose batch has no picture would leave the others
 waiting. It runs the tower where they do, right after the embedding, and adds nothing of the outcome. Values and
@@ -22,7 +22,7 @@ from ...versions import version_of
 if TYPE_CHECKING:
     from torch import nn
 
-# What a batch holds -> the method that makes features of it, whose parameters are named like the parts of a batch.
+# Entry of a batch -> the method that makes features of it, whose parameters are named like the entries of a batch.
 METHODS = {
     "pixel_values": "get_image_features",
     "pixel_values_videos": "get_video_features",
@@ -68,7 +68,7 @@ class _Towers:
         self.missing: list[tuple[str, dict[str, Any]]] = []
 
     def before_model(self, module: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-        """Learn which parts the batches of the others have and this one has not. Ranks do this together."""
+        """Note the entries that batches of other ranks have and this one has not. Ranks do this together."""
         del args
         import torch.distributed as dist
 
@@ -77,66 +77,66 @@ class _Towers:
         dist.all_gather_object(everyones, ours)
         self.missing = []
         for part in self.methods:
-            theirs = [each[part] for each in everyones if part in each]
+            theirs = [batch[part] for batch in everyones if part in batch]
             if theirs:
                 self.known[part] = min(theirs, key=size)  # no more work than need be
             stale = part in self.known and self.trains and module.training
             if part not in ours and (theirs or stale):
                 self.missing.append((part, self.known[part]))
-        if any(set(each) != set(ours) for each in everyones):
+        if any(set(batch) != set(ours) for batch in everyones):
             log.once(
                 "info",
                 "some ranks have batches without pictures (or sound); they run the tower on dummy ones",
             )
 
     def after_embedding(self, module: Any, args: tuple[Any, ...], output: Any) -> Any:
-        """Run what is missing, and return the embedding's output, unchanged in value."""
+        """Run the tower for the missing entries, and return the embedding's output, unchanged in value."""
         del module, args
         missing, self.missing = self.missing, []
         return insist("running the tower for other ranks", self._add_nothing, output, missing) if missing else output
 
     def _add_nothing(self, output: Any, missing: list[tuple[str, dict[str, Any]]]) -> Any:
         for part, described in missing:
-            features = self.methods[part](**{name: made(each, output.device) for name, each in described.items()})
+            features = self.methods[part](**{name: made(value, output.device) for name, value in described.items()})
             output = with_nothing_added(output, _used(features))
         return output
 
     def _described(self, part: str, batch: Mapping[str, Any]) -> dict[str, Any]:
-        """Return what the method is called with, in few bytes."""
+        """Return the arguments of the method, in few bytes."""
         parameters = inspect.signature(self.methods[part]).parameters
-        found = described(batch, parameters)
+        arguments = described(batch, parameters)
         for name, parameter in parameters.items():
             if batch.get(name) is None and parameter.default is parameter.empty and hasattr(self.model.config, name):
-                found[name] = getattr(self.model.config, name)  # 4.x: the model passes the value of its config
-        return found
+                arguments[name] = getattr(self.model.config, name)  # 4.x: the model passes the value of its config
+        return arguments
 
 
 def described(batch: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
     """Return the tensors of `batch` that have `names`, in few bytes."""
     import torch
 
-    found = {}
+    result = {}
     for name in names:
         value = batch.get(name)
         if isinstance(value, torch.Tensor):
             values = None if value.is_floating_point() else value.tolist()
-            found[name] = Described(tuple(value.shape), value.dtype, values)
-    return found
+            result[name] = Described(tuple(value.shape), value.dtype, values)
+    return result
 
 
 def trains_beside_text(model: Any) -> bool:
-    """Whether anything trains but the language model, which is what holds the input embedding, and its head."""
+    """Whether anything trains but the language model (the module with the input embedding) and its head."""
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
     name = next(name for name, module in model.named_modules() if module is embedding)
     parts = [model.get_submodule(name.rpartition(".")[0]), *([] if head is None else [head])]
     text = {id(parameter) for part in parts for parameter in part.parameters()}
-    return any(each.requires_grad and id(each) not in text for each in model.parameters())
+    return any(parameter.requires_grad and id(parameter) not in text for parameter in model.parameters())
 
 
 def _method(model: Any, part: str) -> Callable[..., Any] | None:
-    found: Callable[..., Any] | None = getattr(model, METHODS[part], None)
-    if found is not None:
-        return found
+    method: Callable[..., Any] | None = getattr(model, METHODS[part], None)
+    if method is not None:
+        return method
     if part == "input_features":
         return _audio_method(model)
     if model.config.model_type not in ("qwen2_vl", "qwen2_5_vl"):
@@ -153,8 +153,10 @@ def _method(model: Any, part: str) -> Callable[..., Any] | None:
 
 
 def _audio_method(model: Any) -> Callable[..., Any] | None:
-    """Return what runs the modules for sound of a model whose forward calls them itself (Qwen2-Audio)."""
-    inner = next((each for each in (model, getattr(model, "model", None)) if hasattr(each, "audio_tower")), None)
+    """Return a function that runs the sound modules of a model whose forward calls them itself (Qwen2-Audio)."""
+    inner = next(
+        (candidate for candidate in (model, getattr(model, "model", None)) if hasattr(candidate, "audio_tower")), None
+    )
     if inner is None or model.config.model_type != "qwen2_audio":
         return None
 
@@ -187,7 +189,7 @@ def with_nothing_added(output: Any, tensors: list[Any]) -> Any:
     class AddsNothing(torch.autograd.Function):
         @staticmethod
         def forward(ctx: Any, output: Any, *tensors: Any) -> Any:
-            ctx.likes = [(each.shape, each.dtype, each.device) for each in tensors]
+            ctx.likes = [(tensor.shape, tensor.dtype, tensor.device) for tensor in tensors]
             return output.view_as(output)
 
         @staticmethod
@@ -198,7 +200,7 @@ def with_nothing_added(output: Any, tensors: list[Any]) -> Any:
 
 
 def size(described: Mapping[str, Any]) -> int:
-    return sum(math.prod(each.shape) for each in described.values() if isinstance(each, Described))
+    return sum(math.prod(value.shape) for value in described.values() if isinstance(value, Described))
 
 
 def _used(features: Any) -> list[Any]:
@@ -213,7 +215,7 @@ def _used(features: Any) -> list[Any]:
     if getattr(features, "pooler_output", None) is not None:  # transformers 5
         # Features of inner layers go to the language model, too, where a tower gives them (Qwen3-VL).
         features = [features.pooler_output, getattr(features, "deepstack_features", None)]
-    tensors = [each for each in tree_leaves(features) if isinstance(each, torch.Tensor) and each.is_floating_point()]
+    tensors = [leaf for leaf in tree_leaves(features) if isinstance(leaf, torch.Tensor) and leaf.is_floating_point()]
     if not tensors:
         raise ZeroError(
             "BALANCE_MODE=zero3: the model's tower returns no floating-point features, so ranks without pictures or "

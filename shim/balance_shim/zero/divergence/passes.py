@@ -44,28 +44,28 @@ def noted(model: "nn.Module", limit: int) -> Observed:
         is_leaf = bool(getattr(module, "_z3_leaf", False))
         if is_leaf:
             leaves = (*leaves, f"{name}.")
-        own = [each for each in module.parameters(recurse=is_leaf) if hasattr(each, "ds_id")]
+        own = [parameter for parameter in module.parameters(recurse=is_leaf) if hasattr(parameter, "ds_id")]
         if not own:
             continue
-        if any(not getattr(each, "ds_persist", False) for each in own):
+        if any(not getattr(parameter, "ds_persist", False) for parameter in own):
             gathered.add(len(modules))
         modules[name] = module
     parameters = {
-        name: each
-        for name, each in model.named_parameters()
-        if each.requires_grad and hasattr(each, "ds_id") and not (leaves and name.startswith(leaves))
+        name: parameter
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad and hasattr(parameter, "ds_id") and not (leaves and name.startswith(leaves))
     }
-    sizes = [getattr(each, "ds_numel", 0) for each in parameters.values()]
+    sizes = [getattr(parameter, "ds_numel", 0) for parameter in parameters.values()]
     return Observed(modules, frozenset(gathered), parameters, sizes, limit)
 
 
 def reached_in_backward(subject: Observed) -> list[str]:
-    """Return the names of what the backward pass reaches, in the order of their indices: parameters, then modules."""
+    """Return the names that the backward pass reaches, in the order of their indices: parameters, then modules."""
     return [*subject.parameters, *subject.modules]
 
 
 def note(notes: FlightRecord, subject: Observed) -> list[Any]:
-    """Have `notes` taken of what `subject` does; returns the hooks that do it.
+    """Have `notes` taken of the passes of `subject`; return the hooks that do so.
 
     Ahead of DeepSpeed's own: a rank waits for the others, or is aborted, inside of those. For parameters that means a
     hook on the gradient, which runs before any that waits for the gradient to be accumulated.
@@ -115,7 +115,7 @@ class BackwardHook:
 
 
 class Checksum:
-    """What a pass that has ended must have in common on all ranks, in few bytes."""
+    """A checksum of a pass that has ended, which must be the same on all ranks."""
 
     def __init__(self, subject: Observed) -> None:
         self._subject = subject

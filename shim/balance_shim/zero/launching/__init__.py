@@ -1,1 +1,1 @@
-"""One process becomes several, and how they end: relaunch, launcher, what failed ranks leave behind."""
+"""One process becomes several, and how they end: relaunch, launcher, records of failed ranks."""

@@ -1,6 +1,6 @@
 """The failure record of a rank: a file by which the launcher tells the cause from its consequences.
 
-When one rank ends, the others fail as well, within milliseconds: "Connection closed by peer". Such an error is not
+When one rank ends, the other ranks fail as well, within milliseconds: "Connection closed by peer". Such an error is not
 shown by the rank that it meets but left to the launcher, which shows it if nothing else explains the end.
 """
 
@@ -100,7 +100,7 @@ class _Hook:
 
 
 def read_record(folder: str, rank: int) -> FailureRecord | None:
-    """Return what `rank` has left in `folder`; None where it has left nothing."""
+    """Return the record of `rank` in `folder`; None where it has left none."""
     refused = refusal_file.path(folder, rank)
     try:
         if os.path.exists(refused):
@@ -160,7 +160,7 @@ def waits_for_others(stack: list[Frame]) -> bool:
 
 
 def _record(error: BaseException, trace: TracebackType | None) -> FailureRecord:
-    frames = [Frame(each.filename, each.lineno or 0, each.name) for each in traceback.extract_tb(trace)]
+    frames = [Frame(entry.filename, entry.lineno or 0, entry.name) for entry in traceback.extract_tb(trace)]
     users = [frame for frame in frames if frame.is_users]
     place = str(users[-1]) if users else ""
     message = " ".join(str(error).split())[:LONGEST_MESSAGE]
@@ -168,14 +168,14 @@ def _record(error: BaseException, trace: TracebackType | None) -> FailureRecord:
 
 
 def is_communication(error: BaseException) -> bool:
-    """Whether `error`, or what it was raised from, tells that another rank is gone or has not come in time."""
-    seen: BaseException | None = error
-    while seen is not None:
+    """Whether `error`, or one of its causes, means that another rank is gone or has not come in time."""
+    cause: BaseException | None = error
+    while cause is not None:
         if any(
-            each.__name__ in ("DistBackendError", "DistNetworkError", "DistStoreError") for each in type(seen).__mro__
+            base.__name__ in ("DistBackendError", "DistNetworkError", "DistStoreError") for base in type(cause).__mro__
         ):
             return True
-        if isinstance(seen, RuntimeError | OSError) and any(part in str(seen) for part in _COMMUNICATION):
+        if isinstance(cause, RuntimeError | OSError) and any(part in str(cause) for part in _COMMUNICATION):
             return True
-        seen = seen.__cause__
+        cause = cause.__cause__
     return False

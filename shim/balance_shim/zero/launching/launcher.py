@@ -34,15 +34,15 @@ def main(arguments: Sequence[str]) -> int:
     """Start the ranks, wait for them, and return the exit code for the shell: that of the rank that failed first."""
     folder = tempfile.mkdtemp(prefix="balance_shim.")
     try:
-        for each in _SIGNALS:
-            signal.signal(each, _interrupt)
+        for number in _SIGNALS:
+            signal.signal(number, _interrupt)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)  # blocked while this process became the launcher
         return _run(arguments, folder)
     except (Interrupted, KeyboardInterrupt) as error:
         return _ended_by(getattr(error, "signal", signal.SIGINT))
     finally:
-        for each in _SIGNALS:
-            signal.signal(each, signal.SIG_IGN)  # an impatient second one must not leave the folder behind
+        for number in _SIGNALS:
+            signal.signal(number, signal.SIG_IGN)  # an impatient second one must not leave the folder behind
         shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -60,12 +60,12 @@ def _run(arguments: Sequence[str], folder: str) -> int:
         run.main(list(arguments))
         return 0
     except ChildFailedError as error:
-        for each in _SIGNALS:
-            signal.signal(each, signal.SIG_IGN)  # all ranks have ended: there is nothing left to interrupt
+        for number in _SIGNALS:
+            signal.signal(number, signal.SIG_IGN)  # all ranks have ended: there is nothing left to interrupt
         rank, failure = error.get_first_failure()
         first = failure.exitcode if failure.exitcode > 0 else 128 - failure.exitcode
-        said, code = _farewell(folder, causes[0] if causes else None)
-        _say(f"error: {said or f'rank {rank} failed (exit code {first}); the others have been ended'}")
+        words, code = _farewell(folder, causes[0] if causes else None)
+        _say(f"error: {words or f'rank {rank} failed (exit code {first}); the others have been ended'}")
         return code or first
     except SignalException as error:
         return _ended_by(error.sigval)
@@ -146,8 +146,8 @@ def _farewell(folder: str, cause: Any) -> tuple[str, int]:
         difference = None
     code = cause.exit_code if cause is not None else 0
     if difference:
-        seen = Path(folder, flight_record.EXPLAINED).exists()
-        return ("the ranks have been ended for the reason given above" if seen else difference), code
+        is_explained = Path(folder, flight_record.EXPLAINED).exists()
+        return ("the ranks have been ended for the reason given above" if is_explained else difference), code
     if cause is None:
         return "", code
     if cause.kind == "communication":
@@ -156,7 +156,7 @@ def _farewell(folder: str, cause: Any) -> tuple[str, int]:
 
 
 def _recorded() -> str:
-    """Return where NCCL's flight recorder has written what the ranks did last, as the end of a sentence."""
+    """Return the files of NCCL's flight recorder with the ranks' last operations, as the end of a sentence."""
     from balance_shim.zero.launching.rank_environment import record_prefix
 
     prefix = record_prefix(os.getpid())
@@ -166,7 +166,7 @@ def _recorded() -> str:
 
 
 def _keep_quiet() -> None:
-    """Have torch's launcher not log what is logged here in one line, unless LOGLEVEL asks for it."""
+    """Silence torch's launcher about failures that are logged here in one line, unless LOGLEVEL asks for it."""
     if os.environ.get("LOGLEVEL"):
         return
     for name in list(logging.root.manager.loggerDict):

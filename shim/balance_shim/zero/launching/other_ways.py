@@ -14,7 +14,7 @@ PLUGINS = ("fsdp_plugin", "megatron_lm_plugin")  # arguments of `Accelerator`
 
 
 def refuse_in_arguments(arguments: TrainingArgumentsLike, environ: Mapping[str, str]) -> None:
-    """Refuse what `TrainingArguments` ask for that ZeRO-3 does not go with.
+    """Refuse requests of `TrainingArguments` that ZeRO-3 does not go with.
 
     Raises:
         BalanceError: FSDP, a parallelism config, or a batch size that is to be found.
@@ -30,7 +30,7 @@ def refuse_in_arguments(arguments: TrainingArgumentsLike, environ: Mapping[str, 
 
 
 def refuse_in_accelerator(arguments: Mapping[str, Any], environ: Mapping[str, str]) -> None:
-    """Refuse what an `Accelerator`, given these keyword arguments, is asked for that ZeRO-3 does not go with.
+    """Refuse keyword arguments of an `Accelerator` that ZeRO-3 does not go with.
 
     Raises:
         BalanceError: FSDP, Megatron, or a parallelism config.

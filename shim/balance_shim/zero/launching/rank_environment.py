@@ -15,7 +15,7 @@ RECORD_FILES = ("TORCH_FR_DUMP_TEMP_FILE", "TORCH_NCCL_DEBUG_INFO_TEMP_FILE")  #
 
 
 def variables(environ: Mapping[str, str]) -> dict[str, str]:
-    """Return what ranks get in addition to `environ`; nothing without accelerators."""
+    """Return the variables of ranks in addition to `environ`; none without accelerators."""
     kind = devices.accelerator_type()
     if kind is None:
         return {}
@@ -25,7 +25,7 @@ def variables(environ: Mapping[str, str]) -> dict[str, str]:
 
 
 def flight_recorder(environ: Mapping[str, str]) -> dict[str, str]:
-    """Return what makes NCCL's process groups write their last operations to files when a time-out ends them.
+    """Return the variables that make NCCL's process groups write their last operations to files at a time-out.
 
     Source: torch's "ProcessGroupNCCL Environment Variables". A size of 0 that somebody has set stays.
     """

@@ -69,7 +69,9 @@ def has_own_launcher(words: Sequence[str]) -> bool:
     if named[place].startswith("-"):
         _, joined = _last_option(named[place])
         module = joined or named[place + 1]
-        return module in LAUNCHER_MODULES or any(f"{module}.".startswith(f"{each}.") for each in LAUNCHER_PACKAGES)
+        return module in LAUNCHER_MODULES or any(
+            f"{module}.".startswith(f"{package}.") for package in LAUNCHER_PACKAGES
+        )
     name = os.path.basename(named[place])
     return name in LAUNCHERS and not (name == "axolotl" and _trains_itself(named[place + 1 :]))
 
@@ -122,12 +124,12 @@ def command(words: Sequence[str], count: int, environ: Mapping[str, str]) -> lis
         Unrepeatable: see `program`.
     """
     if environ.get("MASTER_PORT", "").strip():
-        where = [f"--master-addr={environ.get('MASTER_ADDR', '').strip() or '127.0.0.1'}",
+        rendezvous = [f"--master-addr={environ.get('MASTER_ADDR', '').strip() or '127.0.0.1'}",
                  f"--master-port={environ['MASTER_PORT'].strip()}"]  # fmt: skip
     else:
-        where = ["--standalone"]  # a free port is looked for
+        rendezvous = ["--standalone"]  # a free port is looked for
     # --no-python: the ranks get the interpreter's options too, which torch.distributed.run would drop.
-    return [sys.executable, LAUNCHER, *where, f"--nproc-per-node={count}", "--no-python",
+    return [sys.executable, LAUNCHER, *rendezvous, f"--nproc-per-node={count}", "--no-python",
             sys.executable, *program(words)]  # fmt: skip
 
 
@@ -150,9 +152,9 @@ def ensure_launched() -> None:
     count = process_count()
     if count == 1 and state.settings().nproc is None and state.settings().offload == "none":
         raise zero_support.refusal("one_device")
-    where = devices.accelerator_type()
+    accelerator = devices.accelerator_type()
     try:
-        become(count, f"ZeRO-3, {'on the CPU' if where is None else f'one for each {where}'}")
+        become(count, f"ZeRO-3, {'on the CPU' if accelerator is None else f'one for each {accelerator}'}")
     except Unrepeatable as error:
         raise ZeroError(f"BALANCE_MODE=zero3: {error}") from None
 
@@ -161,7 +163,7 @@ def become(count: int, purpose: str) -> NoReturn:
     """Execute this process again as the launcher of `count` ranks.
 
     Args:
-        purpose: what they are for, for people.
+        purpose: the reason for them, for people.
 
     Raises:
         Unrepeatable: see `program`; or MASTER_PORT is not a port, or is in use.
@@ -186,12 +188,12 @@ def process_count() -> int:
     Raises:
         ZeroError: nothing tells how many.
     """
-    there = devices.count()
-    count = state.settings().nproc or there
+    available = devices.count()
+    count = state.settings().nproc or available
     if count < 1:
         raise zero_support.refusal("no_accelerator")
-    if count > there > 0:
-        raise zero_support.refusal("nproc_above_devices", count=count, devices=there)
+    if count > available > 0:
+        raise zero_support.refusal("nproc_above_devices", count=count, devices=available)
     return count
 
 
@@ -205,7 +207,7 @@ def threads_for(count: int) -> dict[str, str]:
 
 
 def cpu_threads(count: int) -> dict[str, str]:
-    """Return what shares this machine's cores among `count` processes; torch.distributed.run would give each one."""
+    """Return variables that share the machine's cores among `count` processes; torch.distributed.run gives each one."""
     if os.environ.get("OMP_NUM_THREADS", "").strip():
         return {}
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -236,8 +238,8 @@ def _check_port(environ: Mapping[str, str]) -> None:
         try:
             probe.bind((host, int(text)))
         except OSError as error:
-            taken = zero_support.sentence("port_in_use", port=text, host=host, reason=error.strerror)
-            raise Unrepeatable(taken) from None
+            reason = zero_support.sentence("port_in_use", port=text, host=host, reason=error.strerror)
+            raise Unrepeatable(reason) from None
 
 
 def _script_place(arguments: Sequence[str]) -> int:

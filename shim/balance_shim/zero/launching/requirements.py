@@ -11,17 +11,17 @@ def check() -> None:
     """Raise where a library that ZeRO-3 needs is missing or too old.
 
     Raises:
-        BalanceError: what to install.
+        BalanceError: with the package to install.
     """
     for library, oldest in OLDEST.items():
-        found = version_text(library)
-        if not found:
+        version = version_text(library)
+        if not version:
             raise zero_support.refusal("library_missing", library=library, oldest=oldest)
-        if numbers(found) < numbers(oldest):
-            raise zero_support.refusal("library_too_old", library=library, oldest=oldest, version=found)
-    found = version_text("deepspeed")
-    if lacks_toolkit(found):
-        raise zero_support.refusal("toolkit_missing", version=found, enough=IMPORTS_WITHOUT_TOOLKIT)
+        if numbers(version) < numbers(oldest):
+            raise zero_support.refusal("library_too_old", library=library, oldest=oldest, version=version)
+    version = version_text("deepspeed")
+    if lacks_toolkit(version):
+        raise zero_support.refusal("toolkit_missing", version=version, enough=IMPORTS_WITHOUT_TOOLKIT)
 
 
 def lacks_toolkit(version: str) -> bool:

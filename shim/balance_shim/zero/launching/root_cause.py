@@ -18,7 +18,7 @@ class RankEnd:
 
     Attributes:
         exit_code: negative for a signal's number; None while it runs.
-        record: what it has left where an exception has ended it.
+        record: its file where an exception has ended it.
         stack: where it is, innermost frame first; empty unless it runs and has been asked.
     """
 
@@ -76,9 +76,9 @@ def judge(ends: Sequence[RankEnd]) -> Cause:
         places = "; ".join(f"rank {end.rank} is at {_place(end.stack)}" for end in late)
         text = f"{_ranks([end.rank for end in late])} kept others waiting for longer than the time-out: {places}"
         return Cause("late", late[0].rank, _shell(fallback), text)
-    told = [(end, end.record) for end in ends if end.record is not None]
-    if told:
-        end, record = min(told, key=lambda pair: pair[1].time)
+    recorded = [(end, end.record) for end in ends if end.record is not None]
+    if recorded:
+        end, record = min(recorded, key=lambda pair: pair[1].time)
         text = f"rank {end.rank} lost the others with {record.kind}: {record.message}"
         return Cause("communication", end.rank, _shell(end.exit_code or 1), text)
     end = failed[0] if failed else ends[0]

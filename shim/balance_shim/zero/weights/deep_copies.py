@@ -36,16 +36,16 @@ def _deepcopy(self: Any, memo: dict[int, Any]) -> Any:
 
 
 def _is_of_engine(module: Any) -> bool:
-    return any(hasattr(each, "ds_id") for each in module.parameters())
+    return any(hasattr(parameter, "ds_id") for parameter in module.parameters())
 
 
 def _without_engine(state: dict[str, Any]) -> dict[str, Any]:
-    kept = {name: value for name, value in state.items() if name not in _OF_ENGINE and not name.startswith("ds_")}
-    for name, value in kept.items():
+    copied = {name: value for name, value in state.items() if name not in _OF_ENGINE and not name.startswith("ds_")}
+    for name, value in copied.items():
         if name.endswith("_hooks") and isinstance(value, dict):
-            kept[name] = type(value)((key, hook) for key, hook in value.items() if not _is_ours(hook))
-    kept["_parameters"] = dict(state["_parameters"].items())  # DeepSpeed's class for it knows the module
-    return kept
+            copied[name] = type(value)((key, hook) for key, hook in value.items() if not _is_ours(hook))
+    copied["_parameters"] = dict(state["_parameters"].items())  # DeepSpeed's class for it knows the module
+    return copied
 
 
 def _is_ours(hook: Any) -> bool:

@@ -31,7 +31,7 @@ def await_prefetch(parameters: list[Any]) -> None:
 
 
 def release() -> None:
-    """Partition what is held: the backward pass is over, or the weights are about to change."""
+    """Partition the held weights: the backward pass is over, or the weights are about to change."""
     while _held:
         _, (parameter, was_external) = _held.popitem()
         parameter.is_external_param = was_external

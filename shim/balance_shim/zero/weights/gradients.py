@@ -29,7 +29,9 @@ class _Gradients:
 
 
 _gradients: "WeakKeyDictionary[Any, _Gradients]" = WeakKeyDictionary()
-_callbacks: "WeakKeyDictionary[Any, Any]" = WeakKeyDictionary()  # DeepSpeed's optimizer -> what runs before its step
+_callbacks: "WeakKeyDictionary[Any, Any]" = (
+    WeakKeyDictionary()
+)  # DeepSpeed's optimizer -> the function to call before its step
 
 
 def arm(trainer: Any) -> None:
@@ -59,7 +61,7 @@ def after_backward(engine: Any) -> None:
 
 
 def before_step(engine: Any) -> None:
-    """Call what is to run before the step of `engine`, if it is going to update the weights."""
+    """Call the function registered for before the step of `engine`, if it is going to update the weights."""
     gradients, call = _gradients.get(engine.optimizer), _callbacks.get(engine.optimizer)
     if gradients is None or not engine.is_gradient_accumulation_boundary():
         return
@@ -96,7 +98,7 @@ def read(parameter: Any) -> Any:
 
 
 def _factor(optimizer: Any) -> Any:
-    """Return by what the step multiplies gradients: the inverse loss scale, and clipping (stage3.py, 0.16 to 0.19)."""
+    """Return the step's factor of gradients: the inverse loss scale, and clipping (stage3.py, 0.16 to 0.19)."""
     import torch
 
     scale, limit = optimizer.loss_scale, optimizer.clip_grad

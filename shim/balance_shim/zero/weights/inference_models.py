@@ -30,7 +30,7 @@ def stand_by(model: "nn.Module") -> None:
         insist(f"calling {type(module).__name__}, which no Trainer trains", _give_engine, model)
         return _run_new_hooks(module, before, args, kwargs)
 
-    handles = [each.register_forward_pre_hook(before_first_call, with_kwargs=True) for each in model.modules()]
+    handles = [module.register_forward_pre_hook(before_first_call, with_kwargs=True) for module in model.modules()]
 
 
 def _run_new_hooks(module: Any, before: set[int], args: Any, kwargs: Any) -> Any:

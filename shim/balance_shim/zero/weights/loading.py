@@ -15,7 +15,7 @@ from .partitioned_parameter import look_whole
 if TYPE_CHECKING:
     from torch import nn
 
-# What transformers refuses together with ZeRO-3, or what has no meaning there.
+# Arguments that transformers refuses together with ZeRO-3, or that have no meaning there.
 DROPPED = ("device_map", "max_memory", "offload_folder", "low_cpu_mem_usage")
 TENSOR_PARALLEL = ("tp_plan", "tp_size", "device_mesh", "distributed_config")
 # The config of a training -> the precision that was written into it.
@@ -24,7 +24,7 @@ _latest: Any = None  # the torch dtype of the weights that were loaded last
 
 
 def load(original: Callable[..., Any], cls: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Return what `from_pretrained` returns, its parameters partitioned over the ranks.
+    """Return the result of `from_pretrained`, its parameters partitioned over the ranks.
 
     Raises:
         BalanceError: ZeRO-3 cannot be had, or not for this model.
@@ -54,7 +54,9 @@ def _drop_unused_renamings(model: Any) -> None:
         return
     from transformers.core_model_loading import WeightRenaming
 
-    model._weight_conversions = [each for each in renamings if not isinstance(each, WeightRenaming) or each.was_used()]
+    model._weight_conversions = [
+        renaming for renaming in renamings if not isinstance(renaming, WeightRenaming) or renaming.was_used()
+    ]
 
 
 def own_device() -> Any:
@@ -78,7 +80,7 @@ def check(model: "nn.Module") -> None:
 
 
 def adopt_precision(config: Any = None, dtype: Any = None) -> None:
-    """Have DeepSpeed train half-precision weights as what they are, where no arguments ask for mixed precision.
+    """Have DeepSpeed train half-precision weights as they are, where no arguments ask for mixed precision.
 
     Without that it would turn them into float32, at twice the memory. It keeps float32 master weights either way.
 
@@ -108,9 +110,9 @@ def adopt_precision(config: Any = None, dtype: Any = None) -> None:
 def main_dtype(model: "nn.Module") -> Any:
     """Return the dtype of most weights of `model`; adapters are often in another one."""
     counts: dict[Any, int] = {}
-    for each in model.parameters():
-        if each.is_floating_point():
-            counts[each.dtype] = counts.get(each.dtype, 0) + getattr(each, "ds_numel", each.numel())
+    for parameter in model.parameters():
+        if parameter.is_floating_point():
+            counts[parameter.dtype] = counts.get(parameter.dtype, 0) + getattr(parameter, "ds_numel", parameter.numel())
     return max(counts, key=lambda dtype: counts[dtype], default=None)
 
 

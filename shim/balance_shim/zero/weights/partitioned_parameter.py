@@ -56,7 +56,7 @@ class PartitionedParameter(torch.nn.Parameter):
         with torch._C.DisableTorchFunctionSubclass():
             if _is_getter(function) or _asked_by_the_knowing():
                 return function(*args, **kwargs)
-            parts = [each for each in _leaves((args, kwargs)) if is_partitioned(each)]
+            parts = [leaf for leaf in _leaves((args, kwargs)) if is_partitioned(leaf)]
             if not parts:
                 return function(*args, **kwargs)
             answer = _SIZES.get(function)
@@ -145,7 +145,7 @@ def is_partitioned(value: Any) -> bool:
 
 
 def computed(function: Callable[..., Any], name: str, args: Any, kwargs: Any) -> Any:
-    """Return what `function` gives for whole weights; written to, they are partitioned again with the new values.
+    """Return the result of `function` for whole weights; written to, they are partitioned again with the new values.
 
     With gradients the weights stay whole until the backward pass has ended. Where no engine collects their gradients,
     the backward pass raises a `BalanceError` when it comes to them.
@@ -154,10 +154,10 @@ def computed(function: Callable[..., Any], name: str, args: Any, kwargs: Any) ->
         BalanceError: not all ranks are here.
     """
     leaves = _leaves((args, kwargs))
-    parts = [each for each in leaves if is_partitioned(each)]
+    parts = [leaf for leaf in leaves if is_partitioned(leaf)]
     writes = name in ("__setitem__", "copy_") or (name.endswith("_") and not name.endswith("__"))
     trains = not writes and torch.is_grad_enabled()
-    trains = trains and any(isinstance(each, torch.Tensor) and each.requires_grad for each in leaves)
+    trains = trains and any(isinstance(leaf, torch.Tensor) and leaf.requires_grad for leaf in leaves)
     meeting.meet(f"`{name}` of a partitioned weight")
     if not trains:
         return _gathered(function, parts, args, kwargs, writes)
@@ -183,7 +183,7 @@ def _gathered(function: Callable[..., Any], parts: list[Any], args: Any, kwargs:
         result = function(*args, **kwargs)
         # What refers to the whole weight would be emptied with it.
         shares = isinstance(result, torch.Tensor) and not writes
-        return result.clone() if shares and any(result._base is each for each in parts) else result
+        return result.clone() if shares and any(result._base is weight for weight in parts) else result
 
 
 class _WithoutGradient(torch.autograd.Function):
@@ -231,7 +231,7 @@ def _is_getter(function: Any) -> bool:
 
 def _leaves(value: Any) -> list[Any]:
     if isinstance(value, (list, tuple)):
-        return [leaf for each in value for leaf in _leaves(each)]
+        return [leaf for item in value for leaf in _leaves(item)]
     if isinstance(value, dict):
-        return [leaf for each in value.values() for leaf in _leaves(each)]
+        return [leaf for item in value.values() for leaf in _leaves(item)]
     return [value]

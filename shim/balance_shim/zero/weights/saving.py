@@ -21,7 +21,7 @@ def save(
     """Call `original`, which saves `model`, with whole weights; they are written by the first rank.
 
     Args:
-        trained: whether only what trains is saved, as PEFT does.
+        trained: whether only trained parameters are saved, as PEFT does.
 
     Raises:
         BalanceError: not all ranks save, so that the weights cannot be gathered.
@@ -68,14 +68,14 @@ def wait_for_all() -> None:
 
 def is_divided(model: "nn.Module") -> bool:
     """Whether parameters of `model` are partitioned now."""
-    return any(is_partitioned(each) for each in model.parameters())
+    return any(is_partitioned(parameter) for parameter in model.parameters())
 
 
 def gathered(model: "nn.Module", trained: bool = False) -> dict[str, Any] | None:
-    """Return the whole state of `model` in host memory on the first rank, None on the others. Ranks work together.
+    """Return the whole state of `model` in host memory on the first rank, None on other ranks. Ranks work together.
 
     Args:
-        trained: whether to leave out what does not train.
+        trained: whether to leave out frozen parameters.
 
     Raises:
         BalanceError: not all ranks are here.
@@ -85,7 +85,7 @@ def gathered(model: "nn.Module", trained: bool = False) -> dict[str, Any] | None
 
     meeting.meet("save_pretrained", "Let every rank call it (only the first writes), or use trainer.save_model()")
     first = dist.get_rank() == 0
-    found: dict[str, Any] = {}
+    state: dict[str, Any] = {}
     copies: dict[int, Any] = {}  # tied ones are one in the file, too
     for name, tensor in model.state_dict(keep_vars=True).items():
         if not hasattr(tensor, "detach") or (trained and not tensor.requires_grad and hasattr(tensor, "ds_id")):
@@ -94,8 +94,8 @@ def gathered(model: "nn.Module", trained: bool = False) -> dict[str, Any] | None
             if first and id(tensor) not in copies:  # a copy: the parts are put away again
                 copies[id(tensor)] = tensor.detach().cpu().clone()
         if first:
-            found[name] = copies[id(tensor)]
-    return found if first else None
+            state[name] = copies[id(tensor)]
+    return state if first else None
 
 
 @contextmanager
@@ -104,8 +104,8 @@ def merging_whole(model: "nn.Module") -> Iterator[None]:
     from deepspeed import zero
 
     meeting.meet("merging adapters")
-    adapted = (each for each in model.modules() if hasattr(each, "base_layer"))
-    layers = [each for each in adapted if callable(getattr(each, "merge", None))]
+    adapted = (module for module in model.modules() if hasattr(module, "base_layer"))
+    layers = [layer for layer in adapted if callable(getattr(layer, "merge", None))]
 
     def whole(layer: Any) -> Callable[..., Any]:
         merge = layer.merge

@@ -22,7 +22,7 @@ _gathered: "WeakKeyDictionary[nn.Module, ExitStack]" = WeakKeyDictionary()  # wh
 def arm(model: nn.Module) -> None:
     """Have the states of `model` and of its modules be read and loaded with whole weights."""
     for module in model.modules():
-        if module in _armed or not any(hasattr(each, "ds_id") for each in module._parameters.values()):
+        if module in _armed or not any(hasattr(parameter, "ds_id") for parameter in module._parameters.values()):
             continue
         _armed.add(module)
         module.register_state_dict_post_hook(_read)
@@ -31,21 +31,21 @@ def arm(model: nn.Module) -> None:
 
 
 def _read(module: nn.Module, state: dict[str, Any], prefix: str, _: Any) -> None:
-    parts = {f"{prefix}{name}": each for name, each in _partitioned(module).items()}
+    parts = {f"{prefix}{name}": parameter for name, parameter in _partitioned(module).items()}
     # With keep_vars=True the script gets the parameters themselves.
-    parts = {key: each for key, each in parts.items() if key in state and state[key] is not each}
+    parts = {key: parameter for key, parameter in parts.items() if key in state and state[key] is not parameter}
     if not parts or _is_librarys():
         return
     from deepspeed import zero
 
     meeting.meet("state_dict()")
     with zero.GatheredParameters(list(parts.values())):
-        for key, each in parts.items():
-            state[key] = each.data.detach().cpu().clone()  # on the host: the whole model may not fit one device
+        for key, parameter in parts.items():
+            state[key] = parameter.data.detach().cpu().clone()  # on the host: the whole model may not fit one device
 
 
 def _before_load(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
-    parts = [each for name, each in _partitioned(module).items() if f"{prefix}{name}" in state]
+    parts = [parameter for name, parameter in _partitioned(module).items() if f"{prefix}{name}" in state]
     if not parts or _is_librarys():
         return
     from deepspeed import zero
@@ -64,8 +64,8 @@ def _after_load(module: nn.Module, _: Any) -> None:
 
 def _partitioned(module: nn.Module) -> dict[str, nn.Parameter]:
     """Return the parameters of `module` itself that are partitioned now, by name."""
-    own = {name: each for name, each in module._parameters.items() if each is not None}
-    return {name: each for name, each in own.items() if partitioned_parameter.is_partitioned(each)}
+    own = {name: parameter for name, parameter in module._parameters.items() if parameter is not None}
+    return {name: parameter for name, parameter in own.items() if partitioned_parameter.is_partitioned(parameter)}
 
 
 def _is_librarys() -> bool:

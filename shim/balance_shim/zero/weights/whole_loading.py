@@ -36,10 +36,10 @@ _loads = 0  # so far; ranks count alike
 
 
 def load(original: Callable[..., Any], cls: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Return what `from_pretrained` returns, its parameters partitioned. All ranks do this together.
+    """Return the result of `from_pretrained`, its parameters partitioned. All ranks do this together.
 
     Raises:
-        Exception: what the load without ZeRO-3 raises as well.
+        Exception: any error that the load without ZeRO-3 raises, too.
     """
     global _loads
     _loads += 1
@@ -116,7 +116,7 @@ def _tell(number: int, outcome: str, error: BaseException | None = None) -> str 
         return None
     keys = [f"{key}/{rank}" for rank in range(dist.get_world_size())]
     store.wait(keys, timedelta(seconds=process_group.timeout()))
-    outcomes = [json.loads(store.get(each)) for each in keys]
+    outcomes = [json.loads(store.get(rank_key)) for rank_key in keys]
     return next((theirs for ended, theirs in outcomes if ended == "cannot"), None)
 
 
