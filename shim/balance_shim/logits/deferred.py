@@ -13,7 +13,7 @@ from .recipe import Recipe
 
 Handler = Callable[[Callable[..., Any], Recipe, tuple[Any, ...], dict[str, Any]], Any]
 
-# How checkpointing leaves what it recomputes, where a script has a loss in chunks inside of one.
+# How checkpointing ends a recomputation early, where a script has a loss in chunks inside of one.
 _NO_FAILURE = (checkpoint._StopRecomputationError,) if hasattr(checkpoint, "_StopRecomputationError") else ()
 
 # Of these only the shell is asked. Everything that needs values is an operation.
@@ -38,7 +38,7 @@ class DeferredLogits(torch.Tensor):
     Attributes:
         recipe: how to compute the values.
         full: the values, once they have been needed all at once.
-        base: the logits that these would share memory with, and what is done to those: `recipe.view`.
+        base: the logits that these would share memory with; `recipe.view` makes these from them.
     """
 
     recipe: Recipe
@@ -63,37 +63,37 @@ class DeferredLogits(torch.Tensor):
             if _writes(func):
                 args[0].recipe.step.settle()
             elif func in cls.handlers:
-                found = _by_chunks(cls.handlers[func], func, args[0].recipe, args[1:], kwargs)
-                if found is not NotImplemented:
-                    return _views(found, args[0], func)
-        args, kwargs = tree_map(lambda each: _in_full(each, func), (args, kwargs))
+                result = _by_chunks(cls.handlers[func], func, args[0].recipe, args[1:], kwargs)
+                if result is not NotImplemented:
+                    return _views(result, args[0], func)
+        args, kwargs = tree_map(lambda value: _in_full(value, func), (args, kwargs))
         return func(*args, **kwargs)
 
     @classmethod
     def __torch_dispatch__(  # type: ignore[override]
         cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        # What calls operations from C++, or inside of an autograd function, where gradients go through `_Shell`.
-        args, kwargs = tree_map(lambda each: _in_full(each, func, detached=True), (args, kwargs or {}))
+        # For operations called from C++, or inside of an autograd function, where gradients go through `_Shell`.
+        args, kwargs = tree_map(lambda value: _in_full(value, func, detached=True), (args, kwargs or {}))
         return func(*args, **kwargs)
 
 
 def defer(recipe: Recipe) -> torch.Tensor:
     """Return logits that are computed when they are needed."""
     if recipe.differentiable and torch.is_grad_enabled():
-        made: torch.Tensor = _Shell.apply(recipe, recipe.rows, *recipe.parameters)  # type: ignore[no-untyped-call]  # torch does not annotate it
-        return made
+        logits: torch.Tensor = _Shell.apply(recipe, recipe.rows, *recipe.parameters)  # type: ignore[no-untyped-call]  # torch does not annotate it
+        return logits
     return _shell(recipe)
 
 
 def _shell(recipe: Recipe) -> DeferredLogits:
     sample = recipe.sample
-    made: DeferredLogits = torch.Tensor._make_wrapper_subclass(
+    logits: DeferredLogits = torch.Tensor._make_wrapper_subclass(
         DeferredLogits, recipe.shape, dtype=sample.dtype, device=sample.device, requires_grad=False
     )
-    made.recipe, made.full, made.base = recipe, None, None
-    recipe.step.shells.append(weakref.ref(made))
-    return made
+    logits.recipe, logits.full, logits.base = recipe, None, None
+    recipe.step.shells.append(weakref.ref(logits))
+    return logits
 
 
 class Step:
@@ -122,7 +122,7 @@ class Step:
         self.shells.clear()
 
     def _alive(self) -> list[DeferredLogits]:
-        return [shell for shell in (each() for each in self.shells) if shell is not None]
+        return [shell for shell in (reference() for reference in self.shells) if shell is not None]
 
 
 def _writes(func: Any) -> bool:
@@ -132,19 +132,19 @@ def _writes(func: Any) -> bool:
 
 
 _ARITHMETIC = ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "and", "or", "xor", "lshift", "rshift")
-_IN_PLACE = {"__setitem__", *(f"__i{each}__" for each in _ARITHMETIC)}
+_IN_PLACE = {"__setitem__", *(f"__i{operation}__" for operation in _ARITHMETIC)}
 
 
-def _views(found: Any, of: DeferredLogits, func: Any) -> Any:
-    """Return what a handler has found, deferred logits in it linked to those whose memory they would share."""
-    for each in found if isinstance(found, tuple) else (found,):
-        if isinstance(each, DeferredLogits) and each.recipe.view is not None:
-            each.base = of
-    return iter(found) if func is torch.Tensor.__iter__ else found
+def _views(result: Any, of: DeferredLogits, func: Any) -> Any:
+    """Return a handler's result, with its deferred logits linked to those whose memory they would share."""
+    for output in result if isinstance(result, tuple) else (result,):
+        if isinstance(output, DeferredLogits) and output.recipe.view is not None:
+            output.base = of
+    return iter(result) if func is torch.Tensor.__iter__ else result
 
 
 class _Shell(torch.autograd.Function):
-    """Ties the shell to what it is made of, for gradients that arrive at it by ways that its class does not see.
+    """Ties the shell to the tensors it is made from, for gradients that arrive in ways that its class does not see.
 
     Other people's autograd functions (fused losses) take their arguments as they are.
     """
@@ -159,9 +159,9 @@ class _Shell(torch.autograd.Function):
         recipe, needed = ctx.recipe, ctx.needs_input_grad[1:]
         with torch.enable_grad():
             rows = recipe.rows.detach().requires_grad_(needed[0])
-            wanted = [each for each, need in zip((rows, *recipe.parameters), needed, strict=True) if need]
-            found = iter(torch.autograd.grad(recipe.values(rows), wanted, gradient, allow_unused=True))
-        return None, *(next(found) if need else None for need in needed)
+            inputs = [tensor for tensor, need in zip((rows, *recipe.parameters), needed, strict=True) if need]
+            gradients = iter(torch.autograd.grad(recipe.values(rows), inputs, gradient, allow_unused=True))
+        return None, *(next(gradients) if need else None for need in needed)
 
 
 def _by_chunks(handler: Handler, func: Any, recipe: Recipe, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

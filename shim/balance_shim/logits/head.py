@@ -37,7 +37,7 @@ def reason_for_full(head: nn.Module) -> str:
     if not _is_linear(head):
         return f"a head of class {type(head).__name__} may mix tokens"
     hook = getattr(head, "_hf_hook", None)
-    if any(getattr(each, "offload", False) for each in (hook, *getattr(hook, "hooks", ()))):
+    if any(getattr(attached, "offload", False) for attached in (hook, *getattr(hook, "hooks", ()))):
         return "the head's weight is offloaded"
     return ""
 
@@ -76,7 +76,7 @@ def _is_compiled(model: "nn.Module", head: nn.Module) -> bool:
     """Whether the script has compiled the head, or a module around it: the first few, looked at in each step."""
     return any(
         (hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None)
-        and any(each is head for each in module.modules())
+        and any(inner_module is head for inner_module in module.modules())
         for module in (head, *itertools.islice(model.modules(), WRAPPERS))
     )
 
@@ -102,11 +102,11 @@ class _Forward:
         self._head, self._inner, self._step = head, inner, step
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        made = attempt(
+        logits = attempt(
             "deferring the logits", _deferred, self._head, self._inner, self._step, args, kwargs,
             instead="full logits are computed",
         )  # fmt: skip
-        return self._inner(*args, **kwargs) if made is None else made
+        return self._inner(*args, **kwargs) if logits is None else logits
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         return copy.deepcopy(self._inner, memo)
@@ -124,7 +124,7 @@ def _deferred(
     hidden = args[0]
     if not head.training or not torch.is_grad_enabled() or torch.compiler.is_compiling():
         return None
-    parameters = tuple(each for each in head.parameters() if each.requires_grad)
+    parameters = tuple(parameter for parameter in head.parameters() if parameter.requires_grad)
     if hidden.dim() < 2 or not hidden.numel() or not (hidden.requires_grad or parameters):
         return None
     kind = hidden.device.type
@@ -134,8 +134,8 @@ def _deferred(
         # As autocast was when the head was called. Without its cache: what it keeps in a chunk, or where no gradients
         # are wanted, would be found again where they are.
         with torch.autocast(kind, dtype=dtype, enabled=enabled, cache_enabled=False):
-            found: torch.Tensor = inner(rows)
-        return found
+            logits: torch.Tensor = inner(rows)
+        return logits
 
     rows = hidden.numel() // hidden.shape[-1]
     with torch.no_grad():

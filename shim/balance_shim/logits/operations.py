@@ -22,7 +22,7 @@ Tensor = torch.Tensor
 
 def _step(func: Callable[..., Any], recipe: Recipe, args: Args, kwargs: Kwargs) -> Any:
     """Something done to each value: a conversion, scaling, soft-capping."""
-    if not all(_is_scalar(each) for each in (*args, *kwargs.values())):
+    if not all(_is_scalar(argument) for argument in (*args, *kwargs.values())):
         return NotImplemented
     return defer(recipe.then(lambda values: func(values, *args, **kwargs)))
 
@@ -35,10 +35,10 @@ def _is_scalar(value: Any) -> bool:
 
 def _softmax(func: Callable[..., Any], recipe: Recipe, args: Args, kwargs: Kwargs) -> Any:
     """Something done to each row over the vocabulary that keeps its shape."""
-    found = _last_dimension(recipe, args, kwargs)
-    if found is None:
+    along_last = _last_dimension(recipe, args, kwargs)
+    if along_last is None:
         return NotImplemented
-    args, kwargs = found
+    args, kwargs = along_last
     return _step(func, recipe, args, kwargs)
 
 
@@ -56,14 +56,14 @@ def _last_dimension(recipe: Recipe, args: Args, kwargs: Kwargs) -> tuple[Args, K
 
 def _over_vocabulary(func: Callable[..., Any], recipe: Recipe, args: Args, kwargs: Kwargs) -> Any:
     """A sum, an extreme or its place over the vocabulary: [..., V] -> [...] or [..., 1]."""
-    found = _last_dimension(recipe, args, kwargs)
-    if found is None or "out" in kwargs:
+    along_last = _last_dimension(recipe, args, kwargs)
+    if along_last is None or "out" in kwargs:
         return NotImplemented
-    args, kwargs = found
+    args, kwargs = along_last
     parts = recipe.by_chunks(lambda values: func(values, *args, **kwargs))
     lead = recipe.shape[:-1]
     if isinstance(parts[0], tuple):  # values and places
-        return type(parts[0])([_joined(each, lead) for each in zip(*parts, strict=True)])
+        return type(parts[0])([_joined(chunks, lead) for chunks in zip(*parts, strict=True)])
     return _joined(parts, lead)
 
 
@@ -88,16 +88,18 @@ def _cross_entropy(func: Callable[..., Any], recipe: Recipe, args: Args, kwargs:
     named |= kwargs
     target, ignored = named.get("target"), named.get("ignore_index", -100)
     reduction, smoothing = named.get("reduction", "mean"), named.get("label_smoothing", 0.0)
-    if any(named.get(each) is not None for each in ("weight", "size_average", "reduce")):
+    if any(named.get(name) is not None for name in ("weight", "size_average", "reduce")):
         return NotImplemented
     if len(recipe.shape) != 2 or not isinstance(target, Tensor) or target.shape != recipe.shape[:1]:
         return NotImplemented
     if target.is_floating_point() or reduction not in ("mean", "sum", "none"):
         return NotImplemented
-    each = "none" if reduction == "none" else "sum"
+    chunk_reduction = "none" if reduction == "none" else "sum"
 
     def loss(values: Tensor, labels: Tensor) -> Tensor:
-        return functional.cross_entropy(values, labels, ignore_index=ignored, reduction=each, label_smoothing=smoothing)
+        return functional.cross_entropy(
+            values, labels, ignore_index=ignored, reduction=chunk_reduction, label_smoothing=smoothing
+        )
 
     parts = recipe.by_chunks(loss, target)
     if reduction == "none":
@@ -112,33 +114,33 @@ def _index(_: Callable[..., Any], recipe: Recipe, args: Args, kwargs: Kwargs) ->
     (key,) = args
     keys = list(key) if isinstance(key, tuple) else [key]
     dimensions = len(recipe.shape)
-    taken = 0
-    for each in keys:
-        if each is Ellipsis:
+    indexed = 0
+    for index in keys:
+        if index is Ellipsis:
             continue
-        if isinstance(each, Tensor):
-            if each.dtype != torch.bool and each.dim() != 1:
+        if isinstance(index, Tensor):
+            if index.dtype != torch.bool and index.dim() != 1:
                 return NotImplemented
-            taken += each.dim() if each.dtype == torch.bool else 1
-        elif isinstance(each, slice) or (isinstance(each, int) and not isinstance(each, bool)):
-            taken += 1
+            indexed += index.dim() if index.dtype == torch.bool else 1
+        elif isinstance(index, slice) or (isinstance(index, int) and not isinstance(index, bool)):
+            indexed += 1
         else:
             return NotImplemented
-    if taken > dimensions or sum(each is Ellipsis for each in keys) > 1:
+    if indexed > dimensions or sum(index is Ellipsis for index in keys) > 1:
         return NotImplemented
     # The vocabulary has to stay whole: reached by none of the keys, or by the one that takes all.
-    reaches_last = taken == dimensions or (any(each is Ellipsis for each in keys) and keys[-1] is not Ellipsis)
+    reaches_last = indexed == dimensions or (any(index is Ellipsis for index in keys) and keys[-1] is not Ellipsis)
     if reaches_last and not (isinstance(keys[-1], slice) and keys[-1] == slice(None)):
         return NotImplemented
-    here = recipe.rows.device
-    moved = tuple(each.to(here) if isinstance(each, Tensor) else each for each in keys)
-    copies = any(isinstance(each, Tensor) for each in keys)
+    device = recipe.rows.device
+    moved = tuple(index.to(device) if isinstance(index, Tensor) else index for index in keys)
+    copies = any(isinstance(index, Tensor) for index in keys)
     return defer(recipe.of_rows(operator.itemgetter(moved), None if copies else operator.itemgetter(moved)))
 
 
 def _reshape(_: Callable[..., Any], recipe: Recipe, args: Args, kwargs: Kwargs) -> Any:
     shape = args[0] if len(args) == 1 and isinstance(args[0], (tuple, list)) else args
-    if kwargs or not shape or not all(isinstance(each, int) for each in shape) or shape[-1] != recipe.shape[-1]:
+    if kwargs or not shape or not all(isinstance(length, int) for length in shape) or shape[-1] != recipe.shape[-1]:
         return NotImplemented
     return defer(_viewed(recipe, lambda rows: rows.reshape(*shape[:-1], rows.shape[-1])))
 
@@ -179,7 +181,7 @@ def _split(_: Callable[..., Any], recipe: Recipe, args: Args, kwargs: Kwargs) ->
 
 
 def _viewed(recipe: Recipe, select: Callable[[Tensor], Tensor]) -> Recipe:
-    """Return the recipe for what `select` does to the rows, and would do to the logits."""
+    """Return the recipe of the logits after `select`, which is applied to the rows instead."""
     return recipe.of_rows(select, select)
 
 

@@ -30,12 +30,12 @@ class Recipe:
     Attributes:
         rows: hidden states [..., H], on the head's device.
         head: hidden states [..., H] -> logits [..., V]; each row by itself.
-        steps: what follows, each row by itself again: conversions, scaling, soft-capping, softmax.
+        steps: the operations that follow, each row by itself again: conversions, scaling, soft-capping, softmax.
         sample: the result for one row [1, V], which shows dtype, device and vocabulary.
         parameters: those of the head that train.
         chunk: rows at once.
         step: the training step whose logits these are.
-        view: what of other logits, in full, would share memory with these; None for logits of their own.
+        view: makes from other logits, in full, the view that these are; None for logits of their own.
         differentiable: whether gradients flow, as they would through logits that were made at the same place.
     """
 
@@ -71,10 +71,10 @@ class Recipe:
 
     def values(self, rows: torch.Tensor) -> torch.Tensor:
         """Return the result for `rows` [..., H] -> [..., V]."""
-        found = self.head(rows)
+        result = self.head(rows)
         for step in self.steps:
-            found = step(found)
-        return found
+            result = step(result)
+        return result
 
     def in_full(self) -> torch.Tensor:
         """Return everything at once."""
@@ -93,11 +93,11 @@ class Recipe:
         ):
             return function(whole)
 
-    def by_chunks(self, function: Callable[..., Any], *others: torch.Tensor) -> list[Any]:
-        """Return `function(values [n, V], *rows of others)` for each chunk, recomputed in the backward pass.
+    def by_chunks(self, function: Callable[..., Any], *aligned: torch.Tensor) -> list[Any]:
+        """Return `function(values [n, V], *rows of aligned)` for each chunk, recomputed in the backward pass.
 
         Args:
-            others: have a row for each of ours in their first dimension.
+            aligned: tensors with a row for each of ours in their first dimension.
         """
 
         def run(rows: torch.Tensor, *parts: torch.Tensor) -> Any:
@@ -107,7 +107,7 @@ class Recipe:
         with torch.set_grad_enabled(flows):
             # One split and not many slices: its backward pass puts the gradients of all chunks together once.
             flat = self.rows.reshape(-1, self.rows.shape[-1])
-            chunks = zip(*(each.split(self.chunk) for each in (flat, *others)), strict=True)
+            chunks = zip(*(tensor.split(self.chunk) for tensor in (flat, *aligned)), strict=True)
             if not flows:
                 return [run(*parts) for parts in chunks]
             return [checkpoint(run, *parts, use_reentrant=False, preserve_rng_state=False) for parts in chunks]
