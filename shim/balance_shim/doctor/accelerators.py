@@ -12,12 +12,12 @@ from ..monitoring.other_processes import outside_allocator
 from ..units import GIB, MIB, format_size
 from .section import Section
 
-COPIED = 256 * MIB  # at most, and a quarter of what is free
+COPIED = 256 * MIB  # at most, and a quarter of the free memory
 REPEATS = 5
 SLOW = 0.25  # of the fastest link
 FULL = 0.1  # of a device's memory in other processes is a problem
 
-# What drivers say of a device that cannot be used, and what helps.
+# Drivers' messages about a device that cannot be used -> the remedy.
 _REMEDIES = {
     "out of memory": "its memory is full: end the processes that use it (nvidia-smi lists them)",
     "busy or unavailable": "another process uses it exclusively: end that process or exclusive mode (nvidia-smi -c 0)",
@@ -103,11 +103,11 @@ def _device(module: Any, kind: str, index: int) -> tuple[list[str], list[str]]:
         remedy = next((remedy for text, remedy in _REMEDIES.items() if text in words.lower()), _LEAVE_OUT)
         return [*row, "?", "?"], [*problems, f"{name} cannot be used ({words}): {remedy}"]
     ours, _ = outside_allocator(kind, index, 0)
-    others = total - free - ours
-    if others >= FULL * total:
+    used_elsewhere = total - free - ours
+    if used_elsewhere >= FULL * total:
         problems.append(
-            f"other processes use {format_size(others)} of {name}: end them (nvidia-smi lists them), or exclude the "
-            "device"
+            f"other processes use {format_size(used_elsewhere)} of {name}: end them (nvidia-smi lists them), or "
+            "exclude the device"
         )
     return [*row, format_size(total), format_size(free)], problems
 
@@ -117,13 +117,13 @@ def _bandwidth(module: Any, torch: Any, source: str, target: str) -> float:
     free = min(module.mem_get_info(torch.device(name).index)[0] for name in (source, target))
     size = max(MIB, min(COPIED, free // 4))
     data = torch.empty(size, dtype=torch.uint8, device=source)
-    there = torch.empty_like(data, device=target)
+    copy = torch.empty_like(data, device=target)
     best = 0.0
     for _ in range(REPEATS):  # the first one sets up the way
         module.synchronize(source)
         module.synchronize(target)
         start = time.perf_counter()
-        there.copy_(data)
+        copy.copy_(data)
         module.synchronize(source)
         module.synchronize(target)
         best = max(best, size / max(time.perf_counter() - start, 1e-9))

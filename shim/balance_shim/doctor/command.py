@@ -66,7 +66,7 @@ def _sections(measures: bool) -> Iterator[Section]:
 
 
 def _report(sections: Sequence[Section]) -> dict[str, Any]:
-    """Return what goes into a bug report; the home folder, which has the user's name, is written as "~"."""
+    """Return the text for a bug report; the home folder, which has the user's name, is written as "~"."""
     home = os.path.expanduser("~")
 
     def public(text: str) -> str:
@@ -99,7 +99,7 @@ def _guarded(title: str, part: Callable[[], Section | None]) -> Section | None:
 
 
 def _variables(read: settings.Settings, faults: Sequence[settings.SettingProblem]) -> Section:
-    """Return what the variables come to: each setting that differs from its default."""
+    """Return the settings that result from the variables: each that differs from its default."""
     default = settings.Settings()
     lines = [
         f"  {variable.name}: {getattr(read, variable.field)}"

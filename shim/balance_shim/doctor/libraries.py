@@ -23,13 +23,13 @@ def versions(settings: Settings) -> Section:
     """Return the versions installed, and the range with which this package has run."""
     rows, problems = [["python", sys.version.split()[0], "3.10 on"]], []
     for name in LIBRARIES:
-        found = version_text(name)
+        version = version_text(name)
         oldest, newest = KNOWN_TO_WORK.get("swift" if name == "ms_swift" else name, ("", ""))
-        rows.append([name, found or "-", oldest and f"{oldest} to {newest}"])
-        if not found and name in NEEDED:
+        rows.append([name, version or "-", oldest and f"{oldest} to {newest}"])
+        if not version and name in NEEDED:
             problems.append(f"{name} is not installed: pip install {name}")
-        if found and oldest and numbers(found) < numbers(oldest):
-            problems.append(f"{name} {found} is older than any tested version: pip install '{name}>={oldest}'")
+        if version and oldest and numbers(version) < numbers(oldest):
+            problems.append(f"{name} {version} is older than any tested version: pip install '{name}>={oldest}'")
     if not version_text("wrapt"):
         problems.append(
             "wrapt is not installed, so patched functions do not look like the originals: pip install wrapt"
@@ -43,7 +43,7 @@ def versions(settings: Settings) -> Section:
 
 
 def seams() -> Section:
-    """Import what is patched, and return which of it was found. Takes seconds; the shim has to be armed."""
+    """Import the patched libraries, and return which functions exist. Takes seconds; the shim has to be armed."""
     problems = []
     if devices.accelerator_type() is None:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # DeepSpeed complains otherwise

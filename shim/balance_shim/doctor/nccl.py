@@ -14,7 +14,7 @@ class Stack(NamedTuple):
         built_for: the CUDA version that torch was built for.
         driver: the newest CUDA version that the driver can run.
         loaded: the NCCL that is in use in this process.
-        packaged: the NCCL package that pip has installed beside torch.
+        packaged: the NCCL package that pip has installed with torch.
         search_path: `LD_LIBRARY_PATH`.
     """
 
@@ -26,7 +26,7 @@ class Stack(NamedTuple):
 
 
 def examine() -> Section:
-    """Return what NCCL and CUDA are here, and where they do not go together."""
+    """Return the versions of NCCL and CUDA on this machine, and the pairs that do not go together."""
     stack = installed()
     if not stack.built_for:
         import torch
@@ -58,18 +58,18 @@ def installed() -> Stack:
 
 def problems(stack: Stack) -> list[str]:
     """Return a line for each pair of versions in `stack` that does not go together."""
-    found = []
+    faults = []
     if stack.built_for and not stack.driver:
-        found.append(f"torch for CUDA {stack.built_for} sees no device: install a driver, or torch's CPU build")
+        faults.append(f"torch for CUDA {stack.built_for} sees no device: install a driver, or torch's CPU build")
     if stack.driver and numbers(stack.driver)[:1] < numbers(stack.built_for)[:1]:
-        found.append(
+        faults.append(
             f"the driver runs CUDA up to {stack.driver}, and torch needs {stack.built_for}: update the driver, or "
             f"install a torch for CUDA {numbers(stack.driver)[0]}"
         )
     if stack.loaded and stack.packaged and numbers(stack.loaded)[:2] != numbers(stack.packaged)[:2]:
-        where = f"; LD_LIBRARY_PATH={stack.search_path}" if stack.search_path else ""
-        found.append(
-            f"NCCL {stack.loaded} is loaded although {stack.packaged} was installed with torch{where}: another copy is "
-            "found first; remove it from LD_LIBRARY_PATH and LD_PRELOAD"
+        search_path = f"; LD_LIBRARY_PATH={stack.search_path}" if stack.search_path else ""
+        faults.append(
+            f"NCCL {stack.loaded} is loaded although {stack.packaged} was installed with torch{search_path}: another "
+            "copy is found first; remove it from LD_LIBRARY_PATH and LD_PRELOAD"
         )
-    return found
+    return faults

@@ -13,8 +13,8 @@ class Section(NamedTuple):
 
     Attributes:
         title: its heading.
-        text: what was found, ready to print.
-        problems: a line each: what is wrong, and what to do.
+        text: the findings, ready to print.
+        problems: a line each: the fault and its remedy.
         columns, rows: the same as a table, where it is one.
     """
 
