@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class SeamMoved(Exception):
-    """What a seam patches is not where every known version of the library has it. The message is its full name."""
+    """The function that a seam patches is not where every known version of the library has it; named in the message."""
 
     def __init__(self, what: str, version: str):
         super().__init__(what)
@@ -21,7 +21,7 @@ class SeamMoved(Exception):
 
 
 def attempt(
-    what: str,
+    action: str,
     function: Callable[..., Any],
     *args: Any,
     default: Any = None,
@@ -32,9 +32,9 @@ def attempt(
     The original of a patched function never belongs in here: its errors are the program's own.
 
     Args:
-        what: names the failing part in the warning, as in "planning the device map".
-        default: what the caller goes on with.
-        instead: what happens now, for the warning.
+        action: names the failing part in the warning, as in "planning the device map".
+        default: the value that the caller goes on with.
+        instead: the consequence, for the warning.
 
     Raises:
         BalanceError: raised by `function`, for an explicit request that cannot be met.
@@ -46,7 +46,7 @@ def attempt(
         raise
     except Exception as failure:
         reason = f"{type(failure).__name__}: {failure}".rstrip(": ")
-        line = " ".join(f"{what} failed ({reason})".split())
+        line = " ".join(f"{action} failed ({reason})".split())
         if state.settings().strict:
             log.error(f"{line}; stopping because BALANCE_STRICT is set")
             raise
@@ -54,7 +54,7 @@ def attempt(
         return default
 
 
-def insist(what: str, function: Callable[..., Any], *args: Any) -> Any:
+def insist(action: str, function: Callable[..., Any], *args: Any) -> Any:
     """Return `function(*args)`, for an explicit request of the user: there is no fallback.
 
     Raises:
@@ -66,4 +66,4 @@ def insist(what: str, function: Callable[..., Any], *args: Any) -> Any:
         raise
     except Exception as failure:
         reason = " ".join(f"{type(failure).__name__}: {failure}".split())
-        raise BalanceError(f"{what} failed ({reason})") from failure
+        raise BalanceError(f"{action} failed ({reason})") from failure

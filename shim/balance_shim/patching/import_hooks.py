@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 # system holds locks of its own around us, and two threads taking both in different order would wait forever.
 _lock = allocate_lock()
 _watched: dict[str, tuple[Callback, ...]] = {}
-_searching: set[tuple[int, str]] = set()  # (thread, module): who is inside `_Finder.find_spec` for what
+_searching: set[tuple[int, str]] = set()  # (thread, module) pairs that are inside `_Finder.find_spec`
 _executing: set[str] = set()  # modules whose body our loader is running; they fire when it is done
 _waiting: dict[str, list[Callback]] = {}  # for modules whose body another loader is running
 # What was watched while its module was not there. Another thread may just have found that module without us and not

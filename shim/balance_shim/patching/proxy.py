@@ -1,6 +1,6 @@
 """The stand-in for a patched function: wrapt's proxy, which shows the original's code, defaults and signature.
 
-A module of its own because `import wrapt` costs more than all of arming; beside the patched library it is nothing.
+A module of its own because `import wrapt` costs more than all of arming; next to the patched library it is nothing.
 """
 
 import pkgutil
@@ -35,5 +35,5 @@ def proxy(original: Callable[..., Any], wrapper: Callable[..., Any], acts: Calla
             return wrapper(*args, **kwargs) if instance is None else wrapper(instance, *args, **kwargs)
         return wrapped(*args, **kwargs)
 
-    made: Callable[..., Any] = _Proxy(original, call)
-    return made
+    stand_in: Callable[..., Any] = _Proxy(original, call)
+    return stand_in

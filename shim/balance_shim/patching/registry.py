@@ -26,7 +26,7 @@ class Patch:
 
     Attributes:
         original: the object in `vars(owner)` before, descriptor and all, or `ABSENT`.
-        function: what is called now, without its descriptor.
+        function: the function that is called now, without its descriptor.
         live: false once uninstalled. A neighbour may have wrapped `function` and keep calling it for ever; it then
             passes everything on, even when a later patch stands on top of that neighbour.
     """
@@ -45,7 +45,7 @@ class Patch:
 
     @property
     def target(self) -> str:
-        """The full name of what is patched, as in "transformers.trainer.Trainer.__init__"."""
+        """The full name of the patched function, as in "transformers.trainer.Trainer.__init__"."""
         return ".".join(filter(None, (self.module, getattr(self.owner, "__qualname__", ""), self.name)))
 
     def acts(self) -> bool:
@@ -79,12 +79,12 @@ def replace(owner: Any, name: str, wrapper_factory: Callable[[Callable[..., Any]
     """
     while True:
         raw = vars(owner).get(name, ABSENT)
-        found = _inherited(owner, name) if raw is ABSENT else raw
-        original = _function_in(found)
+        attribute = _inherited(owner, name) if raw is ABSENT else raw
+        original = _function_in(attribute)
         if not callable(original):
-            raise TypeError(f"{owner!r} has {name}, but {found!r} is not a function")
+            raise TypeError(f"{owner!r} has {name}, but {attribute!r} is not a function")
         patch = Patch(owner, name, raw)
-        kind = type(found) if isinstance(found, (classmethod, staticmethod, property)) else None
+        kind = type(attribute) if isinstance(attribute, (classmethod, staticmethod, property)) else None
         stand_in = _proxy if kind is None else _plain_function
         patch.function = stand_in(original, wrapper_factory(original), patch.acts)  # may import: not under the lock
         with _lock:
@@ -108,7 +108,7 @@ def restore(patches: tuple[Patch, ...] | None = None) -> None:
 
 
 def patches() -> tuple[Patch, ...]:
-    """Return what is patched now, in the order in which it was."""
+    """Return the patches in place, in the order in which they were made."""
     return tuple(_patches)
 
 
