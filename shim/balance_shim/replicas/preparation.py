@@ -42,13 +42,13 @@ def prepare_placed(
     original: Callable[..., Any], accelerator: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Any:
     """Call `original`, `Accelerator.prepare_model`, for a model that stays on its devices."""
-    given = signature(original).bind(accelerator, *args, **kwargs)
-    given.arguments["device_placement"] = False
-    model = given.arguments["model"]
-    becomes_replica = not given.arguments.get("evaluation_mode") and any(p.requires_grad for p in model.parameters())
+    call = signature(original).bind(accelerator, *args, **kwargs)
+    call.arguments["device_placement"] = False
+    model = call.arguments["model"]
+    becomes_replica = not call.arguments.get("evaluation_mode") and any(p.requires_grad for p in model.parameters())
     buckets = uneven.one_bucket_each() if becomes_replica and uneven.are_uneven(model) else nullcontext()
     with maps_allowed(), _quantized_map_hidden(model), buckets:
-        return original(*given.args, **given.kwargs)
+        return original(*call.args, **call.kwargs)
 
 
 @contextmanager

@@ -39,8 +39,8 @@ def correct_arguments(arguments: Any) -> None:
         return
     # functools' name, and that of transformers' own cached_property (4.x).
     for name in ("_setup_devices", "__cached__setup_devices"):
-        known = vars(arguments).get(name)
-        if known is not None and known.type == devices.accelerator_type():
+        cached = vars(arguments).get(name)
+        if cached is not None and cached.type == devices.accelerator_type():
             vars(arguments)[name] = _device()
 
 

@@ -78,7 +78,7 @@ def own_share() -> Share | None:
     None where there are no shares: no launcher has started several ranks here, SLURM shows each its own devices, there
     are fewer devices than ranks, or the launcher spreads models in another way.
 
-    Total memory decides, not what is free, which changes while other ranks load: all ranks get the same result.
+    Total memory decides, not free memory, which changes while other ranks load: all ranks get the same result.
     """
     rank = local_rank(os.environ)
     if rank is None or rank.count == 1 or sees_own_devices(os.environ) or spreads_otherwise(os.environ):
@@ -94,11 +94,11 @@ def all_shares(ranks: int) -> tuple[Share, ...]:
 
 @lru_cache(maxsize=1)
 def _share(rank: LocalRank) -> Share | None:
-    there = len(devices.totals(state.settings()))
-    if there < rank.count:
-        if there > 1:
+    count = len(devices.totals(state.settings()))
+    if count < rank.count:
+        if count > 1:
             log.once(
-                "info", f"{counted(rank.count, 'rank')} for {counted(there, 'device')}: none gets a share of its own"
+                "info", f"{counted(rank.count, 'rank')} for {counted(count, 'device')}: none gets a share of its own"
             )
         return None
     return all_shares(rank.count)[rank.index]

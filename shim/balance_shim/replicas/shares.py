@@ -33,7 +33,7 @@ def divide(capacities: Mapping[int, int], ranks: int, links: Collection[frozense
     if not 1 <= ranks <= len(capacities):
         raise ValueError(f"{len(capacities)} devices for {ranks} ranks")
     sizes = sorted(set(capacities.values()))
-    counts = tuple(sum(each == size for each in capacities.values()) for size in sizes)
+    counts = tuple(sum(capacity == size for capacity in capacities.values()) for size in sizes)
     kinds = {index: sizes.index(capacity) for index, capacity in capacities.items()}
     compositions = _fairest(counts, tuple(sizes), ranks)
     by_number = _assigned(compositions, kinds, links=())
@@ -53,23 +53,23 @@ def _fairest(counts: _Counts, sizes: Sequence[int], ranks: int) -> tuple[_Counts
     def best(left: _Counts, ranks: int, limit: _Counts) -> tuple[tuple[int, ...], tuple[_Counts, ...]] | None:
         if ranks == 1:
             return None if left > limit or not any(left) else ((_sum(left),), (left,))
-        found = None
+        fairest = None
         for share in _parts(left):
             if share > limit or not any(share):
                 continue
             rest = best(tuple(a - b for a, b in zip(left, share, strict=True)), ranks - 1, share)
             if rest is not None:
                 sums = tuple(sorted((_sum(share), *rest[0])))
-                if found is None or sums > found[0]:
-                    found = sums, (share, *rest[1])
-        return found
+                if fairest is None or sums > fairest[0]:
+                    fairest = sums, (share, *rest[1])
+        return fairest
 
     def _sum(share: _Counts) -> int:
         return sum(count * size for count, size in zip(share, sizes, strict=True))
 
-    found = best(counts, ranks, counts)
-    assert found is not None, "there are at least as many devices as ranks"
-    return found[1]
+    fairest = best(counts, ranks, counts)
+    assert fairest is not None, "there are at least as many devices as ranks"
+    return fairest[1]
 
 
 def _parts(counts: _Counts) -> Iterator[_Counts]:
@@ -88,22 +88,24 @@ def _assigned(
         links: pairs to keep together; without any, devices are dealt out by their numbers.
     """
     ranks, order = len(compositions), sorted(kinds)
-    wanted = [list(each) for each in _for_ranks(compositions, [kinds[order[rank]] for rank in range(ranks)])]
+    remaining = [
+        list(composition) for composition in _for_ranks(compositions, [kinds[order[rank]] for rank in range(ranks)])
+    ]
     shares: list[list[int]] = [[] for _ in range(ranks)]
     left = dict.fromkeys(order)
 
     def take(rank: int, device: int) -> None:
         shares[rank].append(device)
-        wanted[rank][kinds[device]] -= 1
+        remaining[rank][kinds[device]] -= 1
         del left[device]
 
     if not links:
         for rank in range(ranks):
-            if wanted[rank][kinds[order[rank]]]:
+            if remaining[rank][kinds[order[rank]]]:
                 take(rank, order[rank])
     for rank in range(ranks):
-        while any(wanted[rank]):
-            fitting = [device for device in left if wanted[rank][kinds[device]]]
+        while any(remaining[rank]):
+            fitting = [device for device in left if remaining[rank][kinds[device]]]
             near = {device: _linked(device, shares[rank], links) for device in fitting}
             best = max(near.values())
             at_hand = [device for device in fitting if near[device] == best]
@@ -114,22 +116,22 @@ def _assigned(
 
 def _for_ranks(compositions: Sequence[_Counts], home: Sequence[int]) -> list[_Counts]:
     """Return the compositions in an order in which as many as possible have a device of kind `home[rank]`."""
-    taken: dict[int, int] = {}  # composition -> rank
+    rank_of: dict[int, int] = {}  # composition -> rank
 
     def settle(rank: int, tried: set[int]) -> bool:
-        for number in sorted(range(len(compositions)), key=taken.__contains__):  # those that are free first
+        for number in sorted(range(len(compositions)), key=rank_of.__contains__):  # those that are free first
             if compositions[number][home[rank]] and number not in tried:
                 tried.add(number)
-                if number not in taken or settle(taken[number], tried):
-                    taken[number] = rank
+                if number not in rank_of or settle(rank_of[number], tried):
+                    rank_of[number] = rank
                     return True
         return False
 
     for rank in range(len(compositions)):
         settle(rank, set())
-    by_rank = {rank: number for number, rank in taken.items()}
-    others = iter(number for number in range(len(compositions)) if number not in taken)
-    return [compositions[by_rank[rank] if rank in by_rank else next(others)] for rank in range(len(compositions))]
+    by_rank = {rank: number for number, rank in rank_of.items()}
+    unassigned = iter(number for number in range(len(compositions)) if number not in rank_of)
+    return [compositions[by_rank[rank] if rank in by_rank else next(unassigned)] for rank in range(len(compositions))]
 
 
 def _linked(device: int, share: Collection[int], links: Collection[frozenset[int]]) -> int:

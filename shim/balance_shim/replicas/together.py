@@ -1,4 +1,4 @@
-"""What the ranks of a training agree on, over their process group."""
+"""Values that the ranks of a training agree on, over their process group."""
 
 from typing import Any
 
