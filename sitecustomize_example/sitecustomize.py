@@ -23,8 +23,8 @@ _WORKERS = ("from multiprocessing.", "from multiprocess.")
 def _is_asked_for():
     """Whether the environment wants anything of us. `off` is a master switch, except that simulating is no mode."""
     mode = os.environ.get("BALANCE_MODE", "").strip().lower()
-    wanted = mode != "off" and (mode or os.environ.get("BALANCE_DEVICE_MAP", "").strip())
-    return bool(wanted or os.environ.get("BALANCE_SIMULATE", "").strip())
+    has_mode = mode != "off" and (mode or os.environ.get("BALANCE_DEVICE_MAP", "").strip())
+    return bool(has_mode or os.environ.get("BALANCE_SIMULATE", "").strip())
 
 
 def _may_train():
@@ -80,9 +80,9 @@ def _import_from(package):
 
 def _run_hidden_sitecustomize():
     """Run the `sitecustomize` that this one hides, as if this folder were not on the path; let its errors through."""
-    here = os.path.realpath(os.path.dirname(os.path.abspath(__file__)))
+    folder = os.path.realpath(os.path.dirname(os.path.abspath(__file__)))
     paths = list(sys.path)
-    ours = [place for place, entry in enumerate(paths) if entry and os.path.realpath(entry) == here]
+    ours = [place for place, entry in enumerate(paths) if entry and os.path.realpath(entry) == folder]
     for place in ours:
         sys.path.remove(paths[place])
     # The import system gives out what stands here in the end: the hidden module if there is one, as without us.
@@ -101,7 +101,7 @@ def _run_hidden_sitecustomize():
 
 
 def _place_in_changed_path(paths, place):
-    """Return where `paths[place]` belongs in sys.path, which the hidden file may have changed: beside its neighbour."""
+    """Return where `paths[place]` belongs in sys.path, which the hidden file may have changed: by its neighbour."""
     if place > 0 and paths[place - 1] in sys.path:
         return sys.path.index(paths[place - 1]) + 1
     if place + 1 < len(paths) and paths[place + 1] in sys.path:
