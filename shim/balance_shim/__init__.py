@@ -1,9 +1,9 @@
 """Use the memory of all GPUs when you train, without changing the training script.
 
 Importing this package arms the shim, unless `BALANCE_MODE=off`. Three kinds of importers differ, and `arming`
-tells them apart by what the interpreter is doing, so that none of them has to announce itself:
+tells them apart by the state of the interpreter, so that none of them has to announce itself:
 
-* A script: mode `balanced` unless the environment says otherwise, and a `SettingError` is raised here.
+* A script: mode `balanced` unless the environment sets another one, and a `SettingError` is raised here.
 * An interpreter that is starting, from a `sitecustomize`: nothing may be raised there, so that waits until a model is
   loaded; and `BALANCE_SIMULATE` alone does not imply a mode.
 * Our own command, `balance-shim` or `python -m balance_shim`: never armed, because it only starts other programs or

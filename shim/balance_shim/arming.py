@@ -54,7 +54,7 @@ def uninstall() -> None:
 
 
 def status() -> Status:
-    """Return whether the shim is armed, in which mode, what it has patched, and what is wrong with the settings."""
+    """Return whether the shim is armed, its mode, the functions that it has patched, and faults of the settings."""
     from .status_report import current_status
 
     return current_status()
@@ -113,12 +113,12 @@ def _record_events(arming: Arming) -> None:
 def _settle() -> None:
     """Set or remove hooks and patches as the state has it, again if another thread has changed it meanwhile.
 
-    No lock holds the others off. Two orders make it come out right: who changes the state settles afterwards, and who
+    No lock holds other threads off. Two orders make the result right: who changes the state settles afterwards, and who
     disarms removes the hooks last, so that setting them again makes the patches that he has taken away.
     """
-    seen = None
-    while seen != state.changes():
-        seen = state.changes()
+    settled = None
+    while settled != state.changes():
+        settled = state.changes()
         if state.enabled():
             for leaf in SEAMS:
                 import_hooks.watch(leaf, _apply_seam)
@@ -165,7 +165,7 @@ def _patch(module: ModuleType) -> None:
 
 
 def _patches_of(module: str, before: tuple[Patch, ...]) -> tuple[Patch, ...]:
-    """Return the patches of what `module` defines that were not there `before`."""
+    """Return the patches of functions of `module` that were not there `before`."""
     from .patching import registry
 
     return tuple(patch for patch in registry.patches() if patch not in before and patch.module == module)
@@ -235,11 +235,11 @@ def _environment_with(settings: dict[str, object]) -> dict[str, str]:
     if settings:
         from .settings import VARIABLES
 
-        known = [variable.name for variable in VARIABLES]
+        names = [variable.name for variable in VARIABLES]
         for name, value in settings.items():
             variable = f"BALANCE_{name.upper()}"
-            if variable not in known:
-                raise TypeError(f"install() has no setting {name!r}; there are {', '.join(known)}")
+            if variable not in names:
+                raise TypeError(f"install() has no setting {name!r}; there are {', '.join(names)}")
             environ[variable] = _as_text(value)
     return environ
 

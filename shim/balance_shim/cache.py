@@ -62,7 +62,7 @@ def stored(folder: Path | None, key: str) -> Any:
 
 
 def store(folder: Path | None, key: str, content: Any) -> None:
-    """Keep `content`, which has to be JSON, in place of what was there. Disks' errors cost only the memory of it."""
+    """Keep `content`, which has to be JSON, in place of an earlier entry. Errors of the disk are ignored."""
     if folder is not None:
         try:
             _write(folder / f"{key}.json", key, content)
@@ -92,8 +92,8 @@ def _write(path: Path, key: str, content: Any) -> None:
     except BaseException:
         os.unlink(temporary)
         raise
-    there = sorted(path.parent.glob("*.json"), key=lambda each: each.stat().st_mtime)
-    for old in there[:-MOST_FILES]:
+    files = sorted(path.parent.glob("*.json"), key=lambda file_path: file_path.stat().st_mtime)
+    for old in files[:-MOST_FILES]:
         old.unlink(missing_ok=True)
 
 
@@ -103,7 +103,7 @@ def _checksum(content: Any) -> str:
 
 @lru_cache
 def _own_source() -> str:
-    """Return what tells this state of the shim from another one of the same version: someone is at work on it."""
+    """Return a key of this state of the shim's code, which may change within a version: someone is at work on it."""
     folder = Path(__file__).parent
     files = sorted(folder.rglob("*.py"))
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()

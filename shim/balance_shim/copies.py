@@ -65,8 +65,8 @@ def pattern_arrives(source: "torch.device", target: "torch.device") -> bool:
     size = PATTERN if min(_free(source), _free(target)) >= PLENTY else SMALL_PATTERN
     pattern = torch.arange(size // 8, dtype=torch.int64) * (2 * _patterns + 1) + 1
     with torch.no_grad():
-        there = direct(direct(pattern, source), target)
-    return bool(torch.equal(direct(there, _host()), pattern))
+        arrived = direct(direct(pattern, source), target)
+    return bool(torch.equal(direct(arrived, _host()), pattern))
 
 
 def direct(tensor: Any, target: "torch.device") -> Any:

@@ -34,14 +34,14 @@ class Device:
     Attributes:
         index: the integer that a device map holds.
         name: as torch writes it, "cuda:1".
-        available: what could be allocated on it now, after the user's caps.
-        capacity: what a plan may fill: `available` less the reserve.
-        overhead: what the runtime takes beside tensors (context, workspaces) and is not in use yet.
+        available: bytes that could be allocated on it now, after the user's caps.
+        capacity: bytes that a plan may fill: `available` less the reserve.
+        overhead: bytes that the runtime will take besides tensors (context, workspaces) and has not taken yet.
         capability: the compute capability, as torch gives it; None for a kind of device that has none.
         runtime: whose rules it follows: "cuda" or "hip" behind `torch.cuda`, else its type.
         kind: its name in the table of kinds; "" for one that is not in it.
-        rates: what it does in a second; None where nobody knows.
-        loadable: what is free while a model loads, where another one has yet to leave; None: what is available.
+        rates: operations and bytes a second; None where unknown.
+        loadable: bytes free while a model loads, where another one has yet to leave; None: `available`.
     """
 
     index: int
@@ -57,7 +57,7 @@ class Device:
 
     @property
     def architecture(self) -> Architecture:
-        """What decides which kernels run on it."""
+        """The facts that decide which kernels run on it."""
         return Architecture(self.runtime, self.capability)
 
     @property
@@ -103,10 +103,10 @@ def inventory(
 
     Args:
         settings: caps (`BALANCE_MAX_MEMORY`) and reserve (`BALANCE_RESERVE`).
-        max_memory: what the script passed to `from_pretrained`: as there, devices that it leaves out are not used.
+        max_memory: the script's argument of `from_pretrained`: as there, devices that it leaves out are not used.
             `BALANCE_MAX_MEMORY` is the later word for the devices that both name.
-        ours: bytes on each device that are in use and count as available, because what holds them is to be placed.
-        only: the indices that matter; the others are not asked, which would make a context on them.
+        ours: bytes on each device that are in use and count as available, because their owner is to be placed.
+        only: the indices that matter; other devices are not queried, which would make a context on them.
         leaving: bytes on each device that are in use and count as available, but only once weights have been loaded.
     """
     kind = accelerator_type()
@@ -218,7 +218,7 @@ def describe(
     Args:
         product: as the driver names it; "": as it names devices of this kind.
     """
-    # Nothing is taken beside tensors on simulated devices, which follow CUDA's rules in all else.
+    # Nothing is taken besides tensors on simulated devices, which follow CUDA's rules in all else.
     has_runtime = name.startswith("cuda")
     overhead = overhead_of(architecture) if has_runtime else 0
     capacity = max(1, available - settings.reserve.of(available, has_runtime))
@@ -274,8 +274,8 @@ def _caps(
 def _levelled(devices: list[Device]) -> tuple[Device, ...]:
     """Return the devices with capacities rounded down, and those that differ by `ALIKE` at most made equal.
 
-    Devices of one type differ by a few MiB, by what a desktop or another process happens to hold, and from run to run.
-    Neither must change a map: with it, the dropout masks change, too.
+    Devices of one type differ by a few MiB, by the memory that a desktop or another process holds, and from run to
+    run. Neither must change a map: with it, the dropout masks change, too.
     """
     equal = _alike({device.index: device.capacity for device in devices})
     capacities = {index: max(1, size // _granule(size) * _granule(size)) for index, size in equal.items()}
@@ -294,7 +294,7 @@ def _alike(sizes: Mapping[int, int]) -> dict[int, int]:
 
 
 def _granule(capacity: int) -> int:
-    """Return what a capacity is rounded to: `GRANULE`, or on small devices a power of two of 0.4 % of it at most."""
+    """Return the unit that a capacity is rounded to: `GRANULE`, or on small devices a power of two under 0.4 %."""
     return min(GRANULE, 1 << max(0, (capacity // 256).bit_length() - 1))
 
 
@@ -305,7 +305,7 @@ def _module(kind: str) -> Any:
 
 
 def _architecture(module: Any, kind: str, index: int) -> Architecture:
-    """Return what decides which kernels run on a device; simulated devices answer as the device they stand for."""
+    """Return the facts that decide which kernels run on a device; a simulated one answers as the real one."""
     ask = getattr(module, "get_device_capability", None)
     capability = ask(index) if ask is not None else None
     if not isinstance(capability, tuple):  # torch.npu gives None, torch.xpu a dict
@@ -324,7 +324,7 @@ def _kind(module: Any, index: int) -> tuple[DeviceKind | None, str]:
 
 
 def _available(module: Any, index: int) -> int:
-    """Return free memory, plus what this process's allocator holds on the device without using it.
+    """Return free memory, plus unused memory that this process's allocator holds on the device.
 
     No more than `torch.cuda.set_per_process_memory_fraction` leaves, also where PYTORCH_ALLOC_CONF sets it.
     """

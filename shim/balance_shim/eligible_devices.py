@@ -11,7 +11,7 @@ from . import log
 from .settings import Settings
 from .units import format_size
 
-DISPLAY_CARD = 0.1  # of the largest device's memory: what has less is there for a screen
+DISPLAY_CARD = 0.1  # of the largest device's memory: a device with less is there for a screen
 
 
 def eligible(
@@ -28,17 +28,17 @@ def eligible(
         caps: of `BALANCE_MAX_MEMORY`, device -> bytes; 0 excludes a device.
         script_caps: of the script's `max_memory`; if there are any, devices that it leaves out are excluded.
     """
-    wanted = []
+    admitted = []
     for index in range(module.device_count()):
         if script_caps and index not in script_caps and index not in caps:
             continue
         if caps.get(index, script_caps.get(index)) != 0:
-            wanted.append(index)
+            admitted.append(index)
     named = {*caps, *script_caps}
-    usable = [index for index in wanted if index in named or has_kernels(module, index)]
+    usable = [index for index in admitted if index in named or has_kernels(module, index)]
     if not usable:  # then the list of architectures is not to be trusted
-        return tuple(wanted)
-    for index in sorted(set(wanted) - set(usable)):
+        return tuple(admitted)
+    for index in sorted(set(admitted) - set(usable)):
         log.once(
             "warning",
             f"{kind}:{index} ({name_of(module, index)}) is not used: this torch has no kernels for its architecture; "
@@ -61,13 +61,16 @@ def has_kernels(module: Any, index: int) -> bool:
     if not built:
         return True
     name = str(getattr(properties, "gcnArchName", "")).partition(":")[0]
-    if any(each.startswith("gfx") for each in built):
-        return not name or any(_is_built_for_gfx(each, name) for each in built)
+    if any(architecture.startswith("gfx") for architecture in built):
+        return not name or any(_is_built_for_gfx(architecture, name) for architecture in built)
     major, minor = int(properties.major), int(properties.minor)
-    versions = [(form, *_version(digits)) for form, _, digits in (each.partition("_") for each in built)]
+    versions = [
+        (form, *_version(digits)) for form, _, digits in (architecture.partition("_") for architecture in built)
+    ]
     return any(
-        (form == "sm" and there == major and least <= minor) or (form == "compute" and (there, least) <= (major, minor))
-        for form, there, least in versions
+        (form == "sm" and compiled_major == major and least <= minor)
+        or (form == "compute" and (compiled_major, least) <= (major, minor))
+        for form, compiled_major, least in versions
     )
 
 

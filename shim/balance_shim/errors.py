@@ -18,7 +18,7 @@ them: `DoesNotFit`, `CannotTrace`, `SeamMoved` and their like.
 
 
 class BalanceError(RuntimeError):
-    """An explicit request of the user that cannot be met; the message names what, where, and what to do."""
+    """An explicit request of the user that cannot be met; the message names the setting, its place and the remedy."""
 
 
 class DeviceMapError(BalanceError):
@@ -54,4 +54,4 @@ class UsageError(BalanceError):
 
 
 class ZeroError(BalanceError):
-    """Mode `zero3` cannot do what is asked for, or its ranks have ended up with different states."""
+    """Mode `zero3` cannot meet a request, or its ranks have ended up with different states."""

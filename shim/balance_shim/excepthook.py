@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Any
 
-REMIND = 120  # seconds; a line that was said earlier than that, at the start, is said again where the program ends
+REMIND = 120  # seconds; a line logged earlier than that, at the start, is logged again where the program ends
 
 
 def install() -> None:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 LEVELS = ("debug", "info", "warning", "error")
 _threshold = LEVELS.index("info")
 _said: set[str] = set()
-_errors: dict[str, float] = {}  # what has been said as an error -> when
+_errors: dict[str, float] = {}  # line logged as an error -> when
 _listeners: list[Listener] = []
 
 
@@ -72,12 +72,12 @@ def is_fresh(message: str, seconds: float) -> bool:
 
 
 def error_of_any_rank(message: str, kind: EventKind = "message", facts: Mapping[str, Any] | None = None) -> None:
-    """Say `message` whichever process this is: what happened to it alone."""
+    """Log `message` whichever process this is, for an event of this process alone."""
     _say("error", f"rank {os.environ.get('RANK', '0')}: {message}", anywhere=True, kind=kind, facts=facts)
 
 
 def once(level: str, message: str) -> None:
-    """Say `message` the first time only: for what a script may reach many times, such as loading a model."""
+    """Log `message` the first time only, for events that a script may repeat, such as loading a model."""
     if message not in _said:
         _said.add(message)
         _say(level, message)

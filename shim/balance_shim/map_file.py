@@ -61,7 +61,7 @@ def read(text: str) -> UserMap:
 def write(device_map: DeviceMap, path: str) -> None:
     """Write `device_map` so that transformers, ms-swift's `--device_map` and `BALANCE_DEVICE_MAP` read it unchanged.
 
-    The file appears whole or not at all. What is not a file (/dev/stdout, /dev/null, a pipe) is written to and stays.
+    A regular file appears whole or not at all. /dev/stdout, /dev/null or a pipe is written to and stays.
     """
     if os.path.exists(path) and not os.path.isfile(path):
         with open(path, "w", encoding="utf-8") as stream:

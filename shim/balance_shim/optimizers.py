@@ -1,7 +1,7 @@
 """The state and the temporaries of each optimizer, by the names of `TrainingArguments(optim=...)`.
 
 Sources: torch.optim (2.5 to 2.13), transformers.optimization.Adafactor, bitsandbytes.optim; the temporaries of the
-torch optimizers are what a step on traced tensors shows (`tests/test_optimizers.py` does it again).
+torch optimizers are those of a step on traced tensors (`tests/test_optimizers.py` does it again).
 """
 
 from collections.abc import Iterable
@@ -52,7 +52,9 @@ class Optimizer:
                 else FLOAT32 * parameter.numel()
                 for parameter in parameters
             )
-        return int(sum(each.numel() * self.tensors * (self.width or each.element_size()) for each in parameters))
+        return int(
+            sum(parameter.numel() * self.tensors * (self.width or parameter.element_size()) for parameter in parameters)
+        )
 
     def state_tensors(self, parameters: "Iterable[Tensor]") -> tuple[int, ...]:
         """Return the bytes of each tensor kept between steps, in the order in which a first step makes them."""
@@ -70,12 +72,14 @@ class Optimizer:
     def step_tensors(self, parameters: "Iterable[Tensor]") -> tuple[int, ...]:
         """Return the bytes of the temporaries that a step makes for each parameter."""
         if self.at_once:
-            return tuple(int(each.numel() * each.element_size() * self.step) for each in parameters if self.step)
-        sizes = [int(self._tensor_bytes(each) * self._own_tensors(each)) for each in parameters]
+            return tuple(
+                int(parameter.numel() * parameter.element_size() * self.step) for parameter in parameters if self.step
+            )
+        sizes = [int(self._tensor_bytes(parameter) * self._own_tensors(parameter)) for parameter in parameters]
         return tuple(size for size in sizes if size)
 
     def spared_bytes(self, values: int) -> int:
-        """Return the bytes kept beside that because so many of the values are embeddings'."""
+        """Return the bytes kept in addition because so many of the values are embeddings'."""
         if not self.spares_embeddings or self.width is None or version_of("transformers") < SPARES_SINCE:
             return 0
         return int(values * self.tensors * (FLOAT32 - self.width))
@@ -84,10 +88,10 @@ class Optimizer:
         """Return the most that a step on `parameters` adds."""
         parameters = list(parameters)
         if self.at_once:
-            return int(self.step * sum(each.numel() * each.element_size() for each in parameters))
-        own = [self._tensor_bytes(each) * self._own_tensors(each) for each in parameters]
+            return int(self.step * sum(parameter.numel() * parameter.element_size() for parameter in parameters))
+        own = [self._tensor_bytes(parameter) * self._own_tensors(parameter) for parameter in parameters]
         # The largest come one behind the other: a layer has several matrices of one size.
-        left = sorted((self._tensor_bytes(each) * self.left for each in parameters), reverse=True)
+        left = sorted((self._tensor_bytes(parameter) * self.left for parameter in parameters), reverse=True)
         return int(max(own, default=0) + (left[1] if len(left) > 1 else 0))
 
     def _tensor_bytes(self, parameter: "Tensor") -> int:

@@ -28,14 +28,14 @@ EXIT_CODES = "Exit code: 0 if the plan fits, 1 if it does not, 2 if the request 
 
 
 class PlanOptions(NamedTuple):
-    """What to plan.
+    """The options of a plan.
 
     Attributes:
         model: a folder with a config.json, such a file, or a hub id.
         machine: the devices.
         settings: workload, caps, reserve and cache, as the shim has them in training.
         accumulation: micro-batches before an optimizer step.
-        precision: a key of `PRECISIONS`; None: what the config says.
+        precision: a key of `PRECISIONS`; None: the config's dtype.
         as_json: whether to print one JSON object instead of tables.
         output: where to write the device map; None: nowhere.
         picture: where to draw the plan; None: nowhere.
@@ -129,73 +129,73 @@ def read_options(words: Sequence[str], environ: Mapping[str, str]) -> tuple[Plan
         UsageError: a line for each thing that cannot be used.
         SystemExit: help was asked for.
     """
-    given = _parse(words)
-    found: dict[str, Any] = {}
+    arguments = _parse(words)
+    values: dict[str, Any] = {}
     faults: list[str] = []
     for option in _OPTIONS:
-        name, text = option.flag, getattr(given, option.field)
+        name, text = option.flag, getattr(arguments, option.field)
         if text is None and option.variable is not None:
             name, text = option.variable, environ.get(option.variable, "").strip() or None
         if text is not None:
-            _read_into(found, faults, option.field, name, text.strip(), option.parse, option.allowed)
+            _read_into(values, faults, option.field, name, text.strip(), option.parse, option.allowed)
     for name in _SETTINGS:
         text = environ.get(name, "").strip()
         if text:
-            _read_into(found, faults, _BY_NAME[name].field, name, text, _BY_NAME[name].parse, _BY_NAME[name].allowed)
-    if "gpus" not in found and not any("gpus" in fault or "BALANCE_SIMULATE" in fault for fault in faults):
+            _read_into(values, faults, _BY_NAME[name].field, name, text, _BY_NAME[name].parse, _BY_NAME[name].allowed)
+    if "gpus" not in values and not any("gpus" in fault or "BALANCE_SIMULATE" in fault for fault in faults):
         faults.append(f"--gpus is needed: {FORMS}")
-    faults += _absent_devices(found)
-    faults += _too_many_replicas(found)
-    faults += _overwritten_config(given.model, "--output", found.get("output"))
-    faults += _overwritten_config(given.model, "--picture", found.get("picture"))
+    faults += _absent_devices(values)
+    faults += _too_many_replicas(values)
+    faults += _overwritten_config(arguments.model, "--output", values.get("output"))
+    faults += _overwritten_config(arguments.model, "--picture", values.get("picture"))
     if faults:
         raise UsageError("\n".join(faults))
     settings = Settings(
-        max_memory=found.get("max_memory"),
-        reserve=found.get("reserve", Settings().reserve),
-        batch_size=found.get("batch_size"),
-        seq_len=found.get("seq_len"),
-        tuning=found.get("tuning"),
-        optimizer=found.get("optimizer"),
-        gradient_checkpointing=found.get("gradient_checkpointing"),
-        loss=found.get("loss", Settings().loss),
-        pipeline=found.get("pipeline", Settings().pipeline),
-        cache=found.get("cache", Settings().cache),
+        max_memory=values.get("max_memory"),
+        reserve=values.get("reserve", Settings().reserve),
+        batch_size=values.get("batch_size"),
+        seq_len=values.get("seq_len"),
+        tuning=values.get("tuning"),
+        optimizer=values.get("optimizer"),
+        gradient_checkpointing=values.get("gradient_checkpointing"),
+        loss=values.get("loss", Settings().loss),
+        pipeline=values.get("pipeline", Settings().pipeline),
+        cache=values.get("cache", Settings().cache),
     )
     options = PlanOptions(
-        model=given.model,
-        machine=found["gpus"],
+        model=arguments.model,
+        machine=values["gpus"],
         settings=settings,
-        accumulation=found.get("accumulation", 1),
-        precision=found.get("precision"),
-        as_json=given.json,
-        output=found.get("output"),
-        picture=found.get("picture"),
-        trust_remote_code=given.trust_remote_code,
-        replicas=found.get("replicas", 1),
-        mode=found.get("mode", "balanced"),
+        accumulation=values.get("accumulation", 1),
+        precision=values.get("precision"),
+        as_json=arguments.json,
+        output=values.get("output"),
+        picture=values.get("picture"),
+        trust_remote_code=arguments.trust_remote_code,
+        replicas=values.get("replicas", 1),
+        mode=values.get("mode", "balanced"),
     )
     return options, _unknown_variables(environ)
 
 
 def _overwritten_config(model: str, flag: str, output: str | None) -> list[str]:
     place = os.path.expanduser(model)
-    taken = {os.path.realpath(each) for each in (place, os.path.join(place, "config.json"))}
-    if output is None or os.path.realpath(output) not in taken:
+    inputs = {os.path.realpath(path) for path in (place, os.path.join(place, "config.json"))}
+    if output is None or os.path.realpath(output) not in inputs:
         return []
     return [f"{flag}={output!r} is the model's own config, which must not be overwritten"]
 
 
-def _absent_devices(found: Mapping[str, Any]) -> list[str]:
-    caps, machine = found.get("max_memory"), found.get("gpus")
+def _absent_devices(values: Mapping[str, Any]) -> list[str]:
+    caps, machine = values.get("max_memory"), values.get("gpus")
     if machine is None or not isinstance(caps, dict):
         return []
     number = len(machine.capacities)
     return [f"BALANCE_MAX_MEMORY names device {index}, but there are {number}" for index in caps if index >= number]
 
 
-def _too_many_replicas(found: Mapping[str, Any]) -> list[str]:
-    count, machine = found.get("replicas"), found.get("gpus")
+def _too_many_replicas(values: Mapping[str, Any]) -> list[str]:
+    count, machine = values.get("replicas"), values.get("gpus")
     if machine is None or not isinstance(count, int) or count <= len(machine.capacities):
         return []
     return [f"--replicas={count}: each replica needs a device, and there are {len(machine.capacities)}"]
@@ -212,7 +212,7 @@ def reserve_text(reserve: Reserve) -> str:
 
 
 def _read_into(
-    found: dict[str, Any],
+    values: dict[str, Any],
     faults: list[str],
     field: str,
     name: str,
@@ -222,19 +222,19 @@ def _read_into(
 ) -> None:
     shown = text if len(text) <= 60 else f"{text[:57]}..."
     try:
-        found[field] = parse(text)
+        values[field] = parse(text)
     except UsageError as error:
         faults.append(f"{name}={shown!r} {error}")
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
-        # What describes machines says itself what is wrong with them, and what is allowed.
+        # The parser of machines names the fault and the allowed forms itself.
         faults.append(f"{name} {error}" if parse is parse_spec else f"{name}={shown!r} is not {allowed}")
 
 
 def _unknown_variables(environ: Mapping[str, str]) -> list[str]:
     """Return a line for each variable that looks like a misspelled one of ours."""
-    known = {*_BY_NAME, *(option.variable for option in _OPTIONS)}
-    others = {name: text for name, text in environ.items() if name.startswith("BALANCE_") and name not in known}
-    return [f"{fault}; it is ignored" for _, fault in misspelled(others)]
+    names = {*_BY_NAME, *(option.variable for option in _OPTIONS)}
+    remaining = {name: text for name, text in environ.items() if name.startswith("BALANCE_") and name not in names}
+    return [f"{fault}; it is ignored" for _, fault in misspelled(remaining)]
 
 
 def _with_bare_checkpointing(words: Sequence[str]) -> list[str]:
@@ -252,7 +252,7 @@ def _parse(words: Sequence[str]) -> argparse.Namespace:
     """Return the command line's values as texts; `argparse` alone would print its usage ahead of each error."""
     parser = _parser()
     try:
-        given, unknown = parser.parse_known_args(_with_bare_checkpointing(words))
+        arguments, unknown = parser.parse_known_args(_with_bare_checkpointing(words))
     except argparse.ArgumentError as error:
         allowed = next((option.allowed for option in _OPTIONS if option.flag == error.argument_name), None)
         needs = f"needs a value: {allowed}" if allowed is not None else f"takes no value: {error.message}"
@@ -260,9 +260,9 @@ def _parse(words: Sequence[str]) -> argparse.Namespace:
     if unknown:
         options = ", ".join(sorted(option for option in parser._option_string_actions if option.startswith("--")))
         raise UsageError(f"cannot use {' '.join(unknown)!r}; there is one MODEL, and the options are {options}")
-    if given.model is None:
+    if arguments.model is None:
         raise UsageError(f"MODEL is needed: {_MODEL}")
-    return given
+    return arguments
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -1,4 +1,4 @@
-"""A plan outside of any training: what `balance_shim.plan` and `balance-shim plan` have in common."""
+"""A plan outside of any training, for `balance_shim.plan` and `balance-shim plan`."""
 
 import contextlib
 import io
@@ -34,13 +34,13 @@ class Subject:
     """A model on the meta device, with its config, class and dtype.
 
     Attributes:
-        found: its config and class.
+        resolved: its config and class.
         named_dtype: the torch dtype that was asked for or that its config names; None: neither.
-        dtype: what its weights are planned in.
+        dtype: that of its weights in the plan.
         ready: the model, prepared as in a load.
     """
 
-    found: "ModelConfig"
+    resolved: "ModelConfig"
     named_dtype: Any
     dtype: Any
     ready: "Unloaded"
@@ -50,8 +50,8 @@ def plan(model: Any, devices: str = "", *, trust_remote_code: bool = False, **wo
     """Plan the training of a model on devices that need not exist.
 
     Args:
-        model: a `PreTrainedModel` (what trains is what requires gradients), a config, or a path or hub id.
-        devices: such as "4x24GiB" or "8xH100"; by default what `BALANCE_SIMULATE` names.
+        model: a `PreTrainedModel` (parameters that require gradients train), a config, or a path or hub id.
+        devices: such as "4x24GiB" or "8xH100"; by default those of `BALANCE_SIMULATE`.
         trust_remote_code: whether code that comes with the model may run.
         workload: `batch_size`, `seq_len`, `accumulation`, `tuning`, `optimizer`, `precision`,
             `gradient_checkpointing`, `loss`, as the options of `balance-shim plan`; `reserve`, `max_memory` and
@@ -88,20 +88,22 @@ def subject_of(model: Any, options: PlanOptions) -> Subject:
     by_name = isinstance(model, (str, os.PathLike))
     name = os.fspath(model) if by_name else type(model).__name__
     find = model_config.find if by_name else model_config.of
-    found = find(name if by_name else model, options.trust_remote_code)
+    resolved = find(name if by_name else model, options.trust_remote_code)
 
     import torch
 
     from .upstream.meta_model import unloaded
 
-    named = getattr(torch, PRECISIONS[options.precision]) if options.precision else model_config.dtype_of(found.config)
+    named = (
+        getattr(torch, PRECISIONS[options.precision]) if options.precision else model_config.dtype_of(resolved.config)
+    )
     dtype = named or torch.bfloat16
     try:
-        ready = unloaded(found.model_class, found.config, dtype, options.machine.capacities)
+        ready = unloaded(resolved.model_class, resolved.config, dtype, options.machine.capacities)
     except Exception as error:  # of the model's or the quantizer's making
         reason = model_config.one_line(error)
         raise ModelError(f"{name}: cannot be built from its config: {reason}") from error
-    return Subject(found, named, dtype, ready)
+    return Subject(resolved, named, dtype, ready)
 
 
 def request_for(subject: Subject, options: PlanOptions) -> "Request":
@@ -204,12 +206,12 @@ def _solved(request: "Request") -> "Plan":
     name = request.case.structure.model_class
     try:
         costed, recomputed = planner.costed_for(request)
-        found = planner.solved(request, costed, recomputed)
+        solution = planner.solved(request, costed, recomputed)
     except DoesNotFit as gap:
         raise BalanceError(f"{name} fits under no map: {gap}") from None
-    if found is None:
+    if solution is None:
         raise BalanceError(f"{name} cannot run with its layers on several devices, as a dry run shows")
-    return found
+    return solution
 
 
 def _options(devices: str, workload: dict[str, Any], trust_remote_code: bool) -> PlanOptions:

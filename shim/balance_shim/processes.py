@@ -12,8 +12,8 @@ if TYPE_CHECKING:
 def is_worker() -> bool:
     """Whether `multiprocessing` or a fork has made this process, for the sake of another one."""
     # `multiprocess`, which datasets uses, is a copy of it under a name of its own.
-    found = (sys.modules.get(name) for name in ("multiprocessing.process", "multiprocess.process"))
-    return any(process is not None and _is_child(process) for process in found)
+    modules = (sys.modules.get(name) for name in ("multiprocessing.process", "multiprocess.process"))
+    return any(process is not None and _is_child(process) for process in modules)
 
 
 def _is_child(process: ModuleType) -> bool:

@@ -1,6 +1,6 @@
 """The values of `BALANCE_*` variables, from text. A text that cannot be read raises, as `settings.read` expects.
 
-Standard library only, and of that only what an interpreter has mostly loaded anyway: arming must cost next to nothing.
+Standard library only, and only modules that an interpreter has mostly loaded anyway: arming must cost next to nothing.
 """
 
 import os
@@ -123,10 +123,10 @@ def report(text: str) -> str:
     if text.lower() in ("text", "off"):
         return text.lower()
     folder = os.path.abspath(os.path.expanduser(text))
-    there = folder
-    while not os.path.lexists(there):  # what does not exist yet is made when there is something to report
-        there = os.path.dirname(there)
-    if not (os.path.isdir(there) and os.access(there, os.W_OK)):
+    ancestor = folder
+    while not os.path.lexists(ancestor):  # what does not exist yet is made when there is something to report
+        ancestor = os.path.dirname(ancestor)
+    if not (os.path.isdir(ancestor) and os.access(ancestor, os.W_OK)):
         raise ValueError
     return folder
 

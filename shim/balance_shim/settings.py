@@ -1,6 +1,6 @@
 """`BALANCE_*` variables -> `Settings`: read once, while arming, and never changed afterwards.
 
-Standard library only, and of that only what an interpreter has mostly loaded anyway: arming must cost next to nothing.
+Standard library only, and only modules that an interpreter has mostly loaded anyway: arming must cost next to nothing.
 """
 
 from collections.abc import Callable, Mapping
@@ -35,7 +35,7 @@ DEFAULT_RESERVE = Reserve(fraction=0.08, least=768 * MIB)
 
 
 class Settings(NamedTuple):
-    """What the user asked for. Sizes in bytes; `None` where the user left it to the shim.
+    """The user's settings. Sizes in bytes; `None` where the user left it to the shim.
 
     `cache` is a folder, "" for the usual one, and None for no cache. `nccl_timeout` is in seconds.
     """
@@ -74,7 +74,7 @@ class Settings(NamedTuple):
 
 
 class Variable(NamedTuple):
-    """One `BALANCE_*` variable: how it is read, and what `balance-shim env` and docs/variables.md show."""
+    """One `BALANCE_*` variable: how it is read, and the texts of `balance-shim env` and docs/variables.md."""
 
     name: str
     field: str
@@ -179,7 +179,7 @@ def read(environ: Mapping[str, str], default_mode: str = "balanced") -> tuple[Se
     fields: dict[str, Any] = {"mode": default_mode}
     faults: list[tuple[str, str, str, bool]] = []  # variable, fault, consequence, fatal
     if environ.get("BALANCE_DEVICE_MAP", "").strip():
-        fields["mode"] = "map"  # unless BALANCE_MODE, which is read next, says otherwise
+        fields["mode"] = "map"  # unless BALANCE_MODE, which is read next, is set
     for variable in VARIABLES:
         text = environ.get(variable.name, "").strip()
         if not text:  # set but empty is how shells and YAML files write "not set"
@@ -231,14 +231,14 @@ def _shortened(text: str) -> str:
 
 def misspelled(environ: Mapping[str, str]) -> list[tuple[str, str]]:
     """Return a (variable, fault) for each name that looks like one of ours and is not: other programs balance, too."""
-    known = [variable.name for variable in VARIABLES]
+    names = [variable.name for variable in VARIABLES]
     lines = []
     for name in sorted(environ):
-        if not name.startswith("BALANCE_") or name in known or not environ[name].strip():
+        if not name.startswith("BALANCE_") or name in names or not environ[name].strip():
             continue
         from difflib import get_close_matches
 
-        near = get_close_matches(name, known, n=1, cutoff=0.85)
+        near = get_close_matches(name, names, n=1, cutoff=0.85)
         if near:
             lines.append((name, f"{name} is not a variable (did you mean {near[0]}?)"))
     return lines

@@ -17,20 +17,22 @@ if TYPE_CHECKING:
     from .settings import SettingProblem, Settings
 
 # With nothing but one of these set there is nothing to validate, so reading the settings, which costs more than the
-# rest of arming, waits until a model library is there. The others need more variables.
+# rest of arming, waits until a model library is there. The other libraries need more variables.
 _PLAIN_MODES: tuple[Mode, ...] = ("balanced", "auto", "off")
 
 
-SETTINGS_SAID = "BALANCE_SHIM_SAID"  # a variable: the process that became this one has said what is wrong with them
+SETTINGS_SAID = (
+    "BALANCE_SHIM_SAID"  # a variable: the process that became this one has logged the faults of the settings
+)
 
 
 class Arming:
-    """One decision to arm: the environment as it was at that moment, and what it asks for."""
+    """One decision to arm: the environment as it was at that moment, and the settings in it."""
 
     def __init__(self, environ: Mapping[str, str], default_mode: str):
         self.environ = {name: text for name, text in environ.items() if name.startswith("BALANCE_") and text.strip()}
         self.default_mode = default_mode
-        self.pending: BalanceError | None = None  # what could not be raised when it was found
+        self.pending: BalanceError | None = None  # an error that could not be raised when it occurred
         self._read: tuple[Settings, tuple[SettingProblem, ...]] | None = None
 
     @property
@@ -138,7 +140,7 @@ def is_pending() -> bool:
 def raise_pending() -> None:
     """Raise the problem of an explicit request that could not be raised when it was found.
 
-    At interpreter start nothing may be raised, and libraries turn what comes from an import into errors of their own.
+    At interpreter start nothing may be raised, and libraries turn errors of an import into errors of their own.
 
     Wrappers call this before they act, outside of `guard.attempt`: at the first model rather than never.
 

@@ -1,4 +1,4 @@
-"""What the shim has done to this process. Apart from `arming` because arming must not import `typing`."""
+"""The state of the shim in this process. Apart from `arming` because arming must not import `typing`."""
 
 import sys
 from typing import NamedTuple
@@ -16,13 +16,13 @@ class PatchedSeam(NamedTuple):
 
 
 class Status(NamedTuple):
-    """What `balance_shim.status()` returns.
+    """The result of `balance_shim.status()`.
 
     Attributes:
         armed: whether patches act, and libraries that are imported later will be patched.
         mode: one of `settings.MODES`; "off" when not armed.
-        seams: what is patched. Empty until the library is imported.
-        problems: the lines that were said about `BALANCE_*` variables.
+        seams: the patched functions. Empty until the library is imported.
+        problems: the lines logged about `BALANCE_*` variables.
     """
 
     armed: bool

@@ -1,4 +1,4 @@
-"""What the shim keeps about one `Trainer`: in one dictionary, ended together when its training ends.
+"""The shim's objects of one `Trainer`: in one dictionary, ended together when its training ends.
 
 Each subpackage declares the parts that it keeps. Other people's objects get no attributes of ours, with three
 exceptions, where the reason is given: `training/micro_batch` and `training/precision` (the arguments' copies need them
@@ -24,7 +24,7 @@ class Part(Generic[_T]):
     Args:
         name: names it in a warning where ending it fails, as in "watching memory".
         end: called with (trainer, value) when the training ends, after which the value is dropped.
-        instead: what happens where ending it fails.
+        instead: the consequence where ending it fails.
         outlives: whether the value is kept for further trainings of the trainer.
     """
 

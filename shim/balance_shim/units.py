@@ -1,4 +1,4 @@
-"""Sizes in bytes: reading what people write, writing what people read."""
+"""Sizes in bytes: parsing and formatting."""
 
 KIB, MIB, GIB, TIB = 1024, 1024**2, 1024**3, 1024**4
 

@@ -24,18 +24,18 @@ def version_text(package: str) -> str:
 
 
 def dtype_name() -> str:
-    """Return what transformers calls the dtype of weights, as an argument and in configs; the old name warns since."""
+    """Return transformers' name for the dtype of weights, as an argument and in configs; the old name warns since."""
     return "dtype" if version_of("transformers") >= (4, 56) else "torch_dtype"
 
 
 def numbers(text: str) -> tuple[int, ...]:
     """Return the leading numbers of a version: "4.45.0.dev0" -> (4, 45, 0), "2.13.0+cpu" -> (2, 13, 0)."""
-    found = []
+    result = []
     for part in text.partition("+")[0].split("."):
         digits = part[: len(part) - len(part.lstrip("0123456789"))]
         if not digits:
             break
-        found.append(int(digits))
+        result.append(int(digits))
         if digits != part:
             break
-    return tuple(found)
+    return tuple(result)

@@ -9,14 +9,14 @@ from typing import Any
 from . import zero_support
 from .errors import SettingError
 
-OBJECTS = ("zero_optimization", "bf16", "fp16", "optimizer", "scheduler")  # what we and transformers look into
+OBJECTS = ("zero_optimization", "bf16", "fp16", "optimizer", "scheduler")  # those that we and transformers read
 
 
 def read(text: str, source: str = "BALANCE_ZERO_CONFIG") -> dict[str, Any]:
     """Return the config that `text`, a path or JSON, holds.
 
     Args:
-        source: what the message names.
+        source: the name for messages.
 
     Raises:
         SettingError: it cannot be read, is not a JSON object, or asks for another stage than 3.
@@ -31,10 +31,10 @@ def read(text: str, source: str = "BALANCE_ZERO_CONFIG") -> dict[str, Any]:
             reason = getattr(error, "strerror", None) or "not text"
             raise SettingError(f"{shown} cannot be read ({reason})") from None
     try:
-        found = json.loads(text)
+        config = json.loads(text)
     except ValueError as error:
         raise SettingError(f"{shown} is not JSON ({error})") from None
-    return checked(found, shown)
+    return checked(config, shown)
 
 
 def of_accelerate(environ: Mapping[str, str]) -> dict[str, Any]:
@@ -51,18 +51,18 @@ def of_accelerate(environ: Mapping[str, str]) -> dict[str, Any]:
     return read(path, source) if path and path != "none" else {}
 
 
-def checked(found: Any, shown: str) -> dict[str, Any]:
+def checked(config: Any, shown: str) -> dict[str, Any]:
     """Return `found` if it can be merged into a config of ZeRO-3.
 
     Raises:
         SettingError: it is no object, or asks for another stage than 3.
     """
-    if not isinstance(found, dict):
+    if not isinstance(config, dict):
         raise SettingError(f"{shown} is not a DeepSpeed config, which is a JSON object")
     for name in OBJECTS:
-        if not isinstance(found.get(name, {}), dict):
-            raise SettingError(f"{shown}: {name} is {found[name]!r}, not an object")
-    stage = found.get("zero_optimization", {}).get("stage", 3)
+        if not isinstance(config.get(name, {}), dict):
+            raise SettingError(f"{shown}: {name} is {config[name]!r}, not an object")
+    stage = config.get("zero_optimization", {}).get("stage", 3)
     if stage not in (3, "3", "auto"):
         raise SettingError(zero_support.sentence("other_stage", source=shown, stage=stage))
-    return found
+    return config

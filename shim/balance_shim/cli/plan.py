@@ -124,7 +124,7 @@ def forecast_for(options: PlanOptions) -> Forecast:
     except DoesNotFit:
         costed = planner.cost(request)
     remedies = what_would_fit(plan, request) if plan is not None and plan.shortfall else []
-    notes = [subject.found.note] if subject.found.note else []
+    notes = [subject.resolved.note] if subject.resolved.note else []
     if len(shares) > 1:
         whose = ", ".join(f"rank {rank} on cuda:{'+'.join(map(str, share))}" for rank, share in enumerate(shares))
         notes.append(f"{len(shares)} replicas: {whose}; the map is that of the share with the least memory")
