@@ -117,7 +117,7 @@ def limits_of(subject: Subject, options: PlanOptions) -> "Limits":
     from . import zero_support
     from .placement.alternatives import Limits
 
-    quantized = getattr(subject.found.config, "quantization_config", None) is not None
+    quantized = getattr(subject.resolved.config, "quantization_config", None) is not None
     name = type(subject.ready.model).__name__
     return Limits(
         zero3=zero_support.sentence("quantized", cls=name) if quantized else "",

@@ -156,5 +156,5 @@ def test_quantized_weights_are_not_partitioned():
     )[0]
     subject = planning.subject_of(config, options)
     assert not planning.limits_of(subject, options).zero3
-    subject.found.config.quantization_config = {"quant_method": "bitsandbytes", "load_in_4bit": True}
+    subject.resolved.config.quantization_config = {"quant_method": "bitsandbytes", "load_in_4bit": True}
     assert "quantized" in planning.limits_of(subject, options).zero3
