@@ -4,11 +4,12 @@ The Trainer gathers the weights before it saves and hands them over; a script th
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 from ...patching.guard import attempt, insist
 from .. import meeting, shared_paths
+from . import prompts
 from .partitioned_parameter import is_partitioned
 
 if TYPE_CHECKING:
@@ -26,13 +27,18 @@ def save(
     Raises:
         BalanceError: not all ranks save, so that the weights cannot be gathered.
     """
-    if kwargs.get("state_dict") is not None:
-        return original(model, *args, **kwargs)
+    weights = kwargs.get("state_dict")
+    if weights is not None:
+        with prompts.computed_from(weights, model) if trained and is_divided(model) else nullcontext():
+            return original(model, *args, **kwargs)
     if not is_divided(model):
         return _save_plain(original, model, args, kwargs)
     weights = insist("gathering the weights to save", gathered, model, trained)
     # The other ranks must not write, whatever they are told: transformers would put an empty file over the first one's.
-    result = None if weights is None else original(model, *args, **{**kwargs, "state_dict": weights})
+    result = None
+    if weights is not None:
+        with prompts.computed_from(weights, model) if trained else nullcontext():
+            result = original(model, *args, **{**kwargs, "state_dict": weights})
     wait_for_all()  # what the script does next may need the files
     return result
 
