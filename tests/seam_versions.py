@@ -1,9 +1,9 @@
 """Run the seam and training tests on many versions of transformers, each in an environment of its own.
 
-    python tests/versions.py                      # every version below, environments in .venv/versions
-    python tests/versions.py 4.45.2 5.0.0         # some of them
+    python tests/seam_versions.py                 # every version below, environments in .venv/versions
+    python tests/seam_versions.py 4.45.2 5.0.0    # some of them
 
-Prints the table of docs/versions.md. Not part of `make test-all`: it takes about four minutes and a gigabyte a version.
+Prints lines for docs/versions.md. Not part of `make test-all`: it takes about four minutes and a gigabyte a version.
 """
 
 import os
