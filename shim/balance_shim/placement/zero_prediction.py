@@ -13,6 +13,7 @@ from ..devices import Device
 from ..memory.peak import peak_terms
 from ..timing.clock import origin_of
 from ..timing.measured import host_of
+from ..timing.micro_batches import HOOKED
 from ..timing.rates import DeviceRates, HostRates
 from ..timing.step_time import Bound, StepTime
 from .costed_model import CostedModel
@@ -110,7 +111,7 @@ def _of_rank(costed: CostedModel, rates: DeviceRates, count: int, offload: Offlo
         gather = cost.weights * part / rates.link_bytes + (host.copy if cost.weights else 0.0)
         fetch = cost.weights * fetched  # not overlapped: nobody has measured how much of it is
         reduce = cost.gradients * part / rates.link_bytes + (host.copy if cost.gradients else 0.0)
-        hook = host.hook if cost.weights else 0.0
+        hook = HOOKED * host.hook if cost.weights else 0.0  # DeepSpeed's, which gather, are no cheaper
         for one_pass, sent in ((work.forward, gather), (work.backward, gather + reduce)):
             times = one_pass.seconds(rates), one_pass.launching(host) + hook, sent
             computing, launching, moving = (a + b for a, b in zip((computing, launching, moving), times, strict=True))

@@ -18,7 +18,7 @@ host is the bound, times of several devices are too long.
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from .rates import DeviceRates, HostRates, Operation
+from .rates import Caller, DeviceRates, HostRates, Operation
 from .step_time import Bound, Origin, StepTime
 
 BUSY = 0.8  # of a step: what is occupied for longer is the bound
@@ -37,6 +37,12 @@ class Clock:
         self.devices = tuple(devices)
         self.host_rates = host or HostRates()
         self.host = 0.0
+        callers: tuple[Caller, ...] = ("python", "engine", "recomputing")
+        self._host_seconds = {
+            (bool(launches), caller): self.host_rates.seconds(Operation(launches=launches, caller=caller))
+            for launches in (0, 1)
+            for caller in callers
+        }
         self._streams: list[dict[int, float]] = [{DEFAULT: 0.0} for _ in self.devices]
         self._current = [DEFAULT for _ in self.devices]
         self._free = [0.0 for _ in self.devices]  # when a device has done what was queued to compute
@@ -48,9 +54,9 @@ class Clock:
 
     def launch(self, device: int, operation: Operation, stream: int | None = None) -> None:
         """Let the host queue `operation` on a device, on its current stream or on `stream`."""
-        host = self.host_rates.seconds(operation)
-        self.host += host
-        self._launching += host
+        taken = self._host_seconds[operation.launches > 0, operation.caller]
+        self.host += taken
+        self._launching += taken
         if operation.launches:
             self._occupy(device, self.devices[device].seconds(operation), self.host, stream)
 

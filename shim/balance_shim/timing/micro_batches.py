@@ -7,6 +7,8 @@ from .clock import Clock, Reading
 from .rates import DeviceRates, HostRates, Operation
 from .work import INPUTS, PREVIOUS, BlockWork, Pass
 
+HOOKED = 10  # modules of a layer with parameters of their own, and the layer: each has a hook of accelerate's
+
 
 @dataclass(frozen=True)
 class PlacedBlock:
@@ -162,7 +164,7 @@ class _Run:
 
     def _hook(self) -> None:
         if self._spans and not self.step.in_flight:
-            self.clock.work(self.clock.host_rates.hook)
+            self.clock.work(HOOKED * self.clock.host_rates.hook)
 
     def _compute(self, device: int, work: Pass) -> None:
         if not work.operations:

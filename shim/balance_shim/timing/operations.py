@@ -78,9 +78,9 @@ def cost_of(func: torch._ops.OpOverload, args: Sequence[Any], out: Any) -> Opera
         out: what it returned.
     """
     rule = rule_of(func)
-    caller = caller_now()
     if rule.is_free:
-        return NOTHING[caller]
+        return NOTHING[caller_now()]
+    caller = caller_now()
     written = size_of(out)
     if rule.writes and out is None:
         written = size_of(args[0])
@@ -91,8 +91,8 @@ def cost_of(func: torch._ops.OpOverload, args: Sequence[Any], out: Any) -> Opera
     else:
         moved = written + size_of(args)
     if rule.flops is None:
-        return Operation(0, moved, caller=caller)
-    return Operation(rule.flops(args, out), moved, _precision(args), caller=caller)
+        return Operation(0, moved, "float32", 1, caller)
+    return Operation(rule.flops(args, out), moved, _precision(args), 1, caller)
 
 
 def caller_now() -> Caller:
@@ -146,11 +146,16 @@ def waits(func: torch._ops.OpOverload, args: Sequence[Any]) -> bool:
 
 def size_of(value: Any) -> int:
     """Return the bytes of all tensors in `value`."""
-    if isinstance(value, torch.Tensor):
-        return value.numel() * value.element_size()
-    if isinstance(value, (list, tuple)):
-        return sum(map(size_of, value))
-    return 0
+    kind = type(value)
+    if kind is torch.Tensor:
+        size: int = value.nbytes
+        return size
+    if kind is list or kind is tuple:
+        total = 0
+        for each in value:
+            total += size_of(each)
+        return total
+    return value.nbytes if isinstance(value, torch.Tensor) else 0
 
 
 def _rule(func: torch._ops.OpOverload) -> Rule:

@@ -77,7 +77,7 @@ class HostRates:
         view: an operation that starts no kernel.
         engine: how much faster autograd's engine is than a program in Python.
         recomputing: how much slower a checkpointed layer is when it runs again.
-        hook: accelerate's hooks around one block of a device map.
+        hook: accelerate's hook around one module of a model with a device map.
         copy: the latency of a copy between devices, on the devices' side.
     """
 
@@ -85,7 +85,7 @@ class HostRates:
     view: float = 4e-6
     engine: float = 0.45
     recomputing: float = 2.9
-    hook: float = 300e-6
+    hook: float = 30e-6
     copy: float = 10e-6
     measured: bool = False
 
