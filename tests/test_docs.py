@@ -14,7 +14,7 @@ from balance_shim.settings import VARIABLES
 from tests import recipes
 
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(ROOT.glob("docs/**/*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "README.zh-CN.md", ROOT / "CONTRIBUTING.md", *sorted(ROOT.glob("docs/**/*.md"))]
 INTERNAL = ("BALANCE_SHIM_",)  # variables that the shim sets for its own processes
 
 
@@ -30,8 +30,9 @@ def test_generated_pages_are_current():
 
 
 def test_readme_is_short():
-    """A newcomer reads all of it."""
-    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 180
+    """A newcomer reads all of it, in either language."""
+    for name in ("README.md", "README.zh-CN.md"):
+        assert len((ROOT / name).read_text(encoding="utf-8").splitlines()) <= 180
 
 
 def test_links_lead_somewhere(page):

@@ -13,8 +13,8 @@ ROOMS = (
     "training", "simulation", "monitoring", "report", "planning", "plan_options", "placement", "memory", "logits",
     "replicas", "upstream", "training_run", "patching", "copies", "devices", "eligible_devices",
     "state", "settings", "setting_values", "zero_config_file", "zero_support", "device_spec", "map_file", "optimizers",
-    "expandable_segments", "cache", "timing", "virtual", "device_rules", "output", "processes", "rng", "versions", "units",
-    "errors", "log", "choices",
+    "expandable_segments", "cache", "timing", "virtual", "device_rules", "language", "output", "processes", "rng",
+    "versions", "units", "errors", "log", "choices",
 )  # fmt: skip
 
 

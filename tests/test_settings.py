@@ -37,6 +37,7 @@ BAD_VALUES = {
     "BALANCE_SIMULATE": ["4", "0x1GiB", "4x", "x24GiB", "100x1GiB", "4x24GiB:sizes", "+"],
     "BALANCE_CACHE": ["/etc/hostname"],
     "BALANCE_STRICT": ["maybe", "2"],
+    "BALANCE_LANG": ["fr", "zh_CN", "1"],
     "BALANCE_LOG_LEVEL": ["loud", "5"],
 }  # fmt: skip
 

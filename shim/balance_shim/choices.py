@@ -9,6 +9,7 @@ LossSetting = Literal["auto", "chunked", "full"]
 Loss = Literal["chunked", "full", "fused"]
 Precision = Literal["bf16", "fp16", "fp32"]
 Offload = Literal["none", "optimizer", "all"]
+Language = Literal["en", "zh"]
 # What a message in `events.jsonl` is about; from "kept" on, what the monitor finds.
 EventKind = Literal[
     "message", "does not fit", "out of memory", "repair", "move", "portions",

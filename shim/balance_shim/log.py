@@ -62,8 +62,11 @@ def warning(message: str, kind: EventKind = "message", facts: Mapping[str, Any] 
     _say("warning", message, kind=kind, facts=facts)
 
 
-def error(message: str, kind: EventKind = "message", facts: Mapping[str, Any] | None = None) -> None:
-    _say("error", message, kind=kind, facts=facts)
+def error(
+    message: str, kind: EventKind = "message", facts: Mapping[str, Any] | None = None, shown: str | None = None
+) -> None:
+    """Log an error; `shown` is the message in the user's language, which listeners do not get."""
+    _say("error", message, kind=kind, facts=facts, shown=shown)
 
 
 def is_fresh(message: str, seconds: float) -> bool:
@@ -71,9 +74,13 @@ def is_fresh(message: str, seconds: float) -> bool:
     return message in _errors and time.monotonic() - _errors[message] < seconds
 
 
-def error_of_any_rank(message: str, kind: EventKind = "message", facts: Mapping[str, Any] | None = None) -> None:
-    """Log `message` whichever process this is, for an event of this process alone."""
-    _say("error", f"rank {os.environ.get('RANK', '0')}: {message}", anywhere=True, kind=kind, facts=facts)
+def error_of_any_rank(
+    message: str, kind: EventKind = "message", facts: Mapping[str, Any] | None = None, shown: str | None = None
+) -> None:
+    """Log `message` whichever process this is, for an event of this process alone; see `error`."""
+    rank = f"rank {os.environ.get('RANK', '0')}: "
+    shown = None if shown is None else rank + shown
+    _say("error", rank + message, anywhere=True, kind=kind, facts=facts, shown=shown)
 
 
 def once(level: str, message: str) -> None:
@@ -89,6 +96,7 @@ def _say(
     anywhere: bool = False,
     kind: EventKind = "message",
     facts: Mapping[str, Any] | None = None,
+    shown: str | None = None,
 ) -> None:
     if not (anywhere or is_first_process()):
         return
@@ -100,7 +108,7 @@ def _say(
         _errors[message] = time.monotonic()
     mark = "" if level == "info" else f"{level}: "
     try:
-        sys.stderr.write(f"balance_shim: {mark}{message}\n")
+        sys.stderr.write(f"balance_shim: {mark}{message if shown is None else shown}\n")
         sys.stderr.flush()
     except Exception:  # closed, full, or replaced by something that only half behaves: no reason to stop a training
         pass

@@ -119,7 +119,7 @@ _OPTIONS = (
     _Option("--picture", None, _output, "the path of a file",
             "draw the terms on each device there as SVG, under transformers' auto and under the plan"),
 )  # fmt: skip
-_SETTINGS = ("BALANCE_RESERVE", "BALANCE_MAX_MEMORY", "BALANCE_CACHE")
+_SETTINGS = ("BALANCE_RESERVE", "BALANCE_MAX_MEMORY", "BALANCE_CACHE", "BALANCE_LANG")
 
 
 def read_options(words: Sequence[str], environ: Mapping[str, str]) -> tuple[PlanOptions, list[str]]:
@@ -161,6 +161,7 @@ def read_options(words: Sequence[str], environ: Mapping[str, str]) -> tuple[Plan
         loss=values.get("loss", Settings().loss),
         pipeline=values.get("pipeline", Settings().pipeline),
         cache=values.get("cache", Settings().cache),
+        lang=values.get("lang"),
     )
     options = PlanOptions(
         model=arguments.model,
@@ -203,12 +204,15 @@ def _too_many_replicas(values: Mapping[str, Any]) -> list[str]:
 
 def reserve_text(reserve: Reserve) -> str:
     """Return a reserve for people: "8%", "2.0 GiB", or "8%, at least 768.0 MiB"."""
+    from .language.message import Message
     from .units import format_size
 
     if reserve.fixed:
         return format_size(reserve.fixed)
-    least = f", at least {format_size(reserve.least)}," if reserve.least else ""
-    return f"{reserve.fraction:.0%}{least}"
+    share = f"{reserve.fraction:.0%}"
+    if not reserve.least:
+        return share
+    return Message("{share}, at least {least},", share=share, least=format_size(reserve.least))
 
 
 def _read_into(

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 
 from . import setting_values as parse
-from .choices import LossSetting, Mode, Offload, Precision, Tuning
+from .choices import Language, LossSetting, Mode, Offload, Precision, Tuning
 from .errors import DeviceMapError, SettingError
 from .log import LEVELS
 from .setting_values import Reserve
@@ -22,6 +22,7 @@ TUNINGS: tuple[Tuning, ...] = get_args(Tuning)
 LOSSES: tuple[LossSetting, ...] = get_args(LossSetting)
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 OFFLOADS: tuple[Offload, ...] = get_args(Offload)
+LANGUAGES: tuple[Language, ...] = get_args(Language)
 ZERO_VARIABLES = ("BALANCE_ZERO_CONFIG", "BALANCE_OFFLOAD", "BALANCE_NPROC", "BALANCE_NCCL_TIMEOUT")
 # The variables of single modes.
 MODES_OF: dict[str, tuple[Mode, ...]] = {
@@ -65,6 +66,7 @@ class Settings(NamedTuple):
     cache: str | None = ""
     simulate: "SimulationSpec | None" = None
     strict: bool = False
+    lang: Language | None = None
     log_level: str = "info"
 
     @property
@@ -165,6 +167,10 @@ VARIABLES = (
              "where profiles and repairs of models are kept"),
     Variable("BALANCE_STRICT", "strict", parse.flag, "1 or 0", "0",
              "an internal failure, or any bad value, stops the program"),
+    Variable("BALANCE_LANG", "lang", parse.one_of(LANGUAGES), "one of " + ", ".join(LANGUAGES),
+             "zh in a Chinese locale, else en",
+             "language of `balance-shim env`, `plan` and out-of-memory advice; the locale is that of `LC_ALL`, "
+             "`LC_MESSAGES`, `LANG`, in this order"),
     Variable("BALANCE_LOG_LEVEL", "log_level", parse.one_of(LEVELS), "one of " + ", ".join(LEVELS), "info",
              "least severe messages to log"),
 )  # fmt: skip
@@ -188,7 +194,7 @@ def read(environ: Mapping[str, str], default_mode: str = "balanced") -> tuple[Se
             continue  # not used, so not read: it may be a file of another machine
         only = MODES_OF.get(variable.name, ())
         if only and fields["mode"] not in only:
-            fault = f"{variable.name} is for BALANCE_MODE={' or '.join(only)} only"
+            fault = _message("{name} is for BALANCE_MODE={modes} only", name=variable.name, modes=" or ".join(only))
             faults.append((variable.name, fault, "it is ignored", False))
             continue
         try:
@@ -204,8 +210,9 @@ def read(environ: Mapping[str, str], default_mode: str = "balanced") -> tuple[Se
             elif fatal:
                 now = "nothing is simulated and the program stops before it touches a device"
             else:
-                now = f"using the default ({variable.default})"
-            fault = f"{variable.name}={_shortened(text)!r} is not {variable.allowed}"
+                now = _message("using the default ({default})", default=variable.default)
+            given = repr(_shortened(text))
+            fault = _message("{name}={text} is not {values}", name=variable.name, text=given, values=variable.allowed)
             faults.append((variable.name, fault, now, fatal))
 
     mode = fields["mode"]
@@ -213,7 +220,7 @@ def read(environ: Mapping[str, str], default_mode: str = "balanced") -> tuple[Se
         text = "BALANCE_MODE=map needs BALANCE_DEVICE_MAP, the path of a JSON file or JSON"
         faults.append(("BALANCE_DEVICE_MAP", text, "no model will be loaded", True))
     elif mode in ("balanced", "zero3") and environ.get("BALANCE_DEVICE_MAP", "").strip():
-        text = f"BALANCE_DEVICE_MAP is set but BALANCE_MODE={mode}"
+        text = _message("BALANCE_DEVICE_MAP is set but BALANCE_MODE={mode}", mode=mode)
         faults.append(("BALANCE_DEVICE_MAP", text, "the map is not used (BALANCE_MODE=map uses it)", False))
 
     faults += [(name, fault, "it is ignored", False) for name, fault in misspelled(environ)]
@@ -221,8 +228,15 @@ def read(environ: Mapping[str, str], default_mode: str = "balanced") -> tuple[Se
     problems = []
     for name, fault, consequence, fatal in faults:
         consequence = "BALANCE_STRICT stops the program" if strict and not fatal else consequence
-        problems.append(SettingProblem(name, f"{fault}; {consequence}", fatal or strict))
+        line = _message("{fault}; {consequence}", fault=fault, consequence=consequence)
+        problems.append(SettingProblem(name, line, fatal or strict))
     return Settings(**fields), tuple(problems)
+
+
+def _message(template: str, **fields: str) -> str:
+    from .language.message import Message  # only where a value is wrong: arming imports nothing that it can do without
+
+    return Message(template, **fields)
 
 
 def _shortened(text: str) -> str:
@@ -240,5 +254,5 @@ def misspelled(environ: Mapping[str, str]) -> list[tuple[str, str]]:
 
         near = get_close_matches(name, names, n=1, cutoff=0.85)
         if near:
-            lines.append((name, f"{name} is not a variable (did you mean {near[0]}?)"))
+            lines.append((name, _message("{name} is not a variable (did you mean {near}?)", name=name, near=near[0])))
     return lines

@@ -11,7 +11,7 @@ def test_importing_loads_next_to_nothing():
     """No torch, no transformers, and none of the costly parts of the standard library."""
     loaded = output_of("import sys; a = set(sys.modules); import balance_shim; print(*sorted(set(sys.modules) - a))")
     assert {name.partition(".")[0] for name in loaded.split()} == {"__future__", "balance_shim"}
-    assert "balance_shim.settings" not in loaded
+    assert "balance_shim.settings" not in loaded and "balance_shim.language" not in loaded
 
 
 def test_importing_with_many_variables_loads_no_library():
@@ -22,7 +22,7 @@ def test_importing_with_many_variables_loads_no_library():
         BALANCE_MAX_MEMORY='{"0": "20GiB"}',
         BALANCE_RESERVE="5%",
     )
-    assert not {"torch", "transformers", "accelerate", "wrapt", "numpy"} & set(loaded.split())
+    assert not {"torch", "transformers", "accelerate", "wrapt", "numpy", "balance_shim.language"} & set(loaded.split())
 
 
 def test_public_names():

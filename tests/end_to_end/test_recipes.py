@@ -41,6 +41,24 @@ trainer.train()
 """
 
 
+# Runs out of memory in the second layer, as if the batch were that large.
+WANTS = """
+import torch
+
+class WantsMore(Trainer):
+    def training_step(self, model, inputs, *args, **kwargs):
+        model.model.layers[1].mlp.register_forward_pre_hook(lambda *_: torch.empty(1 << 31, device="npu:0"))
+        return super().training_step(model, inputs, *args, **kwargs)
+
+"""
+CATCHES = """
+try:
+    trainer.train()
+except torch.OutOfMemoryError:
+    pass
+"""
+
+
 def training(load, rows, steps=2, callbacks="[]"):
     return load + rows + TRAIN.replace("STEPS", str(steps)).replace("CALLBACKS", callbacks)
 
@@ -75,7 +93,10 @@ def trained(tmp_path_factory):
             f"import torch\n{TEXT}{keeps}", SENTENCES + batch, 24, callbacks="[KeepsLosses()]"
         ),
     }  # fmt: skip
+    tight = training(f"from transformers import Trainer\n{TEXT}", SENTENCES).partition("trainer = Trainer(")
+    advice = f"{tight[0]}{WANTS}trainer = WantsMore({tight[2]}".replace("trainer.train()", CATCHES)
     jobs = [{"name": name, "variables": command(name).variables, "script": script} for name, script in scripts.items()]
+    jobs.append({"name": "advice", "variables": {"BALANCE_LANG": "zh"}, "script": advice})
     (folder / "jobs.json").write_text(json.dumps(jobs))
     program = [
         sys.executable,
@@ -162,6 +183,15 @@ def test_memory_that_grows_is_explained(trained):
     assert "retained memory grows on" in said and "history" in said, said[-3000:]
     assert re.search(r"train\.py:\d+", said)
     assert (trained[1] / "report" / "memory.jsonl").exists()
+
+
+def test_out_of_memory_advice_speaks_chinese(trained):
+    """Place, measured table and remedies, in one run with `BALANCE_LANG=zh`; other lines of the log stay English."""
+    said = trained[0]["advice"].partition("balance_shim: error: ")[2]
+    assert said.startswith("npu:0 显存不足，发生在前向传播，模块 model.layers.1"), said[:300]
+    assert "第 1 步，batch 为 2 x 32 个 token" in said.partition("\n")[0]
+    assert "规划预测" in said and "实测" in said and ("解决办法" in said or "都放不下" in said)
+    assert "out of memory on" not in said and "remedy" not in said
 
 
 def test_commands_that_other_tests_run_are_those_of_the_page():

@@ -97,20 +97,30 @@ def _top(words: list[str]) -> int:
 
 
 def _env(words: list[str]) -> int:
+    from ..language.chinese_variables import VARIABLES as CHINESE
+    from ..language.message import Message
+    from ..language.speaker import language_of, speaker
     from ..output import show
     from ..settings import VARIABLES, read
 
     argparse.ArgumentParser(
         prog="balance-shim env", description="List the BALANCE_* variables: value, allowed values, meaning."
     ).parse_args(words)
+    settings, problems = read(os.environ)
+    texts = {}
+    for variable in VARIABLES:
+        pairs = zip((variable.allowed, variable.default, variable.meaning), CHINESE[variable.name], strict=True)
+        texts.update({english: chinese for english, chinese in pairs if english})
+    say = speaker(language_of(os.environ, settings.lang), sys.stdout, texts)
     for variable in VARIABLES:
         value = os.environ.get(variable.name, "").strip()
-        show(f"{variable.name} = {value}" if value else f"{variable.name} (not set: {variable.default or 'none'})")
-        show(f"    {variable.meaning}")
-        show(f"    allowed: {variable.allowed}")
-    _, problems = read(os.environ)
+        unset = Message("{name} (not set: {default})", name=variable.name, default=variable.default or Message("none"))
+        show(f"{variable.name} = {value}" if value else say(unset))
+        show(f"    {say(variable.meaning)}")
+        show(say(Message("    allowed: {values}", values=variable.allowed)))
     for problem in problems:
-        show(f"{'error' if problem.fatal else 'warning'}: {problem.message}")
+        kind = Message("error: {line}", line=problem.message)
+        show(say(kind if problem.fatal else Message("warning: {line}", line=problem.message)))
     return 1 if any(problem.fatal for problem in problems) else 0
 
 

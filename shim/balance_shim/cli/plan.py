@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from .. import log, planning
 from ..errors import BalanceError, ModelError, UsageError
+from ..language.message import Joined, Message
+from ..language.speaker import Say, english, language_of, speaker
 from ..memory.cost import TRACED
 from ..output import show
 from ..plan_options import PRECISIONS, PlanOptions, read_options, reserve_text
@@ -66,11 +68,12 @@ def run(words: Sequence[str], environ: Mapping[str, str] = os.environ) -> int:
     log.set_level("error")  # what the planner says is about loading; all of it is said here in its own words
     try:
         options, warned = read_options(words, environ)
+        say = speaker(language_of(environ, options.settings.lang), sys.stdout)
         for line in warned:
             _say(f"warning: {line}")
         with planning.quiet_libraries():
             forecast = forecast_for(options)
-        show(json.dumps(to_json(forecast), indent=2) if options.as_json else to_text(forecast, options))
+        show(json.dumps(to_json(forecast), indent=2) if options.as_json else to_text(forecast, options, say))
         if options.output is not None:
             _write(forecast, options.output)
         if options.picture is not None:
@@ -112,7 +115,8 @@ def forecast_for(options: PlanOptions) -> Forecast:
     request, shares = planning.replica_of(request, replicas)
     ready = subject.ready
     if len(shares) > 1:  # its map of all devices says nothing of a share
-        ready = replace(ready, auto_map=None, auto_failure="accelerate refuses device maps in several processes")
+        refusal = Message("accelerate refuses device maps in several processes")
+        ready = replace(ready, auto_map=None, auto_failure=refusal)
     usable, workload = request.devices, request.workload
     plan = None
     try:
@@ -126,19 +130,33 @@ def forecast_for(options: PlanOptions) -> Forecast:
     remedies = what_would_fit(plan, request) if plan is not None and plan.shortfall else []
     notes = [subject.resolved.note] if subject.resolved.note else []
     if len(shares) > 1:
-        whose = ", ".join(f"rank {rank} on cuda:{'+'.join(map(str, share))}" for rank, share in enumerate(shares))
-        notes.append(f"{len(shares)} replicas: {whose}; the map is that of the share with the least memory")
+        whose = [
+            Message("rank {rank} on {devices}", rank=rank, devices=f"cuda:{'+'.join(map(str, share))}")
+            for rank, share in enumerate(shares)
+        ]
+        notes.append(
+            Message(
+                "{number} replicas: {shares}; the map is that of the share with the least memory",
+                number=len(shares),
+                shares=Joined(", ", whose),
+            )
+        )
     elif options.replicas == "auto":
-        notes.append("1 replica: a second one does not fit")
+        notes.append(Message("1 replica: a second one does not fit"))
     if subject.named_dtype is None:
-        notes.append("the config names no dtype, assuming bf16; set --precision")
+        notes.append(Message("the config names no dtype, assuming bf16; set --precision"))
     if workload.guessed:
-        notes.append(f"sequence length unknown, assuming {workload.seq_len} tokens; set --seq-len")
+        notes.append(
+            Message("sequence length unknown, assuming {number} tokens; set --seq-len", number=workload.seq_len)
+        )
     if costed.method != TRACED:
-        notes.append(f"memory of the blocks: {costed.method}")
+        notes.append(Message("memory of the blocks: {method}", method=costed.method))
     if plan is not None and plan.recomputed is not None:
-        enough = "as many as possible" if plan.shortfall else "as few as fit"
-        notes.append(f"{len(plan.recomputed)} layers are recomputed in the backward pass, {enough}")
+        enough = Message("as many as possible") if plan.shortfall else Message("as few as fit")
+        number = len(plan.recomputed)
+        notes.append(
+            Message("{number} layers are recomputed in the backward pass, {enough}", number=number, enough=enough)
+        )
     if plan is not None:
         line = chunks_line(saved_by_chunks(plan, request))
         notes += [line] if line else []
@@ -213,7 +231,7 @@ def to_json(forecast: Forecast) -> dict[str, Any]:
     }
 
 
-def to_text(forecast: Forecast, options: PlanOptions) -> str:
+def to_text(forecast: Forecast, options: PlanOptions, say: Say = english) -> str:
     """Return the tables that the command prints."""
     from ..devices import table
     from ..report import forecast as report
@@ -223,46 +241,67 @@ def to_text(forecast: Forecast, options: PlanOptions) -> str:
     costed, plan, baseline = forecast.costed, forecast.plan, forecast.baseline
     machine, structure = table(forecast.devices), costed.structure
     if len(forecast.shares) > 1:
-        machine = f"{machine}, the weakest of {len(forecast.shares)} shares"
-    lines = [
-        f"{structure.model_class}, {structure.parameters / 1e9:.2f} B parameters in {forecast.dtype}, on {machine} "
-        f"(of which {reserve_text(options.settings.reserve)} is kept free)",
-        costed.workload.describe(),
-        *(f"note: {note}" for note in (*forecast.notes, *(plan.notes if plan is not None else ()))),
-        "",
-    ]
+        number = len(forecast.shares)
+        machine = Message("{devices}, the weakest of {number} shares", devices=machine, number=number)
+    heading = Message(
+        "{model}, {billions} B parameters in {dtype}, on {devices} (of which {reserve} is kept free)",
+        model=structure.model_class,
+        billions=f"{structure.parameters / 1e9:.2f}",
+        dtype=forecast.dtype,
+        devices=machine,
+        reserve=reserve_text(options.settings.reserve),
+    )
+    notes = (*forecast.notes, *(plan.notes if plan is not None else ()))
+    lines = [heading, costed.workload.describe(), *(Message("note: {note}", note=note) for note in notes), ""]
     if forecast.choice is not None:
-        lines += ["candidates of mode auto:", candidates_table(forecast.choice), verdict(forecast.choice), ""]
+        table_of_candidates = candidates_table(forecast.choice, say)
+        lines += [Message("candidates of mode auto:"), table_of_candidates, verdict(forecast.choice), ""]
     if plan is not None:
-        lines += ["balanced map, predicted (GiB):", plan_table(plan), report.optimum_line(plan), *_time(plan), ""]
-        lines.append("it fits" if not plan.shortfall else shortfall_line(plan, list(forecast.remedies)))
+        lines += [Message("balanced map, predicted (GiB):"), plan_table(plan, say), report.optimum_line(plan)]
+        lines += [*_time(plan), ""]
+        lines.append(Message("it fits") if not plan.shortfall else shortfall_line(plan, list(forecast.remedies)))
     else:
         weights = sum(cost.weights for cost in costed.costs)
         missing = _missing(forecast)
         lines.append(
-            f"does not fit: its weights alone are {format_size(weights)}, {format_size(missing)} more than {machine}; "
-            "use more or larger devices, 4- or 8-bit loading, or a half-precision dtype"
+            Message(
+                "does not fit: its weights alone are {weights}, {missing} more than {devices}; "
+                "use more or larger devices, 4- or 8-bit loading, or a half-precision dtype",
+                weights=format_size(weights),
+                missing=format_size(missing),
+                devices=machine,
+            )
             if missing
-            else f"does not fit: blocks are not split, and some fit on none of {machine} together with the others; "
-            "use larger devices, 4- or 8-bit loading, or a half-precision dtype"
+            else Message(
+                "does not fit: blocks are not split, and some fit on none of {devices} together with the others; "
+                "use larger devices, 4- or 8-bit loading, or a half-precision dtype",
+                devices=machine,
+            )
         )
     lines.append("")
     if baseline is None:
-        lines.append(f"transformers' auto fails for this model: {forecast.baseline_failure}")
+        lines.append(Message("transformers' auto fails for this model: {reason}", reason=forecast.baseline_failure))
     else:
         lines += [
-            f"transformers' auto on the same devices, predicted in the same way (GiB): {report.verdict_on(baseline)}",
-            report.comparison(plan, baseline),
+            Message(
+                "transformers' auto on the same devices, predicted in the same way (GiB): {verdict}",
+                verdict=report.verdict_on(baseline),
+            ),
+            report.comparison(plan, baseline, say),
             *_time(None if baseline.offloads else baseline.plan),
         ]
-    return "\n".join(lines)
+    return "\n".join(map(say, lines))
 
 
 def _time(plan: "Plan | None") -> list[str]:
     """Return a line on the step time of a plan, if it is known."""
     from ..report.step_time import describe
 
-    return [] if plan is None or plan.step_time is None else [f"predicted step: {describe(plan.step_time)}"]
+    return (
+        []
+        if plan is None or plan.step_time is None
+        else [Message("predicted step: {time}", time=describe(plan.step_time))]
+    )
 
 
 def _missing(forecast: Forecast) -> int:

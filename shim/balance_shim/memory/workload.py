@@ -4,6 +4,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from ..choices import Loss, Tuning
+from ..language.message import Message
 from ..settings import Settings
 from ..upstream import fused_head
 from ..upstream.trainer import TrainingArgumentsLike
@@ -76,10 +77,14 @@ class Workload:
 
     def describe(self) -> str:
         """Return one line for people: "full, adamw_torch, 1 x 2048 tokens, accumulation 1"."""
-        extra = ", checkpointing" if self.gradient_checkpointing else ""
-        return (
-            f"{self.tuning}, {self.optimizer}, {self.batch_size} x {self.seq_len} tokens, "
-            f"accumulation {self.accumulation}{extra}"
+        return Message(
+            "{tuning}, {optimizer}, {batch_size} x {seq_len} tokens, accumulation {accumulation}{extra}",
+            tuning=self.tuning,
+            optimizer=self.optimizer,
+            batch_size=self.batch_size,
+            seq_len=self.seq_len,
+            accumulation=self.accumulation,
+            extra=Message(", checkpointing") if self.gradient_checkpointing else "",
         )
 
     def to_json(self) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ..devices import Device
+from ..language.message import Message
 from ..map_file import DeviceMap
 from ..memory.recomputation import is_supported
 from ..replicas.shares import Share, divide
@@ -114,7 +115,7 @@ class Alternatives:
         best = Candidate("pipeline", impossible=self.limits.pipeline)
         most = request.workload.accumulation
         if most < 2:
-            return replace(best, impossible=best.impossible or "there is one micro-batch in a step")
+            return replace(best, impossible=best.impossible or Message("there is one micro-batch in a step"))
         costed = self._cost(request)
         for count in self._counts_in_flight(most):
             plan = _solved(_with_in_flight(costed, count), request.devices)

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
+from ..language.message import Message
 from ..timing.step_time import StepTime
 
 if TYPE_CHECKING:
@@ -96,14 +97,14 @@ def choose(candidates: Sequence[Candidate]) -> Choice:
         return Choice(tuple(_lost(each, None) for each in ordered), None)
     if any(each.step_time is None for each in contenders):
         chosen = min(contenders, key=lambda each: WITHOUT_TIMES.index(each.remedy))
-        why = "the first that fits; the kind of the devices, and so their speed, is unknown"
+        why = Message("the first that fits; the kind of the devices, and so their speed, is unknown")
     else:
         fastest = max(map(_rate, contenders))
         chosen = next(each for each in contenders if _rate(each) >= fastest * (1 - EQUALLY_FAST))
         alone = len(contenders) == 1
-        why = "the only one that fits" if alone else "the fastest that fits"
+        why = Message("the only one that fits") if alone else Message("the fastest that fits")
         if _rate(chosen) < fastest:
-            why = "as fast as any that fits, and the simplest of these"
+            why = Message("as fast as any that fits, and the simplest of these")
     winner = replace(chosen, reason=why)
     return Choice(tuple(winner if each is chosen else _lost(each, chosen) for each in ordered), winner)
 
@@ -117,10 +118,13 @@ def _lost(candidate: Candidate, winner: Candidate | None) -> Candidate:
         return replace(candidate, reason=candidate.impossible)
     if not candidate.fits:
         if candidate.worst_fill is None:
-            return replace(candidate, reason="does not fit: not even its weights do")
-        return replace(candidate, reason=f"does not fit: {candidate.worst_fill:.0%} of the fullest device")
+            return replace(candidate, reason=Message("does not fit: not even its weights do"))
+        return replace(
+            candidate, reason=Message("does not fit: {fill} of the fullest device", fill=f"{candidate.worst_fill:.0%}")
+        )
     if winner is None or not _rate(candidate) or not _rate(winner):
-        return replace(candidate, reason="fits, but is not the simplest that does")
+        return replace(candidate, reason=Message("fits, but is not the simplest that does"))
     if _rate(candidate) < _rate(winner):
-        return replace(candidate, reason=f"{_rate(candidate) / _rate(winner):.2f} times the speed of what was chosen")
-    return replace(candidate, reason="hardly faster than what was chosen, which is simpler")
+        speed = f"{_rate(candidate) / _rate(winner):.2f}"
+        return replace(candidate, reason=Message("{factor} times the speed of what was chosen", factor=speed))
+    return replace(candidate, reason=Message("hardly faster than what was chosen, which is simpler"))

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from ..devices import Device
+from ..language.message import Joined, Message
 from ..map_file import DeviceMap
 from ..memory.blocks import Block, within
 from ..memory.colocation import of_unreached
@@ -55,12 +56,20 @@ def line(costed: CostedModel, device_map: DeviceMap, devices: Sequence[Device]) 
         return ""
     names = [_outermost_whole(block, costed.blocks, device_map) for block in unreached]
     listed = list(dict.fromkeys(names))
-    shown = ", ".join(listed[:4]) + (f" and {len(listed) - 4} more" if len(listed) > 4 else "")
+    shown: str = Joined(", ", listed[:4])
+    if len(listed) > 4:
+        shown = Message("{names} and {number} more", names=shown, number=len(listed) - 4)
     places = {device_map[block.name] for block in unreached}
     first = devices[0]
     if places == {first.index}:
-        return f"not reached by the dry run, so kept together on {first.name}: {shown}"
-    return f"not reached by the dry run, and too large to be kept together on {first.name}: {shown}"
+        return Message(
+            "not reached by the dry run, so kept together on {device}: {names}", device=first.name, names=shown
+        )
+    return Message(
+        "not reached by the dry run, and too large to be kept together on {device}: {names}",
+        device=first.name,
+        names=shown,
+    )
 
 
 def noted(plan: Plan, costed: CostedModel, devices: Sequence[Device]) -> Plan:

@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from .. import devices
+from ..language.message import Message
 from ..upstream.model_ends import output_head
 from .costed_model import CostedModel
 from .places import device_of
@@ -47,8 +48,10 @@ def noted(plan: Plan, costed: CostedModel) -> Plan:
     if not parted(plan, costed):
         return plan
     place = next((device.name for device in plan.devices if device.device.index == costed.head_device), None)
-    reason = f"{place}, and this one does not fit there" if place else "a device that this one may not use"
-    note = f"the head of another model of the same vocabulary is on {reason}"
+    where = Message("a device that this one may not use")
+    if place:
+        where = Message("{device}, and this one does not fit there", device=place)
+    note = Message("the head of another model of the same vocabulary is on {where}", where=where)
     return replace(plan, notes=(*plan.notes, note))
 
 

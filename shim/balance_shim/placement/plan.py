@@ -6,6 +6,7 @@ from typing import Any
 
 from ..choices import PlanMode
 from ..devices import Device
+from ..language.message import Joined, Message
 from ..map_file import DeviceMap
 from ..memory.allocation_record import Record
 from ..memory.cost import BlockCost, CostSource, is_estimate
@@ -197,11 +198,14 @@ def evaluate(
         if costed.workload.evaluation is not None:
             training = peak((cost.in_training() for cost in on_device[device.index]), costed.schedule)
             if training < sum(terms.values()):
-                decided.append(f"{device.name} (training alone: {format_size(training + device.overhead)})")
+                alone = format_size(training + device.overhead)
+                decided.append(Message("{device} (training alone: {size})", device=device.name, size=alone))
         terms["overhead"] = device.overhead
         device_plans.append(DevicePlan(device, terms, _run(costed, device_map, device, devices[0])))
     if decided:
-        notes = [*notes, f"evaluation ({costed.workload.evaluation}) decides the peak of {', '.join(decided)}"]
+        what, where = str(costed.workload.evaluation), Joined(", ", decided)
+        note = Message("evaluation ({evaluation}) decides the peak of {devices}", evaluation=what, devices=where)
+        notes = [*notes, note]
     return Plan(
         mode=mode,
         model_class=costed.structure.model_class,
@@ -219,14 +223,22 @@ def evaluate(
 
 def _attention_notes(costed: CostedModel, devices: Sequence[Device]) -> list[str]:
     capabilities = sorted({device.capability for device in devices if device.capability})
-    on = "" if not capabilities else " on compute capability " + ", ".join(f"{a}.{b}" for a, b in capabilities)
-    notes = []
+    listed = ", ".join(f"{a}.{b}" for a, b in capabilities)
+    on = Message(" on compute capability {versions}", versions=listed) if capabilities else ""
+    notes: list[str] = []
     for dtype in costed.math_attention:
         remedy = "float16" if capabilities and capabilities[0] < (8, 0) else "bfloat16"
-        alternatives = "another attn_implementation" if dtype == remedy else f"{remedy} or another attn_implementation"
+        others = Message("another attn_implementation")
+        if dtype != remedy:
+            others = Message("{dtype} or another attn_implementation", dtype=remedy)
         notes.append(
-            f"attention in {dtype} has no fused kernel{on}: each layer keeps a matrix of sequence length squared for "
-            f"every head; {alternatives} may avoid that"
+            Message(
+                "attention in {dtype} has no fused kernel{on}: each layer keeps a matrix of sequence length squared "
+                "for every head; {others} may avoid that",
+                dtype=dtype,
+                on=on,
+                others=others,
+            )
         )
     return notes
 

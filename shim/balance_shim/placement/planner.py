@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from .. import log
 from ..cache import cached
 from ..devices import Device, table
+from ..language.message import Message
 from ..map_file import DeviceMap, UserMap
 from ..memory.colocation import of_all_but_layers
 from ..memory.cost import is_estimate
@@ -152,12 +153,14 @@ def as_verified(
     verified = verification.verify(request, costed, device_map, recomputed)
     # An estimate implies already that this model fails in a dry run.
     is_news = verified.failure and not is_estimate(costed.source)
-    notes = [f"the map has had no dry run: {verified.failure}"] if is_news else []
+    notes: list[str] = []
+    if is_news:
+        notes.append(Message("the map has had no dry run: {reason}", reason=str(verified.failure)))
     for misprediction in verification.mispredictions(verified, costed, device_map, request.devices):
-        notes.append(f"{misprediction}")
+        notes.append(misprediction.describe())
         if misprediction.seen > misprediction.predicted:
             costed = verification.corrected(verified, costed, device_map, request.devices[0], misprediction)
-            notes[-1] += "; the figures here include it"
+            notes[-1] = Message("{note}; the figures here include it", note=notes[-1])
     plan = replace(evaluate("balanced", costed, device_map, request.devices, notes), recomputed=recomputed)
     return Verified(plan, costed, verified.met)
 

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
+from ..language.message import Message
 from ..memory.precision import in_dtype, trains_in
 from ..memory.recomputation import is_supported
 from ..memory.workload import Workload
@@ -28,12 +29,14 @@ def what_would_fit(plan: Plan, request: Request) -> list[str]:
         plan: a balanced plan that does not fit.
         request: the request that it was made for.
     """
-    remedies = [
-        f"{remedy.phrase} (fullest device {format_size(remedy.plan.worst.predicted_peak)})"
+    remedies: list[str] = [
+        Message(
+            "{change} (fullest device {size})", change=remedy.phrase, size=format_size(remedy.plan.worst.predicted_peak)
+        )
         for remedy in remedies_that_fit(plan, request)
     ]
     # The request knows the devices of one replica only, so nothing is predicted of more.
-    return [*remedies, "fewer replicas, each on more devices"] if plan.workload.replicated else remedies
+    return [*remedies, Message("fewer replicas, each on more devices")] if plan.workload.replicated else remedies
 
 
 @dataclass(frozen=True)
@@ -149,21 +152,22 @@ def _changes(workload: Workload, request: Request) -> list[Change]:
         remedies.append(Change(phrase, {"evaluation": smaller}))
     checkpoints = is_supported(request.model) and not workload.gradient_checkpointing
     if checkpoints:
-        phrase = "gradient checkpointing (BALANCE_GRADIENT_CHECKPOINTING=1)"
+        phrase = Message("gradient checkpointing (BALANCE_GRADIENT_CHECKPOINTING=1)")
         remedies.append(Change(phrase, {"gradient_checkpointing": True}))
     if workload.batch_size > 1:
         # The rest of the batch is accumulated.
         changes = {"batch_size": 1, "accumulation": workload.accumulation * workload.batch_size}
-        remedies.append(Change("a micro-batch of 1 (BALANCE_MICRO_BATCH=1)", changes))
+        remedies.append(Change(Message("a micro-batch of 1 (BALANCE_MICRO_BATCH=1)"), changes))
     if request.may_halve and trains_in(request.model, torch.float32):
         remedies.append(Change("BALANCE_PRECISION=bf16", {}, halves=True))
     if workload.tuning == "full":
-        remedies.append(Change("an 8-bit optimizer", {"optimizer": "adamw_8bit"}))
+        remedies.append(Change(Message("an 8-bit optimizer"), {"optimizer": "adamw_8bit"}))
         remedies.append(Change("LoRA", {"tuning": "lora"}))
         if checkpoints:
             remedies.append(
-                Change("LoRA with gradient checkpointing", {"tuning": "lora", "gradient_checkpointing": True})
+                Change(Message("LoRA with gradient checkpointing"), {"tuning": "lora", "gradient_checkpointing": True})
             )
     if workload.seq_len >= 512:
-        remedies.append(Change(f"sequences of {workload.seq_len // 2} tokens", {"seq_len": workload.seq_len // 2}))
+        half = workload.seq_len // 2
+        remedies.append(Change(Message("sequences of {number} tokens", number=half), {"seq_len": half}))
     return remedies

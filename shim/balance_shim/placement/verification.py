@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..cache import cached
 from ..devices import Device
+from ..language.message import Message
 from ..map_file import DeviceMap
 from ..memory.cost import BlockCost
 from ..memory.peak import peak
@@ -93,10 +94,14 @@ class Misprediction:
     predicted: int
     seen: int
 
-    def __str__(self) -> str:
+    def describe(self) -> str:
+        """Return a line for people."""
         seen, predicted = format_alike(self.seen, self.predicted)
-        return (
-            f"{self.device.name}: in a dry run activations and gradients take {seen}, where {predicted} was predicted"
+        return Message(
+            "{device}: in a dry run activations and gradients take {seen}, where {predicted} was predicted",
+            device=self.device.name,
+            seen=seen,
+            predicted=predicted,
         )
 
 

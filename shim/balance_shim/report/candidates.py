@@ -1,44 +1,63 @@
 """The table of mode `auto`: what each candidate would take, and why one was chosen."""
 
+from ..language.message import Message
+from ..language.speaker import Say, english
 from ..placement.candidates import Candidate, Choice
-from ..units import counted
 from .step_time import duration
 from .table import table
 
 
 def name_of(candidate: Candidate) -> str:
     """Return what a candidate is, for people."""
+    count = candidate.count
     names = {
-        "one_device": "one device",
-        "balanced": "balanced map",
-        "checkpointing": "balanced map",
-        "pipeline": f"balanced map, {counted(candidate.count, 'micro-batch')} in flight",
-        "replicas": f"{counted(candidate.count, 'replica')} of a map",
-        "zero3": f"ZeRO-3 on {counted(candidate.count, 'rank')}",
-        "zero3_offload": f"ZeRO-3 on {counted(candidate.count, 'rank')}, {_offloaded(candidate)} in host memory",
+        "one_device": Message("one device"),
+        "balanced": Message("balanced map"),
+        "checkpointing": Message("balanced map"),
+        "pipeline": Message("balanced map, {number} in flight", number=_micro_batches(count)),
+        "replicas": Message("{number} of a map", number=_replicas(count)),
+        "zero3": Message("ZeRO-3 on {number}", number=_ranks(count)),
+        "zero3_offload": Message(
+            "ZeRO-3 on {number}, {what} in host memory", number=_ranks(count), what=_offloaded(candidate)
+        ),
     }
-    return names[candidate.remedy] + (", layers recomputed" if candidate.recomputes else "")
+    name = names[candidate.remedy]
+    return Message("{name}, layers recomputed", name=name) if candidate.recomputes else name
 
 
 def _offloaded(candidate: Candidate) -> str:
-    return "weights and optimizer state" if candidate.offload == "all" else "optimizer state"
+    return Message("weights and optimizer state") if candidate.offload == "all" else Message("optimizer state")
 
 
-def candidates_table(choice: Choice) -> str:
+def _ranks(count: int) -> str:
+    return Message("1 rank") if count == 1 else Message("{count} ranks", count=count)
+
+
+def _replicas(count: int) -> str:
+    return Message("1 replica") if count == 1 else Message("{count} replicas", count=count)
+
+
+def _micro_batches(count: int) -> str:
+    return Message("1 micro-batch") if count == 1 else Message("{count} micro-batches", count=count)
+
+
+def candidates_table(choice: Choice, say: Say = english) -> str:
     """Return a table with a line for each candidate; the chosen one has a mark."""
     rows = []
     for candidate in choice.candidates:
         time = candidate.step_time
         rows.append(
             [
-                ("* " if candidate is choice.chosen else "  ") + name_of(candidate),
+                ("* " if candidate is choice.chosen else "  ") + say(name_of(candidate)),
                 "-" if candidate.worst_fill is None else f"{candidate.worst_fill:.0%}",
                 "-" if time is None else duration(time.seconds),
                 "-" if time is None or not time.tokens else f"{time.tokens_per_second:,.0f}",
             ]
         )
-    lines = table(["candidate", "fullest device", "step", "tokens/s"], rows).splitlines()
-    return "\n".join(f"{line}  {reason}" for line, reason in zip(lines, ["reason", *_reasons(choice)], strict=True))
+    header = ["candidate", "fullest device", "step", "tokens/s"]
+    lines = table([say(word) for word in header], rows).splitlines()
+    reasons = ["reason", *_reasons(choice)]
+    return "\n".join(f"{line}  {say(reason)}" for line, reason in zip(lines, reasons, strict=True))
 
 
 def _reasons(choice: Choice) -> list[str]:
@@ -48,8 +67,8 @@ def _reasons(choice: Choice) -> list[str]:
 def verdict(choice: Choice) -> str:
     """Return a line on what was chosen, or on what would fit."""
     if choice.chosen is not None:
-        return f"mode auto chooses: {name_of(choice.chosen)}: {choice.chosen.reason}"
-    change = f"; the smallest change that would fit: {choice.change}" if choice.change else (
-        "; use more or larger devices, 4- or 8-bit loading, or LoRA"
-    )  # fmt: skip
-    return f"mode auto: nothing fits{change}"
+        name, reason = name_of(choice.chosen), choice.chosen.reason
+        return Message("mode auto chooses: {name}: {reason}", name=name, reason=reason)
+    if choice.change:
+        return Message("mode auto: nothing fits; the smallest change that would fit: {change}", change=choice.change)
+    return Message("mode auto: nothing fits; use more or larger devices, 4- or 8-bit loading, or LoRA")

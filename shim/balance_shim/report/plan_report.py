@@ -5,6 +5,8 @@ import os
 from collections.abc import Collection
 
 from .. import log, map_file
+from ..language.message import Joined, Message
+from ..language.speaker import Say, english
 from ..map_file import DeviceMap
 from ..memory.cost import TERMS, TRACED
 from ..placement.plan import Plan
@@ -39,7 +41,7 @@ def show(plan: Plan, report: str, files: int | None = None, number: int = 1) -> 
     return None if report == "text" else write(plan, report, files)
 
 
-def plan_table(plan: Plan) -> str:
+def plan_table(plan: Plan, say: Say = english) -> str:
     """Return a table in GiB: each device's blocks, predicted peak by term, and what its allocator reserves."""
     largest = max(max(device.predicted_peak, device.capacity) for device in plan.devices)
     rows = []
@@ -48,8 +50,9 @@ def plan_table(plan: Plan) -> str:
         figures = [gib(size, largest) for size in sizes]
         reserved = device.predicted_reserved
         figures += [f"{device.filled:.0%}", "-" if reserved is None else gib(reserved, largest)]
-        rows.append([device.name, summary(plan.device_map, device.device.index), *figures])
-    return table(["device", "blocks", *TERMS, "peak", "capacity", "used", "reserved"], rows, left=2)
+        rows.append([device.name, say(summary(plan.device_map, device.device.index)), *figures])
+    header = ["device", "blocks", *TERMS, "peak", "capacity", "used", "reserved"]
+    return table([say(word) for word in header], rows, left=2)
 
 
 def workload_comparison(assumed: Plan, actual: Plan, waits: bool = False) -> str:
@@ -111,9 +114,12 @@ def summary(device_map: DeviceMap, device: int | str) -> str:
                 parts.append(_run(run, paths))
         else:
             run = None
-            parts.append(_short(name, paths) or "the whole model")
-    shown = parts if len(parts) <= 4 else [*parts[:3], f"{len(parts) - 3} more"]
-    return ", ".join(shown) or "nothing"
+            parts.append(_short(name, paths) or Message("the whole model"))
+    if not parts:
+        return Message("nothing")
+    if len(parts) <= 4:
+        return parts[0] if len(parts) == 1 else ", ".join(parts)
+    return Message("{names}, {number} more", names=", ".join(parts[:3]), number=len(parts) - 3)
 
 
 def _ordinal(number: int) -> str:
@@ -161,7 +167,9 @@ def write(plan: Plan, folder: str, number: int | None = None) -> int | None:
 def chunks_line(saved: tuple[str, int]) -> str:
     """Return the line on what `remedies.saved_by_chunks` has found; "" if that is not worth a line."""
     name, size = saved
-    return f"BALANCE_LOSS=chunked would save {format_size(size)} on {name}" if size >= WORTH_SAYING else ""
+    if size < WORTH_SAYING:
+        return ""
+    return Message("BALANCE_LOSS=chunked would save {size} on {device}", size=format_size(size), device=name)
 
 
 def precision_line(precision: str, dtype: str, saved: dict[str, int]) -> str:
@@ -182,16 +190,25 @@ def precision_line(precision: str, dtype: str, saved: dict[str, int]) -> str:
 def shortfall_line(plan: Plan, remedies: list[str]) -> str:
     """Return the line on a plan that does not fit: by how much, and what would."""
     scarcest = max(plan.devices, key=lambda device: device.shortfall)
-    guess = f" (assuming sequences of {plan.workload.seq_len} tokens)" if plan.workload.guessed else ""
-    would = "; ".join(remedies) if remedies else "none of the usual changes alone; more or larger devices"
+    assumed = Message(" (assuming sequences of {number} tokens)", number=plan.workload.seq_len)
+    would = Joined("; ", remedies) if remedies else Message("none of the usual changes alone; more or larger devices")
     needed, capacity, missing = format_alike(scarcest.predicted_peak, scarcest.capacity, plan.shortfall)
-    needs = f"needs {needed} of {capacity}"
+    needs = Message("needs {needed} of {capacity}", needed=needed, capacity=capacity)
     if scarcest.predicted_peak - scarcest.capacity < scarcest.shortfall:
         # Its tensors alone may fit: what does not is the allocator's segments, some of which are partly empty.
         reserved, available = scarcest.predicted_reserved or 0, scarcest.device.available
         reserved_text, available_text, missing = format_alike(reserved, available, plan.shortfall)
-        needs = (
-            f"has tensors of {format_size(scarcest.predicted_peak)}, for which its allocator needs to reserve "
-            f"{reserved_text} of {available_text}"
+        needs = Message(
+            "has tensors of {tensors}, for which its allocator needs to reserve {reserved} of {available}",
+            tensors=format_size(scarcest.predicted_peak),
+            reserved=reserved_text,
+            available=available_text,
         )
-    return f"predicted not to fit{guess}: {scarcest.name} {needs}, {missing} too much. What would fit: {would}"
+    return Message(
+        "predicted not to fit{guess}: {device} {needs}, {missing} too much. What would fit: {remedies}",
+        guess=assumed if plan.workload.guessed else "",
+        device=scarcest.name,
+        needs=needs,
+        missing=missing,
+        remedies=would,
+    )

@@ -1,9 +1,13 @@
 """Explain an out-of-memory error: its place, predicted and measured peaks, a map that would have fitted, remedies."""
 
+import os
+import sys
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from ... import devices, log
+from ... import devices, log, state
+from ...language.message import Message
+from ...language.speaker import Say, english, language_of, speaker
 from ...monitoring import trainer_callback
 from ...monitoring.monitor import watched_devices
 from ...monitoring.other_processes import paged_state
@@ -60,7 +64,11 @@ def explain(trainer: TrainerLike, model: "nn.Module", plan: Plan | None, failure
     scene = attempt("planning again", with_predictions, scene, trainer, model, default=scene, instead=planned_again)
     headline, reasons, rows = _headline(scene, trainer), causes(scene), _rows(scene)
     remedies = attempt("looking for what fits", what_fits, scene, trainer, default=[], instead=planned_again)
-    aligned = table(HEADER, rows).removeprefix("  ").replace("\n", "\n  ")
+
+    def in_words(say: Say) -> str:
+        aligned = table([say(word) for word in HEADER], rows).replace("\n", "\n  ")
+        return "\n  ".join(map(say, [headline, *reasons, aligned, *remedies]))
+
     facts = {
         "step": trainer.state.global_step + 1,
         "device": scene.name,
@@ -70,7 +78,8 @@ def explain(trainer: TrainerLike, model: "nn.Module", plan: Plan | None, failure
         "remedies": remedies,
     }
     report = log.error if alone else log.error_of_any_rank
-    report("\n  ".join([headline, *reasons, aligned, *remedies]), "out of memory", facts)
+    say = speaker(language_of(os.environ, state.settings().lang), sys.stderr)
+    report(in_words(english), "out of memory", facts, shown=in_words(say))
 
 
 def _looked_at(trainer: TrainerLike, plan: Plan | None, kind: str) -> list[int]:
@@ -88,20 +97,27 @@ def _looked_at(trainer: TrainerLike, plan: Plan | None, kind: str) -> list[int]:
 def _headline(scene: Scene, trainer: TrainerLike) -> str:
     place = scene.place
     block = _block_of(place.module, scene)
-    where = f" of {place.module}" if place.module else ""
-    if place.phase == "backward pass":
-        where = f", recomputing {place.module}" if place.module else f" ({_on_device(scene)})"
-    elif place.phase == "optimizer step":
-        where = f" ({_on_device(scene)})"
-    inside = f" (block {block})" if block and block != place.module else ""
+    where = Message(" of {module}", module=place.module) if place.module else ""
+    if place.phase == "backward pass" and place.module:
+        where = Message(", recomputing {module}", module=place.module)
+    elif place.phase in ("backward pass", "optimizer step"):
+        where = Message(" ({blocks})", blocks=_on_device(scene))
+    inside = Message(" (block {name})", name=block) if block and block != place.module else ""
     sizes = (scene.readings[scene.failed].allocated, place.wanted, scene.meter.totals[scene.failed])
     allocated, asked, total = format_alike(*sizes)
-    wanted = f", {asked} more requested" if place.wanted else ""
-    batch = f", batch of {place.batch.rows} x {place.batch.row_tokens} tokens" if place.batch.tokens else ""
-    step = f", step {trainer.state.global_step + 1}"
-    return (
-        f"out of memory on {scene.name} in the {place.phase}{where}{inside}{step}{batch}: "
-        f"{allocated} in tensors{wanted}, of {total}"
+    size = f"{place.batch.rows} x {place.batch.row_tokens}"
+    return Message(
+        "out of memory on {device} in the {phase}{where}{inside}, step {step}{batch}: {allocated} in tensors{wanted}, "
+        "of {total}",
+        device=scene.name,
+        phase=place.phase,
+        where=where,
+        inside=inside,
+        step=trainer.state.global_step + 1,
+        batch=Message(", batch of {size} tokens", size=size) if place.batch.tokens else "",
+        allocated=allocated,
+        wanted=Message(", {size} more requested", size=asked) if place.wanted else "",
+        total=total,
     )
 
 
@@ -115,9 +131,11 @@ def _block_of(module: str, scene: Scene) -> str:
 def _on_device(scene: Scene) -> str:
     plan = scene.planned or scene.actual
     if plan is None:
-        return "block unknown: autograd and optimizers do not report it"
+        return Message("block unknown: autograd and optimizers do not report it")
     held = plan_report.summary(plan.device_map, scene.meter.indices[scene.failed])
-    return f"the traceback does not name the block; blocks of {scene.name}: {held}"
+    return Message(
+        "the traceback does not name the block; blocks of {device}: {blocks}", device=scene.name, blocks=held
+    )
 
 
 def _rows(scene: Scene) -> list[list[str]]:

@@ -5,6 +5,7 @@ import os
 from dataclasses import replace
 
 from ... import map_file, state
+from ...language.message import Joined, Message
 from ...memory.workload import Workload
 from ...monitoring.files import folder_for, free_name
 from ...placement.plan import Plan
@@ -20,14 +21,19 @@ FIT_FILE = "device_map_that_fits"
 def what_fits(scene: Scene, trainer: TrainerLike) -> list[str]:
     if scene.request is None:
         return []
-    lines, remedies = [], []
+    lines: list[str] = []
+    remedies: list[tuple[str, Plan]] = []
     if scene.kept is not None:
-        return ["remedy: release them (detach() tensors kept for logging, or keep numbers with item())"]
+        return [Message("remedy: release them (detach() tensors kept for logging, or keep numbers with item())")]
     if had_room(scene):
         assert scene.better is not None
         room = _names_with_room(scene)
-        had = f"{', '.join(room)} had room: the" if room else "The"
-        lines.append(f"{had} {'map' if scene.planned is None or scene.planned.is_users else 'plan'} was wrong")
+        what = Message("map") if scene.planned is None or scene.planned.is_users else Message("plan")
+        if room:
+            line = Message("{devices} had room: the {what} was wrong", devices=Joined(", ", room), what=what)
+        else:
+            line = Message("The {what} was wrong", what=what)
+        lines.append(line)
         remedies.append((_written(scene, trainer), scene.better))
     if scene.better is not None:
         workload = scene.better.workload
@@ -37,9 +43,17 @@ def what_fits(scene: Scene, trainer: TrainerLike) -> list[str]:
     for number, (setting, plan) in enumerate(remedies[:MOST_REMEDIES], 1):
         worst = plan.worst
         needed, capacity = format_alike(worst.predicted_peak, worst.capacity)
-        predicted = f"{needed} of {capacity} on {worst.name}"
-        lines.append(f"remedy {number}: {setting} (predicted {predicted})")
-    return lines or ["no setting of the shim would have fit; use more or larger devices, or a smaller model"]
+        lines.append(
+            Message(
+                "remedy {number}: {setting} (predicted {needed} of {capacity} on {device})",
+                number=number,
+                setting=setting,
+                needed=needed,
+                capacity=capacity,
+                device=worst.name,
+            )
+        )
+    return lines or [Message("no setting of the shim would have fit; use more or larger devices, or a smaller model")]
 
 
 def as_measured(scene: Scene, plan: Plan) -> Plan:
@@ -85,13 +99,15 @@ def _written(scene: Scene, trainer: TrainerLike) -> str:
     except OSError:  # nowhere to write: then in full
         value = json.dumps(scene.better.device_map)
     if scene.planned is None:
-        return f"{value}, as device_map= in the script (it gives none that BALANCE_INTERCEPT replaces)"
+        return Message(
+            "{value}, as device_map= in the script (it gives none that BALANCE_INTERCEPT replaces)", value=value
+        )
     return f"BALANCE_DEVICE_MAP={value}"
 
 
 def _setting(remedy: Remedy, workload: Workload) -> str:
     """Return a remedy as what to set: a variable where there is one, else words for the script."""
-    parts = []
+    parts: list[str] = []
     for field, value in remedy.changes.items():
         if field == "gradient_checkpointing":
             parts.append("BALANCE_GRADIENT_CHECKPOINTING=1")
@@ -100,11 +116,11 @@ def _setting(remedy: Remedy, workload: Workload) -> str:
         elif field == "accumulation":
             continue  # a smaller micro-batch brings it along
         elif field == "optimizer":
-            parts.append(f"optim={value!r} in the script")
+            parts.append(Message("optim={name} in the script", name=repr(value)))
         elif field == "tuning":
-            parts.append("LoRA (PEFT) in the script")
+            parts.append(Message("LoRA (PEFT) in the script"))
         elif field == "seq_len":
-            parts.append(f"sequences of at most {value} tokens in the script")
+            parts.append(Message("sequences of at most {number} tokens in the script", number=value))
         else:
             parts.append(remedy.phrase)
-    return " and ".join(parts) or remedy.phrase
+    return Joined(" and ", parts) if parts else remedy.phrase

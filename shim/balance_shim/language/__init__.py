@@ -1,0 +1,1 @@
+"""Messages in other languages than English: which language, the messages, and their translations."""
