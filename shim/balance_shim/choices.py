@@ -12,6 +12,6 @@ Offload = Literal["none", "optimizer", "all"]
 Language = Literal["en", "zh"]
 # What a message in `events.jsonl` is about; from "kept" on, what the monitor finds.
 EventKind = Literal[
-    "message", "does not fit", "out of memory", "repair", "move", "portions",
+    "message", "does not fit", "out of memory", "repair", "move", "portions", "choice",
     "kept", "long batch", "longer batches", "fragmentation", "cache", "occupied", "others",
 ]  # fmt: skip

@@ -162,3 +162,11 @@ def test_a_config_that_cannot_be_planned_is_a_reason(tmp_path):
     replanned = what_if.replan(folder.read(str(folders.write(tmp_path, **files))))
     assert "not_there" in replanned.no_combinations and not replanned.combinations
     assert replanned.no_combinations.replace("'", "&#39;") in page_of(tmp_path, replanned, **files)
+
+
+def test_the_choice_of_mode_auto_is_shown(tmp_path):
+    """With the table of all candidates and the reasons: an action, and no problem."""
+    table = [["candidate", "step", "reason"], ["* balanced map", "1 s", "the fastest that fits"]]
+    said = [folders.event("choice", "candidates", level="info", headline="auto chooses: balanced map", table=table)]
+    page = page_of(tmp_path, **{"events.jsonl": folders.lines(said)})
+    assert "How mode auto chose" in page and "the fastest that fits" in page and 'class="verdict good"' in page

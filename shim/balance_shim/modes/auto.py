@@ -66,7 +66,8 @@ def _chosen(load: ModelLoad) -> Candidate | None:
     if choice is None:
         return None
     if log.is_first_process():
-        log.info(f"candidates of mode auto:\n{report.candidates_table(choice)}\n  {report.verdict(choice)}")
+        text = f"candidates of mode auto:\n{report.candidates_table(choice)}\n  {report.verdict(choice)}"
+        log.info(text, "choice", report.facts(choice))
     return choice.chosen
 
 

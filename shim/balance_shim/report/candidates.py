@@ -1,10 +1,15 @@
 """The table of mode `auto`: what each candidate would take, and why one was chosen."""
 
+from typing import Any
+
 from ..language.message import Message
 from ..language.speaker import Say, english
 from ..placement.candidates import Candidate, Choice
 from .step_time import duration
 from .table import table
+
+
+HEADER = ("candidate", "fullest device", "step", "tokens/s")
 
 
 def name_of(candidate: Candidate) -> str:
@@ -43,6 +48,19 @@ def _micro_batches(count: int) -> str:
 
 def candidates_table(choice: Choice, say: Say = english) -> str:
     """Return a table with a line for each candidate; the chosen one has a mark."""
+    lines = table([say(word) for word in HEADER], _rows(choice, say)).splitlines()
+    reasons = ["reason", *_reasons(choice)]
+    return "\n".join(f"{line}  {say(reason)}" for line, reason in zip(lines, reasons, strict=True))
+
+
+def facts(choice: Choice) -> dict[str, Any]:
+    """Return the choice for `events.jsonl`: the verdict, and the table with its reasons."""
+    rows = [[*row, reason] for row, reason in zip(_rows(choice), _reasons(choice), strict=True)]
+    return {"headline": verdict(choice), "table": [[*HEADER, "reason"], *rows]}
+
+
+def _rows(choice: Choice, say: Say = english) -> list[list[str]]:
+    """Return the cells under `HEADER`."""
     rows = []
     for candidate in choice.candidates:
         time = candidate.step_time
@@ -54,10 +72,7 @@ def candidates_table(choice: Choice, say: Say = english) -> str:
                 "-" if time is None or not time.tokens else f"{time.tokens_per_second:,.0f}",
             ]
         )
-    header = ["candidate", "fullest device", "step", "tokens/s"]
-    lines = table([say(word) for word in header], rows).splitlines()
-    reasons = ["reason", *_reasons(choice)]
-    return "\n".join(f"{line}  {say(reason)}" for line, reason in zip(lines, reasons, strict=True))
+    return rows
 
 
 def _reasons(choice: Choice) -> list[str]:

@@ -10,6 +10,7 @@ from .. import log
 from ..choices import EventKind
 
 FILE = "events.jsonl"
+BEGAN = "BALANCE_SHIM_BEGAN"  # a variable: when the process began that became this one, or started it
 _folder: str | None = None
 _began = time.time()
 _listening = False
@@ -21,7 +22,7 @@ def record_to(folder: str | None) -> None:
     The file is made with the first event. Each rank has its own: `events-rank1.jsonl`.
     """
     global _folder, _began, _listening
-    _folder, _began = folder, time.time()
+    _folder, _began = folder, _inherited() or time.time()
     if folder is not None and not _listening:
         _listening = True
         log.listen(_add)
@@ -30,6 +31,13 @@ def record_to(folder: str | None) -> None:
 def began() -> float:
     """Return when the shim was armed, in seconds of Unix time: the events of this run are not older."""
     return _began
+
+
+def _inherited() -> float:
+    try:
+        return float(os.environ.get(BEGAN, "0"))
+    except ValueError:
+        return 0.0
 
 
 def _add(level: str, message: str, kind: EventKind, facts: Mapping[str, Any]) -> None:

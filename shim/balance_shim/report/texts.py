@@ -38,6 +38,7 @@ FINDINGS: Mapping[str, tuple[str, str]] = {
     "repair": ("The device map was repaired", "Nothing to do. The repair is remembered for the next run."),
     "move": ("Blocks were moved", ""),
     "portions": ("Micro-batches run in portions", ""),
+    "choice": ("How mode auto chose", ""),
     "unfinished": ("The last recorded step did not finish", "The program's own error message has the reason."),
     "message": ("Message", ""),
 }

@@ -11,7 +11,7 @@ PROBLEMS = (
     "out of memory", "kept", "does not fit", "longer batches", "long batch", "fragmentation", "cache", "occupied",
     "others", "unfinished",
 )  # fmt: skip
-ACTIONS = ("repair", "portions", "move")
+ACTIONS = ("choice", "repair", "portions", "move")
 
 
 def of(run: RunFolder) -> dict[str, Any]:

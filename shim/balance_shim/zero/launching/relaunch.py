@@ -16,6 +16,7 @@ from typing import NoReturn
 from ... import devices, log, simulation, state, zero_support
 from ...errors import ZeroError
 from ...processes import is_worker
+from ...report import events
 from ...units import counted
 from . import rank_environment, requirements
 
@@ -223,7 +224,8 @@ def _become(words: list[str], variables: Mapping[str, str]) -> NoReturn:
         os.chdir(folder)
     # Until the launcher can end without a traceback; it unblocks them.
     signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
-    os.execve(words[0], words, {**os.environ, **variables, state.SETTINGS_SAID: "1"})
+    ours = {state.SETTINGS_SAID: "1", events.BEGAN: f"{events.began():.3f}"}
+    os.execve(words[0], words, {**os.environ, **variables, **ours})
 
 
 def _check_port(environ: Mapping[str, str]) -> None:
