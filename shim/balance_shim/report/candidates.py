@@ -8,7 +8,6 @@ from ..placement.candidates import Candidate, Choice
 from .step_time import duration
 from .table import table
 
-
 HEADER = ("candidate", "fullest device", "step", "tokens/s")
 
 
