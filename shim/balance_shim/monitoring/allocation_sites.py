@@ -43,10 +43,10 @@ class Makers:
             line = _line(tensor.grad_fn)
             storage = _storage(tensor)
             module = None if storage is None else self._made.get(storage)
-            where = [f"by {module or 'the model'}"] if module is not None else []
-            where += [f"at {line}"] if line else []
-            if where:
-                return f"made {', '.join(where)}"
+            origin = [f"by {module or 'the model'}"] if module is not None else []
+            origin += [f"at {line}"] if line else []
+            if origin:
+                return f"made {', '.join(origin)}"
         return ""
 
     def _note(self, module: Any, _: Any, output: Any) -> None:
@@ -75,11 +75,11 @@ def _tensors_in(output: Any) -> Iterator[Any]:
     if isinstance(output, torch.Tensor):
         yield output
     elif isinstance(output, dict):
-        for each in output.values():
-            yield from _tensors_in(each)
+        for item in output.values():
+            yield from _tensors_in(item)
     elif isinstance(output, (list, tuple)):
-        for each in output:
-            yield from _tensors_in(each)
+        for item in output:
+            yield from _tensors_in(item)
 
 
 def _storage(tensor: Any) -> int | None:

@@ -21,9 +21,11 @@ def size_of(inputs: Any) -> BatchSize:
     """Return the size of what a `training_step` gets; all zero where that is no dict of tensors."""
     if not isinstance(inputs, Mapping):
         return BatchSize()
-    tensors = [each for each in inputs.values() if hasattr(each, "numel") and hasattr(each, "element_size")]
+    tensors = [tensor for tensor in inputs.values() if hasattr(tensor, "numel") and hasattr(tensor, "element_size")]
     ids = inputs.get("input_ids")
     shape = tuple(getattr(ids, "shape", ()))
     rows, row_tokens = shape if len(shape) == 2 else (1, shape[0]) if len(shape) == 1 else (0, 0)
-    elements = sum(each.numel() for each in tensors)
-    return BatchSize(int(rows), int(row_tokens), elements, sum(each.numel() * each.element_size() for each in tensors))
+    elements = sum(tensor.numel() for tensor in tensors)
+    return BatchSize(
+        int(rows), int(row_tokens), elements, sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+    )

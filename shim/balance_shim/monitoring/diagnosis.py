@@ -90,7 +90,7 @@ class Growth:
 
     def start(self, readings: Sequence[Reading]) -> list[Finding]:
         """Take what devices held before the first step."""
-        found = []
+        findings = []
         for device, reading in enumerate(readings):
             self._base[device] = self._others[device] = reading.others or 0
             part = (reading.others or 0) / self._totals[device]
@@ -99,8 +99,8 @@ class Growth:
                     f"{self._names[device]} starts {part:.0%} full: {format_size(reading.others or 0)} of "
                     f"{format_size(self._totals[device])} are used by {self._who()}"
                 )
-                found.append(Finding("occupied", 0, (device,), text))
-        return found
+                findings.append(Finding("occupied", 0, (device,), text))
+        return findings
 
     def add(self, step: Step) -> list[Finding]:
         """Take a step and return what is known now and was not before."""
@@ -113,15 +113,15 @@ class Growth:
             for reading, peak in zip(step.readings, self._peaks, strict=True)
         )
         self._history.append((step.number, floors, slacks))
-        found = [*self._others_grown(step), *self._kept_alive(step), *self._batches(step)]
-        found += [*self._fragmentation(slacks), *self._idle_cache(step)]
+        findings = [*self._others_grown(step), *self._kept_alive(step), *self._batches(step)]
+        findings += [*self._fragmentation(slacks), *self._idle_cache(step)]
         peaks = [reading.peak for reading in step.readings]
         self._step_peaks = list(map(max, self._step_peaks, peaks))
         self._peaks = list(map(max, self._peaks, peaks))
         self._largest = max(self._largest, step.size)
         if self._steps <= BATCHES_BEFORE:
             self._early_size, self._early_peaks = self._largest, list(self._step_peaks)
-        return found
+        return findings
 
     def _who(self) -> str:
         return "other processes" if self._exact() else "other processes (or CUDA itself)"
@@ -146,7 +146,7 @@ class Growth:
         reading = step.readings[worst]
         room = self._totals[worst] - self._others[worst] - reading.allocated - (reading.peak - reading.allocated)
         text = (
-            f"retained memory grows on {', '.join(self._names[each] for each in devices)} since "
+            f"retained memory grows on {', '.join(self._names[device] for device in devices)} since "
             f"step {since}, by {format_size(rate)} per step on {self._names[worst]}, which will be full at about step "
             f"{step.number + int(max(0, room) / rate)}"
         )
@@ -192,23 +192,23 @@ class Growth:
         return [Finding("longer batches", step.number, tuple(full), text)]
 
     def _fragmentation(self, slacks: Sequence[int]) -> list[Finding]:
-        found = []
+        findings = []
         for device, slack in enumerate(slacks):
             rate = self._slack[device].add(slack)
             if rate is None or slack < FRAGMENTED * self._totals[device] or "fragmentation" in self._told:
                 continue
             self._told.add("fragmentation")
-            since = self._history[began([each[device] for _, _, each in self._history])][0]
+            since = self._history[began([values_by_step[device] for _, _, values_by_step in self._history])][0]
             text = (
                 f"fragmentation on {self._names[device]} since step {since}: the allocator holds {format_size(slack)} "
                 f"more than tensors have ever needed, {format_size(rate)} more each step; "
                 "PYTORCH_ALLOC_CONF=expandable_segments:True (PYTORCH_CUDA_ALLOC_CONF before torch 2.9) usually helps"
             )
-            found.append(Finding("fragmentation", since, (device,), text, rate))
-        return found
+            findings.append(Finding("fragmentation", since, (device,), text, rate))
+        return findings
 
     def _idle_cache(self, step: Step) -> list[Finding]:
-        found = []
+        findings = []
         for device, reading in enumerate(step.readings):
             total = self._totals[device]
             # What evaluation or saving needed between steps, and the allocator has not given back.
@@ -225,11 +225,11 @@ class Growth:
                     f"steps do not use (evaluation or saving did), and only {format_size(max(0, free))} free; "
                     "torch_empty_cache_steps in the TrainingArguments, or a smaller evaluation batch, releases it"
                 )
-                found.append(Finding("cache", since, (device,), text))
-        return found
+                findings.append(Finding("cache", since, (device,), text))
+        return findings
 
     def _others_grown(self, step: Step) -> list[Finding]:
-        found = []
+        findings = []
         for device, reading in enumerate(step.readings):
             if reading.others is None:
                 continue
@@ -244,8 +244,8 @@ class Growth:
                     f"{self._who()} took {format_size(reading.others - base)} of {self._names[device]} by step "
                     f"{step.number}; they use {format_size(reading.others)} of {format_size(self._totals[device])} now"
                 )
-                found.append(Finding("others", step.number, (device,), text))
-        return found
+                findings.append(Finding("others", step.number, (device,), text))
+        return findings
 
 
 def _amount(step: Step) -> str:

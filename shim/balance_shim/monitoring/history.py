@@ -34,12 +34,14 @@ class History:
 
     def add(self, step: int, readings: Sequence[Reading]) -> None:
         before = self.points[-1].others if self.points else (0,) * len(self.names)
-        others = [old if each.others is None else each.others for each, old in zip(readings, before, strict=True)]
+        others = [
+            old if reading.others is None else reading.others for reading, old in zip(readings, before, strict=True)
+        ]
         point = Point(
             step,
-            tuple(each.peak for each in readings),
-            tuple(each.allocated for each in readings),
-            tuple(each.reserved for each in readings),
+            tuple(reading.peak for reading in readings),
+            tuple(reading.allocated for reading in readings),
+            tuple(reading.reserved for reading in readings),
             tuple(others),
         )
         if self._in_last % self._stride:
@@ -54,9 +56,9 @@ class History:
             self._in_last = self._stride if rest else 0
             self._stride *= 2
 
-    def highest(self, what: str) -> tuple[int, ...]:
+    def highest(self, field: str) -> tuple[int, ...]:
         """Return the most of "peaks", "allocated", "reserved" or "others" on each device."""
-        return tuple(map(max, zip(*(getattr(point, what) for point in self.points), strict=True)))
+        return tuple(map(max, zip(*(getattr(point, field) for point in self.points), strict=True)))
 
 
 def _joined(first: Point, second: Point) -> Point:

@@ -47,15 +47,17 @@ class Kept(NamedTuple):
 
     def describe(self) -> str:
         """Return what they are in one phrase."""
-        what = f"{len(self.tensors)} tensors are retained ({self.shapes})"
+        phrase = f"{len(self.tensors)} tensors are retained ({self.shapes})"
         if self.graphs:
-            names = Counter(type(each.grad_fn).__name__ for each in self.tensors if each.grad_fn is not None)
-            which = "each retains" if self.graphs == len(self.tensors) else f"{self.graphs} of them retain"
-            what += f"; {which} the graph that made it ({names.most_common(1)[0][0]}) and with it a step's activations"
+            names = Counter(type(tensor.grad_fn).__name__ for tensor in self.tensors if tensor.grad_fn is not None)
+            retaining = "each retains" if self.graphs == len(self.tensors) else f"{self.graphs} of them retain"
+            phrase += (
+                f"; {retaining} the graph that made it ({names.most_common(1)[0][0]}) and with it a step's activations"
+            )
         if self.holder:
-            what += f"; in the {self.holder}"
-            what += ", a cache that is not cleared" if self.is_cache and not self.graphs else ""
-        return what
+            phrase += f"; in the {self.holder}"
+            phrase += ", a cache that is not cleared" if self.is_cache and not self.graphs else ""
+        return phrase
 
 
 def search(kind: str, model: "nn.Module", optimizer: Any, owner: Any = None) -> Kept | None:
@@ -69,9 +71,9 @@ def search(kind: str, model: "nn.Module", optimizer: Any, owner: Any = None) -> 
         optimizer: the same for its state.
         owner: an object whose own attributes are left out.
     """
-    known = _known(model, optimizer)
-    candidates = [each for each in _tensors(kind) if id(each) not in known]
-    graphs = [each for each in candidates if each.grad_fn is not None]
+    excluded = _known(model, optimizer)
+    candidates = [tensor for tensor in _tensors(kind) if id(tensor) not in excluded]
+    graphs = [tensor for tensor in candidates if tensor.grad_fn is not None]
     groups = []
     for several in (graphs, candidates):
         if len(several) >= MANY:
@@ -91,9 +93,9 @@ def twins(kind: str, model: "nn.Module", optimizer: Any) -> list[Any]:
 
     Whole numbers of the shape of a floating-point matrix are no copy of it: a batch may have the shape of a classifier.
     """
-    known = _known(model, optimizer)
-    spots = {_spot(each) for each in model.parameters() if each.dim() > 1}
-    return [each for each in _tensors(kind) if id(each) not in known and _spot(each) in spots]
+    excluded = _known(model, optimizer)
+    spots = {_spot(parameter) for parameter in model.parameters() if parameter.dim() > 1}
+    return [tensor for tensor in _tensors(kind) if id(tensor) not in excluded and _spot(tensor) in spots]
 
 
 def _spot(tensor: Any) -> tuple[Any, ...]:
@@ -104,23 +106,23 @@ def _tensors(kind: str) -> list[Any]:
     import torch
 
     # `type` and not `isinstance`: lazy objects import things when they are asked for their class.
-    found = [each for each in gc.get_objects() if issubclass(type(each), torch.Tensor)]
-    return [each for each in found if each.device.type == kind]
+    candidates = [candidate for candidate in gc.get_objects() if issubclass(type(candidate), torch.Tensor)]
+    return [candidate for candidate in candidates if candidate.device.type == kind]
 
 
 def _known(model: "nn.Module", optimizer: Any) -> set[int]:
     import torch
 
-    known: set[int] = set()
+    excluded: set[int] = set()
     if model is not None:
         for parameter in model.parameters():
-            known |= {id(parameter), id(parameter.grad)}
-        known |= {id(buffer) for buffer in model.buffers()}
+            excluded |= {id(parameter), id(parameter.grad)}
+        excluded |= {id(buffer) for buffer in model.buffers()}
     inner = getattr(optimizer, "optimizer", optimizer)
     for state in getattr(inner, "state", {}).values():
         if isinstance(state, dict):
-            known |= {id(each) for each in state.values() if isinstance(each, torch.Tensor)}
-    return known
+            excluded |= {id(value) for value in state.values() if isinstance(value, torch.Tensor)}
+    return excluded
 
 
 def _groups(tensors: Sequence[Any], owner: Any, own: set[int]) -> list[tuple[Any, list[Any]]]:
@@ -132,13 +134,13 @@ def _groups(tensors: Sequence[Any], owner: Any, own: set[int]) -> list[tuple[Any
     items: list[Any] = list(tensors)
     for _ in range(LEVELS):
         ours = {*own, id(items), id(tensors), id(below), *map(id, below.values())}
-        holders = [each for each in gc.get_referrers(*items) if id(each) not in ours and _may_hold(each, owner)]
+        holders = [holder for holder in gc.get_referrers(*items) if id(holder) not in ours and _may_hold(holder, owner)]
         if not holders or len(holders) > CONTAINERS:
             return []
         inside: dict[int, list[Any]] = {}
         for holder in holders:
-            held = {id(each) for each in gc.get_referents(holder) if id(each) in below}
-            inside[id(holder)] = [tensor for each in held for tensor in below[each]]
+            held = {id(referent) for referent in gc.get_referents(holder) if id(referent) in below}
+            inside[id(holder)] = [tensor for key in held for tensor in below[key]]
         many = [(holder, inside[id(holder)]) for holder in holders if len(inside[id(holder)]) >= MANY]
         # A tuple of one step's hidden states is several too, but one of many: what grows is what holds the tuples.
         if many and (len(many) < MANY or max(len(held) for _, held in many) >= len(tensors) / 2):
@@ -147,12 +149,12 @@ def _groups(tensors: Sequence[Any], owner: Any, own: set[int]) -> list[tuple[Any
     return []
 
 
-def _may_hold(thing: Any, owner: Any) -> bool:
+def _may_hold(candidate: Any, owner: Any) -> bool:
     import torch
 
-    if isinstance(thing, (types.FrameType, types.ModuleType, type, types.FunctionType)) or thing is owner:
+    if isinstance(candidate, (types.FrameType, types.ModuleType, type, types.FunctionType)) or candidate is owner:
         return False
-    return not issubclass(type(thing), (torch.Tensor, torch.nn.Module)) and thing is not getattr(
+    return not issubclass(type(candidate), (torch.Tensor, torch.nn.Module)) and candidate is not getattr(
         owner, "__dict__", None
     )
 
@@ -192,8 +194,8 @@ def _owner_of(attributes: dict[Any, Any]) -> str:
     return ""
 
 
-def _described(thing: Any) -> str:
-    kind = type(thing)
+def _described(value: Any) -> str:
+    kind = type(value)
     if kind.__module__ == "builtins":
         return ""
     return f"{kind.__qualname__} ({kind.__module__})"

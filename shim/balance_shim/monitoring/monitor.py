@@ -53,12 +53,12 @@ class Monitor:
         self.steps = 0
         self.running = True
 
-    def guarded(self, what: Callable[..., None], *args: Any) -> None:
+    def guarded(self, function: Callable[..., None], *args: Any) -> None:
         """Do `what`, unless watching has ended; a failure ends it."""
         if not self.running:
             return
         began = time.perf_counter()
-        done = attempt("watching memory", _done, what, args, default=False, instead="monitoring stops")
+        done = attempt("watching memory", _done, function, args, default=False, instead="monitoring stops")
         self.spent += time.perf_counter() - began
         if not done:
             self.running = False
@@ -109,22 +109,22 @@ class Monitor:
         readings = self._read()
         self._note_for_log(readings)
         batches, self._batches = self._batches, []
-        largest = max(batches, key=lambda each: each.elements, default=BatchSize())
+        largest = max(batches, key=lambda batch: batch.elements, default=BatchSize())
         step = Step(
-            number, largest.elements, largest.tokens, sum(each.bytes for each in batches), readings, self._between
+            number, largest.elements, largest.tokens, sum(batch.bytes for batch in batches), readings, self._between
         )
         self.steps += 1
         findings = self._growth.add(step)
-        said = [self._explained()] if self._makers is not None else []
+        to_log = [self._explained()] if self._makers is not None else []
         for finding in findings:
             if finding.kind == "kept":
                 self._kept = self._pending = finding  # said after the next step, which is looked at more closely
             else:
-                said.append(finding)
-        for finding in said:
+                to_log.append(finding)
+        for finding in to_log:
             self._say(finding)
         self._history.add(number, readings)
-        self._record(self._entry(step, seconds, batches, said))
+        self._record(self._entry(step, seconds, batches, to_log))
 
     def logged(self) -> None:
         """Write to the run's own TensorBoard what was highest since it was written to last."""
@@ -142,7 +142,7 @@ class Monitor:
             readings = self._meter.read()
             number = self._trainer.state.global_step + 1
             self._history.add(number, readings)
-            size = max(self._batches, key=lambda each: each.elements)
+            size = max(self._batches, key=lambda batch: batch.elements)
             step = Step(number, size.elements, size.tokens, 0, readings)
             entry = self._entry(step, time.perf_counter() - self._step_began, self._batches, [])
             self._record({**entry, "unfinished": True})
@@ -187,24 +187,24 @@ class Monitor:
         assert finding is not None
         if makers is not None:
             makers.stop()
-        kept: Kept | None = search(self._meter.kind, self._trainer.model, self._trainer.optimizer, self)
-        if kept is None:
+        retained: Kept | None = search(self._meter.kind, self._trainer.model, self._trainer.optimizer, self)
+        if retained is None:
             return finding._replace(text=f"{finding.text}; no tensor that Python can reach explains it")
-        made = makers.of(kept.tensors) if makers is not None else ""
-        return finding._replace(text=f"{finding.text}. {kept.describe()}{f'; {made}' if made else ''}")
+        origin = makers.of(retained.tensors) if makers is not None else ""
+        return finding._replace(text=f"{finding.text}. {retained.describe()}{f'; {origin}' if origin else ''}")
 
     def _say(self, finding: Finding) -> None:
         text = finding.text
         if finding.kind in ("occupied", "others"):
-            who = processes_on(self._meter.kind, self._meter.indices[finding.devices[0]])
-            text += f" ({who})" if who else ""
+            owners = processes_on(self._meter.kind, self._meter.indices[finding.devices[0]])
+            text += f" ({owners})" if owners else ""
         log.warning(text, finding.kind, {"since": finding.step})
 
     def _note_for_log(self, readings: tuple[Reading, ...]) -> None:
         for device, reading in enumerate(readings):
-            for what, value in reading._asdict().items():
+            for field, value in reading._asdict().items():
                 if value is not None:
-                    name = f"memory_GiB/{self._meter.names[device]}/{what}"
+                    name = f"memory_GiB/{self._meter.names[device]}/{field}"
                     self._since_log[name] = max(value, self._since_log.get(name, 0))
 
     def _busy_of(self, name: str) -> dict[str, float]:
@@ -215,25 +215,27 @@ class Monitor:
             return {}
         return {device.name: device.predicted_peak for device in self._plan.devices}
 
-    def _entry(self, step: Step, seconds: float, batches: list[BatchSize], said: list[Finding]) -> dict[str, Any]:
+    def _entry(self, step: Step, seconds: float, batches: list[BatchSize], findings: list[Finding]) -> dict[str, Any]:
         predicted = self._predicted()
         entry: dict[str, Any] = {
             "step": step.number,
             "seconds": round(seconds, 6),
-            "tokens": sum(each.tokens for each in batches),
-            "micro_batches": [[each.rows, each.row_tokens] for each in batches],
+            "tokens": sum(batch.tokens for batch in batches),
+            "micro_batches": [[batch.rows, batch.row_tokens] for batch in batches],
             "devices": {
                 name: {**reading._asdict(), "total": total, "predicted": predicted.get(name), **self._busy_of(name)}
                 for name, reading, total in zip(self._meter.names, step.readings, self._meter.totals, strict=True)
             },
         }
-        if said:
-            entry["findings"] = [{"kind": each.kind, "since": each.step, "text": each.text} for each in said]
+        if findings:
+            entry["findings"] = [
+                {"kind": finding.kind, "since": finding.step, "text": finding.text} for finding in findings
+            ]
         return entry
 
 
-def _done(what: Callable[..., None], args: tuple[Any, ...]) -> bool:
-    what(*args)
+def _done(function: Callable[..., None], args: tuple[Any, ...]) -> bool:
+    function(*args)
     return True
 
 
@@ -253,7 +255,7 @@ def watched_devices(trainer: TrainerLike, plan: Plan | None) -> tuple[str, list[
     kind = devices.accelerator_type()
     if kind is None:
         return None
-    indices = {each.device.index or 0 for each in trainer.model.parameters() if each.device.type == kind}
+    indices = {parameter.device.index or 0 for parameter in trainer.model.parameters() if parameter.device.type == kind}
     first_device = trainer.args.device
     if first_device.type == kind:
         indices.add(first_device.index or 0)

@@ -11,7 +11,7 @@ CONTEXT = {"cuda": 512 * MIB}
 
 def processes_on(kind: str, index: int) -> str:
     """Return "process 4711 with 3.2 GiB" for each other process on a CUDA device; "" where that cannot be known."""
-    running = [each for each in _running(kind, index) if each.pid != os.getpid()]
+    running = [process for process in _running(kind, index) if process.pid != os.getpid()]
     return ", ".join(map(_described, running))
 
 

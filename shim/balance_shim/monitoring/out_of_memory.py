@@ -89,11 +89,11 @@ def _is_some_device_full() -> bool:
 def place_of(failure: BaseException, model: "nn.Module") -> Place:
     """Return where `failure`, an out-of-memory error, came from. `model` names the modules."""
     text = str(failure)
-    wanted, device = _WANTED.search(text), _DEVICE.search(text)
+    requested, device = _WANTED.search(text), _DEVICE.search(text)
     phase, module, inputs = _read_frames(failure, model)
     return Place(
         None if device is None else int(device[1]),
-        0 if wanted is None else parse_size(wanted[1].replace("ytes", "")),
+        0 if requested is None else parse_size(requested[1].replace("ytes", "")),
         phase,
         module,
         size_of(inputs),

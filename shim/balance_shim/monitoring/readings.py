@@ -89,5 +89,5 @@ class Meter:
             return ours["current"], held["current"], ours["peak"]
         flat = self._module.memory_stats(index)
         moments = (("allocated", "current"), ("reserved", "current"), ("allocated", "peak"))
-        allocated, reserved, peak = (flat.get(f"{what}_bytes.all.{when}", 0) for what, when in moments)
+        allocated, reserved, peak = (flat.get(f"{counter}_bytes.all.{when}", 0) for counter, when in moments)
         return allocated, reserved, peak

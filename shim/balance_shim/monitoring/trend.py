@@ -27,8 +27,8 @@ class SteadyRise:
         self._values.append((value, noise))
         if len(self._values) < self._length:
             return None
-        lowest = min(each for each, _ in self._values)
-        noises = [each for _, each in self._values]
+        lowest = min(earlier for earlier, _ in self._values)
+        noises = [earlier_noise for _, earlier_noise in self._values]
         self._parts.append((lowest, min(noises), max(noises)))
         self._values.clear()
         return self._rate() if len(self._parts) == PARTS else None
@@ -70,8 +70,8 @@ def began(values: Sequence[float]) -> int:
         tail = envelope[start:]
         weight = sum(step * step for step in range(len(tail)))
         slope = sum(step * (value - level) for step, value in enumerate(tail)) / weight
-        found = sum((value - level) ** 2 for value in envelope[:start])
-        found += sum((value - level - slope * step) ** 2 for step, value in enumerate(tail))
-        if found < error * (1 - 1e-9):
-            best, error = start, found
+        residual = sum((value - level) ** 2 for value in envelope[:start])
+        residual += sum((value - level - slope * step) ** 2 for step, value in enumerate(tail))
+        if residual < error * (1 - 1e-9):
+            best, error = start, residual
     return best + 1 if best else 0  # what was there before the first value is unknown
