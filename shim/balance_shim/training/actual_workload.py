@@ -83,10 +83,10 @@ def trained_ahead(model: "nn.Module") -> dict[str, Any]:
     placed = placed_models.placed(model)
     if placed is None or placed[0] is model:
         return {}
-    inside = {id(each) for each in placed[0].parameters()}
+    inside = {id(parameter) for parameter in placed[0].parameters()}
     # In the order in which a script has made them, which is that of its forward pass as a rule.
-    ahead = takewhile(lambda each: id(each) not in inside, model.parameters())
-    return {"trains_ahead": any(each.requires_grad for each in ahead)}
+    ahead = takewhile(lambda parameter: id(parameter) not in inside, model.parameters())
+    return {"trains_ahead": any(parameter.requires_grad for parameter in ahead)}
 
 
 def checkpoints_already(model: "nn.Module") -> bool:

@@ -69,8 +69,8 @@ def portions_for(trainer: TrainerLike, inputs: Any, counted: bool) -> int:
     check = _CHECK.of(trainer)
     if check is None:
         return 1
-    what, instead = "looking at the batch before it runs", "the batch runs as it is"
-    return int(attempt(what, check.portions_for, inputs, counted, default=1, instead=instead))
+    action, instead = "looking at the batch before it runs", "the batch runs as it is"
+    return int(attempt(action, check.portions_for, inputs, counted, default=1, instead=instead))
 
 
 def replanned(trainer: TrainerLike, plan: Plan) -> None:
@@ -144,8 +144,8 @@ class BatchCheck:
 
     def _first(self, batch: dict[str, Any], counted: bool) -> int:
         """Plan for the first batch; with sequences as long as are known to come, if that fits."""
-        known = 0 if self._plan.workload.guessed else self._plan.workload.seq_len
-        longest = with_length(batch, known)
+        expected = 0 if self._plan.workload.guessed else self._plan.workload.seq_len
+        longest = with_length(batch, expected)
         assumed = self._plan
         outcome = plan_in_force(self._request(longest), assumed)
         if state.settings().report != "off" and assumed.workload.differences(outcome.plan.workload):
@@ -216,7 +216,9 @@ class BatchCheck:
     def _in_portions(self, batch: dict[str, Any], counted: bool, whole: Outcome) -> int:
         """Return the least number of portions with which `batch` fits; 1, with a warning, if there is none."""
         rows = portions.rows_of(batch) or 1
-        counts = [each for each in range(2, rows + 1) if portions.splits_exactly(self._trainer, batch, each, counted)]
+        counts = [
+            number for number in range(2, rows + 1) if portions.splits_exactly(self._trainer, batch, number, counted)
+        ]
         count = self._least_fitting(counts, batch, rows)
         if not count and counts and (self._unseen or self._moves < MOST_MOVES):
             outcome = self._moved_for(self._portion(counts[-1], batch, rows))
@@ -267,7 +269,7 @@ class BatchCheck:
 
     def _portion(self, count: int, batch: dict[str, Any], rows: int) -> Request:
         """Return what is to be planned for the largest of `count` portions of `batch`."""
-        largest = max(portions.split(batch, rows, count), key=lambda each: portions.rows_of(each) or 0)
+        largest = max(portions.split(batch, rows, count), key=lambda portion: portions.rows_of(portion) or 0)
         request = self._request(largest)
         # Behind the first portion there are gradients, as with accumulation.
         return request.with_workload(accumulation=count * request.workload.accumulation)

@@ -44,9 +44,9 @@ def shapes_of(inputs: Any, names: Collection[str] | None) -> BatchShapes | None:
     if not isinstance(inputs, Mapping):
         return None
     shapes = {
-        name: tuple(each.shape)
-        for name, each in inputs.items()
-        if (names is None or name in names) and getattr(each, "ndim", 0) > 0 and hasattr(each, "element_size")
+        name: tuple(value.shape)
+        for name, value in inputs.items()
+        if (names is None or name in names) and getattr(value, "ndim", 0) > 0 and hasattr(value, "element_size")
     }
     return BatchShapes(shapes) if shapes else None
 
@@ -82,7 +82,7 @@ def with_length(batch: Mapping[str, Any], length: int) -> dict[str, Any]:
     ids: Any = batch.get("input_ids")
     if len(getattr(ids, "shape", ())) != 2 or not 0 < ids.shape[1] < length:
         return dict(batch)
-    return {name: _longer(each, int(ids.shape[1]), length) for name, each in batch.items()}
+    return {name: _longer(value, int(ids.shape[1]), length) for name, value in batch.items()}
 
 
 def _longer(value: Any, before: int, length: int) -> Any:

@@ -41,7 +41,7 @@ def settle(trainer: TrainerLike, model: "nn.Module", plan: Plan) -> Plan:
     ):
         return plan
     parameters = dict(model.named_parameters(remove_duplicate=False))
-    if any(each.device.type == "meta" for each in parameters.values()):
+    if any(parameter.device.type == "meta" for parameter in parameters.values()):
         return plan
     hooked = _hooked_parameters(model)
     blocks = chain(model)
@@ -52,7 +52,9 @@ def settle(trainer: TrainerLike, model: "nn.Module", plan: Plan) -> Plan:
         block.name: _place(block, parameters, hooked, device_of(block.name, plan.device_map), first) for block in blocks
     }
     new = [
-        each.name for each in blocks if each.kind != "tensor" and each.parameters and not hooked & {*each.parameters}
+        block.name
+        for block in blocks
+        if block.kind != "tensor" and block.parameters and not hooked & {*block.parameters}
     ]
     astray = [
         name
@@ -98,7 +100,7 @@ def _place(
     if not inside and isinstance(planned, int):
         return planned
     inside = inside or [parameters[name].device for name in block.parameters]
-    places = Counter(each.index for each in inside if each.type == kind and each.index is not None)
+    places = Counter(place.index for place in inside if place.type == kind and place.index is not None)
     if not places:
         return planned if isinstance(planned, int) else first
     return int(places.most_common(1)[0][0])

@@ -58,8 +58,8 @@ def _device_of(call: Callable[..., Any]) -> Any:
 
     layer = _layer_of(call)
     hook = None if layer is None else vars(layer).get("_hf_hook")
-    for each in getattr(hook, "hooks", (hook,)):
-        place = getattr(each, "execution_device", None)
+    for attached in getattr(hook, "hooks", (hook,)):
+        place = getattr(attached, "execution_device", None)
         if place is not None:
             if isinstance(place, int):  # a number means the kind of accelerator that is here
                 kind = next((value.device.type for value in layer.parameters()), "cpu")
@@ -78,7 +78,7 @@ def _layer_of(call: Callable[..., Any]) -> Any:
         call = call.func
     candidates.append(getattr(call, "__self__", None))
     candidates += [cell.cell_contents for cell in getattr(call, "__closure__", None) or () if _is_set(cell)]
-    return next((each for each in candidates if isinstance(each, torch.nn.Module)), None)
+    return next((candidate for candidate in candidates if isinstance(candidate, torch.nn.Module)), None)
 
 
 def _is_set(cell: Any) -> bool:

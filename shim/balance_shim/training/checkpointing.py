@@ -32,7 +32,7 @@ def adjust_arguments(arguments: TrainingArgumentsLike) -> None:
 def options_of(arguments: TrainingArgumentsLike) -> Any:
     """Return what `arguments` have for `torch.utils.checkpoint.checkpoint`; None: nothing."""
     options = (getattr(arguments, f"{name}_kwargs", None) for name in _names(arguments))
-    return next((each for each in options if each is not None), None)
+    return next((candidate for candidate in options if candidate is not None), None)
 
 
 def _switch(arguments: TrainingArgumentsLike, on: bool) -> None:
@@ -60,16 +60,16 @@ def arrange(trainer: TrainerLike, model: "nn.Module", plan: Plan | None) -> None
         model: the trainer's, or the one inside of it that is the library's.
         plan: names the layers where they were chosen one by one; None for a model that the shim has not placed.
     """
-    wanted = _wanted(trainer, model, plan)
-    if wanted is None and plan is None:
+    layers = _wanted(trainer, model, plan)
+    if layers is None and plan is None:
         return
     from transformers import TrainerCallback
 
     class Arranging(TrainerCallback):
         def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            if wanted is not None:
-                what, options = "choosing the layers to recompute", options_of(args)
-                attempt(what, recompute_only, model, wanted, options, instead="it stays as it was")
+            if layers is not None:
+                action, options = "choosing the layers to recompute", options_of(args)
+                attempt(action, recompute_only, model, layers, options, instead="it stays as it was")
             if plan is not None:
                 instead = "dropout in the first layer of a device may be recomputed with another mask"
                 attempt("sending inputs ahead of checkpoints", send_inputs_first, model, instead=instead)
@@ -105,10 +105,10 @@ def _wanted(trainer: TrainerLike, model: "nn.Module", plan: Plan | None) -> froz
     layers = recomputable_layers(model)
     if setting is True and not layers:
         return None  # the arguments decide
-    wanted = (frozenset(layers) if setting is True else frozenset()) if chosen is None else chosen
+    names = (frozenset(layers) if setting is True else frozenset()) if chosen is None else chosen
     if plan is not None and chosen is not None:
         _say(plan, chosen, len(layers))
-    return wanted
+    return names
 
 
 def choose_again(trainer: TrainerLike, model: "nn.Module", before: Plan, plan: Plan) -> None:

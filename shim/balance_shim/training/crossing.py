@@ -68,11 +68,11 @@ def crossing_of(
     for frame in reversed(list(_frames(failure))):
         if _is_ours(frame):
             continue
-        tensors = {id(each): each for value in list(frame.f_locals.values()) for each in _tensors(value)}
-        here = [each for each in tensors.values() if each.device.type == kind]
+        tensors = {id(tensor): tensor for value in list(frame.f_locals.values()) for tensor in _tensors(value)}
+        on_devices = [tensor for tensor in tensors.values() if tensor.device.type == kind]
         if len(named) > 1:
-            here = [each for each in here if each.device.index in named]
-        places = {each.device.index for each in here}
+            on_devices = [tensor for tensor in on_devices if tensor.device.index in named]
+        places = {tensor.device.index for tensor in on_devices}
         this = owners.of_module(frame.f_locals.get("self"))
         if this is not None and owners.device(this) not in (None, *places) and (not named or places):
             places.add(owners.device(this))
@@ -80,7 +80,7 @@ def crossing_of(
             this = None
         if len(places) < 2:
             continue
-        origins = {owners.of_tensor(each, first_device) for each in here} - {_UNKNOWN}
+        origins = {owners.of_tensor(tensor, first_device) for tensor in on_devices} - {_UNKNOWN}
         met = frozenset(origins) | ({this} if this is not None else set())
         if len(met) > 1:
             return Crossing(met, named or frozenset(places))
@@ -128,15 +128,15 @@ class _Owners:
         if tensor.grad_fn is None:
             return None if tensor.device.index == first_device else _UNKNOWN
         waiting: deque[Any] = deque([tensor.grad_fn])
-        seen: set[Any] = set()
-        while waiting and len(seen) < MOST_NODES:
+        visited: set[Any] = set()
+        while waiting and len(visited) < MOST_NODES:
             node = waiting.popleft()
             parameter = getattr(node, "variable", None)
             if parameter is not None and parameter.device == tensor.device and self._tensors.get(id(parameter)):
                 return self._tensors[id(parameter)] or _UNKNOWN
             for following, _ in node.next_functions:
-                if following is not None and following not in seen:
-                    seen.add(following)
+                if following is not None and following not in visited:
+                    visited.add(following)
                     waiting.append(following)
         return _UNKNOWN
 
@@ -159,5 +159,5 @@ def _tensors(value: Any, levels: int = MOST_LEVELS) -> Iterator[Any]:
     if isinstance(value, torch.Tensor):
         yield value
     elif levels and isinstance(value, (Mapping, list, tuple)) and len(value) < 1000:
-        for each in list(value.values()) if isinstance(value, Mapping) else value:
-            yield from _tensors(each, levels - 1)
+        for item in list(value.values()) if isinstance(value, Mapping) else value:
+            yield from _tensors(item, levels - 1)

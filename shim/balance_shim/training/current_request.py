@@ -74,8 +74,8 @@ def usable_now(
 
 def evaluating(trainer: TrainerLike, workload: Workload) -> tuple[Workload, Mapping[str, Any] | None]:
     """Return the workload with the evaluation of `trainer`, and the batch of that, if it can be seen."""
-    what, instead = "looking at the evaluation", "the plan covers training only"
-    evaluation, batch = attempt(what, evaluation_of, trainer, workload, default=(None, None), instead=instead)
+    action, instead = "looking at the evaluation", "the plan covers training only"
+    evaluation, batch = attempt(action, evaluation_of, trainer, workload, default=(None, None), instead=instead)
     return replace(workload, evaluation=evaluation), batch
 
 

@@ -20,8 +20,8 @@ def prevent(init: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     Args:
         init: `Trainer.__init__`, with the arguments that it is called with (`self` first).
     """
-    given = signature(init).bind_partial(*args, **kwargs).arguments
-    model, arguments = given.get("model"), given.get("args")
+    bound = signature(init).bind_partial(*args, **kwargs).arguments
+    model, arguments = bound.get("model"), bound.get("args")
     placed = placed_models.placed(model) if model is not None and hasattr(model, "modules") else None
     if placed is None or arguments is None or arguments.world_size > 1:
         return
@@ -34,10 +34,11 @@ def prevent(init: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
 
 def _say_other_batch(arguments: TrainingArgumentsLike, copies: int) -> None:
     """Tell that a script without a device map would have trained with another batch."""
-    each, accumulated = arguments.per_device_train_batch_size, arguments.gradient_accumulation_steps
+    batch_size, accumulated = arguments.per_device_train_batch_size, arguments.gradient_accumulation_steps
     log.once(
         "warning",
         f"without BALANCE_INTERCEPT=none this script would train {copies} copies of the model (torch.nn.DataParallel), "
-        f"{copies * each * accumulated} sequences per step; balanced, it trains one copy, {each * accumulated} per "
-        f"step; gradient_accumulation_steps={copies * accumulated} keeps the number of sequences per step",
+        f"{copies * batch_size * accumulated} sequences per step; balanced, it trains one copy, "
+        f"{batch_size * accumulated} per step; gradient_accumulation_steps={copies * accumulated} keeps "
+        "the number of sequences per step",
     )

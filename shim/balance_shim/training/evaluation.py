@@ -22,8 +22,8 @@ def evaluation_of(trainer: TrainerLike, workload: Workload) -> tuple[Evaluation 
         return None, None
     size = int(trainer.args.per_device_eval_batch_size)
     batches = [longest_batch(trainer, size, dataset) for dataset in datasets]
-    seen = [batch for batch in batches if batch is not None]
-    batch = max(seen, key=_elements) if len(seen) == len(batches) else None
+    readable = [batch for batch in batches if batch is not None]
+    batch = max(readable, key=_elements) if len(readable) == len(batches) else None
     if batch is None and workload.guessed:
         return None, None
     shape = tuple(getattr(None if batch is None else batch.get("input_ids"), "shape", ()))
@@ -42,15 +42,15 @@ def evaluation_with(trainer: TrainerLike, rows: int, tokens: int, loss_only: boo
     return Evaluation(rows, tokens, _returns(trainer, loss_only), _kept_rows(trainer, all_rows, rows), joined)
 
 
-def _datasets(given: Any) -> list[Any]:
-    if isinstance(given, Mapping):
-        return [each for each in given.values() if each is not None]
-    return [] if given is None else [given]
+def _datasets(datasets: Any) -> list[Any]:
+    if isinstance(datasets, Mapping):
+        return [dataset for dataset in datasets.values() if dataset is not None]
+    return [] if datasets is None else [datasets]
 
 
 def _longest(datasets: list[Any], size: int) -> int:
     """Return the number of samples of the longest data set; unknown for those without a length."""
-    return max([len(each) for each in datasets if hasattr(each, "__len__")], default=size)
+    return max([len(dataset) for dataset in datasets if hasattr(dataset, "__len__")], default=size)
 
 
 def _returns(trainer: TrainerLike, loss_only: bool) -> Literal["loss", "logits", "reduced"]:
@@ -74,4 +74,4 @@ def _kept_rows(trainer: TrainerLike, all_rows: int, size: int) -> int:
 
 
 def _elements(batch: Mapping[str, Any]) -> int:
-    return max((each.numel() for each in batch.values() if hasattr(each, "numel")), default=0)
+    return max((value.numel() for value in batch.values() if hasattr(value, "numel")), default=0)

@@ -82,10 +82,10 @@ class _Check:
         replanned: Callable[[Plan], None],
     ) -> None:
         self._trainer, self._replanned = trainer, replanned
-        given = inspect.signature(loop).bind(*arguments[0], **arguments[1]).arguments
-        dataset: Any = getattr(given.get("dataloader"), "dataset", None)
+        bound = inspect.signature(loop).bind(*arguments[0], **arguments[1]).arguments
+        dataset: Any = getattr(bound.get("dataloader"), "dataset", None)
         self._all_rows = len(dataset) if hasattr(dataset, "__len__") else 0
-        self._loss_only = bool(given.get("prediction_loss_only"))
+        self._loss_only = bool(bound.get("prediction_loss_only"))
         self._known: list[tuple[BatchShapes, EvaluationRemedy]] = []
         self._hopeless: list[BatchShapes] = []
         self._examined = 0
@@ -98,8 +98,8 @@ class _Check:
             def perform(inputs: Any) -> Any:
                 return step(model, inputs, *args, **kwargs)
 
-            what, instead = "looking at an evaluation batch", "it runs as it is"
-            remedy = attempt(what, self._remedy_for, inputs, default=AS_IT_IS, instead=instead)
+            action, instead = "looking at an evaluation batch", "it runs as it is"
+            remedy = attempt(action, self._remedy_for, inputs, default=AS_IT_IS, instead=instead)
             if remedy.to_host:
                 self._trainer.args.eval_accumulation_steps = 1
             if remedy.portions == 1:

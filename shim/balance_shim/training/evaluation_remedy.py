@@ -114,7 +114,7 @@ class EvaluationRoom:
             portion = replace(portion, returns="logits", kept_rows=rows, joined=True)
         part = None
         if batch is not None and portions.rows_of(batch) == rows:
-            part = max(portions.split(batch, rows, count), key=lambda each: portions.rows_of(each) or 0)
+            part = max(portions.split(batch, rows, count), key=lambda candidate: portions.rows_of(candidate) or 0)
         plan = self.planned(portion, part)
         return plan is not None and not plan.shortfall
 

@@ -27,8 +27,8 @@ def of(trainer: TrainerLike) -> int:
     chosen = _COUNT.of(trainer)
     if chosen is not None:
         return chosen
-    wanted = state.settings().pipeline
-    return in_equal_chunks(wanted, window_of(trainer)) if isinstance(wanted, int) else 1
+    setting = state.settings().pipeline
+    return in_equal_chunks(setting, window_of(trainer)) if isinstance(setting, int) else 1
 
 
 def choose(trainer: TrainerLike, count: int) -> None:

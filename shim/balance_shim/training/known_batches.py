@@ -22,15 +22,15 @@ class KnownBatches:
 
     def fits(self, shapes: BatchShapes) -> bool:
         """Whether a micro-batch is known to fit in one piece."""
-        return any(known.covers(shapes, factor) for known, factor in self._fitting)
+        return any(fitting.covers(shapes, factor) for fitting, factor in self._fitting)
 
     def portions(self, shapes: BatchShapes) -> int:
         """Return the number of portions in which a micro-batch is known to fit; 0: unknown."""
-        return next((count for known, count in self._split if known.covers(shapes)), 0)
+        return next((count for splitting, count in self._split if splitting.covers(shapes)), 0)
 
     def is_hopeless(self, shapes: BatchShapes) -> bool:
         """Whether a micro-batch takes at least as much as one that fits in no number of portions."""
-        return any(shapes.covers(known) for known in self._hopeless)
+        return any(shapes.covers(hopeless) for hopeless in self._hopeless)
 
     def add_fitting(self, shapes: BatchShapes, plan: Plan, costed: CostedModel) -> None:
         """Note that a micro-batch fits, and by which factor longer ones do.

@@ -84,7 +84,7 @@ def _generators_of(collator: Any) -> Iterator[None]:
         values = [cell.cell_contents for cell in function.__closure__ or () if _is_filled(cell)]
         values += [function.__globals__[name] for name in code.co_names if name in function.__globals__]
         values += [*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]
-    states = [(each, _state_of(each)) for each in values if _is_generator(each)]
+    states = [(value, _state_of(value)) for value in values if _is_generator(value)]
     try:
         yield
     finally:
@@ -162,7 +162,7 @@ def _length(row: Any) -> int:
     if isinstance(row, Mapping):
         row = row.get("input_ids")
     if isinstance(row, tuple):  # of tensors, as data sets of torch have them
-        return max((_length(each) for each in row), default=0)
+        return max((_length(member) for member in row), default=0)
     return len(row) if hasattr(row, "__len__") and getattr(row, "ndim", 1) > 0 else 0
 
 

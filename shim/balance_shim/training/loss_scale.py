@@ -27,13 +27,13 @@ def ignores_count(trainer: TrainerLike) -> bool:
         return False
     named = {
         name
-        for name, each in inspect.signature(function).parameters.items()
-        if name == "num_items_in_batch" or each.kind in (each.VAR_KEYWORD, each.VAR_POSITIONAL)
+        for name, parameter in inspect.signature(function).parameters.items()
+        if name == "num_items_in_batch" or parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL)
     }
     read: set[Any] = set()
-    for each in dis.get_instructions(code):
-        if each.opname.startswith("LOAD_"):
-            read.update(each.argval if isinstance(each.argval, tuple) else (each.argval,))
+    for instruction in dis.get_instructions(code):
+        if instruction.opname.startswith("LOAD_"):
+            read.update(instruction.argval if isinstance(instruction.argval, tuple) else (instruction.argval,))
     return not named & read
 
 
@@ -45,9 +45,9 @@ def taken_for_scaled(trainer: TrainerLike, counted: bool) -> bool:
     version = version_of("transformers")
     if version < LOSS_OF_A_STEP_SINCE:
         return False
-    said = getattr(trainer, "loss_is_scaled_for_ga", None)
-    if said is not None:
-        return bool(said)
+    is_scaled = getattr(trainer, "loss_is_scaled_for_ga", None)
+    if is_scaled is not None:
+        return bool(is_scaled)
     by_model = trainer.model_accepts_loss_kwargs and (counted or version < DIVIDES_UNCOUNTED_SINCE)
     return bool(by_model or trainer.compute_loss_func is not None)
 

@@ -19,15 +19,16 @@ _ASKED = "_balance_shim_batch"
 
 def adjust_arguments(arguments: TrainingArgumentsLike) -> None:
     """Put the number of `BALANCE_MICRO_BATCH` into `TrainingArguments` that are being made, if it is a number."""
-    wanted = state.settings().micro_batch
-    if not isinstance(wanted, int):
+    requested = state.settings().micro_batch
+    if not isinstance(requested, int):
         return
     effective = arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps
-    size = max(each for each in divisors(effective) if each <= wanted)
-    if size != wanted:
+    size = max(divisor for divisor in divisors(effective) if divisor <= requested)
+    if size != requested:
         log.once(
             "warning",
-            f"BALANCE_MICRO_BATCH={wanted} does not divide the effective batch of {effective} sequences; using {size}",
+            f"BALANCE_MICRO_BATCH={requested} does not divide the effective batch of {effective} sequences; "
+            f"using {size}",
         )
     before = arguments.per_device_train_batch_size, arguments.gradient_accumulation_steps
     arguments.per_device_train_batch_size, arguments.gradient_accumulation_steps = size, effective // size
@@ -36,7 +37,7 @@ def adjust_arguments(arguments: TrainingArgumentsLike) -> None:
 
 def divisors(number: int) -> list[int]:
     """Return the divisors of `number`, the largest first."""
-    return [each for each in range(number, 0, -1) if number % each == 0]
+    return [candidate for candidate in range(number, 0, -1) if number % candidate == 0]
 
 
 def take_largest(trainer: TrainerLike, fits: Callable[[], bool]) -> None:

@@ -31,7 +31,10 @@ def arm(*models: Any) -> None:
 
 def _spans_devices(model: "nn.Module") -> bool:
     kind = devices.accelerator_type()
-    return kind is not None and len({each.device for each in model.parameters() if each.device.type == kind}) > 1
+    return (
+        kind is not None
+        and len({parameter.device for parameter in model.parameters() if parameter.device.type == kind}) > 1
+    )
 
 
 def _return_outputs(module: Any, args: Any, kwargs: Any, output: Any) -> Any:
@@ -67,18 +70,18 @@ def _moved(value: Any, device: Any, skipped: Collection[str], levels: int = MOST
     if not levels:
         return value
     if isinstance(value, Mapping):
-        changes = {key: moved for key, each in value.items() if key not in skipped
-                   and (moved := _moved(each, device, skipped, levels - 1)) is not each}  # fmt: skip
+        changes = {key: moved for key, item in value.items() if key not in skipped
+                   and (moved := _moved(item, device, skipped, levels - 1)) is not item}  # fmt: skip
         return _with_items(value, changes) if changes else value
     if isinstance(value, (tuple, list)):
-        items = [_moved(each, device, skipped, levels - 1) for each in value]
+        items = [_moved(item, device, skipped, levels - 1) for item in value]
         if all(new is old for new, old in zip(items, value, strict=True)):
             return value
         return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
     if is_dataclass(value) and not isinstance(value, type):
-        before = {each.name: getattr(value, each.name) for each in fields(value) if each.init}
-        changed = {name: moved for name, each in before.items() if name not in skipped
-                   and (moved := _moved(each, device, skipped, levels - 1)) is not each}  # fmt: skip
+        before = {field.name: getattr(value, field.name) for field in fields(value) if field.init}
+        changed = {name: moved for name, item in before.items() if name not in skipped
+                   and (moved := _moved(item, device, skipped, levels - 1)) is not item}  # fmt: skip
         return replace(value, **changed) if changed else value
     return value
 
@@ -103,5 +106,5 @@ def _tensors(value: Any, levels: int = MOST_LEVELS) -> Iterator[Any]:
     if isinstance(value, torch.Tensor):
         yield value
     elif levels and isinstance(value, (Mapping, tuple, list)):
-        for each in value.values() if isinstance(value, Mapping) else value:
-            yield from _tensors(each, levels - 1)
+        for item in value.values() if isinstance(value, Mapping) else value:
+            yield from _tensors(item, levels - 1)

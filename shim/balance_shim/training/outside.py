@@ -37,7 +37,7 @@ def arrange(trainer: TrainerLike, model: "nn.Module") -> None:
     first = trainer.args.device
     if made_at in (None, first) or not tensors or getattr(trainer.model, "is_sequential_parallel", False):
         return
-    moving = [each for each in tensors if each.device == made_at]
+    moving = [tensor for tensor in tensors if tensor.device == made_at]
     if moving:
         _put(moving, first, _optimizers(trainer))
         log.info(
@@ -55,7 +55,7 @@ def move_along(trainer: TrainerLike, model: "nn.Module", device_map: DeviceMap) 
     """
     before, optimizers = _device_of_embedding(model), _optimizers(trainer)
     old_map = dict(getattr(model, "hf_device_map", None) or {})
-    prompts = [each for each in _direct_tensors(_prompts(trainer.model), model) if each.device == before]
+    prompts = [tensor for tensor in _direct_tensors(_prompts(trainer.model), model) if tensor.device == before]
     moved = move(model, device_map, optimizers)
     goal = _device_of_embedding(model)
     if prompts and goal is not None and goal != before:
@@ -94,21 +94,24 @@ def _modules(trainer: TrainerLike, model: "nn.Module") -> "list[nn.Module]":
     """
     from torch import nn
 
-    passed = {id(each) for each in _prompts(trainer.model)}
-    passed |= {id(each) for one in placed_models.compared_models() for each in one.modules()}
+    passed = {id(prompt) for prompt in _prompts(trainer.model)}
+    passed |= {id(module) for one in placed_models.compared_models() for module in one.modules()}
     modules: list[nn.Module] = []
-    for outer in (trainer.model, *(each for each in vars(trainer).values() if isinstance(each, nn.Module))):
+    for outer in (
+        trainer.model,
+        *(attribute for attribute in vars(trainer).values() if isinstance(attribute, nn.Module)),
+    ):
         if outer is trainer.model or not placed_models.has_map(outer):
-            modules += [each for each in outer.modules() if id(each) not in passed]
-            passed |= {id(each) for each in modules}
+            modules += [module for module in outer.modules() if id(module) not in passed]
+            passed |= {id(module) for module in modules}
     return modules
 
 
 def _direct_tensors(modules: "Iterable[nn.Module]", model: "nn.Module") -> "list[Tensor]":
     """Return the parameters and buffers that `modules` have themselves and `model` does not have."""
-    inside = {id(each) for each in (*model.parameters(), *model.buffers())}
-    own = [each for module in modules for each in (*module._parameters.values(), *module._buffers.values())]
-    return [each for each in own if each is not None and id(each) not in inside]
+    inside = {id(tensor) for tensor in (*model.parameters(), *model.buffers())}
+    own = [tensor for module in modules for tensor in (*module._parameters.values(), *module._buffers.values())]
+    return [tensor for tensor in own if tensor is not None and id(tensor) not in inside]
 
 
 def _put(tensors: "Iterable[Tensor]", device: "torch.device", optimizers: Iterable[Any]) -> None:
@@ -117,8 +120,8 @@ def _put(tensors: "Iterable[Tensor]", device: "torch.device", optimizers: Iterab
 
     for tensor in tensors:
         old = tensor.device
-        state = [value for each in optimizers for value in each.state.get(tensor, {}).values()]
-        for each in (tensor, tensor.grad, *state):
+        state = [value for optimizer in optimizers for value in optimizer.state.get(tensor, {}).values()]
+        for attached in (tensor, tensor.grad, *state):
             # Adam keeps its count of steps on the host.
-            if isinstance(each, torch.Tensor) and each.device == old:
-                each.data = copies.moved(each.data, device)
+            if isinstance(attached, torch.Tensor) and attached.device == old:
+                attached.data = copies.moved(attached.data, device)

@@ -160,9 +160,9 @@ def _couples_rows(model: "nn.Module") -> bool:
 
 def rows_of(inputs: Inputs) -> int | None:
     """Return the number of sequences of a batch in which every value has one entry per sequence; None for any other."""
-    if not isinstance(inputs, Mapping) or any(isinstance(each, Mapping) for each in inputs.values()):
+    if not isinstance(inputs, Mapping) or any(isinstance(value, Mapping) for value in inputs.values()):
         return None
-    sizes = {len(each) for each in inputs.values() if _is_by_rows(each)}
+    sizes = {len(value) for value in inputs.values() if _is_by_rows(value)}
     return sizes.pop() if len(sizes) == 1 else None
 
 
@@ -170,7 +170,7 @@ def split(inputs: Inputs, rows: int, count: int) -> list[dict[str, Any]]:
     """Return `count` batches of nearly equal size that together hold the sequences of `inputs`."""
     edges = [rows * place // count for place in range(count + 1)]
     return [
-        {name: each[first:last] if _is_by_rows(each) else each for name, each in inputs.items()}
+        {name: value[first:last] if _is_by_rows(value) else value for name, value in inputs.items()}
         for first, last in itertools.pairwise(edges)
     ]
 
@@ -186,7 +186,7 @@ def _is_divisible(trainer: TrainerLike, inputs: Inputs, count: int, counted: boo
     rows, labels = rows_of(inputs), inputs.get("labels")
     if rows is None or rows % count or not hasattr(labels, "ne"):
         return False
-    counts = {int(each["labels"].ne(-100).sum()) for each in split(inputs, rows, count)}
+    counts = {int(portion["labels"].ne(-100).sum()) for portion in split(inputs, rows, count)}
     return len(counts) == 1
 
 

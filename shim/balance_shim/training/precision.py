@@ -28,15 +28,15 @@ def chosen() -> str | None:
     if asked is None or asked == "fp32":
         return asked
     kind = devices.accelerator_type()
-    taken = asked
+    precision = asked
     if kind is None and asked == "fp16":
-        taken = "bf16"
+        precision = "bf16"
     elif kind is not None and asked == "bf16" and not _computes_bf16(kind):
-        taken = "fp16"
-    if taken != asked:
-        where = "the CPU" if kind is None else kind
-        log.once("warning", f"BALANCE_PRECISION={asked}: {where} does not support it; using {taken}")
-    return taken
+        precision = "fp16"
+    if precision != asked:
+        place = "the CPU" if kind is None else kind
+        log.once("warning", f"BALANCE_PRECISION={asked}: {place} does not support it; using {precision}")
+    return precision
 
 
 def adjust_arguments(arguments: TrainingArgumentsLike) -> None:
@@ -87,8 +87,8 @@ def adjust_loading(kwargs: dict[str, Any]) -> dict[str, Any]:
         and str(before).removeprefix("torch.") != str(dtype).removeprefix("torch.")
     ):
         log.once("info", f"BALANCE_PRECISION: weights load in {_text(dtype)} instead of the script's {_text(before)}")
-    others = {key: value for key, value in kwargs.items() if key not in ("dtype", "torch_dtype")}
-    return {**others, dtype_name(): dtype}
+    remaining = {key: value for key, value in kwargs.items() if key not in ("dtype", "torch_dtype")}
+    return {**remaining, dtype_name(): dtype}
 
 
 def could_halve() -> bool:

@@ -91,15 +91,17 @@ def in_portions(
     parts = portions.split(inputs, rows, count)
     predicted = [_moved(Predicted(*perform(part))) if to_host else Predicted(*perform(part)) for part in parts]
     sizes = [portions.rows_of(part) or 0 for part in parts]
-    logits = _joined([each.logits for each in predicted], sizes)
-    labels = _joined([each.labels for each in predicted], sizes)
-    return Predicted(_mean([each.loss for each in predicted], _shares(trainer, parts)), logits, labels)
+    logits = _joined([outcome.logits for outcome in predicted], sizes)
+    labels = _joined([outcome.labels for outcome in predicted], sizes)
+    return Predicted(_mean([outcome.loss for outcome in predicted], _shares(trainer, parts)), logits, labels)
 
 
 def _moved(predicted: Predicted) -> Predicted:
     from accelerate.utils import send_to_device
 
-    return Predicted(predicted.loss, *(send_to_device(each, "cpu") for each in (predicted.logits, predicted.labels)))
+    return Predicted(
+        predicted.loss, *(send_to_device(output, "cpu") for output in (predicted.logits, predicted.labels))
+    )
 
 
 def _package(function: Any) -> str:
@@ -121,10 +123,10 @@ def _shares(trainer: TrainerLike, parts: Sequence[Mapping[str, Any]]) -> list[in
         return [0] * len(parts)
     labels = [part["labels"] for part in parts]
     if labels[0].is_floating_point():
-        return [each.numel() for each in labels]
+        return [label.numel() for label in labels]
     if labels[0].ndim > 1 and _shifts_labels(trainer):
-        labels = [each[..., 1:] for each in labels]
-    return [int(each.ne(-100).sum()) for each in labels]
+        labels = [label[..., 1:] for label in labels]
+    return [int(label.ne(-100).sum()) for label in labels]
 
 
 def _shifts_labels(trainer: TrainerLike) -> bool:
@@ -149,13 +151,13 @@ def _joined(parts: Sequence[Any], sizes: Sequence[int]) -> Any:
     if first is None:
         return None
     if isinstance(first, torch.Tensor):
-        if any(each.ndim == 0 or len(each) != size for each, size in zip(parts, sizes, strict=True)):
+        if any(part.ndim == 0 or len(part) != size for part, size in zip(parts, sizes, strict=True)):
             raise CannotJoin
-        if any(each.shape[1:] != first.shape[1:] for each in parts):
+        if any(part.shape[1:] != first.shape[1:] for part in parts):
             raise CannotJoin
         return torch.cat(list(parts))
     if isinstance(first, Mapping):
-        return {name: _joined([each[name] for each in parts], sizes) for name in first}
-    if isinstance(first, (list, tuple)) and len({len(each) for each in parts}) == 1:
-        return tuple(_joined(each, sizes) for each in zip(*parts, strict=True))
+        return {name: _joined([part[name] for part in parts], sizes) for name in first}
+    if isinstance(first, (list, tuple)) and len({len(part) for part in parts}) == 1:
+        return tuple(_joined(members, sizes) for members in zip(*parts, strict=True))
     raise CannotJoin

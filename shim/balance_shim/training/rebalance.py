@@ -68,17 +68,17 @@ def begin(trainer: TrainerLike, model: "nn.Module", plan: Plan, moved: Callable[
 
 def saw_batch(trainer: TrainerLike, inputs: Any) -> None:
     """Take the inputs of a micro-batch; nothing happens where nothing is measured."""
-    kept = _REBALANCER.of(trainer)
-    if kept is not None:
-        rebalancer, _ = kept
+    entry = _REBALANCER.of(trainer)
+    if entry is not None:
+        rebalancer, _ = entry
         rebalancer.guarded(rebalancer.batch, inputs)
 
 
 def replanned(trainer: TrainerLike, plan: Plan) -> None:
     """Take the plan of a map that something else has put in force; earlier measurements do not apply to it."""
-    kept = _REBALANCER.of(trainer)
-    if kept is not None:
-        rebalancer, _ = kept
+    entry = _REBALANCER.of(trainer)
+    if entry is not None:
+        rebalancer, _ = entry
         rebalancer.guarded(rebalancer.replanned, plan)
 
 
@@ -111,9 +111,9 @@ class Rebalancer:
         self._size = BatchSize()
         self._batch: dict[str, Any] | None = None
 
-    def guarded(self, what: Callable[..., None], *args: Any) -> None:
+    def guarded(self, function: Callable[..., None], *args: Any) -> None:
         """Do `what`, unless this has ended; a failure ends it."""
-        if self.running and not attempt("re-balancing", _done, what, args, default=False, instead="no block moves"):
+        if self.running and not attempt("re-balancing", _done, function, args, default=False, instead="no block moves"):
             self.running = False
 
     def train_begin(self) -> None:
@@ -144,7 +144,7 @@ class Rebalancer:
         size = size_of(inputs)
         if self._measuring and size.elements > self._size.elements:
             self._size = size
-            self._batch = {name: each.cpu() if hasattr(each, "cpu") else each for name, each in inputs.items()}
+            self._batch = {name: value.cpu() if hasattr(value, "cpu") else value for name, value in inputs.items()}
 
     def step_end(self, number: int) -> None:
         if self._measuring:
@@ -173,8 +173,9 @@ class Rebalancer:
         """Whether some device's peak is so far from its prediction that another map could be better by enough."""
         fullest = max(self._measured[device.index] / device.capacity for device in self._devices)
         return any(
-            abs(self._measured[each.device.index] - each.predicted_peak) >= (1 - WORTH_MOVING) * fullest * each.capacity
-            for each in self._plan.devices
+            abs(self._measured[device_plan.device.index] - device_plan.predicted_peak)
+            >= (1 - WORTH_MOVING) * fullest * device_plan.capacity
+            for device_plan in self._plan.devices
         )
 
     def _rebalanced(self, when: str) -> bool:
@@ -208,12 +209,12 @@ class Rebalancer:
     def _corrected(self, when: str) -> tuple[Request, CostedModel, tuple[Device, ...]]:
         """Return what to plan for: the micro-batch to expect, costs and devices as the measured steps show them."""
         planned = self._plan.workload
-        seen = planned
+        measured = planned
         if self._size.tokens:
-            seen = replace(planned, batch_size=self._size.rows, seq_len=self._size.row_tokens, guessed=False)
-        if seen.loss == "chunked" and self._batch is not None and not chunked_loss.has_labels(self._batch):
-            seen = replace(seen, loss="full")
-        request = request_for(self._trainer, self._model, seen, self._batch, self._devices)
+            measured = replace(planned, batch_size=self._size.rows, seq_len=self._size.row_tokens, guessed=False)
+        if measured.loss == "chunked" and self._batch is not None and not chunked_loss.has_labels(self._batch):
+            measured = replace(measured, loss="full")
+        request = request_for(self._trainer, self._model, measured, self._batch, self._devices)
         seen_costs = target = self._costs(request)
         if self._size.tokens < planned.tokens and not planned.guessed and self._size.tokens:
             # Slightly longer rows are known to come: what was measured is carried over to them.
@@ -227,15 +228,17 @@ class Rebalancer:
     def _costs(self, request: Request) -> CostedModel:
         """Return the costs with the layers recomputed that are, and the optimizer state that there is."""
         costed = costs_in_force(request, self._plan.recomputed)
-        kept = _optimizer_state(self._trainer.optimizer, self._model, costed)
-        costs = tuple(replace(cost, optimizer=size) for cost, size in zip(costed.costs, kept, strict=True))
+        state_sizes = _optimizer_state(self._trainer.optimizer, self._model, costed)
+        costs = tuple(replace(cost, optimizer=size) for cost, size in zip(costed.costs, state_sizes, strict=True))
         return replace(costed, costs=costs, records=(), first_record=None)  # of other costs than these
 
     def _worst_measured(self) -> str:
         """Return measured and predicted peak of the device that is furthest off."""
         worst = max(
             self._plan.devices,
-            key=lambda each: abs(self._measured[each.device.index] - each.predicted_peak) / each.capacity,
+            key=lambda device_plan: (
+                abs(self._measured[device_plan.device.index] - device_plan.predicted_peak) / device_plan.capacity
+            ),
         )
         measured, predicted = format_alike(self._measured[worst.device.index], worst.predicted_peak)
         return f"{worst.name} {measured}, predicted {predicted}"
@@ -249,17 +252,17 @@ def _optimizer_state(optimizer: Any, model: "nn.Module", costed: CostedModel) ->
     """Return the bytes of state on the device that each block's parameters have; tied ones count with the last."""
     states = getattr(optimizer, "state", {})
     parameters = dict(model.named_parameters(remove_duplicate=False))
-    kept: list[int] = []
-    seen: set[int] = set()
+    sizes: list[int] = []
+    counted_ids: set[int] = set()
     for block in reversed(costed.blocks):
         own = {id(parameters[name]): parameters[name] for name in block.parameters if name in parameters}
-        kept.append(sum(state_bytes(states, each) for key, each in own.items() if key not in seen))
-        seen |= own.keys()
-    return kept[::-1]
+        sizes.append(sum(state_bytes(states, parameter) for key, parameter in own.items() if key not in counted_ids))
+        counted_ids |= own.keys()
+    return sizes[::-1]
 
 
-def _done(what: Callable[..., None], args: tuple[Any, ...]) -> bool:
-    what(*args)
+def _done(function: Callable[..., None], args: tuple[Any, ...]) -> bool:
+    function(*args)
     return True
 
 
@@ -281,8 +284,8 @@ def _callback(rebalancer: Rebalancer) -> Any:
     return Rebalancing()
 
 
-def _end(trainer: TrainerLike, kept: tuple[Rebalancer, Any]) -> None:
-    trainer.remove_callback(kept[1])
+def _end(trainer: TrainerLike, entry: tuple[Rebalancer, Any]) -> None:
+    trainer.remove_callback(entry[1])
 
 
 _REBALANCER: Part[tuple[Rebalancer, Any]] = Part("re-balancing", _end, instead="its callback stays")

@@ -188,8 +188,8 @@ def _change_map(case: _Case, failure: Exception) -> bool:
     with rng.undisturbed():
         costed = costs_in_force(request, plan.recomputed)
         names = [block.name for block in costed.blocks]
-        seen = crossing.crossing_of(failure, model, names, kind, usable[0].index)
-        met = _words(seen, kind)
+        met_tensors = crossing.crossing_of(failure, model, names, kind, usable[0].index)
+        met = _words(met_tensors, kind)
         if plan.is_users:
             log.warning(f"{met} met on different devices; the map that was given is not changed")
             return False
@@ -201,7 +201,7 @@ def _change_map(case: _Case, failure: Exception) -> bool:
         if reason:
             log.warning(f"{met} met on different devices, but {reason}; the map stays")
             return False
-        repaired = repaired_plan(case.trainer, case.current.inputs, request, costed, plan, seen)
+        repaired = repaired_plan(case.trainer, case.current.inputs, request, costed, plan, met_tensors)
     if repaired is None:
         return False
     try:
@@ -225,9 +225,9 @@ def _undo(case: _Case, failure: Exception) -> None:
         case.model.zero_grad(set_to_none=True)
 
 
-def _words(seen: crossing.Crossing, kind: str) -> str:
-    names = sorted(name for name in seen.blocks if name is not None)
-    if len(seen.blocks) > 1:
-        return " and ".join([*names, *(["the inputs"] if None in seen.blocks else [])])
-    places = " and ".join(f"{kind}:{index}" for index in sorted(seen.devices))
+def _words(met_tensors: crossing.Crossing, kind: str) -> str:
+    names = sorted(name for name in met_tensors.blocks if name is not None)
+    if len(met_tensors.blocks) > 1:
+        return " and ".join([*names, *(["the inputs"] if None in met_tensors.blocks else [])])
+    places = " and ".join(f"{kind}:{index}" for index in sorted(met_tensors.devices))
     return f"tensors of {places}" if places else "tensors"

@@ -65,19 +65,19 @@ def repaired_plan(
         attempts.insert(1, (ahead, "everything before the layers is on the first device now"))
     if parted:
         attempts.insert(0, (constraints, "the heads of models of one vocabulary are on one device now"))
-    for wanted, change in attempts:
-        if wanted == constraints and not parted:
+    for candidate, change in attempts:
+        if candidate == constraints and not parted:
             continue
         try:
             better = planner.solved(
-                replace(request, constraints=wanted),
-                replace(costed, constraints=costed.constraints.and_those(wanted)),
+                replace(request, constraints=candidate),
+                replace(costed, constraints=costed.constraints.and_those(candidate)),
                 plan.recomputed,
             )
         except DoesNotFit:
             continue
         if better is not None and not _same(better, plan, costed):
-            return RepairedPlan(better, colocations.Colocations(wanted), change)
+            return RepairedPlan(better, colocations.Colocations(candidate), change)
     device_map = library_map(model, request.devices)
     if device_map is not None:
         theirs = replace(evaluate("auto", costed, device_map, request.devices), recomputed=plan.recomputed)
@@ -125,4 +125,6 @@ def _met_in_dry_run(
 
 def _same(one: Plan, other: Plan, costed: CostedModel) -> bool:
     """Whether two plans have each block on the same device."""
-    return all(device_of(each.name, one.device_map) == device_of(each.name, other.device_map) for each in costed.blocks)
+    return all(
+        device_of(block.name, one.device_map) == device_of(block.name, other.device_map) for block in costed.blocks
+    )

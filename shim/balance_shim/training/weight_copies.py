@@ -20,11 +20,11 @@ def has_parts_on(index: int, trained: Any, placed: Any) -> bool:
     """
     if trained is placed:
         return False
-    kind, inside = devices.accelerator_type(), {id(each) for each in placed.parameters()}
+    kind, inside = devices.accelerator_type(), {id(parameter) for parameter in placed.parameters()}
     return any(
-        each.device.type == kind and each.device.index == index
-        for each in trained.parameters()
-        if id(each) not in inside
+        parameter.device.type == kind and parameter.device.index == index
+        for parameter in trained.parameters()
+        if id(parameter) not in inside
     )
 
 
@@ -40,8 +40,12 @@ def reason_to_stay(trainer: TrainerLike) -> str:
     if kind is None:
         return ""
     gc.collect()  # hooks make cycles, so an earlier model may still be there
-    others = {id(each) for model in placed_models.compared_models() for each in (*model.parameters(), *model.buffers())}
-    copies = [each for each in leak_search.twins(kind, trainer.model, trainer.optimizer) if id(each) not in others]
+    excluded = {
+        id(tensor) for model in placed_models.compared_models() for tensor in (*model.parameters(), *model.buffers())
+    }
+    copies = [
+        tensor for tensor in leak_search.twins(kind, trainer.model, trainer.optimizer) if id(tensor) not in excluded
+    ]
     if not copies:
         return ""
     shape, place = "x".join(map(str, copies[0].shape)), copies[0].device

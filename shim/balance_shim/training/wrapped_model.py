@@ -32,10 +32,10 @@ def keep_map(model: "nn.Module", arguments: TrainingArgumentsLike | None) -> Non
     device_map = getattr(inner, "hf_device_map", None)
     if not device_map or len(set(device_map.values())) < 2:
         return
-    inside = {id(each) for each in (*inner.parameters(), *inner.buffers())}
-    for each in (*model.parameters(), *model.buffers()):
-        if id(each) not in inside and each.device.type != "meta":
-            each.data = each.data.to(arguments.device)  # where the Trainer would bring all of it
+    inside = {id(tensor) for tensor in (*inner.parameters(), *inner.buffers())}
+    for tensor in (*model.parameters(), *model.buffers()):
+        if id(tensor) not in inside and tensor.device.type != "meta":
+            tensor.data = tensor.data.to(arguments.device)  # where the Trainer would bring all of it
     model.hf_device_map = device_map  # the same dict: blocks may move
     log.info(
         f"{type(model).__name__} has no device map of its own; the {type(inner).__name__} inside it stays on its "
@@ -49,6 +49,6 @@ def keep_given_map(init: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
     Args:
         init: `Trainer.__init__`, with the arguments that it is called with (`self` first).
     """
-    given = signature(init).bind_partial(*args, **kwargs).arguments
-    if given.get("model") is not None:
-        keep_map(given["model"], given.get("args"))
+    bound = signature(init).bind_partial(*args, **kwargs).arguments
+    if bound.get("model") is not None:
+        keep_map(bound["model"], bound.get("args"))

@@ -141,8 +141,10 @@ def _on_device(scene: Scene) -> str:
 def _rows(scene: Scene) -> list[list[str]]:
     """Return the rows under `HEADER`, one for each device."""
     plan = scene.planned
-    planned = {} if plan is None else {each.device.index: each for each in plan.devices}
-    actual = {} if scene.actual is None else {each.device.index: each for each in scene.actual.devices}
+    planned = {} if plan is None else {device_plan.device.index: device_plan for device_plan in plan.devices}
+    actual = (
+        {} if scene.actual is None else {device_plan.device.index: device_plan for device_plan in scene.actual.devices}
+    )
     rows = []
     for position, (index, name) in enumerate(zip(scene.meter.indices, scene.meter.names, strict=True)):
         if scene.request is not None and index not in actual and index not in planned:

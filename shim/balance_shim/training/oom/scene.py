@@ -135,11 +135,11 @@ def _map_of(model: "nn.Module", usable: tuple[Device, ...]) -> map_file.DeviceMa
     if not others_map:
         place = next(model.parameters()).device.index
         return None if place is None else {"": place}
-    known = {device.index for device in usable}
+    usable_indices = {device.index for device in usable}
     device_map: map_file.DeviceMap = {}
     for name, place in others_map.items():
         index = place if isinstance(place, int | str) else getattr(place, "index", None)
-        if index not in known and index not in map_file.OFFLOADED:
+        if index not in usable_indices and index not in map_file.OFFLOADED:
             return None
         device_map[name] = index
     return device_map
