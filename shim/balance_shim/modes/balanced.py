@@ -26,15 +26,15 @@ class Balanced(SharedDevices):
         if state.settings().replicas == "auto":
             from . import replica_launch
 
-            what, instead = "finding out how many replicas fit", "one is trained"
-            attempt(what, replica_launch.launch_largest, load, instead=instead)
+            action, instead = "finding out how many replicas fit", "one is trained"
+            attempt(action, replica_launch.launch_largest, load, instead=instead)
         usable = placing.usable_devices(load)
         share = ranks.own_share()
         if share:
             ranks.announce()
         if len(usable) < 2 and not (share and usable):
-            there = f"{len(usable)} device" if usable else "no device"
-            log.once("info", f"{there} to use: nothing to balance, the library places the model")
+            available = f"{len(usable)} device" if usable else "no device"
+            log.once("info", f"{available} to use: nothing to balance, the library places the model")
             return None
         colocated = colocations.recall(load.model, cache.folder_of(state.settings().cache))
         if colocated.library_map:

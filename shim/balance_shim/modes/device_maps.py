@@ -57,8 +57,8 @@ class DeviceMaps(Training):
         scripts = attempt("reading in which dtype the script loads", _dtype_of_script, cls, args, kwargs)
         kwargs = insist("BALANCE_PRECISION", precision.adjust_loading, kwargs)
         mapped = kwargs.get("device_map") is not None
-        what = "preparing from_pretrained"
-        kwargs = attempt(what, _with_device_map, kwargs, self.has_own_devices, default=kwargs)
+        action = "preparing from_pretrained"
+        kwargs = attempt(action, _with_device_map, kwargs, self.has_own_devices, default=kwargs)
         calls.stack.append(Call(kwargs.get("device_map"), kwargs.get("max_memory"), scripts, mapped))
         try:
             loaded = original(cls, *args, **kwargs)
@@ -92,8 +92,8 @@ class DeviceMaps(Training):
         """Keep a placed model on its devices."""
         instead = "the model may be copied to each device"
         attempt("keeping a placed model whole", data_parallel.prevent, init, args, kwargs, instead=instead)
-        what, instead = "keeping the map of a model inside", "the Trainer decides where it goes"
-        attempt(what, wrapped_model.keep_given_map, init, args, kwargs, instead=instead)
+        action, instead = "keeping the map of a model inside", "the Trainer decides where it goes"
+        attempt(action, wrapped_model.keep_given_map, init, args, kwargs, instead=instead)
 
     def make_model(
         self, original: Original, trainer: TrainerLike, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -103,8 +103,8 @@ class DeviceMaps(Training):
         leaving = attempt("counting the model that leaves", replaced_model.leaving, trainer, before, default={})
         with placed_models.leaving(leaving, before if hasattr(before, "modules") else None):
             model = original(trainer, *args, **kwargs)
-        what, instead = "keeping the map of a model inside", "the Trainer decides where it goes"
-        attempt(what, wrapped_model.keep_map, model, trainer.args, instead=instead)
+        action, instead = "keeping the map of a model inside", "the Trainer decides where it goes"
+        attempt(action, wrapped_model.keep_map, model, trainer.args, instead=instead)
         return model
 
     # Not when the trainer is made: trainers derived from transformers' load their other models after that.
@@ -114,8 +114,8 @@ class DeviceMaps(Training):
         if trainer.model_init is None or not hasattr(trainer, "_inner_training_loop"):
             self.begin(trainer)
         else:
-            what, instead = "activation checkpointing", "the script decides which layers are recomputed"
-            attempt(what, checkpointing.switch_off_unsupported, trainer, innermost(trainer.model), instead=instead)
+            action, instead = "activation checkpointing", "the script decides which layers are recomputed"
+            attempt(action, checkpointing.switch_off_unsupported, trainer, innermost(trainer.model), instead=instead)
 
     def begin(self, trainer: TrainerLike) -> None:
         """Plan for the real workload of the model that `trainer` has now; arm what watches and moves it."""
@@ -154,8 +154,8 @@ class DeviceMaps(Training):
         count = args[0] if args else kwargs.get("num_items_in_batch")
 
         def run(model: "nn.Module", inputs: Any, *args: Any, **kwargs: Any) -> Any:
-            what, plain = "preparing the loss in chunks", nullcontext()
-            with attempt(what, _loss_context, trainer, model, inputs, default=plain):
+            action, plain = "preparing the loss in chunks", nullcontext()
+            with attempt(action, _loss_context, trainer, model, inputs, default=plain):
                 loss = original(trainer, model, inputs, *args, **kwargs)
             return _returned(trainer, loss)
 
@@ -230,8 +230,8 @@ def _plan_again(trainer: TrainerLike) -> None:
         _log_no_map(trainer)
         return
     model, (plan, _, max_memory, _) = placed
-    what, instead = "placing modules that the script has put into the model", "they stay where they are"
-    plan = attempt(what, changed_modules.settle, trainer, model, plan, default=plan, instead=instead)
+    action, instead = "placing modules that the script has put into the model", "they stay where they are"
+    plan = attempt(action, changed_modules.settle, trainer, model, plan, default=plan, instead=instead)
     attempt("placing the modules around the model", outside.arrange, trainer, model, instead="it stays where it is")
     looks = batch_check.looks_at(trainer)
     may_wait = looks and trainer.args.world_size == 1  # blocks of replicas do not move once they train

@@ -73,5 +73,5 @@ class ReplicaLauncher(Launcher):
 
     def process_count(self) -> int | None:
         """Return BALANCE_REPLICAS; with `auto` the process that loads the model decides, and becomes as many."""
-        wanted = state.settings().replicas
-        return wanted if isinstance(wanted, int) else None
+        setting = state.settings().replicas
+        return setting if isinstance(setting, int) else None

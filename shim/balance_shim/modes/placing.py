@@ -50,8 +50,8 @@ def request_for(load: ModelLoad, usable: tuple[Device, ...], **more: Any) -> Req
 def put_in_force(plan: Plan, request: Request, load: ModelLoad) -> tuple[Plan, DeviceMap]:
     """Show and remember the plan; return it with its notes, and the map as the library takes it."""
     instead = "the plan is used anyway"
-    for what, compared in (("the chunked loss", _chunks_line), ("the script's own precision", _precision_line)):
-        line = attempt(f"comparing with {what}", compared, plan, request, default="", instead=instead)
+    for alternative, compared in (("the chunked loss", _chunks_line), ("the script's own precision", _precision_line)):
+        line = attempt(f"comparing with {alternative}", compared, plan, request, default="", instead=instead)
         if line:
             plan = replace(plan, notes=(*plan.notes, line))
             if plan.is_users:  # a user's map is shown without its notes

@@ -26,29 +26,29 @@ def ensure_launched() -> None:
     """
     if ranks_of_zero.LAUNCHER_PROCESS in os.environ:
         ranks_of_zero.die_with_launcher()
-    wanted = state.settings().replicas
-    if isinstance(wanted, str) or wanted == 1 or not may_launch():  # "auto" is decided once there is a model
+    requested = state.settings().replicas
+    if isinstance(requested, str) or requested == 1 or not may_launch():  # "auto" is decided once there is a model
         return
-    there = len(devices.totals(state.settings()))
-    if wanted > there:
+    available = len(devices.totals(state.settings()))
+    if requested > available:
         raise ReplicaError(
-            f"{NAME}={wanted}: there {'is' if there == 1 else 'are'} {counted(there, 'device')} to use, and each "
-            "replica needs one at least"
+            f"{NAME}={requested}: there {'is' if available == 1 else 'are'} {counted(available, 'device')} to use, and "
+            "each replica needs one at least"
         )
     try:
-        _become(wanted)
+        _become(requested)
     except relaunch.Unrepeatable as error:
-        raise ReplicaError(f"{NAME}={wanted}: {error}") from None
+        raise ReplicaError(f"{NAME}={requested}: {error}") from None
 
 
 def may_launch() -> bool:
     """Return whether this process may become several; logs that a launcher has started another number than asked."""
-    wanted = state.settings().replicas
+    requested = state.settings().replicas
     if relaunch.is_launched(os.environ):
         rank = ranks.local_rank(os.environ)
-        there = 1 if rank is None else rank.count
-        if wanted not in ("auto", there) and os.environ.get("LOCAL_RANK", "0") == "0":
-            log.once("warning", f"{NAME}={wanted} is ignored: a launcher has started {there} on this machine")
+        started = 1 if rank is None else rank.count
+        if requested not in ("auto", started) and os.environ.get("LOCAL_RANK", "0") == "0":
+            log.once("warning", f"{NAME}={requested} is ignored: a launcher has started {started} on this machine")
         return False
     return not is_worker() and not relaunch.has_own_launcher(sys.orig_argv)
 

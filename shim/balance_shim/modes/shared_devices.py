@@ -47,8 +47,8 @@ class SharedDevices(DeviceMaps):
 
     def before_trainer(self, init: Original, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Keep a placed model on its devices, and inputs on the first of them."""
-        what, instead = "bringing inputs to this rank's devices", "they go to the device of its number"
-        attempt(what, _correct_arguments, init, args, kwargs, instead=instead)
+        action, instead = "bringing inputs to this rank's devices", "they go to the device of its number"
+        attempt(action, _correct_arguments, init, args, kwargs, instead=instead)
         super().before_trainer(init, args, kwargs)
 
     def begin(self, trainer: TrainerLike) -> None:
@@ -70,8 +70,8 @@ class SharedDevices(DeviceMaps):
 
     def after_device_choice(self, partial_state: Any) -> None:
         """Keep inputs on a device of this rank's share."""
-        what, instead = "bringing inputs to this rank's devices", "they go to the device of its number"
-        attempt(what, rank_device.correct_state, partial_state, instead=instead)
+        action, instead = "bringing inputs to this rank's devices", "they go to the device of its number"
+        attempt(action, rank_device.correct_state, partial_state, instead=instead)
 
     def preparing(self, objects: tuple[Any, ...]) -> AbstractContextManager[Any]:
         """Have accelerate accept maps of ours in several processes."""
