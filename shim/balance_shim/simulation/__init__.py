@@ -111,8 +111,8 @@ def _report(process: int, folder: str | None) -> None:
     from ..replicas.ranks import local_rank
     from . import of_all_ranks, record, report
 
-    what, instead = "collecting the peaks of all ranks", "these are those of one rank"
-    peaks = attempt(what, of_all_ranks.usage_of_all, usage(), default=usage(), instead=instead)
+    action, instead = "collecting the peaks of all ranks", "these are those of one rank"
+    peaks = attempt(action, of_all_ranks.usage_of_all, usage(), default=usage(), instead=instead)
     if peaks is None:
         return
     # The clock is that of one process: of several ranks it knows neither the slowest nor what they send each other.

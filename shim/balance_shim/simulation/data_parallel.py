@@ -87,8 +87,8 @@ def count_devices_as_on_cuda(module: ModuleType) -> None:
 
     For "npu" they count one. Scripts compute with `n_gpu` and `train_batch_size` before they make a Trainer.
     """
-    kept = module.TrainingArguments.__dict__["_setup_devices"]
-    compute = kept.func if hasattr(kept, "func") else kept.fget
+    original = module.TrainingArguments.__dict__["_setup_devices"]
+    compute = original.func if hasattr(original, "func") else original.fget
 
     def _setup_devices(self: Any) -> torch.device:
         device: torch.device = compute(self)
@@ -98,7 +98,7 @@ def count_devices_as_on_cuda(module: ModuleType) -> None:
         return device
 
     _setup_devices.__doc__ = compute.__doc__
-    replaced = type(kept)(_setup_devices)
+    replaced = type(original)(_setup_devices)
     if hasattr(replaced, "__set_name__"):
         replaced.__set_name__(module.TrainingArguments, "_setup_devices")
     module.TrainingArguments._setup_devices = replaced

@@ -35,11 +35,11 @@ class Generator(_Plain, metaclass=_Kind):
     _place: torch.device
 
     def __new__(cls, device: Device = None) -> Any:  # this class, or torch's
-        wanted = torch.device("cpu" if device is None else device)
-        if wanted.type != BACKEND:
-            return _Plain(device=wanted)
+        requested = torch.device("cpu" if device is None else device)
+        if requested.type != BACKEND:
+            return _Plain(device=requested)
         self = super().__new__(cls)
-        self._place = torch.device(BACKEND, 0) if wanted.index is None else wanted
+        self._place = torch.device(BACKEND, 0) if requested.index is None else requested
         _made.add(_inside(self))
         return self
 
@@ -110,16 +110,16 @@ class Generators:
 
 def functions(machine: Machine) -> dict[str, Callable[..., Any]]:
     """Return the functions of `torch.cuda.random` for the devices of `machine`; no device means the current one."""
-    each: tuple[Generator, ...] = machine.generators.each
+    generators: tuple[Generator, ...] = machine.generators.each
 
     def of(device: Device = None) -> Generator:
-        return each[machine.index_of(device)]
+        return generators[machine.index_of(device)]
 
     def manual_seed(seed: int) -> None:
         of().manual_seed(int(seed))
 
     def manual_seed_all(seed: int) -> None:  # torch.manual_seed calls this, too
-        for generator in each:
+        for generator in generators:
             generator.manual_seed(int(seed))
 
     def seed() -> None:
@@ -132,12 +132,12 @@ def functions(machine: Machine) -> dict[str, Callable[..., Any]]:
         of(device).set_state(new_state)
 
     def set_rng_state_all(new_states: Iterable[torch.Tensor]) -> None:
-        for generator, state in zip(each, new_states, strict=False):
+        for generator, state in zip(generators, new_states, strict=False):
             generator.set_state(state)
 
     return {
         "get_rng_state": lambda device=None: of(device).get_state(),
-        "get_rng_state_all": lambda: [generator.get_state() for generator in each],
+        "get_rng_state_all": lambda: [generator.get_state() for generator in generators],
         "set_rng_state": set_rng_state, "set_rng_state_all": set_rng_state_all,
         "manual_seed": manual_seed, "manual_seed_all": manual_seed_all,
         "seed": seed, "seed_all": seed_all, "initial_seed": lambda: of().initial_seed(),

@@ -89,8 +89,8 @@ def _clock(spec: SimulationSpec) -> "Clock | None":
     folder = folder_of(state.settings().cache)
     kinds = map(spec.kind, range(len(spec.capacities)))
     rates = [None if kind is None else rates_for(kind.product, kind, folder) for kind in kinds]
-    known = [each for each in rates if each is not None]
-    return Clock(known, host_of(known)) if len(known) == len(rates) else None
+    known_rates = [rate for rate in rates if rate is not None]
+    return Clock(known_rates, host_of(known_rates)) if len(known_rates) == len(rates) else None
 
 
 def _forget_answers() -> None:

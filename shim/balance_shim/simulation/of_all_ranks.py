@@ -40,18 +40,18 @@ def _collected(folder: str, rank: LocalRank) -> tuple[DeviceUsage, ...] | None:
     names = [f"{index}.json" for index in range(rank.count)]
     if not all(os.path.exists(os.path.join(folder, name)) for name in names):
         return None
-    taken = f"{folder}.{os.getpid()}"
+    own_folder = f"{folder}.{os.getpid()}"
     try:
-        os.rename(folder, taken)  # for one of those that see all files
+        os.rename(folder, own_folder)  # for one of those that see all files
     except OSError:
         return None
     try:
         ranks = []
         for name in names:
-            with open(os.path.join(taken, name), encoding="utf-8") as file:
+            with open(os.path.join(own_folder, name), encoding="utf-8") as file:
                 ranks.append([DeviceUsage(**device) for device in json.load(file)])
     finally:
-        shutil.rmtree(taken, ignore_errors=True)
+        shutil.rmtree(own_folder, ignore_errors=True)
     return tuple(_added(same) for same in zip(*ranks, strict=True))
 
 
