@@ -119,8 +119,8 @@ def _check_python_options(words: Sequence[str]) -> None:
 
 
 def _find_program(name: str) -> str | None:
-    beside = os.path.dirname(sys.executable)  # an environment that nobody activated still has its own programs
-    return shutil.which(name, path=beside) or shutil.which(name)
+    own_folder = os.path.dirname(sys.executable)  # an environment that nobody activated still has its own programs
+    return shutil.which(name, path=own_folder) or shutil.which(name)
 
 
 def _is_for_python(path: str) -> bool:

@@ -185,7 +185,7 @@ def to_json(forecast: Forecast) -> dict[str, Any]:
     from ..report.forecast import gap
 
     costed, plan = forecast.costed, forecast.plan
-    found: dict[str, Any] = {
+    result: dict[str, Any] = {
         "mode": "balanced",
         "model": {"class": costed.structure.model_class, "parameters": costed.structure.parameters},
         "workload": costed.workload.to_json(),
@@ -207,19 +207,19 @@ def to_json(forecast: Forecast) -> dict[str, Any]:
         "notes": [],
     }
     if plan is not None:
-        found = plan.to_json()
-    found["model"]["dtype"] = forecast.dtype
+        result = plan.to_json()
+    result["model"]["dtype"] = forecast.dtype
     choice = forecast.choice
     if choice is not None:
-        found["mode"] = "auto"
-        found["candidates"] = [candidate.to_json() for candidate in choice.candidates]
-        found["chosen"] = None if choice.chosen is None else choice.chosen.remedy
-        found["change"] = choice.change or None
+        result["mode"] = "auto"
+        result["candidates"] = [candidate.to_json() for candidate in choice.candidates]
+        result["chosen"] = None if choice.chosen is None else choice.chosen.remedy
+        result["change"] = choice.change or None
         if choice.chosen is not None:
-            found["step_time"] = found["candidates"][choice.candidates.index(choice.chosen)]["step_time"]
-    found["notes"] = [*found["notes"], *forecast.notes]
+            result["step_time"] = result["candidates"][choice.candidates.index(choice.chosen)]["step_time"]
+    result["notes"] = [*result["notes"], *forecast.notes]
     return {
-        **found,
+        **result,
         "replicas": len(forecast.shares),
         "shares": [list(share) for share in forecast.shares],
         "fits": forecast.fits,

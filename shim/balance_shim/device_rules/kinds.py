@@ -237,11 +237,11 @@ def kind_named(name: str) -> DeviceKind:
     Raises:
         ValueError: there is none; the message names the nearest.
     """
-    wanted = _plain(name)
+    plain_name = _plain(name)
     for kind in KINDS:
-        if _plain(kind.name) == wanted:
+        if _plain(kind.name) == plain_name:
             return kind
-    raise ValueError(f"unknown device {name.strip()!r}; {_nearest(wanted)}")
+    raise ValueError(f"unknown device {name.strip()!r}; {_nearest(plain_name)}")
 
 
 def kind_of_product(product: str) -> DeviceKind | None:
@@ -249,9 +249,9 @@ def kind_of_product(product: str) -> DeviceKind | None:
 
     The whole name is compared: an RTX 4060 Ti is no RTX 4060, and half of a divided card (MIG) is another device.
     """
-    wanted = _plain(product).removeprefix("nvidia")
+    plain_product = _plain(product).removeprefix("nvidia")
     for kind in KINDS:
-        if wanted in [_plain(name).removeprefix("nvidia") for name in (kind.product, *kind.aliases)]:
+        if plain_product in [_plain(name).removeprefix("nvidia") for name in (kind.product, *kind.aliases)]:
             return kind
     return None
 
@@ -265,10 +265,10 @@ def _plain(name: str) -> str:
     return "".join(letter for letter in name.lower() if letter.isalnum())
 
 
-def _nearest(wanted: str) -> str:
+def _nearest(plain_name: str) -> str:
     import difflib  # only for those who mistyped
 
     names = {_plain(kind.name): kind.name for kind in KINDS}
-    variants = [name for plain, name in names.items() if wanted and plain.startswith(wanted)]
-    near = variants or [names[plain] for plain in difflib.get_close_matches(wanted, names, n=3, cutoff=0.5)]
+    variants = [name for plain, name in names.items() if plain_name and plain.startswith(plain_name)]
+    near = variants or [names[plain] for plain in difflib.get_close_matches(plain_name, names, n=3, cutoff=0.5)]
     return f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(names.values())}"

@@ -29,10 +29,10 @@ def show(plan: Plan, report: str, files: int | None = None, number: int = 1) -> 
     """
     if report == "off" or not log.is_first_process():
         return None
-    whose = {"balanced": "balanced map", "map": "the user's map", "auto": "map"}[plan.mode]
+    title = {"balanced": "balanced map", "map": "the user's map", "auto": "map"}[plan.mode]
     assumed = "; assumed until the Trainer is known" if plan.workload.guessed else ""
     headline = (
-        f"{whose} for {plan.model_class}{_ordinal(number)} ({_count(plan.parameters)} parameters), predicted for "
+        f"{title} for {plan.model_class}{_ordinal(number)} ({_count(plan.parameters)} parameters), predicted for "
         f"{plan.workload.describe()}{assumed} (GiB):"
     )
     remarks = [plan.method] if plan.method not in ("", TRACED) else []
@@ -152,8 +152,8 @@ def write(plan: Plan, folder: str, number: int | None = None) -> int | None:
     try:
         os.makedirs(folder, exist_ok=True)
         if number is None:
-            there = os.listdir(folder)
-            number = 1 + sum(name.startswith("device_map") and name.endswith(".json") for name in there)
+            existing = os.listdir(folder)
+            number = 1 + sum(name.startswith("device_map") and name.endswith(".json") for name in existing)
         suffix = f"-{number}" if number > 1 else ""
         with open(os.path.join(folder, f"plan{suffix}.json"), "w", encoding="utf-8") as file:
             json.dump(plan.to_json(), file, indent=2)

@@ -21,8 +21,8 @@ def apply(module: ModuleType) -> None:
     """
     owner = getattr(module, "HfTrainerDeepSpeedConfig", None)
     if not callable(getattr(owner, "trainer_config_finalize", None)):
-        what = "transformers.integrations.deepspeed.HfTrainerDeepSpeedConfig.trainer_config_finalize"
-        raise SeamMoved(what, version_text("transformers"))
+        function_name = "transformers.integrations.deepspeed.HfTrainerDeepSpeedConfig.trainer_config_finalize"
+        raise SeamMoved(function_name, version_text("transformers"))
     registry.replace(owner, "trainer_config_finalize", _around_finalize)
 
 

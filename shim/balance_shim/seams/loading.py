@@ -77,8 +77,8 @@ def _plan_load(
 ) -> DeviceMap | None:
     if not modes.current().makes_map(device_map):
         return None
-    given = _bind(original, model, device_map, args, kwargs)
-    quantizer, dtype = given.get("hf_quantizer"), given.get("dtype", given.get("torch_dtype"))
+    bound = _bind(original, model, device_map, args, kwargs)
+    quantizer, dtype = bound.get("hf_quantizer"), bound.get("dtype", bound.get("torch_dtype"))
     no_split = model._no_split_modules
     if version_of("transformers") < (5, 1):
         try:
@@ -86,7 +86,7 @@ def _plan_load(
         except ValueError:
             return None  # the model does not support device maps, and the library says so
     sizes = for_request(model, quantizer, dtype)
-    return modes.current().device_map_for(ModelLoad(model, device_map, given.get("max_memory"), no_split, sizes))
+    return modes.current().device_map_for(ModelLoad(model, device_map, bound.get("max_memory"), no_split, sizes))
 
 
 def _bind(

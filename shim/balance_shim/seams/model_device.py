@@ -14,11 +14,11 @@ def around_device(original: Callable[..., Any]) -> Callable[..., Any]:
     """
 
     def device(self: Any) -> Any:
-        found = original(self)
+        own = original(self)
         first_device = placed_models.first_device_of(self)
         # Without accelerate's hooks it is an ordinary model, and may have been moved as one; so it has on the host.
-        if first_device is None or found.index in (None, first_device) or not align_hooks.hooks_of(self):
-            return found
-        return type(found)(found.type, first_device)
+        if first_device is None or own.index in (None, first_device) or not align_hooks.hooks_of(self):
+            return own
+        return type(own)(own.type, first_device)
 
     return device

@@ -19,7 +19,7 @@ def apply(module: ModuleType) -> None:
         SeamMoved: this version merges adapters somewhere else.
     """
     classes = getattr(getattr(module, "LoraModel", None), "__mro__", ())
-    owner = next((each for each in classes if _NAME in vars(each)), None)
+    owner = next((candidate for candidate in classes if _NAME in vars(candidate)), None)
     if owner is None:
         raise SeamMoved(f"peft.LoraModel.{_NAME}", version_text("peft"))
     registry.replace(owner, _NAME, _around_merge)

@@ -58,8 +58,8 @@ def _around_train(original: Callable[..., Any]) -> Callable[..., Any]:
         except BaseException as failure:
             with suppress(Exception):  # nothing of ours, also under BALANCE_STRICT, takes the place of this failure
                 if is_out_of_memory(failure):
-                    what, instead = "explaining the out-of-memory", "here is the error"
-                    attempt(what, mode.explain_out_of_memory, self, failure, instead=instead)
+                    action, instead = "explaining the out-of-memory", "here is the error"
+                    attempt(action, mode.explain_out_of_memory, self, failure, instead=instead)
             training_run.end_quietly(self)
             raise
         training_run.end(self)

@@ -91,9 +91,9 @@ class Clock:
             self._streams[source].get(sending, 0.0),
             self._streams[target].get(receiving, 0.0),
         )
-        taken = self.seconds_to_copy(source, target, size)
-        self._streams[source][sending] = self._streams[target][receiving] = start + taken
-        self._copying += taken
+        seconds = self.seconds_to_copy(source, target, size)
+        self._streams[source][sending] = self._streams[target][receiving] = start + seconds
+        self._copying += seconds
 
     def from_host(self, target: int, size: int, stream: int | None = None) -> None:
         """Copy `size` bytes from the host; the host goes on."""

@@ -92,12 +92,12 @@ class _Run:
     def forward(self) -> None:
         """Take one micro-batch through all blocks."""
         first = self.step.first
-        there: set[tuple[str, int]] = set()  # what has been brought to a device in this pass
+        brought: set[tuple[str, int]] = set()  # what has been brought to a device in this pass
         self._compute(0, first.forward)
         before = 0
         for block in self.step.blocks:
             self._hook()
-            self._bring(block, before, there, again=False)
+            self._bring(block, before, brought, again=False)
             self._compute(block.device, block.work.forward)
             before = block.device
         if not self.step.in_flight:
@@ -107,7 +107,7 @@ class _Run:
     def backward(self) -> None:
         """Take the gradients of one micro-batch back through all blocks."""
         first, blocks = self.step.first, self.step.blocks
-        there: set[tuple[str, int]] = set()
+        brought: set[tuple[str, int]] = set()
         last = blocks[-1].device if blocks else 0
         if not self.step.in_flight:
             for transfer in first.transfers:
@@ -116,25 +116,25 @@ class _Run:
             block = blocks[position]
             before = blocks[position - 1].device if position else 0
             if not self.step.in_flight:  # the transfers of stages keep what was brought
-                self._bring(block, before, there, again=True)
+                self._bring(block, before, brought, again=True)
                 if block.work.backward.recomputes:
                     self._hook()
             self._compute(block.device, block.work.backward)
             for transfer in block.work.transfers:
                 shared = transfer.source != PREVIOUS
-                if self.step.in_flight and shared and (transfer.source, -1 - block.device) in there:
+                if self.step.in_flight and shared and (transfer.source, -1 - block.device) in brought:
                     continue
-                there.add((transfer.source, -1 - block.device))
+                brought.add((transfer.source, -1 - block.device))
                 self._copy(block.device, self._source(transfer.source, before), transfer.returned)
         self._compute(0, first.backward)
 
-    def _bring(self, block: PlacedBlock, before: int, there: set[tuple[str, int]], again: bool) -> None:
+    def _bring(self, block: PlacedBlock, before: int, brought: set[tuple[str, int]], again: bool) -> None:
         """Copy the inputs of `block` to its device. What several blocks take crosses once where micro-batches fly."""
         for transfer in block.work.transfers:
             shared = transfer.source != PREVIOUS
-            if self.step.in_flight and shared and (transfer.source, block.device) in there:
+            if self.step.in_flight and shared and (transfer.source, block.device) in brought:
                 continue
-            there.add((transfer.source, block.device))
+            brought.add((transfer.source, block.device))
             copies = transfer.again if again else transfer.forward
             self._copy(self._source(transfer.source, before), block.device, copies)
 

@@ -161,7 +161,7 @@ def size_of(value: Any) -> int:
 def _rule(func: torch._ops.OpOverload) -> Rule:
     name = func._schema.name.removeprefix("aten::")
     # An output that aliases an input without writing to it is a view.
-    is_view = any(each.alias_info is not None and not each.alias_info.is_write for each in func._schema.returns)
+    is_view = any(output.alias_info is not None and not output.alias_info.is_write for output in func._schema.returns)
     return Rule(
         is_free=is_view or name in _EMPTY,
         is_awaited=name in _AWAITED,

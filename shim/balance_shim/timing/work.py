@@ -84,8 +84,10 @@ class BlockWork:
         return replace(
             self,
             transfers=tuple(
-                each if each.source in (INPUTS, PREVIOUS) else replace(each, source=name_of(each.source))
-                for each in self.transfers
+                transfer
+                if transfer.source in (INPUTS, PREVIOUS)
+                else replace(transfer, source=name_of(transfer.source))
+                for transfer in self.transfers
             ),
         )
 
@@ -110,11 +112,11 @@ class ModelWork:
     def to_json(self) -> dict[str, Any]:
         """Return JSON with each distinct block once: most layers are alike."""
         every = [self.first, *self.blocks]
-        distinct = list(dict.fromkeys(each for each in every if each is not None))
-        numbers = {each: number for number, each in enumerate(distinct)}
+        distinct = list(dict.fromkeys(block for block in every if block is not None))
+        numbers = {block: number for number, block in enumerate(distinct)}
         return {
-            "distinct": [asdict(each) for each in distinct],
-            "numbers": [None if each is None else numbers[each] for each in every],
+            "distinct": [asdict(block) for block in distinct],
+            "numbers": [None if block is None else numbers[block] for block in every],
         }
 
     @classmethod
@@ -133,8 +135,8 @@ def _block(fields: Mapping[str, Any]) -> BlockWork:
         _pass(fields["forward"]["operations"]),
         _pass(fields["backward"]["operations"]),
         tuple(
-            Transfer(each["source"], *(tuple(each[name]) for name in ("forward", "again", "returned")))
-            for each in fields["transfers"]
+            Transfer(entry["source"], *(tuple(entry[name]) for name in ("forward", "again", "returned")))
+            for entry in fields["transfers"]
         ),
     )
 
