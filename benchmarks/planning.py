@@ -17,7 +17,7 @@ import torch
 import transformers
 from models import MODELS
 
-from balance_shim.devices import Device
+from balance_shim.device import Device
 from balance_shim.memory.training_case import TrainingCase
 from balance_shim.memory.workload import Workload
 from balance_shim.placement import planner

@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
-from balance_shim.devices import describe
+from balance_shim.device import describe
 from balance_shim.memory.cost import BlockCost
 from balance_shim.memory.peak import RunPeaks
 from balance_shim.placement.solver import Table, least_fill, partition

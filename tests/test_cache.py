@@ -9,7 +9,7 @@ import pytest
 import transformers
 
 from balance_shim import cache
-from balance_shim.devices import Device
+from balance_shim.device import Device
 from balance_shim.memory import profile as profiling
 from balance_shim.memory.fingerprint import fingerprint
 from balance_shim.memory.training_case import TrainingCase

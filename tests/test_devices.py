@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from balance_shim import devices, eligible_devices, log
+from balance_shim.device import Device, levelled
 from balance_shim.device_rules.kinds import Architecture
 from balance_shim.device_rules.overhead import overhead_of
 from balance_shim.settings import Settings, read
@@ -178,10 +179,8 @@ def test_devices_that_hardly_differ_count_as_equal(machine):
 @given(st.integers(4 * MIB, 200 * GIB), st.lists(st.floats(0, 0.009), min_size=2, max_size=8))
 def test_levelling_costs_little_and_makes_equal(size, differences):
     """No capacity falls by more than 1.4 %, none rises, and those within 1 % of each other come out the same."""
-    before = [
-        devices.Device(index, f"npu:{index}", size, int(size * (1 - part))) for index, part in enumerate(differences)
-    ]
-    after = devices._levelled(before)
+    before = [Device(index, f"npu:{index}", size, int(size * (1 - part))) for index, part in enumerate(differences)]
+    after = levelled(before)
     assert [device.index for device in after] == [device.index for device in before]
     assert len({device.capacity for device in after}) == 1
     for old, new in zip(before, after, strict=True):

@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parent.parent / "shim" / "balance_shim"
 ROOMS = (
     "__main__", "cli", "doctor", "arming", "excepthook", "status_report", "seams", "modes", "pipeline", "zero",
     "training", "simulation", "monitoring", "report", "planning", "plan_options", "placement", "memory", "logits",
-    "replicas", "upstream", "training_run", "patching", "copies", "devices", "eligible_devices",
+    "replicas", "upstream", "training_run", "patching", "copies", "devices", "device", "eligible_devices",
     "state", "settings", "setting_values", "zero_config_file", "zero_support", "device_spec", "map_file", "optimizers",
     "expandable_segments", "cache", "timing", "virtual", "device_rules", "language", "output", "processes", "rng",
     "versions", "units", "errors", "log", "choices",

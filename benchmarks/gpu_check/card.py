@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from balance_shim.devices import Device
+from balance_shim.device import Device
 
 LIMITLESS = 1 << 50  # bytes
 

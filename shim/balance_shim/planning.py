@@ -14,7 +14,7 @@ from .errors import BalanceError, ModelError
 from .plan_options import PRECISIONS, PlanOptions, read_options
 
 if TYPE_CHECKING:
-    from .devices import Device
+    from .device import Device
     from .placement.alternatives import Limits
     from .placement.plan import Plan
     from .placement.request import Request
@@ -146,11 +146,11 @@ def replica_of(request: "Request", replicas: int | str) -> "tuple[Request, tuple
 
 def devices_of(options: PlanOptions) -> "tuple[Device, ...]":
     """Return the devices that `options` name, within the limits that were set for them."""
-    from . import devices
+    from .device import describe
 
     machine, settings = options.machine, options.settings
     return tuple(
-        devices.describe(
+        describe(
             index,
             f"cuda:{index}",
             _capped(capacity, index, settings.max_memory),

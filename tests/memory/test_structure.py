@@ -1,6 +1,6 @@
 """The structure of a model: computed once for a request, and read by all who plan for it."""
 
-from balance_shim.devices import Device
+from balance_shim.device import Device
 from balance_shim.memory import training_case
 from balance_shim.memory.blocks import Block
 from balance_shim.memory.structure import ModelStructure, structure_of

@@ -21,7 +21,7 @@ import accelerate  # noqa: E402 - as in a script, where the simulation is there 
 import peft  # noqa: E402
 import transformers  # noqa: E402
 
-from balance_shim.devices import Device  # noqa: E402
+from balance_shim.device import Device  # noqa: E402
 from balance_shim.memory.training_case import TrainingCase  # noqa: E402
 from balance_shim.memory.workload import Workload  # noqa: E402
 from balance_shim.placement import planner  # noqa: E402

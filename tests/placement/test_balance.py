@@ -8,7 +8,7 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from balance_shim.devices import Device, _levelled, describe
+from balance_shim.device import Device, describe, levelled
 from balance_shim.memory.cost import BlockCost
 from balance_shim.memory.peak import Schedule
 from balance_shim.memory.training_case import TrainingCase
@@ -268,7 +268,7 @@ def test_weights_that_do_not_fit_are_refused_with_the_figures():
 
 def real_machine(*sizes):
     """Devices as the inventory returns them."""
-    return _levelled([describe(index, f"npu:{index}", size, Settings()) for index, size in enumerate(sizes)])
+    return levelled([describe(index, f"npu:{index}", size, Settings()) for index, size in enumerate(sizes)])
 
 
 @pytest.mark.parametrize("name", ["llama", "llava"])

@@ -2,7 +2,7 @@
 
 import pytest
 
-from balance_shim.devices import Device
+from balance_shim.device import Device
 from balance_shim.memory.blocks import Block
 from balance_shim.memory.cost import BlockCost
 from balance_shim.memory.peak import PLAIN, Schedule

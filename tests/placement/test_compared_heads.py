@@ -2,7 +2,7 @@
 
 import pytest
 
-from balance_shim.devices import describe
+from balance_shim.device import describe
 from balance_shim.memory.training_case import TrainingCase
 from balance_shim.memory.workload import Workload
 from balance_shim.placement import planner

@@ -5,8 +5,8 @@ from dataclasses import replace
 import torch
 import transformers
 
+from balance_shim.device import describe
 from balance_shim.device_rules.kinds import DEFAULT_ARCHITECTURE, kind_named
-from balance_shim.devices import describe
 from balance_shim.memory.training_case import TrainingCase
 from balance_shim.memory.workload import Workload
 from balance_shim.placement import planner

@@ -6,7 +6,7 @@ import pytest
 import torch
 import transformers
 
-from balance_shim.devices import Device, describe
+from balance_shim.device import Device, describe
 from balance_shim.memory.colocation import NO_CONSTRAINTS, Constraints
 from balance_shim.memory.cost import BlockCost
 from balance_shim.memory.tracing import dry_run

@@ -1,6 +1,6 @@
 """Messages on plans."""
 
-from balance_shim.devices import Device
+from balance_shim.device import Device
 from balance_shim.memory.workload import Workload
 from balance_shim.placement.plan import DevicePlan, Plan
 from balance_shim.report.plan_report import shortfall_line, summary, worst_devices

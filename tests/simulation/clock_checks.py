@@ -8,7 +8,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from balance_shim import devices, simulation
+from balance_shim import simulation
+from balance_shim.device import describe
 from balance_shim.device_rules.kinds import kind_named
 from balance_shim.doctor import measuring
 from balance_shim.settings import Settings
@@ -151,7 +152,7 @@ def check_measured_rates_are_those_of_the_devices():
         for name in ("float16", "bfloat16", "float32", "memory", "link_bytes", "host_bytes"):
             assert abs(getattr(measured, name) / getattr(RATES, name) - 1) < 0.1, (name, measured, RATES)
         assert measured.measured and measured != RATES
-        device = devices.describe(0, "cuda:0", 2**34, read, kind=kind_named("RTX4090"))
+        device = describe(0, "cuda:0", 2**34, read, kind=kind_named("RTX4090"))
         assert device.rates == measured and origin_of([device.rates]) == "measured"
         write(Path(folder), {"a card of tomorrow": Measured(1e15, 1e15, 1e14, 1e13, host_bytes=6e10)})
         assert rates_for("a card of tomorrow", None, Path(folder)).float16 == 1e15

@@ -6,7 +6,7 @@ import pytest
 import torch
 import transformers
 
-from balance_shim.devices import Device
+from balance_shim.device import Device
 from balance_shim.memory.recomputation import recompute_only
 from balance_shim.memory.training_case import TrainingCase
 from balance_shim.memory.workload import Workload

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import transformers
 
-from balance_shim.devices import describe
+from balance_shim.device import describe
 from balance_shim.memory.cost import is_estimate
 from balance_shim.memory.training_case import TrainingCase
 from balance_shim.memory.workload import Workload

@@ -18,7 +18,7 @@ from ..plan_options import PRECISIONS, PlanOptions, read_options, reserve_text
 from ..units import format_size
 
 if TYPE_CHECKING:
-    from ..devices import Device
+    from ..device import Device
     from ..placement.baseline import Baseline
     from ..placement.candidates import Choice
     from ..placement.costed_model import CostedModel
@@ -233,7 +233,7 @@ def to_json(forecast: Forecast) -> dict[str, Any]:
 
 def to_text(forecast: Forecast, options: PlanOptions, say: Say = english) -> str:
     """Return the tables that the command prints."""
-    from ..devices import table
+    from ..device import table
     from ..report import forecast as report
     from ..report.candidates import candidates_table, verdict
     from ..report.plan_report import plan_table, shortfall_line

@@ -5,7 +5,7 @@ import sys
 from typing import Any
 
 from .. import devices, simulation, state, zero_support
-from ..devices import Device
+from ..device import Device
 from ..errors import BalanceError
 from ..placement.alternatives import Limits
 from ..placement.model_load import ModelLoad

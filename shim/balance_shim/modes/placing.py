@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from .. import devices, log, state
-from ..devices import Device
+from ..device import Device
 from ..map_file import DeviceMap
 from ..memory.training_case import TrainingCase
 from ..memory.workload import assume, longest_row

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from ..devices import Device
+from ..device import Device
 from ..language.message import Message
 from ..map_file import DeviceMap
 from ..memory.recomputation import is_supported

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice, permutations, product
 
-from ..devices import Device
+from ..device import Device
 from ..map_file import DeviceMap
 from ..memory.cost import BlockCost
 from ..memory.peak import NOTHING, RunPeaks, merged

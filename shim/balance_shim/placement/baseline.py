@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..devices import Device
+from ..device import Device
 from ..map_file import OFFLOADED, DeviceMap
 from .costed_model import CostedModel
 from .places import device_of

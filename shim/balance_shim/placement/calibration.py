@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
-from ..devices import Device
+from ..device import Device
 from ..map_file import DeviceMap
 from ..memory.cost import BlockCost, Phase
 from ..memory.peak import Schedule, peak

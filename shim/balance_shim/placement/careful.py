@@ -4,7 +4,7 @@ import contextlib
 from collections.abc import Sequence
 from dataclasses import replace
 
-from ..devices import Device
+from ..device import Device
 from ..language.message import Joined, Message
 from ..map_file import DeviceMap
 from ..memory.blocks import Block, within

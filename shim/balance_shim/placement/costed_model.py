@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ..devices import Device
+from ..device import Device
 from ..memory.allocation_record import Record
 from ..memory.blocks import Block
 from ..memory.colocation import NO_CONSTRAINTS, Constraints

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from ..devices import Device
+from ..device import Device
 from ..map_file import OFFLOADED, DeviceMap
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..choices import PlanMode
-from ..devices import Device
+from ..device import Device
 from ..language.message import Joined, Message
 from ..map_file import DeviceMap
 from ..memory.allocation_record import Record

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 from .. import log
 from ..cache import cached
-from ..devices import Device, table
+from ..device import Device, table
 from ..language.message import Message
 from ..map_file import DeviceMap, UserMap
 from ..memory.colocation import of_all_but_layers

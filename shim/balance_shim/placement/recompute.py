@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from ..devices import Device
+from ..device import Device
 from ..timing.work import ModelWork
 from .balance import balance
 from .costed_model import CostedModel

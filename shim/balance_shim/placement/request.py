@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..cache import digest, folder_of
+from ..device import Device
 from ..device_rules.kinds import INSISTS_ON_GROUPS, Architecture
-from ..devices import Device
 from ..memory.colocation import NO_CONSTRAINTS, Constraints
 from ..memory.fingerprint import fingerprint
 from ..memory.training_case import TrainingCase

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from ..devices import Device
+from ..device import Device
 from ..memory.cost import BlockCost
 from ..memory.peak import Schedule
 from ..timing.clock import step_time

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from ..cache import cached
-from ..devices import Device
+from ..device import Device
 from ..language.message import Message
 from ..map_file import DeviceMap
 from ..memory.cost import BlockCost

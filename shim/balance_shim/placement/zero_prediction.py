@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from ..devices import Device
+from ..device import Device
 from ..memory.peak import peak_terms
 from ..timing.clock import origin_of
 from ..timing.measured import host_of

@@ -13,8 +13,8 @@ from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
 from .. import planning, state
+from ..device import Device
 from ..device_spec import SimulationSpec
-from ..devices import Device
 from ..errors import BalanceError
 from ..memory.evaluation import Evaluation
 from ..memory.workload import Workload

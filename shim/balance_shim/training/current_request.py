@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from .. import devices, state
-from ..devices import Device
+from ..device import Device
 from ..memory.colocation import Constraints
 from ..memory.training_case import TrainingCase
 from ..memory.workload import Workload

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from .. import devices, log, state
 from ..choices import EventKind
-from ..devices import Device
+from ..device import Device
 from ..errors import MoveError
 from ..monitoring.batch import BatchSize, size_of
 from ..monitoring.readings import Meter

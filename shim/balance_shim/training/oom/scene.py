@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from ... import devices, map_file, state
-from ...devices import Device
+from ...device import Device
 from ...memory.training_case import TrainingCase
 from ...memory.workload import Workload, assume, longest_row
 from ...monitoring.diagnosis import Finding
