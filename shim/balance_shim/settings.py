@@ -96,7 +96,8 @@ class SettingProblem(NamedTuple):
 
 VARIABLES = (
     Variable("BALANCE_MODE", "mode", parse.one_of(MODES), "one of " + ", ".join(MODES), "balanced",
-             "the remedy; a misspelled mode turns the shim off and is reported"),
+             "the remedy; `auto` predicts memory and step time of each and takes the fastest that fits; a misspelled "
+             "mode turns the shim off and is reported"),
     Variable("BALANCE_INTERCEPT", "intercept", parse.intercept, "a comma list of " + ", ".join(parse.INTERCEPTABLE),
              "auto,balanced",
              "the `device_map` values to replace; explicit maps are always kept. `none` is no `device_map` at "
