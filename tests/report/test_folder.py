@@ -41,6 +41,7 @@ def test_files_of_earlier_runs_are_left_out(tmp_path):
         ({"plan.json": '{"mode": "balanced"}'}, "plan.json does not have the fields"),
         ({"run.json": ""}, "run.json is not complete JSON"),
         ({"run.json": '{"format": 1}'}, "run.json does not have the fields"),
+        ({"run.json": json.dumps(folders.run(libraries=["torch"]))}, "run.json does not have the fields"),
         ({"events.jsonl": folders.lines([folders.event("move", "x")]) + '{"time": 3'}, "events.jsonl: 1 line"),
         ({"simulation.json": "[{}]"}, "simulation.json does not have the fields"),
     ],

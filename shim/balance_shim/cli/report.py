@@ -36,6 +36,10 @@ def run(words: Sequence[str]) -> int:
     except UsageError as error:
         _say(str(error))
         return NOT_WRITTEN
+    except Exception as error:  # a folder that is damaged in a way that nobody has thought of
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        _say(f"{options.folder}: cannot be shown ({reason}); please report this, with the folder")
+        return NOT_WRITTEN
     show(target)
     return WRITTEN
 

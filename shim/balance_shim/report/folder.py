@@ -134,6 +134,11 @@ def _run(entry: Any) -> Mapping[str, Any]:
     for name in ("models", "records", "devices"):
         if not isinstance(entry[name], list):
             raise TypeError(name)
+    for name in ("settings", "libraries", "workload"):
+        if not isinstance(entry.get(name, {}), dict):
+            raise TypeError(name)
+    for name in ("started", "host_memory", "ranks"):
+        float(entry.get(name) or 0)
     run: Mapping[str, Any] = entry
     return run
 

@@ -97,7 +97,7 @@ def step_of(line: str) -> StepRecord | None:
         devices = {str(name): _reading(each) for name, each in entry["devices"].items()}
         return StepRecord(
             step=int(entry["step"]),
-            seconds=float(entry.get("seconds") or 0),
+            seconds=_duration(entry.get("seconds")),
             tokens=int(entry.get("tokens") or 0),
             micro_batches=tuple((int(rows), int(tokens)) for rows, tokens in entry.get("micro_batches") or ()),
             devices=devices,
@@ -139,6 +139,11 @@ def _record(path: str, lines: Iterable[str]) -> MemoryRecord:
             steps.append(step)
     cut_off = last_is_bad and not last.endswith("\n")
     return MemoryRecord(name, rank, tuple(steps), skipped + (last_is_bad and not cut_off), cut_off)
+
+
+def _duration(value: Any) -> float:
+    seconds = float(value or 0)
+    return seconds if 0 <= seconds < float("inf") else 0.0  # JSON of Python has NaN and Infinity
 
 
 def _reading(entry: Any) -> DeviceReading:
