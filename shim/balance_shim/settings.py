@@ -212,8 +212,8 @@ def read(environ: Mapping[str, str], default_mode: str = "balanced") -> tuple[Se
                 now = "nothing is simulated and the program stops before it touches a device"
             else:
                 now = _message("using the default ({default})", default=variable.default)
-            given = repr(_shortened(text))
-            fault = _message("{name}={text} is not {values}", name=variable.name, text=given, values=variable.allowed)
+            shown = repr(_shortened(text))
+            fault = _message("{name}={text} is not {values}", name=variable.name, text=shown, values=variable.allowed)
             faults.append((variable.name, fault, now, fatal))
 
     mode = fields["mode"]

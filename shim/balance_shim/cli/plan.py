@@ -130,7 +130,7 @@ def forecast_for(options: PlanOptions) -> Forecast:
     remedies = what_would_fit(plan, request) if plan is not None and plan.shortfall else []
     notes = [subject.resolved.note] if subject.resolved.note else []
     if len(shares) > 1:
-        whose = [
+        assignments = [
             Message("rank {rank} on {devices}", rank=rank, devices=f"cuda:{'+'.join(map(str, share))}")
             for rank, share in enumerate(shares)
         ]
@@ -138,7 +138,7 @@ def forecast_for(options: PlanOptions) -> Forecast:
             Message(
                 "{number} replicas: {shares}; the map is that of the share with the least memory",
                 number=len(shares),
-                shares=Joined(", ", whose),
+                shares=Joined(", ", assignments),
             )
         )
     elif options.replicas == "auto":

@@ -47,8 +47,8 @@ def run(words: Sequence[str]) -> int:
 def _page(options: argparse.Namespace) -> str:
     from ..report import folder
 
-    found = folder.read(options.folder)
-    for remark in found.remarks:
+    run_folder = folder.read(options.folder)
+    for remark in run_folder.remarks:
         _say(remark)
 
     from ..report import what_if
@@ -56,7 +56,7 @@ def _page(options: argparse.Namespace) -> str:
     from ..report.texts import PAGE
 
     skipped = what_if.Replanned(no_before=PAGE["skipped"], no_combinations=PAGE["skipped"])
-    return render.page(found, skipped if options.quick else what_if.replan(found, options.trust_remote_code))
+    return render.page(run_folder, skipped if options.quick else what_if.replan(run_folder, options.trust_remote_code))
 
 
 def _write(path: str, page: str) -> None:

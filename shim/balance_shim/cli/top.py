@@ -39,8 +39,8 @@ def _once(folder: str) -> int:
 
     snapshot = follow.Follower(folder).look()
     if snapshot is None:
-        what = "has no memory.jsonl with a step in it" if os.path.isdir(folder) else "does not exist"
-        return _fail(f"{folder} {what}; train with BALANCE_REPORT={folder} BALANCE_MONITOR=1")
+        fault = "has no memory.jsonl with a step in it" if os.path.isdir(folder) else "does not exist"
+        return _fail(f"{folder} {fault}; train with BALANCE_REPORT={folder} BALANCE_MONITOR=1")
     show(view.plain(snapshot))
     return SHOWN
 

@@ -55,12 +55,12 @@ def _measured(module: Any, device: Any, kind: str) -> Measured:
     import torch
 
     rates = {name: _products(module, device, getattr(torch, name)) for name in ("float16", "bfloat16", "float32")}
-    there = torch.empty(COPIED, dtype=torch.uint8, device=device)
-    other = torch.empty_like(there)
-    memory = 2 * COPIED / _seconds(module, device, lambda: other.copy_(there))
-    host = COPIED / _seconds(module, device, lambda: there.cpu(), repeats=3)
+    source = torch.empty(COPIED, dtype=torch.uint8, device=device)
+    other = torch.empty_like(source)
+    memory = 2 * COPIED / _seconds(module, device, lambda: other.copy_(source))
+    host = COPIED / _seconds(module, device, lambda: source.cpu(), repeats=3)
     pairs = [
-        COPIED / _seconds(module, device, lambda target=target: there.to(target), (target,))  # type: ignore[misc]
+        COPIED / _seconds(module, device, lambda target=target: source.to(target), (target,))  # type: ignore[misc]
         for target in (torch.device(kind, index) for index in range(module.device_count()))
         if target != device
     ]
@@ -89,7 +89,11 @@ def _products(module: Any, device: Any, dtype: Any) -> float:
 
 
 def _seconds(
-    module: Any, device: Any, operation: Callable[[], object], others: tuple[Any, ...] = (), repeats: int = REPEATS
+    module: Any,
+    device: Any,
+    operation: Callable[[], object],
+    other_devices: tuple[Any, ...] = (),
+    repeats: int = REPEATS,
 ) -> float:
     """Return the shortest time of an operation by the device's own events, after a first run that is not counted."""
     operation()
@@ -97,13 +101,13 @@ def _seconds(
     for _ in range(repeats):
         with module.device(device):
             start, end = (module.Event(enable_timing=True) for _ in range(2))
-            for each in (device, *others):
-                module.synchronize(each)
+            for used_device in (device, *other_devices):
+                module.synchronize(used_device)
             start.record()
             operation()
             end.record()
-            for each in (device, *others):
-                module.synchronize(each)
+            for used_device in (device, *other_devices):
+                module.synchronize(used_device)
         times.append(float(start.elapsed_time(end)) / 1e3)
     return max(min(times), 1e-9)
 

@@ -43,8 +43,8 @@ class Auto(SharedDevices):
             return maker.device_map_for(load)
         chosen = None
         if state.settings().replicas == 1 and not placed_models.placed_models():
-            what, instead = "choosing among the remedies", "the map is balanced"
-            chosen = attempt(what, _chosen, load, instead=instead)
+            action, instead = "choosing among the remedies", "the map is balanced"
+            chosen = attempt(action, _chosen, load, instead=instead)
         if chosen is not None:
             attempt("becoming several processes", _launch, chosen, instead="the map is balanced")
             if chosen.recomputes:

@@ -11,9 +11,9 @@ from .history import History
 
 def predicted_and_measured(history: History, predicted: Mapping[str, int]) -> str:
     """Return a table of each device's predicted and measured peak, their difference, and memory of other processes."""
-    measured, others = history.highest("peaks"), history.highest("others")
+    measured, of_others = history.highest("peaks"), history.highest("others")
     rows = []
-    for name, peak, used, total in zip(history.names, measured, others, history.totals, strict=True):
+    for name, peak, used, total in zip(history.names, measured, of_others, history.totals, strict=True):
         planned = predicted.get(name)
         rows.append(
             [

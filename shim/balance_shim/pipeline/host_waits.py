@@ -33,7 +33,9 @@ class HostWaits(TorchDispatchMode):
         self.place, self.device = "", ""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        source = None if self.place else next((each for each in args if isinstance(each, torch.Tensor)), None)
+        source = (
+            None if self.place else next((argument for argument in args if isinstance(argument, torch.Tensor)), None)
+        )
         if source is not None and source.device.type == self._first_device.type:
             self._has_left = self._has_left or source.device != self._first_device
             name = func.overloadpacket.__name__

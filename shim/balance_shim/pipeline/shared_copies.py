@@ -46,12 +46,12 @@ class SharedCopies:
         if source is None or source.tensor() is not tensor:
             source = self._sources[id(tensor)] = _Source(ref(tensor, self._forgetting(id(tensor))))
         differentiable = tensor.requires_grad and torch.is_grad_enabled()
-        known = source.copies.get(device)
-        if known is not None:
-            copy = known[0]()
+        entry = source.copies.get(device)
+        if entry is not None:
+            copy = entry[0]()
             if (
                 copy is not None
-                and known[1:] == (tensor._version, copy._version)
+                and entry[1:] == (tensor._version, copy._version)
                 and copy.requires_grad == differentiable
             ):
                 return copy  # type: ignore[no-any-return]

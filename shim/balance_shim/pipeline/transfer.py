@@ -39,9 +39,10 @@ class LeanHook(AlignDevicesHook):  # type: ignore[misc]  # accelerate has no typ
             self.input_device = find_device([args, kwargs])
         device, copies = _device(self.execution_device), _active[-1]
         skipped = _skipped(self.skip_keys)
-        sent = tuple([_sent(each, device, copies, skipped) for each in args])
+        sent = tuple([_sent(argument, device, copies, skipped) for argument in args])
         return sent, {
-            name: each if name in skipped else _sent(each, device, copies, skipped) for name, each in kwargs.items()
+            name: argument if name in skipped else _sent(argument, device, copies, skipped)
+            for name, argument in kwargs.items()
         }
 
     def post_forward(self, module: "nn.Module", output: Any) -> Any:
@@ -83,8 +84,8 @@ def _crossing(original: Callable[..., torch.Tensor]) -> Callable[..., torch.Tens
     def to(self: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         if len(args) == 1 and isinstance(args[0], (torch.device, str, int)) and not kwargs.keys() - {"non_blocking"}:
             place = _device(args[0])
-            here = self.device
-            if place != here and place.type == here.type and place.index is not None and is_plain(self):
+            current = self.device
+            if place != current and place.type == current.type and place.index is not None and is_plain(self):
                 return cross(self, place)
         return original(self, *args, **kwargs)
 
@@ -121,11 +122,11 @@ def _sent(value: Any, device: torch.device, copies: SharedCopies | None, skipped
     if hasattr(value, "to"):
         return send_to_device(value, device)
     if isinstance(value, (tuple, list)):
-        return honor_type(value, (_sent(each, device, copies, skipped) for each in value))
+        return honor_type(value, (_sent(item, device, copies, skipped) for item in value))
     if isinstance(value, Mapping):
-        made: Any = type(value)
-        return made(
-            {name: each if name in skipped else _sent(each, device, copies, skipped) for name, each in value.items()}
+        mapping_type: Any = type(value)
+        return mapping_type(
+            {name: item if name in skipped else _sent(item, device, copies, skipped) for name, item in value.items()}
         )
     return value
 

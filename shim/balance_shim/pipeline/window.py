@@ -98,8 +98,8 @@ class Window:
     def __init__(self) -> None:
         self._copies = SharedCopies()
         self._is_watched = False
-        wanted = state.settings().pipeline
-        self._most_pieces = wanted if isinstance(wanted, int) else 1
+        setting = state.settings().pipeline
+        self._most_pieces = setting if isinstance(setting, int) else 1
         self.begin(())
 
     def begin(self, samples: Sequence[Any]) -> None:
@@ -128,7 +128,7 @@ class Window:
     def _next(self, step: StepRuns, inputs: Any) -> Any:
         """Run a chunk whose losses are ready then, or one micro-batch, and return its loss."""
         chunk = self._chunk(step.trainer, inputs)
-        if len(chunk) > 1 and all(_runs_whole(step, each) for each in chunk):
+        if len(chunk) > 1 and all(_runs_whole(step, sample) for sample in chunk):
             return self._in_flight(step, chunk)
         alone = step.trainer.args.gradient_accumulation_steps == 1 or len(self._samples) == 1
         pieces = _pieces(step, inputs, self._most_pieces) if alone and not self._one_by_one else []
@@ -137,8 +137,8 @@ class Window:
         return self._alone(step, inputs)
 
     def _chunk(self, trainer: TrainerLike, inputs: Any) -> list[Any]:
-        here = self._samples[self._position : self._position + in_flight.of(trainer)]
-        return here if here and here[0] is inputs and not self._one_by_one else [inputs]
+        samples = self._samples[self._position : self._position + in_flight.of(trainer)]
+        return samples if samples and samples[0] is inputs and not self._one_by_one else [inputs]
 
     def _alone(self, step: StepRuns, inputs: Any) -> Any:
         batch = remembered(inputs) if len(self._samples) > 1 else None
@@ -265,12 +265,12 @@ def _smaller(step: StepRuns, failure: Exception, count: int) -> int:
     """Choose a smaller size of chunks than `count`, and return it."""
     size = max(1, count // 2) if is_out_of_memory(failure) else 1
     if is_out_of_memory(failure):
-        what = f"out of memory with {count} micro-batches in flight"
+        fault = f"out of memory with {count} micro-batches in flight"
     else:
-        what = f"{count} micro-batches in flight failed ({' '.join(f'{type(failure).__name__}: {failure}'.split())})"
+        fault = f"{count} micro-batches in flight failed ({' '.join(f'{type(failure).__name__}: {failure}'.split())})"
     in_flight.choose(step.trainer, size)
     now = "one micro-batch at a time" if size == 1 else f"{size} in flight"
-    log.warning(f"{what}: {now} from now on; the step is repeated, nothing is lost")
+    log.warning(f"{fault}: {now} from now on; the step is repeated, nothing is lost")
     return size
 
 

@@ -61,9 +61,9 @@ def choice_for(request: Request, limits: Limits, shares_of: Shares | None = None
         shares_of: number of ranks -> their shares; None: an even division of the request's devices.
     """
     request = request.in_training()
-    found = Alternatives(request, limits, shares_of or _divided(request))
-    choice = choose(found.all())
-    return choice if choice.chosen is not None else replace(choice, change=found.smallest_change())
+    alternatives = Alternatives(request, limits, shares_of or _divided(request))
+    choice = choose(alternatives.all())
+    return choice if choice.chosen is not None else replace(choice, change=alternatives.smallest_change())
 
 
 def _divided(request: Request) -> Shares:
@@ -132,8 +132,10 @@ class Alternatives:
 
     def _counts_in_flight(self, micro_batches: int) -> list[int]:
         """Return how many micro-batches may be in flight: those that divide a step into nearly equal chunks."""
-        wanted = self.limits.in_flight
-        counts = range(2, min(micro_batches, MOST_IN_FLIGHT) + 1) if wanted is None else [min(wanted, micro_batches)]
+        requested = self.limits.in_flight
+        counts = (
+            range(2, min(micro_batches, MOST_IN_FLIGHT) + 1) if requested is None else [min(requested, micro_batches)]
+        )
         return sorted({-(-micro_batches // -(-micro_batches // count)) for count in counts})
 
     def replicas(self) -> Candidate:
@@ -226,7 +228,12 @@ class Alternatives:
         """Return so many replicas; None where not even the weights of one fit its share."""
         shares = self.shares_of(count)
         requests = of_shares(request, shares)
-        plans = [plan for each in requests for plan in [_solved(self._cost(each), each.devices)] if plan is not None]
+        plans = [
+            plan
+            for share_request in requests
+            for plan in [_solved(self._cost(share_request), share_request.devices)]
+            if plan is not None
+        ]
         if not plans or len(plans) < len(requests):
             return None
         return Candidate(
@@ -282,8 +289,8 @@ def _spread(candidate: Candidate, devices: Sequence[Device]) -> StepTime | None:
     time, plan = candidate.step_time, candidate.plan
     if time is None or plan is None:
         return None
-    there = plan.devices[0].device.index
-    return replace(time, busy=tuple(time.busy[0] if device.index == there else 0.0 for device in devices))
+    first_index = plan.devices[0].device.index
+    return replace(time, busy=tuple(time.busy[0] if device.index == first_index else 0.0 for device in devices))
 
 
 def _of_replicas(
@@ -320,7 +327,9 @@ def _with_in_flight(costed: CostedModel, count: int) -> CostedModel:
     def more(activations: int) -> int:
         return (count - 1) * activations
 
-    costs = tuple(each.with_more(more(each.activations), more(each.activations)) for each in costed.costs)
+    costs = tuple(
+        block_cost.with_more(more(block_cost.activations), more(block_cost.activations)) for block_cost in costed.costs
+    )
     return replace(costed, costs=costs, records=(), first_record=None)  # of other costs than these
 
 

@@ -91,22 +91,22 @@ def choose(candidates: Sequence[Candidate]) -> Choice:
 
     Tokens per second count, because replicas and ranks process more tokens in a step.
     """
-    ordered = sorted(candidates, key=lambda each: SIMPLEST_FIRST.index(each.remedy))
-    contenders = [each for each in ordered if each.can_win]
+    ordered = sorted(candidates, key=lambda candidate: SIMPLEST_FIRST.index(candidate.remedy))
+    contenders = [candidate for candidate in ordered if candidate.can_win]
     if not contenders:
-        return Choice(tuple(_lost(each, None) for each in ordered), None)
-    if any(each.step_time is None for each in contenders):
-        chosen = min(contenders, key=lambda each: WITHOUT_TIMES.index(each.remedy))
+        return Choice(tuple(_lost(candidate, None) for candidate in ordered), None)
+    if any(candidate.step_time is None for candidate in contenders):
+        chosen = min(contenders, key=lambda candidate: WITHOUT_TIMES.index(candidate.remedy))
         why = Message("the first that fits; the kind of the devices, and so their speed, is unknown")
     else:
         fastest = max(map(_rate, contenders))
-        chosen = next(each for each in contenders if _rate(each) >= fastest * (1 - EQUALLY_FAST))
+        chosen = next(candidate for candidate in contenders if _rate(candidate) >= fastest * (1 - EQUALLY_FAST))
         alone = len(contenders) == 1
         why = Message("the only one that fits") if alone else Message("the fastest that fits")
         if _rate(chosen) < fastest:
             why = Message("as fast as any that fits, and the simplest of these")
     winner = replace(chosen, reason=why)
-    return Choice(tuple(winner if each is chosen else _lost(each, chosen) for each in ordered), winner)
+    return Choice(tuple(winner if candidate is chosen else _lost(candidate, chosen) for candidate in ordered), winner)
 
 
 def _rate(candidate: Candidate) -> float:

@@ -48,10 +48,10 @@ def noted(plan: Plan, costed: CostedModel) -> Plan:
     if not parted(plan, costed):
         return plan
     place = next((device.name for device in plan.devices if device.device.index == costed.head_device), None)
-    where = Message("a device that this one may not use")
+    reason = Message("a device that this one may not use")
     if place:
-        where = Message("{device}, and this one does not fit there", device=place)
-    note = Message("the head of another model of the same vocabulary is on {where}", where=where)
+        reason = Message("{device}, and this one does not fit there", device=place)
+    note = Message("the head of another model of the same vocabulary is on {where}", where=reason)
     return replace(plan, notes=(*plan.notes, note))
 
 

@@ -203,8 +203,10 @@ def evaluate(
         terms["overhead"] = device.overhead
         device_plans.append(DevicePlan(device, terms, _run(costed, device_map, device, devices[0])))
     if decided:
-        what, where = str(costed.workload.evaluation), Joined(", ", decided)
-        note = Message("evaluation ({evaluation}) decides the peak of {devices}", evaluation=what, devices=where)
+        evaluation, peaks_decided = str(costed.workload.evaluation), Joined(", ", decided)
+        note = Message(
+            "evaluation ({evaluation}) decides the peak of {devices}", evaluation=evaluation, devices=peaks_decided
+        )
         notes = [*notes, note]
     return Plan(
         mode=mode,
@@ -228,16 +230,16 @@ def _attention_notes(costed: CostedModel, devices: Sequence[Device]) -> list[str
     notes: list[str] = []
     for dtype in costed.math_attention:
         remedy = "float16" if capabilities and capabilities[0] < (8, 0) else "bfloat16"
-        others = Message("another attn_implementation")
+        alternatives = Message("another attn_implementation")
         if dtype != remedy:
-            others = Message("{dtype} or another attn_implementation", dtype=remedy)
+            alternatives = Message("{dtype} or another attn_implementation", dtype=remedy)
         notes.append(
             Message(
                 "attention in {dtype} has no fused kernel{on}: each layer keeps a matrix of sequence length squared "
                 "for every head; {others} may avoid that",
                 dtype=dtype,
                 on=on,
-                others=others,
+                others=alternatives,
             )
         )
     return notes

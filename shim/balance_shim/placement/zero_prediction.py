@@ -118,7 +118,9 @@ def _of_rank(costed: CostedModel, rates: DeviceRates, count: int, offload: Offlo
             seconds += max(times) + fetch
             moving += fetch
     batches = costed.workload.accumulation
-    computing, launching, moving, seconds = (batches * each for each in (computing, launching, moving, seconds))
+    computing, launching, moving, seconds = (
+        batches * seconds_each for seconds_each in (computing, launching, moving, seconds)
+    )
     moved = 3 * (held.state + held.gradients) // count
     if offload == "none":
         update = (moved * FOREACH + CLIPPING * held.gradients // count) / rates.memory

@@ -62,8 +62,8 @@ def read(path: str) -> RunFolder:
         UsageError: there is no such folder, nothing in it can be used, or a newer version has written it.
     """
     if not os.path.isdir(path):
-        what = "is a file" if os.path.exists(path) else "does not exist"
-        raise UsageError(f"{path} {what}; name the folder that BALANCE_REPORT was set to")
+        fault = "is a file" if os.path.exists(path) else "does not exist"
+        raise UsageError(f"{path} {fault}; name the folder that BALANCE_REPORT was set to")
     try:
         names = sorted(os.listdir(path))
     except OSError as error:
@@ -73,16 +73,16 @@ def read(path: str) -> RunFolder:
     records = _records(path, run, names, remarks)
     simulated = _json(path, "simulation.json", names, remarks, _simulated) or ()
     started = float(run.get("started") or 0)
-    said = [event for name in names if name.startswith("events") for event in _events(path, name, started, remarks)]
-    if not run and not plans and not any(record.steps for record in records) and not said:
+    logged = [event for name in names if name.startswith("events") for event in _events(path, name, started, remarks)]
+    if not run and not plans and not any(record.steps for record in records) and not logged:
         # What was found damaged explains the lack better than the advice to record something.
         raise UsageError(
             f"{path}: {'; '.join(remarks)}; nothing is left to report"
             if remarks
             else f"{path} has no record of a training; run it with BALANCE_REPORT={path} BALANCE_MONITOR=1"
         )
-    said.sort(key=lambda event: event.time)
-    return RunFolder(path, run, plans, records, tuple(said), tuple(simulated), tuple(remarks))
+    logged.sort(key=lambda event: event.time)
+    return RunFolder(path, run, plans, records, tuple(logged), tuple(simulated), tuple(remarks))
 
 
 def ranks_and_plans(path: str) -> tuple[int, tuple[PlanRecord, ...]]:
@@ -98,7 +98,7 @@ def ranks_and_plans(path: str) -> tuple[int, tuple[PlanRecord, ...]]:
 
 def _run_and_plans(path: str, names: list[str], remarks: list[str]) -> tuple[Mapping[str, Any], tuple[PlanRecord, ...]]:
     run = _json(path, run_record.FILE, names, remarks, _run) or {}
-    numbers = [each.get("number") for each in run.get("models") or () if isinstance(each, Mapping)]
+    numbers = [model.get("number") for model in run.get("models") or () if isinstance(model, Mapping)]
     plans = []
     for name in names:
         number = _number(name)
@@ -187,7 +187,7 @@ def _events(path: str, name: str, started: float, remarks: list[str]) -> list[Ev
         if not digits.isdecimal():
             return []
         rank = int(digits)
-    said, bad = [], 0
+    logged, bad = [], 0
     try:
         with open(os.path.join(path, name), encoding="utf-8", errors="replace") as file:
             for line in filter(str.strip, file):
@@ -200,21 +200,21 @@ def _events(path: str, name: str, started: float, remarks: list[str]) -> list[Ev
                     bad += 1
                     continue
                 if event.time >= started:
-                    said.append(event)
+                    logged.append(event)
     except OSError as error:
         remarks.append(f"{name} cannot be read ({error.strerror}) and is left out")
     if bad:
         remarks.append(f"{name}: {bad} lines cannot be read and are left out")
-    return said
+    return logged
 
 
 def _simulated(entry: Any) -> tuple[SimulatedDevice, ...]:
     return tuple(
         SimulatedDevice(
-            str(each["name"]),
-            int(each["peak"]),
-            int(each["reserved_peak"]),
-            None if each.get("busy") is None else float(each["busy"]),
+            str(device["name"]),
+            int(device["peak"]),
+            int(device["reserved_peak"]),
+            None if device.get("busy") is None else float(device["busy"]),
         )
-        for each in entry
+        for device in entry
     )

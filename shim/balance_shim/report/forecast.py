@@ -68,7 +68,7 @@ def comparison(plan: Plan | None, baseline: Baseline, say: Say = english) -> str
 def verdict_on(baseline: Baseline) -> str:
     """Return whether a training under the library's map would fit, in a few words."""
     if baseline.offloads:
-        places = _listed([each.place for each in baseline.offloads])
+        places = _listed([offload.place for offload in baseline.offloads])
         return Message("not trainable, because part of it stays on {places}", places=places)
     over = [device for device in baseline.plan.devices if device.filled > 1]
     if over:

@@ -64,19 +64,23 @@ class MemoryRecord:
     skipped: int = 0
     cut_off: bool = False
 
-    def highest(self, what: str) -> dict[str, int]:
+    def highest(self, quantity: str) -> dict[str, int]:
         """Return the most of "peak", "allocated", "reserved" or "others" on each device."""
         most: dict[str, int] = {}
         for step in self.steps:
             for name, reading in step.devices.items():
-                most[name] = max(most.get(name, 0), getattr(reading, what) or 0)
+                most[name] = max(most.get(name, 0), getattr(reading, quantity) or 0)
         return most
 
-    def last(self, what: str) -> dict[str, Any]:
-        """Return the last known `what` of each device."""
+    def last(self, quantity: str) -> dict[str, Any]:
+        """Return the last known `quantity` of each device."""
         values: dict[str, Any] = {}
         for step in self.steps:
-            values |= {name: value for name, each in step.devices.items() if (value := getattr(each, what)) is not None}
+            values |= {
+                name: value
+                for name, reading in step.devices.items()
+                if (value := getattr(reading, quantity)) is not None
+            }
         return values
 
 
@@ -94,14 +98,14 @@ def step_of(line: str) -> StepRecord | None:
     """Return the step that a line holds; None if it is not one, or incomplete."""
     try:
         entry = json.loads(line)
-        devices = {str(name): _reading(each) for name, each in entry["devices"].items()}
+        devices = {str(name): _reading(reading) for name, reading in entry["devices"].items()}
         return StepRecord(
             step=int(entry["step"]),
             seconds=_duration(entry.get("seconds")),
             tokens=int(entry.get("tokens") or 0),
             micro_batches=tuple((int(rows), int(tokens)) for rows, tokens in entry.get("micro_batches") or ()),
             devices=devices,
-            findings=tuple(each for each in entry.get("findings") or () if isinstance(each, dict)),
+            findings=tuple(finding for finding in entry.get("findings") or () if isinstance(finding, dict)),
             unfinished=bool(entry.get("unfinished")),
         )
     except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):

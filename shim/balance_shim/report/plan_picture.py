@@ -16,7 +16,7 @@ def picture(written: Mapping[str, Any]) -> str:
     """Return the SVG of a plan in the form of `balance-shim plan --json`."""
     plan = plan_of(written, 1)
     before = None if written.get("baseline") is None else before_of(written["baseline"])
-    found = stacked_bars(plan, before)
+    drawn = stacked_bars(plan, before)
     workload = plan.workload
     title = PAGE["picture_title"].format(
         model=plan.model_class,
@@ -25,22 +25,22 @@ def picture(written: Mapping[str, Any]) -> str:
         batch=workload.get("batch_size"),
         tokens=workload.get("seq_len"),
     )
-    used = {term for bar in found for term in bar.segments}
+    used = {term for bar in drawn for term in bar.segments}
     legend = {term: TERMS[term] for term in TERM_COLOURS if term in used}
-    peaks = "; ".join(f"{bar.heading} {bar.label} {format_size(bar.length)}".strip() for bar in found)
-    return bars.standalone(found, title, peaks, legend)
+    peaks = "; ".join(f"{bar.heading} {bar.label} {format_size(bar.length)}".strip() for bar in drawn)
+    return bars.standalone(drawn, title, peaks, legend)
 
 
 def stacked_bars(plan: PlanRecord, before: Before | None) -> list[Bar]:
     """Return the bars of each device: under transformers' map, if known, and under that of the plan."""
-    found = []
+    drawn = []
     theirs = {device.name: device for device in before.devices} if before is not None else {}
     after = PAGE.get(f"after_{plan.mode}", PAGE["after_map"])
     for device in plan.devices:
         if device.name in theirs:
             other = theirs[device.name]
-            found.append(memory_bar(PAGE["before"], other.terms, other.capacity, heading=device.name))
-            found.append(memory_bar(after, device.terms, device.capacity))
+            drawn.append(memory_bar(PAGE["before"], other.terms, other.capacity, heading=device.name))
+            drawn.append(memory_bar(after, device.terms, device.capacity))
         else:
-            found.append(memory_bar(f"{device.name}, {after}", device.terms, device.capacity))
-    return found
+            drawn.append(memory_bar(f"{device.name}, {after}", device.terms, device.capacity))
+    return drawn

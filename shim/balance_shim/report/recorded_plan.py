@@ -58,13 +58,13 @@ def plan_of(entry: Any, number: int) -> PlanRecord:
     """
     devices = tuple(
         PlannedDevice(
-            str(each["name"]),
-            max(1, int(each["capacity"])),
-            int(each["predicted_peak"]),
-            None if each.get("predicted_reserved") is None else int(each["predicted_reserved"]),
-            {str(term): int(size) for term, size in each["terms"].items()},
+            str(device["name"]),
+            max(1, int(device["capacity"])),
+            int(device["predicted_peak"]),
+            None if device.get("predicted_reserved") is None else int(device["predicted_reserved"]),
+            {str(term): int(size) for term, size in device["terms"].items()},
         )
-        for each in entry["devices"]
+        for device in entry["devices"]
     )
     return PlanRecord(
         number=number,

@@ -52,7 +52,7 @@ def add_model(folder: str, number: int, request: Request) -> None:
         "devices": [asdict(device) for device in request.devices],
     }
     run = _run(folder)
-    run["models"] = [each for each in run["models"] if each["number"] != number] + [entry]
+    run["models"] = [model_entry for model_entry in run["models"] if model_entry["number"] != number] + [entry]
     _write(folder, run)
 
 

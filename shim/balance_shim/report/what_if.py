@@ -95,7 +95,7 @@ def replan(run: RunFolder, trust_remote_code: bool = False, seconds: float = SEC
         trust_remote_code: whether code that comes with the model may run.
         seconds: for the table.
     """
-    models = {each.get("number"): each for each in run.run.get("models") or () if isinstance(each, Mapping)}
+    models = {model.get("number"): model for model in run.run.get("models") or () if isinstance(model, Mapping)}
     plan = run.plans[0] if run.plans else None
     stored = None if plan is None else models.get(plan.number)
     if plan is None or stored is None or not stored.get("config"):
@@ -109,7 +109,7 @@ def replan(run: RunFolder, trust_remote_code: bool = False, seconds: float = SEC
                 no_before = "transformers refuses device maps in several processes"
             elif auto_map is not None:
                 before = _before(request, auto_map)
-            found, incomplete = _combinations(request, seconds)
+            combinations, incomplete = _combinations(request, seconds)
     except BalanceError as error:
         reason = str(error).splitlines()[0]
         return Replanned(no_before=reason, no_combinations=reason)
@@ -117,14 +117,14 @@ def replan(run: RunFolder, trust_remote_code: bool = False, seconds: float = SEC
         reason = f"the model cannot be planned again: {type(error).__name__}: {error}".splitlines()[0][:300]
         return Replanned(no_before=reason, no_combinations=reason)
     exact = plan.workload.get("tuning") == "full"
-    return Replanned(before, no_before, tuple(found), "", incomplete, exact)
+    return Replanned(before, no_before, tuple(combinations), "", incomplete, exact)
 
 
 def _request(
     plan: PlanRecord, stored: Mapping[str, Any], trust_remote_code: bool
 ) -> "tuple[Request, Mapping[str, int | str] | None, str]":
     """Return the request, transformers' map for its devices, and why there is none."""
-    devices = tuple(_device(each) for each in stored["devices"])
+    devices = tuple(_device(description) for description in stored["devices"])
     precision = next((short for short, name in PRECISIONS.items() if name == stored.get("dtype")), None)
     options = PlanOptions(
         model="config.json",
@@ -164,8 +164,8 @@ def _device(stored: Mapping[str, Any]) -> Device:
 
 def _fields_of(kind: type[Any], stored: Mapping[str, Any]) -> dict[str, Any]:
     """Return the values of `stored` that a dataclass has fields for: another version may have written more."""
-    known = {each.name for each in fields(kind)}
-    return {name: value for name, value in stored.items() if name in known}
+    names = {field.name for field in fields(kind)}
+    return {name: value for name, value in stored.items() if name in names}
 
 
 def _workload(stored: Mapping[str, Any]) -> Workload:
@@ -187,10 +187,10 @@ def _before(request: "Request", auto_map: Mapping[str, int | str]) -> Before:
 def before_of(written: Mapping[str, Any]) -> Before:
     """Return the baseline that `written`, of a plan's JSON, describes."""
     devices = tuple(
-        PlannedDevice(each["name"], max(1, each["capacity"]), each["predicted_peak"], None, each["terms"])
-        for each in written["devices"]
+        PlannedDevice(device["name"], max(1, device["capacity"]), device["predicted_peak"], None, device["terms"])
+        for device in written["devices"]
     )
-    offloaded = {place: each["weights"] for place, each in written["offloaded"].items()}
+    offloaded = {place: offload["weights"] for place, offload in written["offloaded"].items()}
     return Before(devices, offloaded, bool(written["fits"]))
 
 
@@ -206,16 +206,16 @@ def _combinations(request: "Request", seconds: float) -> tuple[list[Combination]
     ends = time.monotonic() + seconds
     workload = request.workload
     current = (workload.seq_len, workload.batch_size, workload.gradient_checkpointing)
-    found: list[Combination] = []
+    combinations: list[Combination] = []
     # One that does not run on shapes would try that for each combination, which can take minutes.
     estimated = is_estimate(planner.cost(request).source)
     with too_long.estimating() if estimated else nullcontext():
         request = replace(request, cache=None) if estimated else request
-        for what in (current, *(each for each in _grid(request) if each != current)):
+        for candidate in (current, *(candidate for candidate in _grid(request) if candidate != current)):
             if time.monotonic() > ends:
-                return found, True
-            found.append(_combination(request, *what))
-    return found, False
+                return combinations, True
+            combinations.append(_combination(request, *candidate))
+    return combinations, False
 
 
 def _grid(request: "Request") -> Iterator[tuple[int, int, bool]]:
@@ -224,8 +224,8 @@ def _grid(request: "Request") -> Iterator[tuple[int, int, bool]]:
 
     workload = request.workload
     longest = longest_row(getattr(request.model, "config", None)) or 1 << 31
-    wanted = {int(workload.seq_len * factor) for factor in LENGTHS}
-    lengths = {length for length in wanted if LEAST_LENGTH <= length <= longest}
+    scaled = {int(workload.seq_len * factor) for factor in LENGTHS}
+    lengths = {length for length in scaled if LEAST_LENGTH <= length <= longest}
     lengths.add(workload.seq_len)
     choices = [False, True] if is_supported(request.model) else [workload.gradient_checkpointing]
     for seq_len in sorted(lengths):
@@ -248,12 +248,12 @@ def _combination(request: "Request", seq_len: int, batch_size: int, checkpointin
     except DoesNotFit:
         return Combination(seq_len, batch_size, checkpointing, fits=False)
     step_time = _step_time(plan, [device.name for device in plan.devices])
-    what, worst = (seq_len, batch_size, checkpointing), plan.worst
+    key, worst = (seq_len, batch_size, checkpointing), plan.worst
     if plan.shortfall and worst.filled <= 1:
         worst = max(plan.devices, key=lambda device: device.shortfall)
         reserved, available = worst.predicted_reserved or 0, worst.device.available
-        return Combination(*what, False, worst.name, reserved, available, True, step_time)
-    return Combination(*what, not plan.shortfall, worst.name, worst.predicted_peak, worst.capacity, False, step_time)
+        return Combination(*key, False, worst.name, reserved, available, True, step_time)
+    return Combination(*key, not plan.shortfall, worst.name, worst.predicted_peak, worst.capacity, False, step_time)
 
 
 def _step_time(plan: "Plan", names: Sequence[str]) -> StepTime | None:

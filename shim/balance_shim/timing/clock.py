@@ -54,9 +54,9 @@ class Clock:
 
     def launch(self, device: int, operation: Operation, stream: int | None = None) -> None:
         """Let the host queue `operation` on a device, on its current stream or on `stream`."""
-        taken = self._host_seconds[operation.launches > 0, operation.caller]
-        self.host += taken
-        self._launching += taken
+        seconds = self._host_seconds[operation.launches > 0, operation.caller]
+        self.host += seconds
+        self._launching += seconds
         if operation.launches:
             self._occupy(device, self.devices[device].seconds(operation), self.host, stream)
 
@@ -220,10 +220,10 @@ class Reading(NamedTuple):
         return "one device at a time"
 
 
-def step_time(taken: Reading, tokens: int, devices: Sequence[DeviceRates], steps: int = 1) -> StepTime:
-    """Return the duration of a step of which `steps` took what `taken` holds."""
-    busy = tuple(min(1.0, busy / taken.now) if taken.now else 0.0 for busy in taken.busy)
-    return StepTime(taken.now / steps, tokens, busy, taken.bound, origin_of(devices))
+def step_time(reading: Reading, tokens: int, devices: Sequence[DeviceRates], steps: int = 1) -> StepTime:
+    """Return the duration of one step; `reading` covers `steps` of them."""
+    busy = tuple(min(1.0, busy / reading.now) if reading.now else 0.0 for busy in reading.busy)
+    return StepTime(reading.now / steps, tokens, busy, reading.bound, origin_of(devices))
 
 
 def origin_of(devices: Sequence[DeviceRates]) -> Origin:

@@ -49,23 +49,23 @@ def rates_for(product: str, kind: DeviceKind | None, folder: Path | None) -> Dev
     measured = read(folder).get(product)
     if measured is None:
         return nominal
-    found = {name: value for name, value in asdict(measured).items() if value}
+    values = {name: value for name, value in asdict(measured).items() if value}
     if nominal is not None:
-        return replace(nominal, measured=True, **found)
+        return replace(nominal, measured=True, **values)
     needed = ("float16", "bfloat16", "float32", "memory")
-    if any(not found.get(name) for name in needed):
+    if any(not values.get(name) for name in needed):
         return None
-    link = found.get("link_bytes", found.get("host_bytes", 0.0))
-    host = found.get("host_bytes", link)
+    link = values.get("link_bytes", values.get("host_bytes", 0.0))
+    host = values.get("host_bytes", link)
     if not link:
         return None
-    half, brain, single, memory = (found[name] for name in needed)
+    half, brain, single, memory = (values[name] for name in needed)
     return DeviceRates(half, brain, single, memory, "pcie", link, host, measured=True, launch=measured.launch)
 
 
 def host_of(rates: "list[DeviceRates]") -> HostRates:
     """Return the host's rates: its measured cost of a launch, if there is one, and the others in proportion."""
-    launch = max((each.launch for each in rates), default=0.0)
+    launch = max((device_rates.launch for device_rates in rates), default=0.0)
     nominal = HostRates()
     if not launch:
         return nominal

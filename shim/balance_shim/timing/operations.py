@@ -152,8 +152,8 @@ def size_of(value: Any) -> int:
         return size
     if kind is list or kind is tuple:
         total = 0
-        for each in value:
-            total += size_of(each)
+        for item in value:
+            total += size_of(item)
         return total
     return value.nbytes if isinstance(value, torch.Tensor) else 0
 

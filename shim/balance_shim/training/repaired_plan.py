@@ -35,7 +35,7 @@ class RepairedPlan(NamedTuple):
 
 
 def repaired_plan(
-    trainer: TrainerLike, inputs: Any, request: Request, costed: CostedModel, plan: Plan, seen: crossing.Crossing
+    trainer: TrainerLike, inputs: Any, request: Request, costed: CostedModel, plan: Plan, met: crossing.Crossing
 ) -> RepairedPlan | None:
     """Return another plan; None if there is no other map.
 
@@ -45,13 +45,13 @@ def repaired_plan(
         request: for the training as it is.
         costed: the costs for `request`.
         plan: the one in force.
-        seen: the blocks that met.
+        met: the blocks that met.
     """
     model = request.model
     constraints = colocations.of(model).constraints
     if plan.is_librarys:
         return _on_one_device(request, costed, plan, constraints)
-    exact = constraints.with_met(seen.blocks) if len(seen.blocks) > 1 else constraints
+    exact = constraints.with_met(met.blocks) if len(met.blocks) > 1 else constraints
     exact = exact.with_all(_met_in_dry_run(trainer, inputs, request, costed, plan))
     careful = exact.and_those(of_all_but_layers(costed.blocks))
     parted = compared_heads.parted(plan, costed)

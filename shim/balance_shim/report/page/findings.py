@@ -17,48 +17,48 @@ ACTIONS = ("choice", "repair", "portions", "move")
 def of(run: RunFolder) -> dict[str, Any]:
     """Return the problems and actions, the gravest first, and all other messages."""
     events = [*run.events, *_not_in_events(run)]
-    unfit = [each for each in events if each.kind == "does not fit"][-1:]  # the last is about what really came
+    unfit = [event for event in events if event.kind == "does not fit"][-1:]  # the last is about what really came
     shown = [
-        each
+        event
         for kind in (*PROBLEMS, *ACTIONS)
-        for each in (unfit if kind == "does not fit" else events)
-        if each.kind == kind
+        for event in (unfit if kind == "does not fit" else events)
+        if event.kind == kind
     ]
     steps = sum(1 for record in run.records[:1] for _ in record.steps)
     monitored = PAGE["monitored"].format(count=steps) if steps else PAGE["not_monitored"]
     if not steps and run.run.get("on_accelerator") is False:
         monitored = PAGE["no_accelerator"]
     return {
-        "list": [_finding(each) for each in shown],
-        "messages": [each.text for each in events if each.kind not in (*PROBLEMS, *ACTIONS)],
+        "list": [_finding(event) for event in shown],
+        "messages": [event.text for event in events if event.kind not in (*PROBLEMS, *ACTIONS)],
         "nothing": PAGE["found_nothing"].format(monitored=monitored),
     }
 
 
 def kinds(run: RunFolder) -> set[str]:
     """Return the kinds of what was found."""
-    return {each.kind for each in (*run.events, *_not_in_events(run))}
+    return {event.kind for event in (*run.events, *_not_in_events(run))}
 
 
 def marks(run: RunFolder) -> list[tuple[str, int]]:
     """Return (heading, step) of the findings that belong to a step, in the order of the steps."""
-    found = set()
+    steps = set()
     for event in (*run.events, *_not_in_events(run)):
         step = event.facts.get("since", event.facts.get("step"))
         if event.kind in PROBLEMS and isinstance(step, int) and step > 0:
-            found.add((FINDINGS[event.kind][0], step))
-    return sorted(found, key=lambda mark: mark[1])
+            steps.add((FINDINGS[event.kind][0], step))
+    return sorted(steps, key=lambda mark: mark[1])
 
 
 def _not_in_events(run: RunFolder) -> Iterator[Event]:
     """Yield what only the record of memory has: findings of a run without `events.jsonl`, a step that failed."""
-    known = {(event.kind, event.facts.get("since")) for event in run.events}
+    recorded = {(event.kind, event.facts.get("since")) for event in run.events}
     failed = any(event.kind == "out of memory" for event in run.events)
     for record in run.records:
         for step in record.steps:
-            for found in step.findings:
-                if (found.get("kind"), found.get("since")) not in known:
-                    yield Event(str(found.get("kind")), "warning", str(found.get("text")), 0, record.rank, found)
+            for finding in step.findings:
+                if (finding.get("kind"), finding.get("since")) not in recorded:
+                    yield Event(str(finding.get("kind")), "warning", str(finding.get("text")), 0, record.rank, finding)
         if record.steps and record.steps[-1].unfinished and not failed:
             step_number = record.steps[-1].step
             yield Event("unfinished", "warning", "", 0, record.rank, {"step": step_number})
@@ -67,7 +67,7 @@ def _not_in_events(run: RunFolder) -> Iterator[Event]:
 def _finding(event: Event) -> dict[str, Any]:
     facts: Mapping[str, Any] = event.facts
     heading, advice = FINDINGS.get(event.kind, FINDINGS["message"])
-    where = [
+    labels = [
         PAGE[key].format(**{field: value})
         for key, field, value in (
             ("since", "step", facts.get("since")),
@@ -79,7 +79,7 @@ def _finding(event: Event) -> dict[str, Any]:
     rows = facts.get("table")
     return {
         "heading": heading,
-        "where": ", ".join(where),
+        "where": ", ".join(labels),
         "css": "bad" if event.kind in PROBLEMS else "action",
         "text": str(facts.get("headline") or event.text),
         "causes": _texts(facts.get("causes")),

@@ -48,12 +48,12 @@ def compared(run: RunFolder) -> dict[str, Any] | None:
     simulated = {device.name: device for device in run.simulated}
     rows, chart = [], []
     for record in run.records:
-        peaks, reserved, others = (record.highest(what) for what in ("peak", "reserved", "others"))
+        peaks, reserved, of_others = (record.highest(field) for field in ("peak", "reserved", "others"))
         predicted, totals = record.last("predicted"), record.last("total")
         for name in peaks:
             plan = planned.get(name)
             guess = predicted.get(name) or (plan.predicted_peak if plan is not None else None)
-            taken = reserved.get(name) or (simulated[name].reserved_peak if name in simulated else 0)
+            reserved_peak = reserved.get(name) or (simulated[name].reserved_peak if name in simulated else 0)
             label = _label(record, name, run.records)
             total = totals.get(name) or (plan.capacity if plan is not None else 0)
             guess_reserved = plan.predicted_reserved if plan is not None else None
@@ -64,14 +64,14 @@ def compared(run: RunFolder) -> dict[str, Any] | None:
                     format_size(peaks[name]),
                     f"{(peaks[name] - guess) / guess:+.1%}" if guess else "",
                     format_size(guess_reserved) if guess_reserved else "",
-                    format_size(taken) if taken else "",
-                    format_size(others.get(name, 0)),
+                    format_size(reserved_peak) if reserved_peak else "",
+                    format_size(of_others.get(name, 0)),
                     format_size(total) if total else "",
                 ]
             )
             if guess:
                 chart.append(_pair(PAGE["predicted"], guess, guess_reserved, total, heading=label))
-            chart.append(_pair(PAGE["measured"], peaks[name], taken, total, heading="" if guess else label))
+            chart.append(_pair(PAGE["measured"], peaks[name], reserved_peak, total, heading="" if guess else label))
     if not rows:
         return None
     keys = ("device", "predicted_peak", "measured_peak", "difference", "predicted_reserved", "measured_reserved")
@@ -85,28 +85,28 @@ def compared(run: RunFolder) -> dict[str, Any] | None:
 
 def over_time(run: RunFolder) -> dict[str, Any] | None:
     """Return the peak of each device over the steps; None where nothing was recorded."""
-    found, limits = [], {}
+    lines, limits = [], {}
     for record in run.records:
         predicted = record.last("predicted")
         for name in record.highest("peak"):
             points = [(step.step, float(step.devices[name].peak)) for step in record.steps if name in step.devices]
-            found.append(Curve(_label(record, name, run.records), thinned(points), predicted.get(name)))
+            lines.append(Curve(_label(record, name, run.records), thinned(points), predicted.get(name)))
         for total in record.last("total").values():
             limits[PAGE["capacity_line"].format(size=format_size(total))] = float(total)
-    steps = [step for curve in found for step, _ in curve.points]
+    steps = [step for curve in lines for step, _ in curve.points]
     if not steps:
         return None
     description = PAGE["chart_curves"].format(first=min(steps), last=max(steps))
     marks = dict(zip("ABCDEFGHIJKLMNOPQRSTUVWXYZ", findings.marks(run), strict=False))
     places = {letter: step for letter, (_, step) in marks.items()}
     return {
-        "chart": curves.fluid(found, description, limits, places, PAGE["step"]),
+        "chart": curves.fluid(lines, description, limits, places, PAGE["step"]),
         "marks": [
             f"{letter}: {heading}, {PAGE['at_step'].format(step=step)}" for letter, (heading, step) in marks.items()
         ],
         "keys": [
             {"line": _key(number), "text": f"{curve.label}: {format_size(curve.highest)}"}
-            for number, curve in enumerate(found)
+            for number, curve in enumerate(lines)
         ],
     }
 
@@ -136,15 +136,15 @@ def timing(run: RunFolder) -> dict[str, Any] | None:
 
 def maps(run: RunFolder) -> list[dict[str, Any]]:
     """Return the device map of each plan: blocks of each device, and the map as JSON."""
-    found = []
+    tables = []
     for plan in run.plans:
         rows = []
         for device in plan.devices:
             _, _, index = device.name.rpartition(":")
             rows.append([device.name, blocks_of(dict(plan.device_map), int(index) if index.isdecimal() else index)])
         heading = plan.model_class if len(run.plans) > 1 else ""
-        found.append({"heading": heading, "rows": rows, "json": json.dumps(plan.device_map, indent=1)})
-    return found
+        tables.append({"heading": heading, "rows": rows, "json": json.dumps(plan.device_map, indent=1)})
+    return tables
 
 
 def _terms(plan: PlanRecord, before: Before | None) -> dict[str, Any]:
@@ -159,11 +159,11 @@ def _terms(plan: PlanRecord, before: Before | None) -> dict[str, Any]:
     return {"header": [PAGE["device"], PAGE["map"], *names, PAGE["peak"], PAGE["capacity"], PAGE["used"]], "rows": rows}
 
 
-def _row(device: PlannedDevice, whose: str, terms: Sequence[str]) -> list[str]:
+def _row(device: PlannedDevice, map_name: str, terms: Sequence[str]) -> list[str]:
     sizes = [device.terms.get(term, 0) for term in terms]
     share = f"{device.predicted_peak / device.capacity:.0%}" if device.capacity else ""
     return [
-        device.name, whose, *map(format_size, sizes), format_size(device.predicted_peak),
+        device.name, map_name, *map(format_size, sizes), format_size(device.predicted_peak),
         format_size(device.capacity), share,
     ]  # fmt: skip
 
@@ -189,15 +189,15 @@ def _busy(run: RunFolder) -> list[tuple[list[str], Bar]]:
     measured = {device.name: device.busy for device in run.simulated if device.busy is not None}
     for record in run.records:
         measured |= record.last("busy")
-    found = []
+    entries = []
     for name in dict.fromkeys((*predicted, *measured)):
-        seen = PAGE["in_simulation"] if run.run.get("simulated") else PAGE["measured"]
-        for how, shares in ((PAGE["predicted"], predicted), (seen, measured)):
+        source = PAGE["in_simulation"] if run.run.get("simulated") else PAGE["measured"]
+        for how, shares in ((PAGE["predicted"], predicted), (source, measured)):
             if name in shares:
                 share = f"{shares[name]:.0%}"
                 bar = Bar(f"{name}, {how}", share, {"busy": shares[name]}, 1.0)
-                found.append(([name, how, share], bar))
-    return found
+                entries.append(([name, how, share], bar))
+    return entries
 
 
 def _predicted(step_time: StepTime) -> str:

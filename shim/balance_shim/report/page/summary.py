@@ -51,7 +51,7 @@ def machine(run: RunFolder) -> dict[str, Any]:
     versions = {"balance_shim": info.get("balance_shim"), "python": info.get("python"), **libraries}
     return {
         "known": bool(info),
-        "devices": [_card(each) for each in info.get("devices") or () if isinstance(each, Mapping)],
+        "devices": [_card(device) for device in info.get("devices") or () if isinstance(device, Mapping)],
         "host": {name: value for name, value in host.items() if value},
         "versions": {name: value for name, value in versions.items() if value},
         "workload": {
@@ -89,10 +89,10 @@ def _verdict(run: RunFolder) -> tuple[str, str]:
 def _machine(run: RunFolder) -> str:
     """Return the devices in short: "4 x NVIDIA A100 (79.1 GiB)"."""
     cards: dict[str, int] = {}
-    for each in run.run.get("devices") or ():
-        if isinstance(each, Mapping):
-            size = format_size(each["total"]) if each.get("total") else ""
-            name = f"{each['card']} ({size})" if each.get("card") else size
+    for entry in run.run.get("devices") or ():
+        if isinstance(entry, Mapping):
+            size = format_size(entry["total"]) if entry.get("total") else ""
+            name = f"{entry['card']} ({size})" if entry.get("card") else size
             cards[name] = cards.get(name, 0) + 1
     if not cards and run.plans:
         for device in run.plans[0].devices:
@@ -112,10 +112,10 @@ def _fullest(run: RunFolder) -> dict[str, str] | None:
     ]
     if not peaks and run.plans:
         how = PAGE["predicted"]
-        peaks = [(each.predicted_peak, each.capacity, each.name) for each in run.plans[0].devices]
+        peaks = [(device.predicted_peak, device.capacity, device.name) for device in run.plans[0].devices]
     if not peaks:
         return None
-    peak, total, name = max(peaks, key=lambda each: each[0] / each[1])
+    peak, total, name = max(peaks, key=lambda entry: entry[0] / entry[1])
     note = PAGE["fullest_of"].format(
         size=format_size(peak), total=format_size(total), share=f"{peak / total:.0%}", how=how
     )

@@ -13,7 +13,10 @@ Key = tuple[bool, int, int]  # checkpointing, tokens per sequence, micro-batch
 
 def what_if(run: RunFolder, replanned: Replanned) -> dict[str, Any]:
     """Return the table, one for each choice of checkpointing, and `data` for the script; None where there is none."""
-    cells = {(each.checkpointing, each.seq_len, each.batch_size): each for each in replanned.combinations}
+    cells = {
+        (combination.checkpointing, combination.seq_len, combination.batch_size): combination
+        for combination in replanned.combinations
+    }
     if not cells:
         return {"reason": PAGE["no_what_if"].format(reason=replanned.no_combinations), "data": None}
     workload = run.plans[0].workload

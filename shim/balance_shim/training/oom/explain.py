@@ -97,11 +97,11 @@ def _looked_at(trainer: TrainerLike, plan: Plan | None, kind: str) -> list[int]:
 def _headline(scene: Scene, trainer: TrainerLike) -> str:
     place = scene.place
     block = _block_of(place.module, scene)
-    where = Message(" of {module}", module=place.module) if place.module else ""
+    location = Message(" of {module}", module=place.module) if place.module else ""
     if place.phase == "backward pass" and place.module:
-        where = Message(", recomputing {module}", module=place.module)
+        location = Message(", recomputing {module}", module=place.module)
     elif place.phase in ("backward pass", "optimizer step"):
-        where = Message(" ({blocks})", blocks=_on_device(scene))
+        location = Message(" ({blocks})", blocks=_on_device(scene))
     inside = Message(" (block {name})", name=block) if block and block != place.module else ""
     sizes = (scene.readings[scene.failed].allocated, place.wanted, scene.meter.totals[scene.failed])
     allocated, asked, total = format_alike(*sizes)
@@ -111,7 +111,7 @@ def _headline(scene: Scene, trainer: TrainerLike) -> str:
         "of {total}",
         device=scene.name,
         phase=place.phase,
-        where=where,
+        where=location,
         inside=inside,
         step=trainer.state.global_step + 1,
         batch=Message(", batch of {size} tokens", size=size) if place.batch.tokens else "",

@@ -28,11 +28,11 @@ def what_fits(scene: Scene, trainer: TrainerLike) -> list[str]:
     if had_room(scene):
         assert scene.better is not None
         room = _names_with_room(scene)
-        what = Message("map") if scene.planned is None or scene.planned.is_users else Message("plan")
+        subject = Message("map") if scene.planned is None or scene.planned.is_users else Message("plan")
         if room:
-            line = Message("{devices} had room: the {what} was wrong", devices=Joined(", ", room), what=what)
+            line = Message("{devices} had room: the {what} was wrong", devices=Joined(", ", room), what=subject)
         else:
-            line = Message("The {what} was wrong", what=what)
+            line = Message("The {what} was wrong", what=subject)
         lines.append(line)
         remedies.append((_written(scene, trainer), scene.better))
     if scene.better is not None:
