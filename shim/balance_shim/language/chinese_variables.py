@@ -20,8 +20,10 @@ _SIZE = "形如 20GiB、512MiB 或 8e9 的大小"
 
 VARIABLES: dict[str, Translation] = {
     "BALANCE_MODE": Translation(
-        "balanced、map、auto、zero3、off 之一", "balanced", "训练采用的方案；auto 预测每种方案的显存与每步时间，选择放得下的最快方案；"
-        "模式名写错时本工具不启用，并给出提示"
+        "balanced、map、auto、zero3、off 之一",
+        "balanced",
+        "训练采用的方案；auto 预测每种方案的显存与每步时间，选择放得下的最快方案；"
+        "模式名写错时本工具不启用，并给出提示",
     ),
     "BALANCE_INTERCEPT": Translation(
         "auto、balanced、balanced_low_0、sequential、none 的列表，用逗号分隔",
