@@ -60,6 +60,7 @@ def test_auto_takes_the_most_that_fit(model, tmp_path):
     variables = {**sizes, "ROWS": "2", "BALANCE_REPLICAS": "4"}
     more = start(sys.executable, SCRIPTS / "trainings.py", "plain", model, tmp_path / "more", **variables)
     assert more.returncode != 0 and "out of memory" in more.stderr
+    assert "fewer replicas, each on more devices" in more.stderr
 
 
 def test_auto_is_one_where_one_fits(model, tmp_path):

@@ -199,6 +199,9 @@ MESSAGES: dict[str, str] = {
     # What would fit.
     "{change} (fullest device {size})": "{change}（占用最高的设备 {size}）",
     "fewer replicas, each on more devices": "减少副本数，让每个副本使用更多的卡",
+    "remedy {number}: fewer replicas, each on more devices (not predicted)": (
+        "解决办法 {number}：减少副本数，让每个副本使用更多的卡（未预测）"
+    ),
     "gradient checkpointing (BALANCE_GRADIENT_CHECKPOINTING=1)": "梯度检查点（BALANCE_GRADIENT_CHECKPOINTING=1）",
     "a micro-batch of 1 (BALANCE_MICRO_BATCH=1)": "微批次设为 1（BALANCE_MICRO_BATCH=1）",
     "an 8-bit optimizer": "8 bit 优化器",

@@ -53,6 +53,10 @@ def what_fits(scene: Scene, trainer: TrainerLike) -> list[str]:
                 device=worst.name,
             )
         )
+    if scene.planned is not None and trainer.args.world_size > 1:
+        # This rank knows its own share of the devices only.
+        number = 1 + min(len(remedies), MOST_REMEDIES)
+        lines.append(Message("remedy {number}: fewer replicas, each on more devices (not predicted)", number=number))
     return lines or [Message("no setting of the shim would have fit; use more or larger devices, or a smaller model")]
 
 
