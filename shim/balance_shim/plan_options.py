@@ -56,6 +56,11 @@ class PlanOptions(NamedTuple):
     replicas: int | str = 1
     mode: Literal["balanced", "auto"] = "balanced"
 
+    @property
+    def chooses_remedy(self) -> bool:
+        """Whether to plan the remedy that mode `auto` would choose."""
+        return self.mode == "auto"
+
 
 class _Option(NamedTuple):
     """One option: how its value is parsed, and the variable that is its default."""

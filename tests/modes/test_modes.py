@@ -53,9 +53,15 @@ def test_overridden_moments_take_what_seams_give(kind):
         assert len(inspect.signature(getattr(kind, name)).parameters) == len(inspect.signature(moment).parameters), name
 
 
+# Where the mode is decided, and the records and options that tell whose a map is.
+DECIDING = (
+    "settings.py", "state.py", "arming.py", "placement/plan.py", "plan_options.py", "report/recorded_plan.py",
+)  # fmt: skip
+
+
 def test_modes_are_compared_in_their_room_only():
     """Outside of modes/, and of what decides on the mode, no condition names one."""
-    deciding = {PACKAGE / name for name in ("settings.py", "state.py", "arming.py", "placement/plan.py")}
+    deciding = {PACKAGE / name for name in DECIDING}
     for path in PACKAGE.rglob("*.py"):
         if path in deciding or path.parent.name == "modes":
             continue

@@ -106,7 +106,7 @@ def forecast_for(options: PlanOptions) -> Forecast:
     request = planning.request_for(subject, options)
     choice = chosen = None
     replicas = options.replicas
-    if options.mode == "auto":
+    if options.chooses_remedy:
         choice = choice_for(request, planning.limits_of(subject, options))
         chosen = choice.chosen
     if chosen is not None and chosen.request is not None:

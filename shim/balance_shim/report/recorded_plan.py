@@ -49,6 +49,11 @@ class PlanRecord:
     notes: tuple[str, ...] = ()
     step_time: StepTime | None = None
 
+    @property
+    def is_librarys(self) -> bool:
+        """Whether the map is the one that transformers would make."""
+        return self.mode == "auto"
+
 
 def plan_of(entry: Any, number: int) -> PlanRecord:
     """Return the plan that `entry`, of a plan's JSON, describes.

@@ -23,7 +23,7 @@ def memory(run: RunFolder, replanned: Replanned) -> dict[str, Any]:
     """Return a chart and a table of the terms on each device for each plan, the first beside transformers' map."""
     parts = []
     for position, plan in enumerate(run.plans):
-        before = replanned.before if position == 0 and plan.mode != "auto" else None
+        before = replanned.before if position == 0 and not plan.is_librarys else None
         parts.append(
             {
                 "heading": plan.model_class if len(run.plans) > 1 else "",
@@ -32,7 +32,7 @@ def memory(run: RunFolder, replanned: Replanned) -> dict[str, Any]:
                 "notes": _offloads(before),
             }
         )
-    reason = "" if replanned.before is not None or not run.plans or run.plans[0].mode == "auto" else replanned.no_before
+    reason = "" if replanned.before is not None or not run.plans or run.plans[0].is_librarys else replanned.no_before
     return {
         "parts": parts,
         "legend": [{"css": f"term-{term}", "label": TERMS[term]} for term in _used_terms(run.plans)],
