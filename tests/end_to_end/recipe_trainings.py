@@ -4,6 +4,7 @@ Each job is {"name", "variables", "script"}: the shim is armed again with the va
 with the models and `pairs.jsonl`. A line on standard error starts each.
 """
 
+import gc
 import json
 import os
 import runpy
@@ -13,6 +14,7 @@ from pathlib import Path
 import balance_shim
 
 for job in json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")):
+    gc.collect()  # models of the recipe before
     balance_shim.uninstall()
     os.environ.update(job["variables"])
     print(f"RECIPE {job['name']}", file=sys.stderr, flush=True)

@@ -165,7 +165,8 @@ def test_qwen_vl_trains_on_unequal_devices_with_pictures(trained):
 def test_dpo_by_path_plans_policy_and_reference(trained):
     """TRL loads both by the path, each gets a balanced map, and the training ends."""
     said = trained[0]["TRL: DPO with a model path"]
-    assert said.count("balanced map for LlamaForCausalLM") == 2 and "model 2 in this process" in said
+    models_planned = set(re.findall(r"balanced map for LlamaForCausalLM(?:, model (\d) in this process)? \(", said))
+    assert len(models_planned) == 2, said  # their numbers depend on the recipes that this process has run before
     assert "2 x 1024 tokens" in said and "balance_shim: warning" not in said
     assert list((trained[1] / "dpo").glob("checkpoint-*/*.safetensors"))
 
