@@ -22,7 +22,7 @@ VARIABLES: dict[str, Translation] = {
     "BALANCE_MODE": Translation(
         "balanced、map、auto、zero3、off 之一",
         "balanced",
-        "训练采用的方案；auto 预测每种方案的显存与每步时间，选择放得下的最快方案；"
+        "训练采用的方案；`auto` 预测每种方案的显存和每步耗时，选用放得下的方案中最快的一个；"
         "模式名写错时本工具不启用，并给出提示",
     ),
     "BALANCE_INTERCEPT": Translation(
