@@ -23,7 +23,7 @@ class LaunchError(Exception):
 
 
 class Program(NamedTuple):
-    """What to execute: the file, and all its arguments from the zeroth on."""
+    """The command to execute: the file, and all its arguments from the zeroth on."""
 
     file: str
     arguments: tuple[str, ...]
@@ -96,7 +96,7 @@ def _python(arguments: Sequence[str]) -> Program:
 
 
 def _check_python_options(words: Sequence[str]) -> None:
-    """Refuse options that make Python ignore what arms the shim."""
+    """Refuse options with which Python ignores the files that arm the shim."""
     is_argument = False
     for word in words:
         if is_argument:

@@ -180,7 +180,7 @@ def forecast_for(options: PlanOptions) -> Forecast:
 
 
 def to_json(forecast: Forecast) -> dict[str, Any]:
-    """Return the plan as in the folder of `BALANCE_REPORT`, with what only this command knows. Sizes in bytes."""
+    """Return the plan as in the folder of `BALANCE_REPORT`, with the facts that only this command has; bytes."""
     from ..placement.costed_model import lower_bound
     from ..report.forecast import gap
 

@@ -66,7 +66,7 @@ class EnabledKernels(NamedTuple):
 
     @classmethod
     def now(cls) -> "EnabledKernels":
-        """Return what is set in this process."""
+        """Return the switches as they are set in this process."""
         cuda = torch.backends.cuda
         cudnn = getattr(cuda, "cudnn_sdp_enabled", lambda: True)()
         return cls(cuda.flash_sdp_enabled(), cuda.mem_efficient_sdp_enabled(), cudnn)

@@ -9,7 +9,7 @@ Capability = tuple[int, int]
 
 
 class Architecture(NamedTuple):
-    """What decides which kernels run on a device.
+    """The facts that decide which kernels run on a device.
 
     Attributes:
         runtime: "cuda" or "hip" behind `torch.cuda`, else the type of the device module.
@@ -30,7 +30,7 @@ Link = Literal["nvlink", "infinity fabric", "hccs", "pcie"]  # between two devic
 
 
 class Rates(NamedTuple):
-    """What a device can do in a second.
+    """The peak rates of a device, a second.
 
     Attributes:
         float16, bfloat16, float32: FLOPs of dense matrix products, accumulated in float32. PyTorch computes float32

@@ -1,4 +1,4 @@
-"""What the shim does in each `BALANCE_MODE`: one object a mode, with a method for each moment that seams report."""
+"""The modes of `BALANCE_MODE`: one object each, with a method for each moment that seams report."""
 
 from .. import state
 from .base import Mode

@@ -61,7 +61,7 @@ def _maker() -> DeviceMaps:
 
 
 def _chosen(load: ModelLoad) -> Candidate | None:
-    """Return what is chosen, after the table of all candidates was logged; None where nothing fits."""
+    """Return the chosen candidate, after the table of all was logged; None where nothing fits."""
     choice = choice_for(load)
     if choice is None:
         return None

@@ -1,4 +1,4 @@
-"""What mode `auto` cannot do in this process, and why: found out before anything is predicted."""
+"""The remedies that mode `auto` cannot use in this process, and why: checked before anything is predicted."""
 
 import os
 import sys
@@ -16,7 +16,7 @@ PIPELINE_OFF = "BALANCE_PIPELINE is off, as it is by default until it has run on
 
 
 def limits_for(load: ModelLoad, usable: tuple[Device, ...]) -> Limits:
-    """Return what this process cannot do with the model that is about to load."""
+    """Return the remedies that this process cannot use for the model that is about to load."""
     settings = state.settings()
     launching = _cannot_launch()
     return Limits(

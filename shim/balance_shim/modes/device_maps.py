@@ -1,4 +1,4 @@
-"""What the modes `balanced`, `map` and `auto` share: one process trains a model that spans several devices."""
+"""The base of the modes `balanced`, `map` and `auto`: one process trains a model that spans several devices."""
 
 import os
 from collections.abc import Callable
@@ -98,7 +98,7 @@ class DeviceMaps(Training):
     def make_model(
         self, original: Original, trainer: TrainerLike, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
-        """Plan for the new model without what the old one holds."""
+        """Plan for the new model without the memory of the old one."""
         before = getattr(trainer, "model", None)
         leaving = attempt("counting the model that leaves", replaced_model.leaving, trainer, before, default={})
         with placed_models.leaving(leaving, before if hasattr(before, "modules") else None):
@@ -118,7 +118,7 @@ class DeviceMaps(Training):
             attempt(action, checkpointing.switch_off_unsupported, trainer, innermost(trainer.model), instead=instead)
 
     def begin(self, trainer: TrainerLike) -> None:
-        """Plan for the real workload of the model that `trainer` has now; arm what watches and moves it."""
+        """Plan for the real workload of the model that `trainer` has now; arm the checks that watch and move it."""
         attempt("planning for the real workload", _plan_again, trainer, instead="training continues with its map")
         attempt("watching the outputs", outputs.arm, trainer.model, instead="outputs stay where the library puts them")
         super().begin(trainer)
@@ -224,7 +224,7 @@ def _with_device_map(kwargs: dict[str, Any], has_own_devices: Callable[[], bool]
 
 
 def _plan_again(trainer: TrainerLike) -> None:
-    """Bring the placement of the trainer's model in line with what the trainer really does."""
+    """Bring the placement of the trainer's model in line with the trainer's actual workload."""
     placed = placed_models.placed(trainer.model)
     if placed is None:
         _log_no_map(trainer)

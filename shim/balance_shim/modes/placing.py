@@ -23,7 +23,7 @@ from ..training import precision
 
 
 def usable_devices(load: ModelLoad) -> tuple[Device, ...]:
-    """Return the devices that the model may use, with what is free on them by the time that it is in use."""
+    """Return the devices that the model may use, with the memory that is free by the time that it is in use."""
     if placed_models.placed_models():
         gc.collect()  # hooks make cycles, so a model that nobody uses any more (the fold before) may still be there
     share, leaving = ranks.own_share(), placed_models.bytes_leaving()

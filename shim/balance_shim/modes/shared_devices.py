@@ -1,4 +1,4 @@
-"""What modes do that let the ranks of a machine share its devices: each places its model on a share of its own."""
+"""The base of modes in which the ranks of a machine share its devices: each places its model on its own share."""
 
 import os
 from contextlib import AbstractContextManager, nullcontext

@@ -1,4 +1,4 @@
-"""What all modes that train do: the training aids and the memory monitor, which combine with any of them."""
+"""The base of all modes that train: the training aids and the memory monitor, which combine with any of them."""
 
 from .. import log, state
 from ..monitoring import trainer_callback

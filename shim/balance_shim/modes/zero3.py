@@ -119,7 +119,7 @@ class Zero3(Training):
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
     ) -> Any:
-        """Note what this rank runs in a step."""
+        """Note the modules that this rank runs in a step."""
         trainer_callback.saw_batch(trainer, inputs)
         with engine.watched(trainer, inputs), calls.together():
             return original(trainer, model, inputs, *args, **kwargs)
@@ -149,7 +149,7 @@ class Zero3(Training):
             return original(trainer, *args, **kwargs)
 
     def explain_out_of_memory(self, trainer: TrainerLike, failure: BaseException) -> None:
-        """Name what reduces memory under ZeRO-3."""
+        """Log the remedies that reduce memory under ZeRO-3."""
         engine.explain_out_of_memory(trainer)
 
     def before_resuming(self, engine: Any, checkpoint: Any) -> None:

@@ -83,7 +83,7 @@ def _tensors_in(output: Any) -> Iterator[Any]:
 
 
 def _storage(tensor: Any) -> int | None:
-    """Return what identifies the memory of a tensor; None for one that has none (nested, sparse, some wrappers)."""
+    """Return a key of the memory of a tensor; None for one that has none (nested, sparse, some wrappers)."""
     import torch
 
     try:

@@ -27,7 +27,7 @@ HISTORY = 700  # steps looked back for the beginning of a rise; the longest wind
 
 
 class Step(NamedTuple):
-    """What is known of one optimizer step.
+    """The measurements of one optimizer step.
 
     Attributes:
         number: the Trainer's global step, from 1.
@@ -89,7 +89,7 @@ class Growth:
         return self._largest
 
     def start(self, readings: Sequence[Reading]) -> list[Finding]:
-        """Take what devices held before the first step."""
+        """Take the readings before the first step."""
         findings = []
         for device, reading in enumerate(readings):
             self._base[device] = self._others[device] = reading.others or 0
@@ -103,7 +103,7 @@ class Growth:
         return findings
 
     def add(self, step: Step) -> list[Finding]:
-        """Take a step and return what is known now and was not before."""
+        """Take a step and return the new findings."""
         self._steps += 1
         if step.between is not None:
             self._peaks = list(map(max, self._peaks, step.between))

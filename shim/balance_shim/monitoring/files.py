@@ -9,7 +9,7 @@ from .. import log
 
 
 def folder_for(report: str, output_dir: str) -> str:
-    """Return the folder for what is written of a training: that of `BALANCE_REPORT`, else the Trainer's own."""
+    """Return the folder for the files of a training: that of `BALANCE_REPORT`, else the Trainer's own."""
     return output_dir if report in ("text", "off") else report
 
 

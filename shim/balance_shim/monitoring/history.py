@@ -1,4 +1,4 @@
-"""What devices held over a whole training, in no more memory than a picture needs."""
+"""The memory of devices over a whole training, in no more points than a picture needs."""
 
 from collections.abc import Sequence
 from typing import NamedTuple

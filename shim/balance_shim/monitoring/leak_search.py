@@ -46,7 +46,7 @@ class Kept(NamedTuple):
         return sum(tensor.grad_fn is not None for tensor in self.tensors)
 
     def describe(self) -> str:
-        """Return what they are in one phrase."""
+        """Return a description of the tensors in one phrase."""
         phrase = f"{len(self.tensors)} tensors are retained ({self.shapes})"
         if self.graphs:
             names = Counter(type(tensor.grad_fn).__name__ for tensor in self.tensors if tensor.grad_fn is not None)

@@ -54,7 +54,7 @@ class Monitor:
         self.running = True
 
     def guarded(self, function: Callable[..., None], *args: Any) -> None:
-        """Do `what`, unless watching has ended; a failure ends it."""
+        """Call `function`, unless watching has ended; a failure ends it."""
         if not self.running:
             return
         began = time.perf_counter()
@@ -88,7 +88,7 @@ class Monitor:
 
     @property
     def kept(self) -> Finding | None:
-        """What was found to be kept from step to step, if anything was."""
+        """The finding of memory retained from step to step, if there is one."""
         return self._kept
 
     @property
@@ -127,7 +127,7 @@ class Monitor:
         self._record(self._entry(step, seconds, batches, to_log))
 
     def logged(self) -> None:
-        """Write to the run's own TensorBoard what was highest since it was written to last."""
+        """Write the highest readings since the last write to the run's own TensorBoard."""
         writer = _tensorboard(self._trainer)
         if writer is not None:
             for name, value in self._since_log.items():
@@ -135,7 +135,7 @@ class Monitor:
         self._since_log.clear()
 
     def finish(self) -> None:
-        """Log what is left to log, and write the picture, whether the training ended or failed."""
+        """Log pending findings, and write the picture, whether the training ended or failed."""
         if self._pending is not None:
             self._say(self._explained())
         if self._batches:  # a step that failed half-way
@@ -167,7 +167,7 @@ class Monitor:
             run_record.add_record(folder, self._lines.path, self._meter.indices)
 
     def _read(self) -> tuple[Reading, ...]:
-        """Return readings, with what others have as often as the budget allows."""
+        """Return readings, with the memory of other processes as often as the budget allows."""
         began = time.perf_counter()
         asking = began >= self._ask_again
         if asking:
@@ -181,7 +181,7 @@ class Monitor:
         return readings
 
     def _explained(self) -> Finding:
-        """Return the pending finding with who keeps what, and where it was made."""
+        """Return the pending finding with the holder of the retained tensors, and where they were made."""
         finding, makers = self._pending, self._makers
         self._pending = self._makers = None
         assert finding is not None

@@ -102,7 +102,7 @@ def place_of(failure: BaseException, model: "nn.Module") -> Place:
 
 
 def _read_frames(failure: BaseException, model: "nn.Module") -> tuple[Phase, str, Any]:
-    """Return (phase, module, inputs of the micro-batch) by what was called, outermost first."""
+    """Return (phase, module, inputs of the micro-batch) from the call stack, outermost frame first."""
     import torch
 
     names = {id(module): name for name, module in model.named_modules()}

@@ -1,4 +1,4 @@
-"""The seam's side of this room: begins and ends what watches a training, and hands it what the Trainer does."""
+"""The seam's side of this room: begins and ends the monitor of a training, and passes it the Trainer's events."""
 
 from typing import Any
 
@@ -33,7 +33,7 @@ def saw_batch(trainer: TrainerLike, inputs: Any) -> None:
 
 
 def monitor_of(trainer: TrainerLike) -> Monitor | None:
-    """Return what watches `trainer`, if anything does."""
+    """Return the monitor of `trainer`, if it has one."""
     watching = _MONITOR.of(trainer)
     return None if watching is None else watching[0]
 

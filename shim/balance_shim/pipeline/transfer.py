@@ -1,4 +1,4 @@
-"""Lean transfers: what accelerate's hooks move between devices, moved once and without blocking.
+"""Lean transfers: tensors that accelerate's hooks move between devices, moved once and without blocking.
 
 A hook keeps its place, its device and its attributes; for the length of a training step it only moves inputs in another
 way. Outside of steps, and where it manages offloaded weights, it does what accelerate made it for. Models and trainers
@@ -112,7 +112,7 @@ def restore(model: "nn.Module") -> None:
 
 
 def _sent(value: Any, device: torch.device, copies: SharedCopies | None, skipped: Collection[str]) -> Any:
-    """Return what accelerate's `send_to_device` (1.0 to 1.15) does, its containers made anew included."""
+    """Return the result of accelerate's `send_to_device` (1.0 to 1.15), with new containers as there."""
     if isinstance(value, torch.Tensor):
         if value.device == device:
             return value

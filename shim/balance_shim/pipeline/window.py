@@ -177,7 +177,7 @@ class Window:
     def _tried(
         self, step: StepRuns, chunk: Sequence[Any], batches: list[MicroBatch]
     ) -> tuple[list[Any], Exception | None, bool]:
-        """Return the losses of `chunk`, what made it stop, and whether there may be gradients of it by then."""
+        """Return the losses of `chunk`, the error that stopped it, and whether there may be gradients of it by then."""
         began = False
         losses: list[Any] = []
         accelerator = step.trainer.accelerator
@@ -199,7 +199,7 @@ class Window:
 
     @contextmanager
     def _watching(self, trainer: TrainerLike) -> Iterator[None]:
-        """Look, once, for what keeps forward passes from overlapping."""
+        """Look, once, for operations that keep forward passes from overlapping."""
         if self._is_watched:
             yield
             return

@@ -1,4 +1,4 @@
-"""The table of mode `auto`: what each candidate would take, and why one was chosen."""
+"""The table of mode `auto`: the time and memory of each candidate, and why one was chosen."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ HEADER = ("candidate", "fullest device", "step", "tokens/s")
 
 
 def name_of(candidate: Candidate) -> str:
-    """Return what a candidate is, for people."""
+    """Return a candidate's description, for people."""
     count = candidate.count
     names = {
         "one_device": Message("one device"),
@@ -79,7 +79,7 @@ def _reasons(choice: Choice) -> list[str]:
 
 
 def verdict(choice: Choice) -> str:
-    """Return a line on what was chosen, or on what would fit."""
+    """Return a line on the chosen candidate, or on a change that would fit."""
     if choice.chosen is not None:
         name, reason = name_of(choice.chosen), choice.chosen.reason
         return Message("mode auto chooses: {name}: {reason}", name=name, reason=reason)

@@ -39,7 +39,7 @@ class SimulatedDevice:
 
 @dataclass(frozen=True)
 class RunFolder:
-    """What a report folder holds of its latest run.
+    """The contents of a report folder on its latest run.
 
     Attributes:
         run: `run.json`; empty where there is none.
@@ -109,7 +109,7 @@ def _run_and_plans(path: str, names: list[str], remarks: list[str]) -> tuple[Map
 
 
 def _json(path: str, name: str, names: list[str], remarks: list[str], parse: Callable[[Any], _T]) -> _T | None:
-    """Return what `parse` makes of a JSON file; None, with a remark, where it is damaged."""
+    """Return the result of `parse` for a JSON file; None, with a remark, where it is damaged."""
     if name not in names:
         return None
     try:

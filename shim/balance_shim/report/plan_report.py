@@ -42,7 +42,7 @@ def show(plan: Plan, report: str, files: int | None = None, number: int = 1) -> 
 
 
 def plan_table(plan: Plan, say: Say = english) -> str:
-    """Return a table in GiB: each device's blocks, predicted peak by term, and what its allocator reserves."""
+    """Return a table in GiB: each device's blocks, predicted peak by term, and its allocator's reserved memory."""
     largest = max(max(device.predicted_peak, device.capacity) for device in plan.devices)
     rows = []
     for device in plan.devices:
@@ -96,7 +96,7 @@ def worst_devices(after: Plan, before: Plan) -> str:
 
 
 def summary(device_map: DeviceMap, device: int | str) -> str:
-    """Return what a device holds in short: runs of numbered layers as "layers.0-7", other names by their last part.
+    """Return the blocks of a device in short: runs of numbered layers as "layers.0-7", other names by their last part.
 
     By more of their name where that is the same for several: "encoder.block.0-2", "decoder.block.0-2".
     """
@@ -165,7 +165,7 @@ def write(plan: Plan, folder: str, number: int | None = None) -> int | None:
 
 
 def chunks_line(saved: tuple[str, int]) -> str:
-    """Return the line on what `remedies.saved_by_chunks` has found; "" if that is not worth a line."""
+    """Return the line on the result of `remedies.saved_by_chunks`; "" if that is not worth a line."""
     name, size = saved
     if size < WORTH_SAYING:
         return ""
@@ -188,7 +188,7 @@ def precision_line(precision: str, dtype: str, saved: dict[str, int]) -> str:
 
 
 def shortfall_line(plan: Plan, remedies: list[str]) -> str:
-    """Return the line on a plan that does not fit: by how much, and what would."""
+    """Return the line on a plan that does not fit: by how much, and the remedies that would fit."""
     scarcest = max(plan.devices, key=lambda device: device.shortfall)
     assumed = Message(" (assuming sequences of {number} tokens)", number=plan.workload.seq_len)
     would = Joined("; ", remedies) if remedies else Message("none of the usual changes alone; more or larger devices")

@@ -18,7 +18,7 @@ class PlannedDevice:
 
 @dataclass(frozen=True)
 class StepTime:
-    """A predicted step: seconds, tokens per second, the share in which each device computes, and what takes the time.
+    """A predicted step: seconds, tokens per second, each device's busy share, and the part that bounds the time.
 
     `bound` is as in `timing.step_time.StepTime`; "" if unknown.
     """

@@ -72,7 +72,7 @@ class Combination:
 
 @dataclass(frozen=True)
 class Replanned:
-    """What planning again gives; each reason is "" where the result is there.
+    """The result of planning again; each reason is "" where the result is there.
 
     Attributes:
         combinations: those that were computed in time.
@@ -88,7 +88,7 @@ class Replanned:
 
 
 def replan(run: RunFolder, trust_remote_code: bool = False, seconds: float = SECONDS) -> Replanned:
-    """Plan the latest training of `run` again; what cannot be planned is left out, with a reason.
+    """Plan the latest training of `run` again; parts that cannot be planned are left out, with a reason.
 
     Args:
         run: the folder that was read.

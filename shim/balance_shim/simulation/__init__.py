@@ -74,7 +74,7 @@ def clock() -> Clock | None:
 
 
 def reset_peaks() -> None:
-    """Let the peaks start again from what is live now."""
+    """Let the peaks start again from the memory live now."""
     if _installation is not None:
         for index in range(len(usage())):
             _installation.machine.ledger.reset_peak(index)

@@ -18,7 +18,7 @@ from .tensor import BACKEND
 
 
 class Hooks(torch._C._acc.PrivateUse1Hooks):
-    """What torch's C++ side asks about the backend as a whole."""
+    """The hooks by which torch's C++ side queries the backend as a whole."""
 
     def is_available(self) -> bool:
         return True
@@ -31,7 +31,7 @@ class Hooks(torch._C._acc.PrivateUse1Hooks):
 
 
 class Properties:
-    """What `get_device_properties` returns: name, total_memory in bytes, compute capability (major, minor)."""
+    """The result of `get_device_properties`: name, total_memory in bytes, compute capability (major, minor)."""
 
     def __init__(self, spec: SimulationSpec, index: int):
         kind, architecture = spec.kind(index), spec.architectures[index]

@@ -32,7 +32,7 @@ _CLASSES = ("Event", "Stream", "device", "device_of", "stream")
 
 
 def translated(device: Any) -> Any:
-    """Return `device` as torch takes it here: "cuda:1" is "npu:1"; what names no CUDA device is returned as it is."""
+    """Return `device` as torch takes it here: "cuda:1" is "npu:1"; other values are returned as they are."""
     if isinstance(device, str):
         if device == "cuda" or device.startswith("cuda:"):
             return BACKEND + device[4:]
@@ -50,7 +50,7 @@ class _DeviceKind(type):
 
 
 class device(metaclass=_DeviceKind):  # named as torch names it
-    """Stands in for `torch.device`, which takes no subclasses; what it makes are torch's own objects."""
+    """Stands in for `torch.device`, which takes no subclasses; it makes torch's own objects."""
 
     __module__ = "torch"
     __qualname__ = "device"

@@ -1,4 +1,4 @@
-"""What simulated devices have held in all ranks of this machine, for the rank that ends last.
+"""The memory of simulated devices in all ranks of this machine, for the rank that ends last.
 
 The ranks share no memory and may end at different times, so each leaves its figures in a file. A rank that fails, or
 one whose neighbours have been killed, has nobody to wait for it.
@@ -56,7 +56,7 @@ def _collected(folder: str, rank: LocalRank) -> tuple[DeviceUsage, ...] | None:
 
 
 def _added(same: Sequence[DeviceUsage]) -> DeviceUsage:
-    """Return what the ranks together have held on one device; peaks may have been at different times."""
+    """Return the sum of the ranks' memory on one device; peaks may have been at different times."""
     first = same[0]
     sums = {name: sum(getattr(usage, name) for usage in same) for name in DeviceUsage._fields[2:]}
     return first._replace(**sums)

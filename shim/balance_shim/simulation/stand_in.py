@@ -1,4 +1,4 @@
-"""What scripts get from `import torch_npu` on a simulated machine.
+"""The module that `import torch_npu` returns on a simulated machine.
 
 Trainers import the package to find out whether there are devices. ms-swift also replaces parts of models by its fused
 operations; here these are the plain operations that the models had, so that memory is as without the replacement.
@@ -41,7 +41,7 @@ def npu_fusion_attention(*_: Any, **__: Any) -> NoReturn:
 
 
 def make_package(backend: types.ModuleType) -> dict[str, types.ModuleType]:
-    """Return what has to be in `sys.modules` for `import torch_npu` and `torch_npu.npu` to work."""
+    """Return the entries of `sys.modules` for `import torch_npu` and `torch_npu.npu` to work."""
     package = types.ModuleType("torch_npu", __doc__)
     package.__spec__ = importlib.machinery.ModuleSpec("torch_npu", None, is_package=True)
     package.__path__ = []

@@ -14,7 +14,7 @@ from ..virtual.machine import Machine
 
 
 def make_classes(machine: Machine, clock: Clock | None) -> types.SimpleNamespace:
-    """Return what a device module has for streams: `Stream`, `Event`, `stream`, `current_stream` and the others."""
+    """Return the stream functions of a device module: `Stream`, `Event`, `stream`, `current_stream` and the others."""
 
     class Stream:
         """A stream of one device; `Stream()` makes a new one on the current device."""
@@ -34,16 +34,16 @@ def make_classes(machine: Machine, clock: Clock | None) -> types.SimpleNamespace
             return hash((self.device, self.stream_id))
 
         def synchronize(self) -> None:
-            """Let the host wait for what is queued here."""
+            """Let the host wait for the operations queued here."""
             if clock is not None:
                 clock.synchronize(self.device_index, self.stream_id)
 
         def wait_stream(self, stream: "Stream") -> None:
-            """Let what comes next here wait for what is queued on `stream`."""
+            """Let later operations here wait for those queued on `stream`."""
             self.wait_event(stream.record_event())
 
         def wait_event(self, event: "Event") -> None:
-            """Let what comes next here wait for `event`."""
+            """Let later operations here wait for `event`."""
             if clock is not None:
                 clock.wait(self.device_index, event.time, self.stream_id)
 

@@ -156,7 +156,7 @@ class Clock:
         return max(self.host, *(time for streams in self._streams for time in streams.values()))
 
     def reading(self) -> "Reading":
-        """Return the times so far; the difference of two is what happened in between."""
+        """Return the times so far; the difference of two readings is the time in between."""
         return Reading(self.now, tuple(self._busy), self._copying, self._launching)
 
     def seconds_to_copy(self, source: int, target: int, size: int) -> float:
@@ -192,12 +192,12 @@ class Reading(NamedTuple):
     launching: float
 
     def since(self, before: "Reading") -> "Reading":
-        """Return what has passed from `before` to this one."""
+        """Return the time from `before` to this reading."""
         busy = tuple(after - earlier for after, earlier in zip(self.busy, before.busy, strict=True))
         return Reading(self.now - before.now, busy, self.copying - before.copying, self.launching - before.launching)
 
     def plus(self, other: "Reading", times: int) -> "Reading":
-        """Return this one and `times` times what `other` took."""
+        """Return this reading plus `times` times `other`."""
         busy = tuple(mine + times * more for mine, more in zip(self.busy, other.busy, strict=True))
         return Reading(
             self.now + times * other.now,
@@ -208,7 +208,7 @@ class Reading(NamedTuple):
 
     @property
     def bound(self) -> Bound:
-        """What took most of the time: see `StepTime.bound`."""
+        """The part that took most of the time: see `StepTime.bound`."""
         if not self.now:
             return "devices"
         if max(self.busy, default=0.0) >= BUSY * self.now:

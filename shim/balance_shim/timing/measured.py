@@ -19,7 +19,7 @@ FILE = "measured.json"
 
 @dataclass(frozen=True)
 class Measured:
-    """What was measured of one product; 0 for what could not be.
+    """The measured rates of one product; 0 for those that could not be measured.
 
     Attributes:
         float16, bfloat16, float32: FLOPs a second of a large matrix product.
@@ -73,7 +73,7 @@ def host_of(rates: "list[DeviceRates]") -> HostRates:
 
 
 def read(folder: Path | None) -> dict[str, Measured]:
-    """Return product -> what was measured; empty where nothing was, or the file cannot be read."""
+    """Return product -> measured rates; empty where there are none, or the file cannot be read."""
     if folder is None:
         return {}
     path = folder / FILE
@@ -93,7 +93,7 @@ def _read(path: Path, _: int) -> dict[str, Measured]:
 
 
 def write(folder: Path, measured: dict[str, Measured]) -> Path:
-    """Store what was measured, beside what was measured of other products before; return the file.
+    """Store the measured rates, along with earlier ones of other products; return the file.
 
     Raises:
         OSError: the folder cannot be written.

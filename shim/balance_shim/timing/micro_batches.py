@@ -44,7 +44,7 @@ class Step:
 
 
 def time_of(step: Step, devices: Sequence[DeviceRates], host: HostRates | None = None) -> Reading:
-    """Return what a step takes, from an idle machine until all devices are done.
+    """Return the time of a step, from an idle machine until all devices are done.
 
     Micro-batches, or windows of them, follow one another in the same way: two are run, and stand for the others.
     """
@@ -129,7 +129,7 @@ class _Run:
         self._compute(0, first.backward)
 
     def _bring(self, block: PlacedBlock, before: int, brought: set[tuple[str, int]], again: bool) -> None:
-        """Copy the inputs of `block` to its device. What several blocks take crosses once where micro-batches fly."""
+        """Copy the inputs of `block` to its device. Shared inputs cross once where micro-batches are in flight."""
         for transfer in block.work.transfers:
             shared = transfer.source != PREVIOUS
             if self.step.in_flight and shared and (transfer.source, block.device) in brought:

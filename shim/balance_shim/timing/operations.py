@@ -1,4 +1,4 @@
-"""The cost of ATen operations, from the shapes of what they take and return.
+"""The cost of ATen operations, from the shapes of their inputs and outputs.
 
 FLOPs are those of `torch.utils.flop_counter`; bytes are those of the inputs and outputs.
 """
@@ -37,7 +37,7 @@ _INDEXING = ("index", "index_put", "index_put_", "_index_put_impl_")
 
 
 class Rule(NamedTuple):
-    """What the cost of an operation depends on.
+    """The facts that the cost of an operation depends on.
 
     Attributes:
         is_free: whether it starts no kernel.

@@ -31,7 +31,7 @@ class Operation(NamedTuple):
 
 @dataclass(frozen=True)
 class DeviceRates:
-    """What one device does in a second; FLOPs and bytes.
+    """The rates of one device: FLOPs and bytes a second.
 
     Attributes:
         measured: whether this machine was measured, or the figures are from the table of kinds.

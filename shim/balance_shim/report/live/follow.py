@@ -1,4 +1,4 @@
-"""Follow `memory.jsonl` of every rank in a folder: what is new since the last look, and the newest training's files."""
+"""Follow `memory.jsonl` of every rank in a folder: new lines since the last look, the files of the newest training."""
 
 import os
 import time
@@ -107,7 +107,7 @@ class Follower:
         self._busy: dict[str, float] = {}  # shares that the plan predicts
 
     def look(self) -> Snapshot | None:
-        """Read what is new and return the training now; None while there is no record.
+        """Read the new lines and return the training as it is now; None while there is no record.
 
         Raises:
             OSError: the folder cannot be read.

@@ -70,7 +70,7 @@ def rich_view(snapshot: Snapshot, width: int, unicode: bool) -> Any:
 
 
 def _bar(device: LiveDevice, width: int, unicode: bool) -> Any:
-    """Return a bar: what is in tensors now, up to the peak, what is free, and a mark at the predicted peak."""
+    """Return a bar: memory in tensors now, up to the peak, free memory, and a mark at the predicted peak."""
     from rich.text import Text
 
     total = device.total or max(device.peak, device.predicted or 0, 1)

@@ -1,4 +1,4 @@
-"""What went wrong or was changed in a run, with what to do about it."""
+"""The problems and changes of a run, with their remedies."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -36,7 +36,7 @@ def of(run: RunFolder) -> dict[str, Any]:
 
 
 def kinds(run: RunFolder) -> set[str]:
-    """Return the kinds of what was found."""
+    """Return the kinds of all findings."""
     return {event.kind for event in (*run.events, *_not_in_events(run))}
 
 
@@ -51,7 +51,7 @@ def marks(run: RunFolder) -> list[tuple[str, int]]:
 
 
 def _not_in_events(run: RunFolder) -> Iterator[Event]:
-    """Yield what only the record of memory has: findings of a run without `events.jsonl`, a step that failed."""
+    """Yield findings that only the record of memory has: those of a run without `events.jsonl`, a step that failed."""
     recorded = {(event.kind, event.facts.get("since")) for event in run.events}
     failed = any(event.kind == "out of memory" for event in run.events)
     for record in run.records:
