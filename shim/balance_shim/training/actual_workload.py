@@ -74,7 +74,7 @@ def tuning(model: "nn.Module") -> Tuning:
 
 
 def trained_ahead(model: "nn.Module") -> dict[str, Any]:
-    """Return the fields of a `Workload` on what trains ahead of the model that was placed inside of `model`."""
+    """Return the fields of a `Workload` on modules that train ahead of the model that was placed inside of `model`."""
     config: Any = getattr(model, "active_peft_config", None) if hasattr(model, "get_base_model") else None
     if getattr(config, "is_prompt_learning", False):
         tokens = int(getattr(config, "num_virtual_tokens", None) or 0)

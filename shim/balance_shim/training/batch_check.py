@@ -268,7 +268,7 @@ class BatchCheck:
         return not evaluate(self._plan.mode, costed, self._plan.device_map, request.devices).shortfall
 
     def _portion(self, count: int, batch: dict[str, Any], rows: int) -> Request:
-        """Return what is to be planned for the largest of `count` portions of `batch`."""
+        """Return the request for the largest of `count` portions of `batch`."""
         largest = max(portions.split(batch, rows, count), key=lambda portion: portions.rows_of(portion) or 0)
         request = self._request(largest)
         # Behind the first portion there are gradients, as with accumulation.

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class BatchShapes:
-    """What of a micro-batch decides its memory.
+    """The shapes of a micro-batch, which decide its memory.
 
     Attributes:
         shapes: name of each tensor that the model takes -> its shape.
@@ -61,7 +61,7 @@ def inputs_of(model: "nn.Module") -> frozenset[str] | None:
 
 
 def on_host(inputs: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the inputs with whole numbers on the host, which decide what a model does; of others the shape is left."""
+    """Return the inputs with integers on the host, whose values decide what a model runs; of others the shape."""
     import torch
 
     def seen(value: Any) -> Any:

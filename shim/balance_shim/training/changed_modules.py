@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 def settle(trainer: TrainerLike, model: "nn.Module", plan: Plan) -> Plan:
-    """Bring new modules to the devices of what they replace, and return the plan with the map of all modules.
+    """Bring new modules to the devices of those they replace, and return the plan with the map of all modules.
 
     Args:
         trainer: a `transformers.Trainer` about to train.

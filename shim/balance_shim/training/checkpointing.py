@@ -30,7 +30,7 @@ def adjust_arguments(arguments: TrainingArgumentsLike) -> None:
 
 
 def options_of(arguments: TrainingArgumentsLike) -> Any:
-    """Return what `arguments` have for `torch.utils.checkpoint.checkpoint`; None: nothing."""
+    """Return the options of `arguments` for `torch.utils.checkpoint.checkpoint`; None if there are none."""
     options = (getattr(arguments, f"{name}_kwargs", None) for name in _names(arguments))
     return next((candidate for candidate in options if candidate is not None), None)
 
@@ -40,7 +40,7 @@ def _switch(arguments: TrainingArgumentsLike, on: bool) -> None:
 
 
 def _names(arguments: TrainingArgumentsLike) -> tuple[str, ...]:
-    """Return what the switch is called in `arguments`: the name that counts, then one that it had before."""
+    """Return the names of the switch in `arguments`: the name that counts, then one that it had before."""
     names = ("activation_checkpointing", "gradient_checkpointing")
     return tuple(name for name in names if hasattr(arguments, name))
 

@@ -31,7 +31,7 @@ MOST_LEVELS = 3  # of containers in a variable that are looked through
 
 @dataclass(frozen=True)
 class Crossing:
-    """What met in a step that stopped.
+    """The blocks and devices whose tensors met in a step that stopped.
 
     Attributes:
         blocks: the names of the blocks that the tensors come from, None among them for the inputs; fewer than two
@@ -55,7 +55,7 @@ def is_cross_device(failure: BaseException) -> bool:
 def crossing_of(
     failure: BaseException, model: "nn.Module", blocks: Collection[str], kind: str, first_device: int
 ) -> Crossing:
-    """Return what met when `failure` was raised.
+    """Return the blocks and devices whose tensors met when `failure` was raised.
 
     Args:
         model: the model that was placed.
@@ -105,7 +105,7 @@ _UNKNOWN = ""
 
 
 class _Owners:
-    """Which block a parameter, a module, or what was computed with them belongs to."""
+    """The block of a parameter, a module, or a tensor computed with them."""
 
     def __init__(self, model: "nn.Module", blocks: Collection[str]) -> None:
         tensors = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
@@ -142,7 +142,7 @@ class _Owners:
 
 
 def _plain(name: str) -> str:
-    """Return the name that a tensor or module had before PEFT wrapped what it is in."""
+    """Return the name that a tensor or module had before PEFT wrapped its parent."""
     return ".".join(part for part in name.split(".") if part not in ("base_layer", "original_module"))
 
 

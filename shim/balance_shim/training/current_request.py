@@ -1,4 +1,4 @@
-"""The request of a training as it is now: its workload, its batches, and the devices with what is free on them."""
+"""The request of a training as it is now: its workload, its batches, and the devices with their free memory."""
 
 import gc
 from collections.abc import Mapping
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 def request_now(trainer: TrainerLike, model: "nn.Module", assumed: Plan, usable: tuple[Device, ...]) -> Request:
-    """Return what is to be planned for `trainer` as it is now."""
+    """Return the request for `trainer` as it is now."""
     workload, batch = actual_workload(trainer, assumed.workload)
     workload, evaluation_batch = evaluating(trainer, workload)
     return request_for(trainer, model, workload, batch, usable, evaluation_batch)
@@ -40,7 +40,7 @@ def request_for(
     usable: tuple[Device, ...],
     evaluation_batch: Mapping[str, Any] | None = None,
 ) -> Request:
-    """Return what is to be planned for a model that is about to train, or trains already."""
+    """Return the request for a model that is about to train, or trains already."""
     case = TrainingCase.of(
         model,
         workload,
@@ -61,7 +61,7 @@ def request_for(
 def usable_now(
     trainer: TrainerLike, model: "nn.Module", assumed: Plan, max_memory: Mapping[Any, Any] | None = None
 ) -> tuple[Device, ...]:
-    """Return the devices of a plan with what is free on them now, the model's own share and that of its optimizer too.
+    """Return the devices of a plan with their free memory now, the model's own share and that of its optimizer too.
 
     Other models may have come since, or gone: what an earlier one left behind in cycles goes first.
     """

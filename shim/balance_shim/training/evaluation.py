@@ -1,4 +1,4 @@
-"""The evaluation that a Trainer will run: its batch, what it returns, and what of that piles up on a device."""
+"""The evaluation that a Trainer will run: its batch, its outputs, and those that accumulate on a device."""
 
 from collections.abc import Mapping
 from typing import Any, Literal

@@ -72,7 +72,7 @@ def checking(
 
 
 class _Check:
-    """What is known of the batches of one evaluation loop."""
+    """The batches of one evaluation loop, and the remedies chosen for them."""
 
     def __init__(
         self,
@@ -202,7 +202,7 @@ def _is_held(plan: Plan, evaluation: Evaluation, shapes: BatchShapes) -> bool:
 
 
 def _room(trainer: TrainerLike, plan: Plan) -> EvaluationRoom:
-    """Return what tells whether evaluations fit under the map that `trainer`'s model has now."""
+    """Return the predictor of evaluations under the map that `trainer`'s model has now."""
     placed = placed_models.placed(trainer.model)
     assert placed is not None, "looked at before the loop"
     model, (_, _, max_memory, _) = placed

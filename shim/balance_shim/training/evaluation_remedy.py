@@ -46,7 +46,7 @@ AS_IT_IS = EvaluationRemedy()
 
 @dataclass(frozen=True)
 class EvaluationRoom:
-    """The map in force, and what tells whether an evaluation fits under it.
+    """The map in force, and the prediction whether an evaluation fits under it.
 
     Attributes:
         request: of the training, or of the model as it is now; its own evaluation does not count.
@@ -61,7 +61,7 @@ class EvaluationRoom:
     has_optimizer: bool = True
 
     def planned(self, evaluation: Evaluation, batch: Mapping[str, Any] | None) -> Plan | None:
-        """Return the plan for an evaluation alone; None if what it takes is unknown.
+        """Return the plan for an evaluation alone; None if its memory is unknown.
 
         Args:
             batch: what the model gets in it; None: rows like those of training.

@@ -19,7 +19,7 @@ COLUMN_READ = 20_000  # of data sets that hold columns
 
 
 def longest_batch(trainer: TrainerLike, batch_size: int, dataset: Any = None) -> Mapping[str, Any] | None:
-    """Return what `trainer.data_collator` makes of the `batch_size` longest samples; None if there is none.
+    """Return the batch that `trainer.data_collator` makes of the `batch_size` longest samples; None if there is none.
 
     Only lists, of whatever, and plain `datasets.Dataset`s are read. Any other data set may augment at random, download
     or count when it is asked for a row, and training must not notice that somebody looked.

@@ -1,4 +1,4 @@
-"""How the Trainer scales the loss of a micro-batch, and what that means for the losses of its portions."""
+"""How the Trainer scales the loss of a micro-batch, and the consequence for the losses of its portions."""
 
 import dis
 import inspect

@@ -22,7 +22,7 @@ Run = Callable[[Any, Inputs], Any]
 
 
 def of(trainer: TrainerLike) -> "Portions | None":
-    """Return what runs the micro-batches of `trainer`; None where `BALANCE_MICRO_BATCH` is not set, or cannot act.
+    """Return the runner of the micro-batches of `trainer`; None where `BALANCE_MICRO_BATCH` is not set, or cannot act.
 
     Replicas that ran out of memory in a backward pass may have sent some of their gradients already.
     """
@@ -191,7 +191,7 @@ def _is_divisible(trainer: TrainerLike, inputs: Inputs, count: int, counted: boo
 
 
 def free_memory() -> None:
-    """Release what cycles hold, and what torch's allocator keeps for later."""
+    """Release memory held by reference cycles, and torch's cached memory."""
     import torch
 
     gc.collect()

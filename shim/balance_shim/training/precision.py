@@ -20,7 +20,7 @@ _SCRIPTS = "_balance_shim_autocast"
 
 
 def chosen() -> str | None:
-    """Return the precision to use, "bf16", "fp16" or "fp32": what was asked for or, failing that, the nearest.
+    """Return the precision to use, "bf16", "fp16" or "fp32": the requested one or, failing that, the nearest.
 
     None where nothing was asked for. A precision that the device lacks is logged once.
     """

@@ -19,7 +19,7 @@ class CannotJoin(Exception):
 
 
 class Predicted(NamedTuple):
-    """What `Trainer.prediction_step` returns."""
+    """The result of `Trainer.prediction_step`."""
 
     loss: Any
     logits: Any
@@ -77,7 +77,7 @@ def splits_exactly(trainer: TrainerLike, inputs: Any, count: int) -> bool:
 def in_portions(
     trainer: TrainerLike, perform: Callable[[Any], Any], inputs: Mapping[str, Any], count: int, to_host: bool
 ) -> Predicted:
-    """Return what `perform(inputs)` returns, from `count` portions of its sequences.
+    """Return the result of `perform(inputs)`, from `count` portions of its sequences.
 
     Args:
         perform: runs the prediction step on a batch.

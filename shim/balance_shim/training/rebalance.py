@@ -112,7 +112,7 @@ class Rebalancer:
         self._batch: dict[str, Any] | None = None
 
     def guarded(self, function: Callable[..., None], *args: Any) -> None:
-        """Do `what`, unless this has ended; a failure ends it."""
+        """Call `function`, unless this has ended; a failure ends it."""
         if self.running and not attempt("re-balancing", _done, function, args, default=False, instead="no block moves"):
             self.running = False
 
@@ -140,7 +140,7 @@ class Rebalancer:
             self._meter.reset_peaks()
 
     def batch(self, inputs: Any) -> None:
-        """Keep the largest micro-batch: its shape is what the measured peaks are of."""
+        """Keep the largest micro-batch: the measured peaks are those of its shape."""
         size = size_of(inputs)
         if self._measuring and size.elements > self._size.elements:
             self._size = size
@@ -162,7 +162,7 @@ class Rebalancer:
             self.running = False
 
     def _long_enough(self) -> bool:
-        """Whether what was measured is no shorter than what was planned for, where that is more than a guess.
+        """Whether the measured sequences are no shorter than the planned ones, where these are more than a guess.
 
         Short rows need other shares of the memory than the long ones that are to come, and no map of theirs.
         """
@@ -207,7 +207,7 @@ class Rebalancer:
         return True
 
     def _corrected(self, when: str) -> tuple[Request, CostedModel, tuple[Device, ...]]:
-        """Return what to plan for: the micro-batch to expect, costs and devices as the measured steps show them."""
+        """Return the request, costs and devices to plan for: the expected micro-batch, corrected by measurements."""
         planned = self._plan.workload
         measured = planned
         if self._size.tokens:

@@ -177,7 +177,7 @@ def _repaired(case: _Case, failure: Exception) -> Any:
 
 
 def _change_map(case: _Case, failure: Exception) -> bool:
-    """Put a map in force under which what met in `failure` is together; return whether there is one."""
+    """Put a map in force that colocates the blocks that met in `failure`; return whether there is one."""
     placed = placed_models.placed(case.trainer.model)
     kind = devices.accelerator_type()
     assert placed is not None and kind is not None, "looked at before the step"

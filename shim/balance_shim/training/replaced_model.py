@@ -19,7 +19,7 @@ def leaving(trainer: TrainerLike, model: "nn.Module") -> dict[int, int]:
 
 
 def let_go(trainer: TrainerLike) -> None:
-    """Drop what `trainer` still has of a model that has been replaced, as its training loop would do in a moment."""
+    """Drop the references of `trainer` to a model that has been replaced, as its training loop would do in a moment."""
     import torch
 
     trainer.callback_handler.model = trainer.model

@@ -31,7 +31,7 @@ WORTH_MOVING = 0.97  # blocks move when that brings the fullest device to this p
 
 @dataclass(frozen=True)
 class Outcome:
-    """What planning for a workload leaves behind.
+    """The result of planning for a workload.
 
     Attributes:
         plan: for the real workload and the map that is now in force.
@@ -142,7 +142,7 @@ def costs_in_force(request: Request, recomputed: frozenset[str] | None) -> Coste
 def _as_it_is(
     request: Request, costed: CostedModel, recomputed: frozenset[str] | None, assumed: Plan
 ) -> tuple[Plan, bool]:
-    """Return the plan of the map in force, for what is known now, and whether that map does not run."""
+    """Return the plan of the map in force, for the facts known now, and whether that map does not run."""
     if is_estimate(costed.source) and _is_scalable(assumed, request.workload):
         return _scaled(assumed, request.workload), False
     placed = {block.name: device_of(block.name, assumed.device_map) for block in costed.blocks}

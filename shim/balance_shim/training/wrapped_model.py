@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def keep_map(model: "nn.Module", arguments: TrainingArgumentsLike | None) -> None:
-    """Have the Trainer leave the model inside of `model` on its devices, and what is around it on the first one.
+    """Have the Trainer leave the model inside of `model` on its devices, and the modules around it on the first one.
 
     Args:
         model: what a trainer is given, before it looks at it.

@@ -1,1 +1,1 @@
-"""Explain an out-of-memory error: the scene, its causes, and what would have fitted."""
+"""Explain an out-of-memory error: the scene, its causes, and the remedies that would have fitted."""

@@ -1,4 +1,4 @@
-"""Why memory ran out: what has gone another way than planned."""
+"""Why memory ran out: the differences from the plan."""
 
 from ...language.message import Message
 from ...monitoring.diagnosis import LONG_BATCH
@@ -11,7 +11,7 @@ UNEXPLAINED = 0.1
 
 
 def causes(scene: Scene) -> list[str]:
-    """Return what is to be seen to have gone another way than planned, a line each."""
+    """Return the observed differences from the plan, a line each."""
     causes: list[str] = []
     reading, total = scene.readings[scene.failed], scene.meter.totals[scene.failed]
     if reading.others and reading.others >= HELD_BY_OTHERS * total:

@@ -1,4 +1,4 @@
-"""What would have fitted: another map, and settings with their predicted peaks."""
+"""The remedies that would have fitted: another map, and settings with their predicted peaks."""
 
 import json
 import os
@@ -61,7 +61,7 @@ def what_fits(scene: Scene, trainer: TrainerLike) -> list[str]:
 
 
 def as_measured(scene: Scene, plan: Plan) -> Plan:
-    """Return `plan` with all but weights scaled by what was measured of them against what was predicted.
+    """Return `plan` with all but weights scaled by the ratio of their measured to their predicted bytes.
 
     A remedy is no remedy if it holds only by the figures that have just turned out too low.
     """
@@ -110,7 +110,7 @@ def _written(scene: Scene, trainer: TrainerLike) -> str:
 
 
 def _setting(remedy: Remedy, workload: Workload) -> str:
-    """Return a remedy as what to set: a variable where there is one, else words for the script."""
+    """Return a remedy as a setting: a variable where there is one, else words for the script."""
     parts: list[str] = []
     for field, value in remedy.changes.items():
         if field == "gradient_checkpointing":

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Scene:
-    """All that is known: where it happened, the devices then, and what was and should have been planned.
+    """The facts of an out-of-memory error: its place, the devices then, the plan, and the plan for the actual batch.
 
     Attributes:
         planned: the plan in force; None where the shim has placed nothing.
@@ -56,7 +56,7 @@ class Scene:
         return self.meter.names[self.failed]
 
     def peak(self, position: int) -> int:
-        """Return what a device has needed: on the one that failed, with what it was asked for in vain."""
+        """Return the bytes that a device has needed: on the one that failed, with the allocation that failed."""
         reading = self.readings[position]
         if position != self.failed:
             return reading.peak
@@ -64,7 +64,7 @@ class Scene:
 
 
 def with_predictions(scene: Scene, trainer: TrainerLike, model: "nn.Module") -> Scene:
-    """Return the scene with what is predicted for the micro-batch that was there, under its map and the best one."""
+    """Return the scene with the prediction for the micro-batch that failed, under its map and the best one."""
     settings = state.settings()
     ours = {index: reading.allocated for index, reading in zip(scene.meter.indices, scene.readings, strict=True)}
     places = set(scene.meter.indices)
@@ -150,7 +150,7 @@ def _on_host(value: Any) -> Any:
 
 
 def beyond_prediction(scene: Scene) -> int:
-    """Return the bytes measured beyond what is predicted for this batch on the device that failed."""
+    """Return the bytes measured beyond the prediction for this batch on the device that failed."""
     index = scene.meter.indices[scene.failed]
     predicted = None if scene.actual is None else scene.actual.on(index)
     return 0 if predicted is None else scene.peak(scene.failed) - predicted.predicted_peak
