@@ -1,6 +1,7 @@
 """Reading report folders: whole, half-written, damaged, of several runs, and of other versions."""
 
 import json
+import random
 
 import pytest
 
@@ -88,3 +89,34 @@ def test_places_that_are_no_folder(tmp_path, capsys):
     assert main(["report", str(there), "--quick", "-o", str(tmp_path / "no" / "page.html")]) == 2
     assert main(["report", str(there), "--quick", "-o", str(tmp_path)]) == 2
     assert len(capsys.readouterr().err.splitlines()) == 2 and not list(tmp_path.rglob("*.part"))
+
+
+STRANGE = (None, "x", -1, float("inf"), float("nan"), [], {}, True, [[]], {"a": 1})
+
+
+def _damaged(value, chance):
+    """Return a copy of `value` of which some parts are missing and some have another type."""
+    if chance.random() < 0.03:
+        return chance.choice(STRANGE)
+    if isinstance(value, dict):
+        return {name: _damaged(part, chance) for name, part in value.items() if chance.random() > 0.02}
+    return [_damaged(part, chance) for part in value] if isinstance(value, list) else value
+
+
+def test_no_damage_ends_in_a_traceback(tmp_path, capsys):
+    """Values of any type in any place: a page or one line that names a file, and never a failure of the command."""
+    grows = {"kind": "kept", "since": 1, "text": "x"}
+    failed = folders.event("out of memory", "x", table=[["a"], ["b"]], causes=["c"], remedies=["d"], step=3)
+    timed = folders.plan(step_time={"seconds": 1, "tokens_per_second": 3, "busy": [0.1, 0.2], "bound": "host"})
+    for number in range(25):
+        chance = random.Random(number)
+        steps = [_damaged(folders.step(step, findings=[grows]), chance) for step in (1, 2, 3)]
+        files = {
+            "plan.json": json.dumps(_damaged(timed, chance)),
+            "run.json": json.dumps(_damaged(folders.run(), chance)),
+            "memory.jsonl": folders.lines(steps),
+            "events.jsonl": folders.lines([_damaged(failed, chance)]),
+        }
+        path = str(folders.write(tmp_path / str(number), **files))
+        assert main(["report", path, "--quick"]) in (0, 2) and main(["top", path, "--once"]) in (0, 2)
+        assert "cannot be shown" not in capsys.readouterr().err, number

@@ -138,7 +138,8 @@ def _run(entry: Any) -> Mapping[str, Any]:
         if not isinstance(entry.get(name, {}), dict):
             raise TypeError(name)
     for name in ("started", "host_memory", "ranks"):
-        float(entry.get(name) or 0)
+        if not 0 <= float(entry.get(name) or 0) < 1 << 62:
+            raise ValueError(name)
     run: Mapping[str, Any] = entry
     return run
 

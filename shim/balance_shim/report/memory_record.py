@@ -105,7 +105,7 @@ def step_of(line: str) -> StepRecord | None:
             tokens=int(entry.get("tokens") or 0),
             micro_batches=tuple((int(rows), int(tokens)) for rows, tokens in entry.get("micro_batches") or ()),
             devices=devices,
-            findings=tuple(finding for finding in entry.get("findings") or () if isinstance(finding, dict)),
+            findings=tuple(finding for finding in entry.get("findings") or () if isinstance(finding["kind"], str)),
             unfinished=bool(entry.get("unfinished")),
         )
     except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):

@@ -52,12 +52,12 @@ def marks(run: RunFolder) -> list[tuple[str, int]]:
 
 def _not_in_events(run: RunFolder) -> Iterator[Event]:
     """Yield findings that only the record of memory has: those of a run without `events.jsonl`, a step that failed."""
-    recorded = {(event.kind, event.facts.get("since")) for event in run.events}
+    recorded = {(event.kind, str(event.facts.get("since"))) for event in run.events}
     failed = any(event.kind == "out of memory" for event in run.events)
     for record in run.records:
         for step in record.steps:
             for finding in step.findings:
-                if (finding.get("kind"), finding.get("since")) not in recorded:
+                if (finding.get("kind"), str(finding.get("since"))) not in recorded:
                     yield Event(str(finding.get("kind")), "warning", str(finding.get("text")), 0, record.rank, finding)
         if record.steps and record.steps[-1].unfinished and not failed:
             step_number = record.steps[-1].step

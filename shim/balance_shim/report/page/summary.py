@@ -43,7 +43,7 @@ def machine(run: RunFolder) -> dict[str, Any]:
     host = {
         PAGE["platform"]: info.get("platform"),
         PAGE["cores"]: info.get("cores"),
-        PAGE["host_memory"]: format_size(info["host_memory"]) if info.get("host_memory") else None,
+        PAGE["host_memory"]: _size(info.get("host_memory")),
         PAGE["runtime"]: info.get("runtime"),
         PAGE["processes"]: info.get("ranks"),
     }
@@ -91,7 +91,7 @@ def _machine(run: RunFolder) -> str:
     cards: dict[str, int] = {}
     for entry in run.run.get("devices") or ():
         if isinstance(entry, Mapping):
-            size = format_size(entry["total"]) if entry.get("total") else ""
+            size = _size(entry.get("total"))
             name = f"{entry['card']} ({size})" if entry.get("card") else size
             cards[name] = cards.get(name, 0) + 1
     if not cards and run.plans:
@@ -163,13 +163,18 @@ def _times(run: RunFolder) -> list[dict[str, str]]:
 
 
 def _card(card: Mapping[str, Any]) -> list[str]:
-    capability, total = card.get("capability"), card.get("total")
+    capability = card.get("capability")
     return [
         str(card.get("name", "")),
         str(card.get("card", "")),
-        format_size(total) if total else "",
+        _size(card.get("total")),
         ".".join(map(str, capability)) if isinstance(capability, list) else "",
     ]
+
+
+def _size(value: Any) -> str:
+    """Return a number of bytes for people; "" for anything else, which a damaged file may have."""
+    return format_size(value) if isinstance(value, int | float) and 0 < value < 1 << 63 else ""
 
 
 def _count(parameters: int) -> str:
