@@ -152,7 +152,7 @@ MESSAGES: dict[str, str] = {
     "{count} replicas": "{count} 个副本",
     "1 micro-batch": "1 个微批次",
     "{count} micro-batches": "{count} 个微批次",
-    "mode auto chooses: {name}: {reason}": "auto 模式选择：{name}：{reason}",
+    "mode auto chooses {name}: {reason}": "auto 模式选择：{name}：{reason}",
     "mode auto: nothing fits; the smallest change that would fit: {change}": (
         "auto 模式：都放不下；改动最小的可行做法：{change}"
     ),

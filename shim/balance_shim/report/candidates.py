@@ -82,7 +82,7 @@ def verdict(choice: Choice) -> str:
     """Return a line on the chosen candidate, or on a change that would fit."""
     if choice.chosen is not None:
         name, reason = name_of(choice.chosen), choice.chosen.reason
-        return Message("mode auto chooses: {name}: {reason}", name=name, reason=reason)
+        return Message("mode auto chooses {name}: {reason}", name=name, reason=reason)
     if choice.change:
         return Message("mode auto: nothing fits; the smallest change that would fit: {change}", change=choice.change)
     return Message("mode auto: nothing fits; use more or larger devices, 4- or 8-bit loading, or LoRA")
