@@ -15,7 +15,15 @@ def block_cost(weights, gradients, optimizer, activations, forward, backward, st
 
 
 COSTS = st.builds(block_cost, *[SIZES] * 7)
-SCHEDULES = st.builds(Schedule, accumulating=st.booleans(), step_at_once=st.booleans())
+PLAIN_SCHEDULES = st.builds(Schedule, accumulating=st.booleans(), step_at_once=st.booleans())
+IN_FLIGHT = st.builds(
+    Schedule,
+    accumulating=st.just(True),
+    step_at_once=st.booleans(),
+    in_flight=st.integers(2, 4),
+    in_chunks=st.booleans(),
+)
+SCHEDULES = st.one_of(PLAIN_SCHEDULES, IN_FLIGHT)
 NO_LIMIT = float("inf")
 
 
@@ -23,16 +31,24 @@ def replay(costs, schedule):
     """Walk through a training step event by event and return the most bytes held; the slow, obvious way."""
     held = sum(cost.weights + cost.optimizer for cost in costs)
     gradients = [0] * len(costs)
-    kept = [0] * len(costs)
     moments = [held]
-    for _ in range(3 if schedule.accumulating else 1):
-        for position, cost in enumerate(costs):
-            moments.append(held + sum(gradients) + sum(kept) + cost.forward)
-            kept[position] = cost.activations
-        for position, cost in reversed(list(enumerate(costs))):
-            kept[position] = 0
-            moments.append(held + sum(gradients) + sum(kept) + cost.backward)
-            gradients[position] = cost.gradients
+    size = schedule.in_flight
+    chunks = (2 if schedule.in_chunks else 1) if size > 1 else 3 if schedule.accumulating else 1
+    for _ in range(chunks):
+        kept = [[0] * len(costs) for _ in range(size)]
+
+        def there(kept=kept):
+            return held + sum(gradients) + sum(map(sum, kept))
+
+        for flight in kept:
+            for position, cost in enumerate(costs):
+                moments.append(there() + cost.forward)
+                flight[position] = cost.activations
+        for flight in kept:
+            for position, cost in reversed(list(enumerate(costs))):
+                flight[position] = 0
+                moments.append(there() + cost.backward)
+                gradients[position] = cost.gradients
     if schedule.step_at_once:
         moments.append(held + sum(gradients) + sum(cost.step for cost in costs))
     else:

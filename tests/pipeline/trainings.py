@@ -43,12 +43,16 @@ class Outcome:
 
 
 class _Gradients(TrainerCallback):
-    def __init__(self, outcome, prepare):
-        self.outcome, self.prepare = outcome, prepare
+    def __init__(self, outcome, prepare, at_end):
+        self.outcome, self.prepare, self.at_end = outcome, prepare, at_end
 
     def on_train_begin(self, args, state, control, model=None, **kwargs):
         if self.prepare:  # behind the dry runs, which take copies of the model with all hooks
             self.prepare(model)
+
+    def on_train_end(self, *args, **kwargs):
+        if self.at_end:
+            self.at_end()
 
     def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
         named = [(name, each.grad) for name, each in model.named_parameters() if each.grad is not None]
@@ -56,8 +60,8 @@ class _Gradients(TrainerCallback):
 
 
 def train(
-    pipeline, load, rows, kind=Trainer, arguments=TrainingArguments, prepare=None, wrap=None, trainer_options=None,
-    **options,
+    pipeline, load, rows, kind=Trainer, arguments=TrainingArguments, prepare=None, at_end=None, wrap=None,
+    trainer_options=None, **options,
 ):  # fmt: skip
     """Return the outcome of a training of two steps with `BALANCE_PIPELINE=pipeline`."""
     os.environ["BALANCE_PIPELINE"] = str(pipeline)
@@ -74,8 +78,8 @@ def train(
         model = load()
         model = wrap(model) if wrap else model
         trainer = kind(
-            model=model, args=arguments(**options), train_dataset=rows, callbacks=[_Gradients(outcome, prepare)],
-            **(trainer_options or {}),
+            model=model, args=arguments(**options), train_dataset=rows,
+            callbacks=[_Gradients(outcome, prepare, at_end)], **(trainer_options or {}),
         )  # fmt: skip
         trainer.remove_callback(transformers.PrinterCallback)
         _watch(trainer, outcome)

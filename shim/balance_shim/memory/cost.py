@@ -68,6 +68,8 @@ class BlockCost:
         takes: (number of a tensor, bytes) of the inputs that the block keeps a copy of where the block that gives them
             is on another device.
         gives: (number of a tensor, whether it is kept in any case) of what other blocks take.
+        first_backward: of blocks that were merged for micro-batches in flight: `backward` where gradients of the blocks
+            appear; 0 where that is no other.
     """
 
     weights: int = 0
@@ -86,6 +88,7 @@ class BlockCost:
     phases: tuple[Phase, ...] = ()
     takes: tuple[tuple[int, int], ...] = ()
     gives: tuple[tuple[int, bool], ...] = ()
+    first_backward: int = 0
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> "BlockCost":
@@ -139,6 +142,7 @@ class BlockCost:
             activations=self.activations + kept,
             forward=self.forward + passing,
             backward=self.backward + passing,
+            first_backward=self.first_backward and self.first_backward + passing,
             phases=phases,
         )
 

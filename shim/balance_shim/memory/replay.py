@@ -57,6 +57,8 @@ class DeviceRun:
             `last` is the number of blocks. Empty: all phases of a block at its own place.
         evaluation: the evaluations; None where there are none.
         least: the length of the shortest sequences as a fraction of the longest; 1 if all are of one length.
+        in_flight: how many micro-batches go forward before the first of them goes backward.
+        in_chunks: whether a step has more micro-batches than that.
     """
 
     blocks: tuple[Record, ...]
@@ -67,6 +69,8 @@ class DeviceRun:
     order: tuple[tuple[int, int], ...] = ()
     evaluation: EvaluationRun | None = None
     least: float = 1.0
+    in_flight: int = 1
+    in_chunks: bool = False
 
 
 @dataclass(frozen=True)
@@ -123,8 +127,12 @@ class _Replay:
 
     def _training_step(self, first: bool) -> None:
         gradients: list[Block] = []
-        for micro_batch in range(MICRO_BATCHES if self._run.accumulating else 1):
-            self._forward_and_backward(gradients if micro_batch == 0 and self._run.accumulating else None)
+        if self._run.in_flight > 1:
+            for chunk in range(MICRO_BATCHES if self._run.in_chunks else 1):
+                self._chunk(gradients if chunk == 0 else None)
+        else:
+            for micro_batch in range(MICRO_BATCHES if self._run.accumulating else 1):
+                self._forward_and_backward(gradients if micro_batch == 0 and self._run.accumulating else None)
         self._optimizer_step(first)
         self._free(gradients)
         self._clear()  # gradients, where they are in the records
@@ -153,12 +161,29 @@ class _Replay:
         if size:
             self._allocate(size)
 
+    def _chunk(self, gradients: list[Block] | None) -> None:
+        """Run the micro-batches that are in flight together; see `_backward` for `gradients`."""
+        flights = []
+        for _ in range(self._run.in_flight):
+            self._live = [{} for _ in self._sequence]
+            flights.append((self._live, self._forward(), self._length))
+        for number, (self._live, counters, self._length) in enumerate(flights):
+            self._backward(counters, gradients if number == 0 else None)
+
     def _forward_and_backward(self, gradients: list[Block] | None) -> None:
-        """Run a micro-batch. With `gradients`, of the first one of several, gradients that appear are added to them."""
+        """Run a micro-batch; see `_backward` for `gradients`."""
+        self._backward(self._forward(), gradients)
+
+    def _forward(self) -> list[int]:
+        """Run a forward pass, and return how many allocations each record has made."""
         counters = [0] * len(self._sequence)
         self._length = next(self._lengths, 1.0)
         for number, phase in self._order:
             self._play(number, self._sequence[number].phases[phase][0], counters)
+        return counters
+
+    def _backward(self, counters: list[int], gradients: list[Block] | None) -> None:
+        """Run a backward pass. With `gradients`, of the first of several, gradients that appear are added to them."""
         for number, phase in reversed(self._order):
             record = self._sequence[number]
             if gradients is None:

@@ -1,6 +1,6 @@
 """The workload: all properties of a training, other than the model, that determine its memory."""
 
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 from ..choices import Loss, Tuning
@@ -36,6 +36,8 @@ class Workload:
         prefix_tokens: tokens for which each layer gets trained keys and values (prefix tuning).
         trains_ahead: whether something outside of the model trains and runs ahead of it, so that gradients pass through
             all of its layers.
+        in_flight: how many micro-batches go forward before the first of them goes backward; at most `accumulation`.
+        shares_inputs: whether an input of several layers crosses to each device once, and not for each layer.
         replicated: whether DDP adds up the gradients of several replicas, in buckets of its own.
         shortest: tokens of the shortest sequence that was seen, 0 if unknown. Lengths that vary fragment memory.
         guessed: whether the sequence length is still unknown, which decides more than anything else.
@@ -55,6 +57,8 @@ class Workload:
     prompt_tokens: int = 0
     prefix_tokens: int = 0
     trains_ahead: bool = False
+    in_flight: int = 1
+    shares_inputs: bool = False
     replicated: bool = False
     shortest: int = field(default=0, compare=False)
     guessed: bool = field(default=False, compare=False)
@@ -78,14 +82,19 @@ class Workload:
     def describe(self) -> str:
         """Return one line for people: "full, adamw_torch, 1 x 2048 tokens, accumulation 1"."""
         return Message(
-            "{tuning}, {optimizer}, {batch_size} x {seq_len} tokens, accumulation {accumulation}{extra}",
+            "{tuning}, {optimizer}, {batch_size} x {seq_len} tokens, accumulation {accumulation}{in_flight}{extra}",
             tuning=self.tuning,
             optimizer=self.optimizer,
             batch_size=self.batch_size,
             seq_len=self.seq_len,
             accumulation=self.accumulation,
+            in_flight=Message(" with {count} in flight", count=self.in_flight) if self.in_flight > 1 else "",
             extra=Message(", checkpointing") if self.gradient_checkpointing else "",
         )
+
+    def traced(self) -> "Workload":
+        """Return the workload as one micro-batch shows it: what depends on several at a time is composed afterwards."""
+        return replace(self, in_flight=1, shares_inputs=False)
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -121,6 +130,12 @@ def assume(
     if guessed and longest is not None:
         values["seq_len"] = min(DEFAULT_SEQUENCE_LENGTH, longest)
     return Workload(**values, replicated=replicated, guessed=guessed)
+
+
+def in_equal_chunks(count: int, accumulation: int) -> int:
+    """Return the size of the fewest nearly equal chunks of `accumulation` with at most `count` micro-batches each."""
+    chunks = -(-accumulation // count)
+    return -(-accumulation // chunks)
 
 
 def from_arguments(arguments: TrainingArgumentsLike) -> dict[str, Any]:

@@ -66,10 +66,13 @@ def lower_bound(costed: CostedModel, devices: Sequence[Device]) -> int:
     blocks some of p devices holds n + 1. On one device there is but one map.
     """
     costs, schedule = costed.costs, costed.schedule
+    if schedule.shares_inputs:
+        everything = {tensor for cost in costs for tensor, _ in cost.takes}
+        costs = tuple(cost.sharing(everything) for cost in costs)
     held = [cost.weights + cost.optimizer + schedule.buckets(cost.gradients) for cost in costs]
     at_the_step = [size + cost.gradients for size, cost in zip(held, costs, strict=True)]
-    between_passes = [size + cost.activations for size, cost in zip(held, costs, strict=True)]
-    if schedule.accumulating:
+    between_passes = [size + schedule.in_flight * cost.activations for size, cost in zip(held, costs, strict=True)]
+    if schedule.has_gradients:
         between_passes = [size + cost.gradients for size, cost in zip(between_passes, costs, strict=True)]
     if schedule.step_at_once:
         at_the_step = [size + cost.step for size, cost in zip(at_the_step, costs, strict=True)]

@@ -270,6 +270,8 @@ def _run(costed: CostedModel, device_map: DeviceMap, device: Device, first_devic
         tuple((position, phase) for _, position, phase in ranked),
         _evaluation(costed, is_first=device.index == first_device.index),
         costed.workload.least,
+        costed.schedule.in_flight,
+        costed.schedule.in_chunks,
     )
 
 

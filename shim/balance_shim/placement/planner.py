@@ -26,13 +26,19 @@ def cost(request: Request) -> CostedModel:
     """Return the structure of the model of `request` and the cost of each block, evaluations included."""
     if request.workload.evaluation is not None:
         return evaluated.with_evaluation(request, cost(request.in_training()))
+    workload = request.workload
     costs = Profile.from_json(cached(request.cache, request.key("profile"), lambda: _profile(request).to_json()))
     return CostedModel(
         structure=request.case.structure,
         costs=costs.costs,
-        workload=request.workload,
+        workload=workload,
         first=costs.first,
-        schedule=costs.schedule,
+        schedule=replace(
+            costs.schedule,
+            in_flight=workload.in_flight,
+            in_chunks=workload.accumulation > workload.in_flight,
+            shares_inputs=workload.shares_inputs,
+        ),
         method=costs.method,
         source=costs.source,
         constraints=costs.constraints.and_those(request.constraints),

@@ -154,6 +154,8 @@ def _changes(workload: Workload, request: Request) -> list[Change]:
     if checkpoints:
         phrase = Message("gradient checkpointing (BALANCE_GRADIENT_CHECKPOINTING=1)")
         remedies.append(Change(phrase, {"gradient_checkpointing": True}))
+    if workload.in_flight > 1:
+        remedies.append(Change("one micro-batch at a time (BALANCE_PIPELINE=1)", {"in_flight": 1}))
     if workload.batch_size > 1:
         # The rest of the batch is accumulated.
         changes = {"batch_size": 1, "accumulation": workload.accumulation * workload.batch_size}

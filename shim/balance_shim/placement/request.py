@@ -99,7 +99,7 @@ class Request:
         parameters = case.model.named_parameters(remove_duplicate=False) if sizes else ()
         return [
             fingerprint(case),
-            case.workload.to_json(),
+            case.workload.traced().to_json(),
             sorted(case.structure.layers),
             sizes and [sizes(name, parameter) for name, parameter in parameters],
             case.loss_on_first,

@@ -13,7 +13,7 @@ from ..memory.workload import Workload, from_arguments
 from ..placement import placed_models
 from ..upstream import fused_head
 from ..upstream.trainer import TrainerLike
-from . import chunked_loss
+from . import chunked_loss, in_flight
 from .longest_batch import longest_batch, shortest_length
 
 if TYPE_CHECKING:
@@ -37,6 +37,7 @@ def actual_workload(
         fields.setdefault("seq_len", longest)
     fields["replicated"] = _has_buckets(trainer)
     fields["tuning"] = tuning(trainer.model)
+    fields["in_flight"], fields["shares_inputs"] = in_flight.of(trainer), state.settings().pipeline != "off"
     fields |= trained_ahead(trainer.model)
     setting = state.settings().gradient_checkpointing
     if isinstance(setting, bool):

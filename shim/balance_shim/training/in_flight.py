@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from .. import log, state
+from ..memory.workload import in_equal_chunks
 from ..placement import placed_models
 from ..training_run import Part
 from ..upstream.trainer import TrainerLike
@@ -41,12 +42,6 @@ def window_of(trainer: TrainerLike) -> int:
     if version_of("transformers") < LOSS_OF_A_STEP_SINCE or reason_against(trainer):
         return 1
     return trainer.args.gradient_accumulation_steps
-
-
-def in_equal_chunks(count: int, window: int) -> int:
-    """Return the size of the fewest nearly equal chunks of `window` micro-batches with at most `count` in each."""
-    chunks = -(-window // count)
-    return -(-window // chunks)
 
 
 def take_largest(trainer: TrainerLike, fits: Callable[[], bool]) -> None:

@@ -20,7 +20,7 @@ from ..placement.request import Request
 from ..report import plan_report
 from ..units import counted, format_size
 from ..upstream.trainer import TrainerLike
-from . import evaluation_remedy, micro_batch, outside, prediction_steps, weight_copies
+from . import evaluation_remedy, in_flight, micro_batch, outside, prediction_steps, weight_copies
 from .current_request import request_now, usable_now
 
 if TYPE_CHECKING:
@@ -71,6 +71,8 @@ def second_pass(
     usable = usable_now(trainer, model, assumed, max_memory)
     if settings.micro_batch == "auto":
         micro_batch.take_largest(trainer, lambda: _fits(request_now(trainer, model, assumed, usable), assumed))
+    if settings.pipeline == "auto":
+        in_flight.take_largest(trainer, lambda: _fits(request_now(trainer, model, assumed, usable), assumed))
     request = request_now(trainer, model, assumed, usable)
     outcome = plan_in_force(request, assumed)
     outcome = replace(outcome, waits=may_wait and request.case.batch is None and request.workload.guessed)
