@@ -116,7 +116,7 @@ _OPTIONS = (
           "recompute layers in the backward pass: 1 all, 0 none, auto as few as fit; without a value 1 (0)"),
     _like("BALANCE_LOSS", "--loss", "chunked or full: the loss of causal models with or without full logits (chunked)"),
     _like("BALANCE_REPLICAS", "--replicas", "data-parallel replicas, each on its share of the devices, or auto (1)"),
-    _like("BALANCE_PIPELINE", "--pipeline", "micro-batches in flight: a number, auto or off (off); for --mode auto"),
+    _like("BALANCE_PIPELINE", "--pipeline", "micro-batches of an accumulation in flight: a number, auto or off (off)"),
     _Option("--mode", None, _key_of(("balanced", "auto")), "balanced or auto",
             "a balanced map, or the fastest of all remedies that fit, with a table of them (balanced)"),
     _Option("--output", None, _output, "the path of a file",

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 # `plan()` takes the options of the command by these names.
 _WORKLOAD = (
     "batch_size", "seq_len", "accumulation", "tuning", "optimizer", "precision", "gradient_checkpointing", "loss",
+    "pipeline",
 )  # fmt: skip
 _SETTINGS = ("reserve", "max_memory", "cache")
 
@@ -190,13 +191,18 @@ def _request_for_model(model: Any, options: PlanOptions) -> "Request":
 
 def _request(model: Any, options: PlanOptions, no_split: Collection[str] | None, **more: Any) -> "Request":
     from .memory.training_case import TrainingCase
-    from .memory.workload import assume, longest_row
+    from .memory.workload import assume, in_equal_chunks, longest_row
+    from .placement import planner
     from .placement.request import Request
 
     settings = options.settings
     workload = assume(settings, None, longest_row(model.config))
-    case = TrainingCase.of(model, replace(workload, accumulation=options.accumulation), no_split, **more)
-    return Request.from_settings(settings, case, devices_of(options), may_halve=not options.precision)
+    workload = replace(workload, accumulation=options.accumulation)
+    if isinstance(settings.pipeline, int):
+        workload = replace(workload, in_flight=in_equal_chunks(settings.pipeline, options.accumulation))
+    case = TrainingCase.of(model, workload, no_split, **more)
+    request = Request.from_settings(settings, case, devices_of(options), may_halve=not options.precision)
+    return planner.with_most_in_flight(request) if settings.pipeline == "auto" and options.mode != "auto" else request
 
 
 def _solved(request: "Request") -> "Plan":

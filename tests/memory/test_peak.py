@@ -1,6 +1,6 @@
 """The peak of a device as it happens in time."""
 
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from balance_shim.memory.cost import BlockCost
@@ -25,6 +25,7 @@ IN_FLIGHT = st.builds(
 )
 SCHEDULES = st.one_of(PLAIN_SCHEDULES, IN_FLIGHT)
 NO_LIMIT = float("inf")
+BUSY = settings(suppress_health_check=[HealthCheck.too_slow])  # other tests may run on the same cores
 
 
 def replay(costs, schedule):
@@ -56,12 +57,14 @@ def replay(costs, schedule):
     return max(*moments, held + sum(gradients))
 
 
+@BUSY
 @given(st.lists(COSTS, max_size=8), SCHEDULES)
 def test_peak_equals_a_replay_of_the_step(costs, schedule):
     """The running formula gives what a walk through micro-batches and step gives."""
     assert peak(costs, schedule) == replay(costs, schedule)
 
 
+@BUSY
 @given(st.lists(COSTS, min_size=1, max_size=8), SCHEDULES)
 def test_terms_add_up_to_the_peak(costs, schedule):
     """The breakdown is that of the moment of the peak, and no part of it is below nothing."""
@@ -70,6 +73,7 @@ def test_terms_add_up_to_the_peak(costs, schedule):
     assert min(terms.values()) >= 0
 
 
+@BUSY
 @given(st.lists(COSTS, max_size=4), st.lists(COSTS, max_size=4), st.lists(COSTS, max_size=4), SCHEDULES)
 def test_blocks_as_one_are_what_they_are_apart(before, members, behind, schedule):
     """Blocks that are merged into one have the peak of the several, whatever is ahead of them and behind them."""
@@ -77,6 +81,7 @@ def test_blocks_as_one_are_what_they_are_apart(before, members, behind, schedule
     assert peak([*before, merged(members, schedule), *behind], schedule) == peak(apart, schedule)
 
 
+@BUSY
 @given(st.lists(COSTS, max_size=6), SCHEDULES, COSTS, COSTS)
 def test_run_peaks_hold_every_run(costs, schedule, first, last):
     """Each entry of a row is the peak of its run between what sits on the device anyway."""
@@ -88,6 +93,7 @@ def test_run_peaks_hold_every_run(costs, schedule, first, last):
         assert expected == sorted(expected), "the solver relies on loads that do not fall"
 
 
+@BUSY
 @given(st.lists(COSTS, max_size=8), SCHEDULES, st.lists(st.integers(0, 3000), min_size=1, max_size=4))
 def test_rows_are_worked_out_as_far_as_asked(costs, schedule, limits):
     """A row ends with the chain or with the first entry above the limit, whatever was asked before."""

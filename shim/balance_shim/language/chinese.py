@@ -62,9 +62,10 @@ MESSAGES: dict[str, str] = {
     ),
     "{devices}, the weakest of {number} shares": "{devices}（{number} 份中显存最少的一份）",
     "{share}, at least {least},": "{share}，至少 {least}",
-    "{tuning}, {optimizer}, {batch_size} x {seq_len} tokens, accumulation {accumulation}{extra}": (
-        "{tuning}，{optimizer}，{batch_size} x {seq_len} 个 token，梯度累加 {accumulation}{extra}"
+    "{tuning}, {optimizer}, {batch_size} x {seq_len} tokens, accumulation {accumulation}{in_flight}{extra}": (
+        "{tuning}，{optimizer}，{batch_size} x {seq_len} 个 token，梯度累加 {accumulation}{in_flight}{extra}"
     ),
+    " with {count} in flight": "（同时在途 {count} 个）",
     ", checkpointing": "，梯度检查点",
     "note: {note}": "说明：{note}",
     "balanced map, predicted (GiB):": "均衡的 device map，预测值（GiB）：",

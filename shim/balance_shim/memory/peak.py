@@ -149,9 +149,10 @@ def peak_terms(costs: Sequence[BlockCost], schedule: Schedule = PLAIN) -> dict[s
     moments = [(gradients, 0, gradients + step)]
     activations = sum(cost.activations for cost in costs)
     others = (schedule.in_flight - 1) * activations
-    moments += _pass_moments(costs, schedule, others, schedule.has_gradients)
+    forward, backward = _pass_moments(costs, schedule, others, schedule.has_gradients)
+    moments += forward + backward
     if schedule.in_flight > 1:  # the second one to go backward; its forward pass was like that of the first
-        moments += _pass_moments(costs, schedule, others - activations, True)
+        moments += _pass_moments(costs, schedule, others - activations, True)[1]
     evaluated = sum(cost.evaluation_throughout for cost in costs)
     for cost in costs:
         activations_after = evaluated + cost.evaluation_kept
@@ -173,8 +174,8 @@ def peak_terms(costs: Sequence[BlockCost], schedule: Schedule = PLAIN) -> dict[s
 
 def _pass_moments(
     costs: Sequence[BlockCost], schedule: Schedule, others: int, has_gradients: bool
-) -> list[tuple[int, int, int]]:
-    """Return (gradients, activations, the whole) at each moment of a forward and backward pass.
+) -> tuple[list[tuple[int, int, int]], list[tuple[int, int, int]]]:
+    """Return (gradients, activations, the whole) at each moment of a forward and of a backward pass.
 
     Args:
         others: bytes of the activations of other micro-batches.
@@ -183,21 +184,21 @@ def _pass_moments(
     activations = 0
     behind = gradients = sum(cost.gradients for cost in costs)
     left = sum(cost.residue for cost in costs)
-    moments = []
+    forward, backward = [], []
     for cost in costs:
         kept = activations + cost.activations
         there = gradients if has_gradients else 0
-        moments.append((there, others + kept, there + others + activations + cost.forward))
+        forward.append((there, others + kept, there + others + activations + cost.forward))
         left -= cost.residue
         grown = gradients if has_gradients else behind
         rest = left + (grown if has_gradients else behind - cost.gradients)
-        backward = cost.backward
+        own = cost.backward
         if schedule.in_flight > 1 and not has_gradients:
-            backward = cost.first_backward or backward
-        moments.append((grown, others + kept, rest + others + activations + backward))
+            own = cost.first_backward or own
+        backward.append((grown, others + kept, rest + others + activations + own))
         activations = kept
         behind -= cost.gradients
-    return moments
+    return forward, backward
 
 
 class RunPeaks:

@@ -126,6 +126,10 @@ def assume(
         values["autocast_dtype"] = "float16" if settings.precision == "fp16" else "bfloat16"
     if settings.loss != "full":
         values.setdefault("loss", "chunked")
+    if settings.pipeline != "off":
+        values["shares_inputs"] = True
+    if isinstance(settings.pipeline, int):
+        values["in_flight"] = in_equal_chunks(settings.pipeline, values.get("accumulation", 1))
     guessed = "seq_len" not in values
     if guessed and longest is not None:
         values["seq_len"] = min(DEFAULT_SEQUENCE_LENGTH, longest)
@@ -136,6 +140,11 @@ def in_equal_chunks(count: int, accumulation: int) -> int:
     """Return the size of the fewest nearly equal chunks of `accumulation` with at most `count` micro-batches each."""
     chunks = -(-accumulation // count)
     return -(-accumulation // chunks)
+
+
+def sizes_of_chunks(accumulation: int) -> list[int]:
+    """Return the sizes that chunks of `accumulation` micro-batches may have, the largest first."""
+    return sorted({in_equal_chunks(count, accumulation) for count in range(1, accumulation + 1)}, reverse=True)
 
 
 def from_arguments(arguments: TrainingArgumentsLike) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from .planner import cost
 from .remedies import what_would_fit
 from .replica_plans import of_shares
 from .request import Request
-from .step_time import predict, rates_of_all
+from .step_time import rates_of_all
 from .zero_prediction import Offload
 
 MOST_DEVICES = 64  # of a machine
@@ -60,7 +60,7 @@ def choice_for(request: Request, limits: Limits, shares_of: Shares | None = None
     Args:
         shares_of: number of ranks -> their shares; None: an even division of the request's devices.
     """
-    request = request.in_training()
+    request = request.in_training().with_workload(in_flight=1, shares_inputs=False)
     alternatives = Alternatives(request, limits, shares_of or _divided(request))
     choice = choose(alternatives.all())
     return choice if choice.chosen is not None else replace(choice, change=alternatives.smallest_change())
@@ -118,11 +118,10 @@ class Alternatives:
             return replace(best, impossible=best.impossible or Message("there is one micro-batch in a step"))
         costed = self._cost(request)
         for count in self._counts_in_flight(most):
-            plan = _solved(_with_in_flight(costed, count), request.devices)
+            plan = _solved(costed.with_flights(count, shares_inputs=True), request.devices)
             if plan is None:
                 break
-            time = predict(costed, plan.device_map, request.devices, in_flight=count)
-            candidate = _of_plan("pipeline", replace(plan, step_time=time), request)
+            candidate = _of_plan("pipeline", plan, request.with_workload(in_flight=count, shares_inputs=True))
             candidate = replace(candidate, count=count, impossible=best.impossible)
             if not best.fits or (candidate.fits and _faster(candidate.step_time, best.step_time)):
                 best = candidate
@@ -319,18 +318,6 @@ def _of_replicas(
             for index, part in zip(share, plan.step_time.busy, strict=False):
                 busy[index] = part * plan.step_time.seconds / seconds
     return replace(slowest, seconds=seconds, tokens=count * slowest.tokens, busy=tuple(busy.values()))
-
-
-def _with_in_flight(costed: CostedModel, count: int) -> CostedModel:
-    """Return the costs with the activations of `count` micro-batches at a time."""
-
-    def more(activations: int) -> int:
-        return (count - 1) * activations
-
-    costs = tuple(
-        block_cost.with_more(more(block_cost.activations), more(block_cost.activations)) for block_cost in costed.costs
-    )
-    return replace(costed, costs=costs, records=(), first_record=None)  # of other costs than these
 
 
 def _faster(one: StepTime | None, other: StepTime | None) -> bool:

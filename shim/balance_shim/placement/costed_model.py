@@ -1,7 +1,7 @@
 """A model reduced to its structure and the cost of each block, and the least memory that any map of it takes."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ..device import Device
 from ..memory.allocation_record import Record
@@ -51,6 +51,17 @@ class CostedModel:
     evaluation_outputs: int = 0
     work: ModelWork = NO_WORK
     head_device: int | None = None
+
+    def with_flights(self, in_flight: int, shares_inputs: bool) -> "CostedModel":
+        """Return the costs, those of one micro-batch, as they combine with `in_flight` of them; see `Workload`."""
+        workload = replace(self.workload, in_flight=in_flight, shares_inputs=shares_inputs)
+        schedule = replace(
+            self.schedule,
+            in_flight=in_flight,
+            in_chunks=workload.accumulation > in_flight,
+            shares_inputs=shares_inputs,
+        )
+        return replace(self, workload=workload, schedule=schedule)
 
     @property
     def blocks(self) -> tuple[Block, ...]:

@@ -11,6 +11,7 @@ from ..map_file import DeviceMap, UserMap
 from ..memory.colocation import of_all_but_layers
 from ..memory.cost import is_estimate
 from ..memory.profile import Profile, profile
+from ..memory.workload import sizes_of_chunks
 from ..units import format_size
 from . import careful, compared_heads, evaluated, map_check, verification
 from .balance import DoesNotFit, balance
@@ -33,12 +34,7 @@ def cost(request: Request) -> CostedModel:
         costs=costs.costs,
         workload=workload,
         first=costs.first,
-        schedule=replace(
-            costs.schedule,
-            in_flight=workload.in_flight,
-            in_chunks=workload.accumulation > workload.in_flight,
-            shares_inputs=workload.shares_inputs,
-        ),
+        schedule=costs.schedule,
         method=costs.method,
         source=costs.source,
         constraints=costs.constraints.and_those(request.constraints),
@@ -49,7 +45,7 @@ def cost(request: Request) -> CostedModel:
         unreached=costs.unreached,
         work=costs.work,
         head_device=request.head_device,
-    )
+    ).with_flights(workload.in_flight, workload.shares_inputs)
 
 
 def _profile(request: Request) -> Profile:
@@ -87,6 +83,15 @@ def fitting(request: Request) -> Plan | None:
     except DoesNotFit:
         return None
     return None if plan is None or plan.shortfall else plan
+
+
+def with_most_in_flight(request: Request) -> Request:
+    """Return the request with the most micro-batches of a step in flight that fit."""
+    for count in sizes_of_chunks(request.workload.accumulation):
+        more = request.with_workload(in_flight=count)
+        if fitting(more) is not None:
+            return more
+    return request
 
 
 def solved(request: Request, costed: CostedModel, recomputed: frozenset[str] | None) -> Plan | None:

@@ -30,18 +30,15 @@ def predict(
     costed: CostedModel,
     device_map: Mapping[str, int | str],
     devices: Sequence[Device],
-    in_flight: int = 0,
     host: HostRates | None = None,
 ) -> StepTime | None:
-    """Return the time of a step; None where the kind of a device is unknown, or not all of the model was traced.
-
-    Args:
-        in_flight: micro-batches in flight; 0: as accelerate's hooks run a map.
-    """
+    """Return the time of a step; None where the kind of a device is unknown, or not all of the model was traced."""
     rates = rates_of_all(devices)
     if rates is None or not costed.work.is_complete:
         return None
     homes = [place_of(block, device_map) for block in costed.blocks]
+    # Without `BALANCE_PIPELINE` accelerate's hooks run the map.
+    in_flight = costed.workload.in_flight if costed.workload.shares_inputs else 0
     step = step_of(costed, homes, devices, in_flight)
     if step is None:
         return None

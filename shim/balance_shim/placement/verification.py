@@ -167,4 +167,5 @@ def _peak_without_state(costed: CostedModel, costs: Mapping[str, BlockCost]) -> 
     """Return the predicted peak of a device besides weights, optimizer state and gradients of earlier micro-batches."""
     passing = [replace(cost.in_training(), weights=0, optimizer=0, inputs=0, step=0) for cost in costs.values()]
     earlier = sum(cost.gradients for cost in passing) if costed.schedule.accumulating else 0
-    return peak(passing, replace(costed.schedule, replicated=False)) - earlier
+    alone = replace(costed.schedule, replicated=False, in_flight=1, shares_inputs=False)  # as a dry run is
+    return peak(passing, alone) - earlier

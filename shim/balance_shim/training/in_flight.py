@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from .. import log, state
-from ..memory.workload import in_equal_chunks
+from ..memory.workload import in_equal_chunks, sizes_of_chunks
 from ..placement import placed_models
 from ..training_run import Part
 from ..upstream.trainer import TrainerLike
@@ -47,7 +47,7 @@ def window_of(trainer: TrainerLike) -> int:
 def take_largest(trainer: TrainerLike, fits: Callable[[], bool]) -> None:
     """Choose the most micro-batches in flight with which a training of `trainer` fits; one if it never does."""
     window = window_of(trainer)
-    sizes = sorted({in_equal_chunks(count, window) for count in range(1, window + 1)})
+    sizes = sizes_of_chunks(window)[::-1]
     low, high = 0, len(sizes) - 1
     while low < high:
         middle = (low + high + 1) // 2
