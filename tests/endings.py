@@ -13,13 +13,13 @@ def wait_for_ranks(process: "subprocess.Popen[str]") -> list[int]:
     Each of them writes a line "rank 0 pid 4711 is in step 2" to standard output.
     """
     assert process.stdout is not None and process.stderr is not None
-    found: list[int] = []
-    while len(found) < 2:
+    ranks: list[int] = []
+    while len(ranks) < 2:
         line = process.stdout.readline()
         assert line or process.poll() is None, process.stderr.read()[-3000:]
         if " is in step 2" in line:
-            found.append(int(line.split()[3]))
-    return found
+            ranks.append(int(line.split()[3]))
+    return ranks
 
 
 def expect_end(process: "subprocess.Popen[str]", ranks: Sequence[int], within: float = 30) -> str:

@@ -20,7 +20,7 @@ class Command(NamedTuple):
 def blocks(heading: str, language: str) -> list[str]:
     """Return the code blocks in `language` under `heading`, which has to be there."""
     sections = re.split(r"^## ", PAGE.read_text(encoding="utf-8"), flags=re.M)
-    (section,) = (each for each in sections if each.startswith(f"{heading}\n"))
+    (section,) = (section for section in sections if section.startswith(f"{heading}\n"))
     return re.findall(rf"^```{language}\n(.*?)^```", section, re.M | re.S)
 
 

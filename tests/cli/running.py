@@ -30,7 +30,7 @@ def planned(*words, code=0, **variables):
 def together(*commands):
     """Run several commands in one process, which imports the libraries once; return (code, stdout, stderr) of each."""
     lines = [["plan", *map(str, words)] for words in commands]
-    found = processes.output_of(
+    printed = processes.output_of(
         f"""
         import contextlib, io, json
         from balance_shim.cli.main import main
@@ -45,7 +45,7 @@ def together(*commands):
         BALANCE_MODE="off",
         **QUIET,
     )
-    return json.loads(found.splitlines()[-1])
+    return json.loads(printed.splitlines()[-1])
 
 
 def dtype_argument():

@@ -78,17 +78,17 @@ TEXTS = {
 
 def seams_of(read: Callable[[str], str | None]) -> dict[str, Any]:
     """Return the seams in a transformers source tree; `read` gives a file's text by its path below `transformers/`."""
-    found: dict[str, Any] = {}
+    seams: dict[str, Any] = {}
     for file, names in SEAMS.items():
         source = read(file)
         functions = {} if source is None else _functions(ast.parse(source))
         for name in names:
-            found[f"{file}:{name}"] = functions.get(name)
+            seams[f"{file}:{name}"] = functions.get(name)
     for file, texts in TEXTS.items():
         source = read(file) or ""
         for name, text in texts.items():
-            found[f"{file}: {name}"] = text in source
-    return found
+            seams[f"{file}: {name}"] = text in source
+    return seams
 
 
 def installed() -> dict[str, Any]:
@@ -108,15 +108,15 @@ def installed() -> dict[str, Any]:
 
 def _functions(tree: ast.Module) -> dict[str, list[str]]:
     """Return the parameter names of each function and method by its qualified name."""
-    found = {}
+    functions = {}
     for node in tree.body:
         if isinstance(node, ast.FunctionDef):
-            found[node.name] = _parameters(node)
+            functions[node.name] = _parameters(node)
         elif isinstance(node, ast.ClassDef):
             for member in node.body:
                 if isinstance(member, ast.FunctionDef):
-                    found[f"{node.name}.{member.name}"] = _parameters(member)
-    return found
+                    functions[f"{node.name}.{member.name}"] = _parameters(member)
+    return functions
 
 
 def _parameters(function: ast.FunctionDef) -> list[str]:

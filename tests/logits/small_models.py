@@ -25,11 +25,11 @@ class MostRows(TorchDispatchMode):
         self.rows = 0
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        found = func(*args, **(kwargs or {}))
+        result = func(*args, **(kwargs or {}))
         weight = (SIZES["hidden_size"], VOCABULARY)
-        if isinstance(found, torch.Tensor) and found.shape[-1:] == (VOCABULARY,) and found.shape[-2:] != weight:
-            self.rows = max(self.rows, found.numel() // VOCABULARY)
-        return found
+        if isinstance(result, torch.Tensor) and result.shape[-1:] == (VOCABULARY,) and result.shape[-2:] != weight:
+            self.rows = max(self.rows, result.numel() // VOCABULARY)
+        return result
 
 
 class PackedLinear(nn.Linear):

@@ -34,8 +34,8 @@ class Environment:
             subprocess.CalledProcessError: pip finds no such versions, or none that go together.
         """
         finished = FOLDER / self.name / ".finished"
-        wanted = "\n".join((TORCH, *self.packages))
-        if finished.exists() and finished.read_text() == wanted:
+        requirements = "\n".join((TORCH, *self.packages))
+        if finished.exists() and finished.read_text() == requirements:
             return
         print(f"matrix: installing {self.name}", file=sys.stderr, flush=True)
         subprocess.run([sys.executable, "-m", "venv", "--clear", str(FOLDER / self.name)], check=True)
@@ -44,7 +44,7 @@ class Environment:
         # DeepSpeed builds from source, and needs what is installed already.
         subprocess.run([*pip, "setuptools", "wheel", "ninja", "py-cpuinfo", "packaging", "numpy"], check=True)
         subprocess.run([*pip, "--no-build-isolation", *self.packages, TORCH], check=True)
-        finished.write_text(wanted)
+        finished.write_text(requirements)
 
 
 COMMON = ("wrapt", "datasets", "einops", "sentencepiece", "pillow")

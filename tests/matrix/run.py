@@ -152,7 +152,7 @@ class Environment:
         loaded = json.loads(result.read_text()) if kept else {}
         marks = []
         for mark, run in runs:
-            plain, mine = (loaded.get(str(each.folder)) for each in (self.without(mark.cell), run))
+            plain, mine = (loaded.get(str(trained.folder)) for trained in (self.without(mark.cell), run))
             if mine != plain:
                 why = mine if isinstance(mine, str) else "other parameters or shapes than without the shim"
                 mark = Mark(mark.cell, "fails", f"what it saves: {why}")

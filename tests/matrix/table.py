@@ -29,7 +29,7 @@ def read() -> "list[dict[str, str]]":
 def lines() -> "Iterable[str]":
     """Return the page, line by line."""
     yield HEAD
-    found = {(cell["library"], cell["training"], cell["mode"], cell["environment"]): cell for cell in read()}
+    cells = {(cell["library"], cell["training"], cell["mode"], cell["environment"]): cell for cell in read()}
     notes: dict[str, int] = {}
     for group in GROUPS:
         yield f"\n## {group.library}\n"
@@ -39,7 +39,7 @@ def lines() -> "Iterable[str]":
             for mode in group.modes:
                 marks = []
                 for environment in group.environments:
-                    cell = found.get((group.library, training, mode, environment))
+                    cell = cells.get((group.library, training, mode, environment))
                     mark = SIGNS[cell["mark"]] if cell else ""
                     if cell and cell["note"]:
                         mark += f" [{notes.setdefault(cell['note'], len(notes) + 1)}]"

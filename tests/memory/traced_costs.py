@@ -23,9 +23,9 @@ def profiled(model, workload=WORKLOAD, **options):
 
 
 def costs_of(model, workload=WORKLOAD, **options):
-    blocks, found = profiled(model, workload, **options)
-    assert found.method == "traced"
-    return dict(zip((block.name for block in blocks), found.costs, strict=True))
+    blocks, block_profile = profiled(model, workload, **options)
+    assert block_profile.method == "traced"
+    return dict(zip((block.name for block in blocks), block_profile.costs, strict=True))
 
 
 def total(costs, term):
@@ -39,8 +39,11 @@ def nothing_changes(model):
     def state():
         functions = torch.nn.functional
         return (
-            [(name, id(each), each.is_meta, each.requires_grad) for name, each in model.named_parameters()],
-            [(name, id(each)) for name, each in model.named_buffers()],
+            [
+                (name, id(parameter), parameter.is_meta, parameter.requires_grad)
+                for name, parameter in model.named_parameters()
+            ],
+            [(name, id(buffer)) for name, buffer in model.named_buffers()],
             [(name, id(module), module.training, sorted(vars(module))) for name, module in model.named_modules()],
             [
                 len(hooks)

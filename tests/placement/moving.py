@@ -91,8 +91,8 @@ def train(kind, model, moves=None, steps=4, base=None, rate=1e-2):
 
 def identities(model):
     tensors = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
-    found = {name: id(tensor) for name, tensor in tensors}
-    return found | {f"{name}.grad": id(tensor.grad) for name, tensor in tensors if tensor.grad is not None}
+    by_name = {name: id(tensor) for name, tensor in tensors}
+    return by_name | {f"{name}.grad": id(tensor.grad) for name, tensor in tensors if tensor.grad is not None}
 
 
 def places(model):
@@ -102,13 +102,13 @@ def places(model):
 
 def hooks(model):
     """Return the hooks of each module that does something with weights, in what counts of them."""
-    found = {}
+    placed = {}
     for name, module in model.named_modules(remove_duplicate=False):
         hook = vars(module).get("_hf_hook")
         idle = isinstance(module, torch.nn.ModuleList) or not list(module.parameters())
         if isinstance(hook, AlignDevicesHook) and not idle:
-            found[name] = (hook.execution_device, hook.io_same_device, hook.skip_keys, "_old_forward" in vars(module))
-    return found
+            placed[name] = (hook.execution_device, hook.io_same_device, hook.skip_keys, "_old_forward" in vars(module))
+    return placed
 
 
 def live():
@@ -151,10 +151,10 @@ def moves_in_the_middle(kind, first, second):
     plain = train(kind, load(kind, first))
     nothing = live()
     model = load(kind, first)
-    known, held = identities(model), getattr(model, "hf_device_map", None)
+    before, held = identities(model), getattr(model, "hf_device_map", None)
     losses = train(kind, model, {1: second})
     assert losses == plain and plain[0] != plain[-1], (losses, plain)
-    assert identities(model).items() >= known.items()
+    assert identities(model).items() >= before.items()
     assert held is None or model.hf_device_map is held
     same_as_fresh(kind, model, second)
     bytes_of_model = difference(live(), nothing)

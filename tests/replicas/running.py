@@ -40,11 +40,11 @@ def train(name: str, model: Path, folder: Path, ranks: int = 1, rows: int = 2, *
     folder.mkdir(parents=True, exist_ok=True)
     done = start(*launcher, SCRIPTS / "trainings.py", name, model, folder / "output", **chosen)
     assert done.returncode == 0, done.stderr[-6000:]
-    said = json.loads(done.stdout.strip().splitlines()[-1])
+    results = json.loads(done.stdout.strip().splitlines()[-1])
     simulated = json.loads((report / "simulation.json").read_text(encoding="utf-8"))
     plan = json.loads((report / "plan.json").read_text(encoding="utf-8"))
     predicted = {int(device["name"].rpartition(":")[2]): device["predicted_peak"] for device in plan["devices"]}
-    return Outcome(said, [device["peak"] for device in simulated], predicted, done.stderr, folder / "output")
+    return Outcome(results, [device["peak"] for device in simulated], predicted, done.stderr, folder / "output")
 
 
 def start(*command: Any, timeout: float = 240, **variables: str) -> "subprocess.CompletedProcess[str]":

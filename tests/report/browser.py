@@ -24,8 +24,8 @@ class Browser:
         self._root = f"http://127.0.0.1:{port}/session"
         flags = [*FLAGS, f"--user-data-dir={session}"]
         options = {"binary": BROWSER, "args": flags}
-        wanted = {"browserName": "chrome", "goog:chromeOptions": options, "goog:loggingPrefs": {"browser": "ALL"}}
-        self._id = self._ask("POST", self._root, {"capabilities": {"alwaysMatch": wanted}})["sessionId"]
+        capabilities = {"browserName": "chrome", "goog:chromeOptions": options, "goog:loggingPrefs": {"browser": "ALL"}}
+        self._id = self._ask("POST", self._root, {"capabilities": {"alwaysMatch": capabilities}})["sessionId"]
 
     def open(self, path, width=900, dark=False):
         """Open a file in a window of `width` pixels."""

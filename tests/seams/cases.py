@@ -21,5 +21,5 @@ def results_of(script: "str | Path", model: Path, folder: Path, **more: str) -> 
     words = [str(Path(__file__).parent / script), str(model), str(result)]
     done = python("-c", START, *words, paths=(SHIM, REPOSITORY), timeout=600, **variables)
     assert done.returncode == 0, done.stderr[-4000:]
-    found: dict[str, Any] = json.loads(result.read_text())
-    return found
+    results: dict[str, Any] = json.loads(result.read_text())
+    return results

@@ -125,7 +125,7 @@ def text(start: int, length: int) -> str:
     return " ".join(f"w{(start * 7 + place) % 120}" for place in range(length))
 
 
-def run_trl(what: str, folder: Path) -> None:
+def run_trl(trainer: str, folder: Path) -> None:
     """Train by `trl sft` and its like, in two processes, and by the script behind it in one.
 
     Raises:
@@ -134,17 +134,17 @@ def run_trl(what: str, folder: Path) -> None:
     import trl
 
     model = model_with_tokenizer(folder / "with-tokenizer")
-    (folder / what).mkdir()
-    rows = [json.dumps(TRL_ROWS[what](number)) for number in range(16)]
-    (folder / what / "train.jsonl").write_text("\n".join(rows))
-    options = ["--model_name_or_path", str(model), "--dataset_name", str(folder / what), "--max_steps", "3",
+    (folder / trainer).mkdir()
+    rows = [json.dumps(TRL_ROWS[trainer](number)) for number in range(16)]
+    (folder / trainer / "train.jsonl").write_text("\n".join(rows))
+    options = ["--model_name_or_path", str(model), "--dataset_name", str(folder / trainer), "--max_steps", "3",
                "--logging_steps", "1", "--report_to", "none", "--bf16", "false", "--save_strategy", "no"]  # fmt: skip
     scripts = Path(trl.__file__).parent / "scripts"
-    alone = [sys.executable, str(scripts / f"{what}.py"), *options, "--per_device_train_batch_size", "2"]
-    one = run_command([*alone, "--output_dir", str(folder / f"{what}-one")]).expect_success()
-    command = [sys.executable, str(PROGRAMS / "trl"), what, *options, "--per_device_train_batch_size", "1"]
+    alone = [sys.executable, str(scripts / f"{trainer}.py"), *options, "--per_device_train_batch_size", "2"]
+    one = run_command([*alone, "--output_dir", str(folder / f"{trainer}-one")]).expect_success()
+    command = [sys.executable, str(PROGRAMS / "trl"), trainer, *options, "--per_device_train_batch_size", "1"]
     environment = {**on_python_path(), "BALANCE_MODE": "zero3", "BALANCE_NPROC": "2", "BALANCE_NCCL_TIMEOUT": "120"}
-    two = run_command([*command, "--output_dir", str(folder / f"{what}-two")], environment).expect_success()
+    two = run_command([*command, "--output_dir", str(folder / f"{trainer}-two")], environment).expect_success()
     assert two.stderr.count("ZeRO-3 over 2 processes") == 1, two.tail()
     expected = logged(one.stdout)
     assert len(expected) == 3 and logged(two.stdout) == pytest.approx(expected, rel=1e-3), (expected, two.tail())
@@ -196,12 +196,12 @@ def run_axolotl(folder: Path) -> None:
     from safetensors.torch import load_file
 
     alone, shared = (load_file(folder / f"axolotl-{name}" / "model.safetensors") for name in ("one", "two"))
-    assert {key: each.shape for key, each in shared.items()} == {key: each.shape for key, each in alone.items()}
-    assert all(each.allclose(alone[key], rtol=1e-3, atol=1e-4) for key, each in shared.items())
+    assert {key: tensor.shape for key, tensor in shared.items()} == {key: tensor.shape for key, tensor in alone.items()}
+    assert all(tensor.allclose(alone[key], rtol=1e-3, atol=1e-4) for key, tensor in shared.items())
 
 
 def logged(stdout: str) -> list[float]:
-    return [float(each) for each in re.findall(r"'loss': '?([-\d.e]+)", stdout)]
+    return [float(loss) for loss in re.findall(r"'loss': '?([-\d.e]+)", stdout)]
 
 
 def model_with_tokenizer(folder: Path) -> Path:
@@ -224,7 +224,7 @@ def main(names: Sequence[str]) -> int:
         folder = Path(place)
         expected = losses_of_one(folder) if not names or set(names) & set(LAUNCHERS) else {}
         with_axolotl = ["axolotl"] if importlib.util.find_spec("axolotl") else []
-        for name in names or [*LAUNCHERS, *(f"trl {what}" for what in TRL_ROWS), *with_axolotl]:
+        for name in names or [*LAUNCHERS, *(f"trl {trainer}" for trainer in TRL_ROWS), *with_axolotl]:
             try:
                 if name == "axolotl":
                     run_axolotl(folder)
