@@ -11,6 +11,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from .errors import BalanceError, ModelError
+from .language.message import Message
 from .plan_options import PRECISIONS, PlanOptions, read_options
 
 if TYPE_CHECKING:
@@ -122,7 +123,7 @@ def limits_of(subject: Subject, options: PlanOptions) -> "Limits":
     name = type(subject.ready.model).__name__
     return Limits(
         zero3=zero_support.sentence("quantized", cls=name) if quantized else "",
-        pipeline="BALANCE_PIPELINE is off" if options.settings.pipeline in ("off", 1) else "",
+        pipeline=Message("BALANCE_PIPELINE is off") if options.settings.pipeline in ("off", 1) else "",
         in_flight=options.settings.pipeline if isinstance(options.settings.pipeline, int) else None,
         may_recompute=options.settings.gradient_checkpointing is None,
     )

@@ -55,12 +55,12 @@ MESSAGES: dict[str, str] = {
     # Blocks of a device.
     "nothing": "无",
     "the whole model": "整个模型",
-    "{names}, {number} more": "{names} 等，另有 {number} 个",
+    "{names}, {number} more": "{names}，另有 {number} 个",
     # balance-shim plan.
     "{model}, {billions} B parameters in {dtype}, on {devices} (of which {reserve} is kept free)": (
         "{model}，参数量 {billions} B，{dtype}，设备 {devices}（其中预留 {reserve}）"
     ),
-    "{devices}, the weakest of {number} shares": "{devices}（{number} 份中显存最少的一份）",
+    "{devices}, the weakest of {number} shares": "{devices}，{number} 份中显存最少的一份",
     "{share}, at least {least},": "{share}，至少 {least}",
     "{tuning}, {optimizer}, {batch_size} x {seq_len} tokens, accumulation {accumulation}{in_flight}{extra}": (
         "{tuning}，{optimizer}，{batch_size} x {seq_len} 个 token，梯度累加 {accumulation}{in_flight}{extra}"
@@ -94,7 +94,7 @@ MESSAGES: dict[str, str] = {
         "放不下：block 不可切分，其中有的与其他 block 一起放不进 {devices} 中的任何一张；"
         "请使用显存更大的设备、4 或 8 bit 量化加载，或半精度数据类型"
     ),
-    "transformers' auto fails for this model: {reason}": "transformers 的 auto 不支持该模型：{reason}",
+    "transformers' auto fails for this model: {reason}": "transformers 的 auto 在此不可用：{reason}",
     "transformers' auto on the same devices, predicted in the same way (GiB): {verdict}": (
         "transformers 的 auto 在同样的设备上，用同样的方法预测（GiB）：{verdict}"
     ),
@@ -146,7 +146,7 @@ MESSAGES: dict[str, str] = {
     "ZeRO-3 on {number}, {what} in host memory": "ZeRO-3，{number}，{what}放在主机内存",
     "weights and optimizer state": "权重和优化器状态",
     "optimizer state": "优化器状态",
-    "{name}, layers recomputed": "{name}，重计算部分层",
+    "{name}, layers recomputed": "{name}，重计算",
     "1 rank": "1 个 rank",
     "{count} ranks": "{count} 个 rank",
     "1 replica": "1 个副本",
@@ -172,6 +172,9 @@ MESSAGES: dict[str, str] = {
     "{factor} times the speed of what was chosen": "速度为所选方案的 {factor} 倍",
     "hardly faster than what was chosen, which is simpler": "与所选方案相比几乎不更快，而所选方案更简单",
     "there is one micro-batch in a step": "每步只有一个微批次",
+    "BALANCE_PIPELINE is off": "BALANCE_PIPELINE 为 off",
+    "{number} devices of {size}": "{number} 张 {size} 的卡",
+    "{change}, with gradient checkpointing": "{change}，并开启梯度检查点",
     # Notes of plans.
     "{device} (training alone: {size})": "{device}（仅训练：{size}）",
     "evaluation ({evaluation}) decides the peak of {devices}": "{devices} 的峰值由评估（{evaluation}）决定",
@@ -187,7 +190,7 @@ MESSAGES: dict[str, str] = {
         "{device}：试运行中激活值和梯度占用 {seen}，预测为 {predicted}"
     ),
     "{note}; the figures here include it": "{note}；表中数字已计入",
-    "{names} and {number} more": "{names} 等，另有 {number} 个",
+    "{names} and {number} more": "{names}，另有 {number} 个",
     "not reached by the dry run, so kept together on {device}: {names}": (
         "试运行没有经过，因此一起放在 {device} 上：{names}"
     ),

@@ -169,8 +169,8 @@ class Alternatives:
         while high - low > 1:
             middle = (low + high) // 2
             low, high = (low, middle) if fits(middle) else (middle, high)
-        recomputed = ", with gradient checkpointing" if request is not self.request else ""
-        return f"{high} devices of {format_size(largest.available)}{recomputed}"
+        needed = Message("{number} devices of {size}", number=high, size=format_size(largest.available))
+        return needed if request is self.request else Message("{change}, with gradient checkpointing", change=needed)
 
     def _cost(self, request: Request) -> CostedModel:
         """Return the costs of the model; they are the same for devices of one architecture, whatever their number."""
