@@ -257,7 +257,7 @@ class _Factories(TorchDispatchMode):
         kwargs = kwargs or {}
         if TracedTensor in types or kwargs.get("device") in self._devices:
             return TracedTensor.run(func, args, kwargs)
-        if any(isinstance(argument, torch.nn.Parameter) and not argument.is_meta for argument in args):
+        if not func.is_view and any(isinstance(value, torch.nn.Parameter) and not value.is_meta for value in args):
             # Something in the copy still holds the original. To run it would take memory on real devices.
             raise CannotTrace("a function that was put into the model holds on to its real weights")
         return func(*args, **kwargs)
