@@ -27,7 +27,7 @@ def planned(*words, code=0, **variables):
     return json.loads(done.stdout)
 
 
-def together(*commands):
+def together(*commands, timeout=120):
     """Run several commands in one process, which imports the libraries once; return (code, stdout, stderr) of each."""
     lines = [["plan", *map(str, words)] for words in commands]
     printed = processes.output_of(
@@ -42,6 +42,7 @@ def together(*commands):
             found.append((code, output.getvalue(), errors.getvalue()))
         print(json.dumps(found))
         """,
+        timeout=timeout,
         BALANCE_MODE="off",
         **QUIET,
     )

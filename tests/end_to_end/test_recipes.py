@@ -119,7 +119,7 @@ def test_plans_have_the_figures_of_the_page(tmp_path):
     for words in plans.values():
         place = next(word for word in words if word in config)
         lines.append([str(_config_of(config[place], tmp_path)) if word == place else word for word in words[2:]])
-    done = dict(zip(plans, together(*lines), strict=True))
+    done = dict(zip(plans, together(*lines, timeout=600), strict=True))
     assert all(code == 0 for code, _, _ in done.values()), done
     page = recipes.PAGE.read_text(encoding="utf-8")
     said = {
