@@ -42,7 +42,11 @@ class Auto(SharedDevices):
             log.once("info", "mode auto chooses map: BALANCE_DEVICE_MAP is set")
             return maker.device_map_for(load)
         chosen = None
-        if state.settings().replicas == 1 and not placed_models.placed_models():
+        if state.settings().replicas != 1:
+            log.once("info", "mode auto chooses balanced map: BALANCE_REPLICAS is set")
+        elif placed_models.placed_models():
+            log.once("info", "mode auto chooses balanced map: it has decided for the first model, which is in use")
+        else:
             action, instead = "choosing among the remedies", "the map is balanced"
             chosen = attempt(action, _chosen, load, instead=instead)
         if chosen is not None:
