@@ -70,8 +70,9 @@ def _chosen(load: ModelLoad) -> Candidate | None:
     if choice is None:
         return None
     if log.is_first_process():
-        text = f"candidates of mode auto:\n{report.candidates_table(choice)}\n  {report.verdict(choice)}"
+        text = f"candidates of mode auto:\n{report.candidates_table(choice)}"
         log.info(text, "choice", report.facts(choice))
+        log.info(str(report.verdict(choice)))
     return choice.chosen
 
 
