@@ -48,13 +48,14 @@ IGNORE = $(addprefix --ignore=,$(1))
 
 # The demo and the GPU check are about the newest libraries. Settings, the solver, virtual and simulated tensors, records
 # of the monitor, and how ranks are started and end are about no transformers. The table of combinations under ZeRO-3 is
-# that of the newest libraries. Plans as texts, and measured peaks carried into plans, are behind the seams.
+# that of the newest libraries. Plans as texts, and measured peaks carried into plans, are behind the seams; micro-batches
+# in flight are off by default.
 ONCE = tests/arming/test_expandable_segments.py tests/arming/test_packaging.py tests/arming/test_run.py \
 	tests/cli/test_plans.py tests/device_rules tests/doctor/test_doctor.py tests/end_to_end/test_demo.py \
 	tests/end_to_end/test_gpu_check.py tests/end_to_end/test_recipes.py tests/memory/test_peak.py \
 	tests/memory/test_temporaries.py tests/monitoring/test_diagnosis.py tests/monitoring/test_history.py \
 	tests/monitoring/test_monitor.py tests/monitoring/test_trend.py tests/patching/test_guard.py \
-	tests/patching/test_import_hooks.py tests/placement/test_calibration.py tests/placement/test_fits.py \
+	tests/patching/test_import_hooks.py tests/pipeline tests/placement/test_calibration.py tests/placement/test_fits.py \
 	tests/placement/test_movable_pieces.py tests/placement/test_solver.py tests/replicas/test_launch.py \
 	tests/replicas/test_ranks.py tests/replicas/test_shares.py tests/report tests/simulation/test_allocator.py \
 	tests/simulation/test_clock.py tests/simulation/test_installation.py tests/simulation/test_memory.py \

@@ -203,7 +203,9 @@ def _request(model: Any, options: PlanOptions, no_split: Collection[str] | None,
         workload = replace(workload, in_flight=in_equal_chunks(settings.pipeline, options.accumulation))
     case = TrainingCase.of(model, workload, no_split, **more)
     request = Request.from_settings(settings, case, devices_of(options), may_halve=not options.precision)
-    return planner.with_most_in_flight(request) if settings.pipeline == "auto" and options.mode != "auto" else request
+    if settings.pipeline == "auto" and not options.chooses_remedy:
+        return planner.with_most_in_flight(request)
+    return request
 
 
 def _solved(request: "Request") -> "Plan":

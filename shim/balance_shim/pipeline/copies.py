@@ -6,6 +6,8 @@ copy streams while the copy is issued; events order them with the streams that c
 torchgpipe's `Copy` and `Wait`.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -14,7 +16,8 @@ from ..virtual.tensor import VirtualTensor
 
 plain_to: Any = torch._C.TensorBase.to  # whatever stands around it
 # (device, the other device, whether it sends) -> its copy stream. Forward and backward copies have different pairs.
-_streams: dict[tuple[torch.device, torch.device, bool], Any] = {}
+_streams: dict[tuple[torch.device, torch.device | int, bool], Any] = {}
+_computes: dict[Any, Any] = {}  # the stream that a backward pass begins on -> the one that computes there
 
 
 def cross(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
@@ -37,26 +40,29 @@ class _Copy(torch.autograd.Function):
     def forward(ctx: Any, tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
         ctx.source = tensor.device
         # Backward runs in a thread of the engine, where the current stream of another device is the default one.
-        ctx.computes = _current_stream(tensor.device)
+        ctx.computes, ctx.reads = _current_stream(tensor.device), _current_stream(device)
         return _copied(tensor, device)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> tuple[torch.Tensor, None]:
-        return _copied(gradients[0], ctx.source, ctx.computes), None
+        gradient = _copied(gradients[0], ctx.source, ctx.computes, ctx.reads)
+        if ctx.reads in _computes and isinstance(gradients[0], VirtualTensor):
+            torch.get_device_module(ctx.reads.device).set_stream(_computes[ctx.reads])
+        return gradient, None
 
 
-def _copied(tensor: torch.Tensor, device: torch.device, reader: Any = None) -> torch.Tensor:
-    """Return a copy of `tensor` on `device`, for which only `reader` waits, by default the stream that computes there.
+def _copied(tensor: torch.Tensor, device: torch.device, reader: Any = None, writer: Any = None) -> torch.Tensor:
+    """Return a copy of `tensor` on `device`, for which only `reader` waits, by default the current stream there.
 
-    On devices without streams it is a plain copy.
+    It waits for `writer`, by default the current stream where `tensor` is. Without streams it is a plain copy.
     """
-    module: Any = _streaming_module(device)
+    module: Any = streaming_module(device)
     if module is None:
         moved: torch.Tensor = plain_to(tensor, device)
         return moved
     reader = reader if reader is not None else module.current_stream(device)
     sends, receives = _stream(module, tensor.device, device, True), _stream(module, device, tensor.device, False)
-    sends.wait_stream(module.current_stream(tensor.device))
+    sends.wait_stream(writer if writer is not None else module.current_stream(tensor.device))
     with module.stream(sends), module.stream(receives):
         copy: torch.Tensor = plain_to(tensor, device, non_blocking=True)
     reader.wait_stream(receives)
@@ -67,11 +73,11 @@ def _copied(tensor: torch.Tensor, device: torch.device, reader: Any = None) -> t
 
 
 def _current_stream(device: torch.device) -> Any:
-    module: Any = _streaming_module(device)
+    module: Any = streaming_module(device)
     return None if module is None else module.current_stream(device)
 
 
-def _streaming_module(device: torch.device) -> Any:
+def streaming_module(device: torch.device) -> Any:
     """Return torch's module of `device` if that has streams; None otherwise."""
     if device.type == "cpu":
         return None
@@ -79,7 +85,26 @@ def _streaming_module(device: torch.device) -> Any:
     return module if all(hasattr(module, name) for name in ("Stream", "stream", "current_stream")) else None
 
 
-def _stream(module: Any, device: torch.device, other: torch.device, sends: bool) -> Any:
+def stream_apart(module: Any, device: torch.device, number: int) -> Any:
+    """Return the stream of `device` on which the results of the pass with that number arrive."""
+    return _stream(module, device, number, False)
+
+
+@contextmanager
+def computing_behind(apart: Any, computes: Any) -> Iterator[None]:
+    """While simulated devices run a backward pass that begins on stream `apart`: go on with `computes`.
+
+    The threads of a real device run each operation on the stream of its forward pass. Simulated devices run all of them
+    on the current stream.
+    """
+    _computes[apart] = computes
+    try:
+        yield
+    finally:
+        del _computes[apart]
+
+
+def _stream(module: Any, device: torch.device, other: torch.device | int, sends: bool) -> Any:
     key = device, other, sends
     if key not in _streams:
         _streams[key] = module.Stream(device=device)

@@ -8,7 +8,7 @@ also move tensors themselves (labels to the device of the logits) with `tensor.t
 import copyreg
 import functools
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,8 +16,9 @@ from accelerate.hooks import AlignDevicesHook
 from accelerate.utils import find_device, honor_type, send_to_device
 
 from .. import devices
+from ..logits.deferred import DeferredLogits
 from ..placement.align_hooks import hooks_of
-from .copies import cross, is_plain, plain_to
+from .copies import computing_behind, cross, is_plain, plain_to, stream_apart, streaming_module
 from .shared_copies import SharedCopies
 
 if TYPE_CHECKING:
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
 # Of the step under way. Not a thread's own: a recomputation runs in the threads of autograd's engine.
 _active: list[SharedCopies] = []
+# Of the forward pass under way, where several are in flight.
+_results: list["Results"] = []
 _PLAIN_VALUES = (type(None), bool, int, float, str)
 
 
@@ -50,22 +53,79 @@ class LeanHook(AlignDevicesHook):  # type: ignore[misc]  # accelerate has no typ
         if not _active:
             return super().post_forward(module, output)
         if self.io_same_device and self.input_device is not None:
-            return _sent(output, _device(self.input_device), None, _skipped(self.skip_keys))
+            device = _device(self.input_device)
+            if _results:
+                _results[-1].go_on_apart(device)
+            return _sent(output, device, None, _skipped(self.skip_keys))
         return output
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         return copyreg.__newobj__, (AlignDevicesHook,), vars(self).copy()  # type: ignore[attr-defined]
 
 
+class Results:
+    """The streams on which the outputs of one forward pass in flight arrive, and on which its backward pass begins.
+
+    The streams that compute would wait for them, and with these the next pass for the end of this one.
+    """
+
+    def __init__(self, number: int) -> None:
+        """Take the streams of the pass with this number among those in flight."""
+        self._number = number
+        self._streams: dict[torch.device, tuple[Any, Any]] = {}  # device -> (that stream, the one that computes)
+        self._entered = ExitStack()
+
+    @contextmanager
+    def forward(self) -> Iterator[None]:
+        """Within the forward pass, and what is computed from its outputs."""
+        _results.append(self)
+        try:
+            with self._entered:
+                yield
+        finally:
+            _results.remove(self)
+
+    def go_on_apart(self, device: torch.device) -> None:
+        """From here on, in the forward pass, let operations on `device` be queued on a stream of their own."""
+        module = streaming_module(device)
+        if module is None or device in self._streams:
+            return
+        computes = module.current_stream(device)
+        apart = stream_apart(module, device, self._number)
+        self._streams[device] = apart, computes
+        apart.wait_stream(computes)
+        self._entered.enter_context(module.stream(apart))
+
+    @contextmanager
+    def backward(self) -> Iterator[None]:
+        """Where the backward pass is started: what it begins with is queued on the streams of the results."""
+        with ExitStack() as streams:
+            for device, (apart, computes) in self._streams.items():
+                streams.enter_context(streaming_module(device).stream(apart))
+                streams.enter_context(computing_behind(apart, computes))
+            yield
+
+    def arrive(self) -> None:
+        """Have the streams that compute wait for what has been queued on those of the results."""
+        for apart, computes in self._streams.values():
+            computes.wait_stream(apart)
+
+
 @contextmanager
 def transferring(copies: SharedCopies) -> Iterator[None]:
     """Have hooks that `make_lean` has changed transfer through `copies`."""
     own = vars(torch.Tensor).get("to")
+    lean = _crossing(own or plain_to)
     _active.append(copies)
-    torch.Tensor.to = _crossing(own or plain_to)  # type: ignore[method-assign]
+    torch.Tensor.to = lean  # type: ignore[method-assign]
+    # torch tells classes of tensors by the function that stands there what is asked of them.
+    handlers = DeferredLogits.handlers
+    if (own or plain_to) in handlers:
+        handlers[lean] = handlers[own or plain_to]
     try:
         yield
     finally:
+        handlers.pop(lean, None)
         if own is None:
             del torch.Tensor.to
         else:

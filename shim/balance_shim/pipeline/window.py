@@ -178,23 +178,31 @@ class Window:
         self, step: StepRuns, chunk: Sequence[Any], batches: list[MicroBatch]
     ) -> tuple[list[Any], Exception | None, bool]:
         """Return the losses of `chunk`, the error that stopped it, and whether there may be gradients of it by then."""
+        from .transfer import Results
+
         began = False
         losses: list[Any] = []
+        results: list[Results] = []
         accelerator = step.trainer.accelerator
         try:
             with postponed_backward(accelerator) as passes:
                 for number, inputs in enumerate(chunk):
                     batches.append(remembered(inputs))
-                    with self._watching(step.trainer) if number == 1 else nullcontext():
+                    results.append(Results(number))
+                    with self._watching(step.trainer) if number == 1 else nullcontext(), results[-1].forward():
                         losses.append(step.forward(inputs))
             began = True
             passes.reverse()
-            while passes:
+            for result in results:
                 loss, args, kwargs = passes.pop()
-                accelerator.backward(loss, *args, **kwargs)
+                with result.backward():
+                    accelerator.backward(loss, *args, **kwargs)
         except Exception as failure:
             passes.clear()
             return [], failure, began
+        finally:
+            for result in results:
+                result.arrive()
         return losses, None, began
 
     @contextmanager

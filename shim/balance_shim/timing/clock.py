@@ -22,6 +22,7 @@ from .rates import Caller, DeviceRates, HostRates, Operation
 from .step_time import Bound, Origin, StepTime
 
 BUSY = 0.8  # of a step: what is occupied for longer is the bound
+MOST_GAPS = 64  # between operations of a device that are remembered, the latest ones
 DEFAULT = 0  # the number of the stream that a device works on unless told otherwise
 
 
@@ -46,6 +47,7 @@ class Clock:
         self._streams: list[dict[int, float]] = [{DEFAULT: 0.0} for _ in self.devices]
         self._current = [DEFAULT for _ in self.devices]
         self._free = [0.0 for _ in self.devices]  # when a device has done what was queued to compute
+        self._gaps: list[list[tuple[float, float]]] = [[] for _ in self.devices]  # when it has nothing to do
         self._busy = [0.0 for _ in self.devices]
         self._copying = 0.0
         self._launching = 0.0
@@ -171,9 +173,29 @@ class Clock:
         streams = self._streams[device]
         if stream is None:
             stream = self._current[device]
-        start = max(queued, streams.get(stream, 0.0), self._free[device])
-        self._free[device] = streams[stream] = start + seconds
+        start = self._earliest(device, max(queued, streams.get(stream, 0.0)), seconds)
+        streams[stream] = start + seconds
         self._busy[device] += seconds
+
+    def _earliest(self, device: int, ready: float, seconds: float) -> float:
+        """Return when the device can do what takes so long and is `ready` then, which it does from there on.
+
+        A stream that waits leaves the device to others: what was queued later may run before.
+        """
+        free, gaps = self._free[device], self._gaps[device]
+        if ready < free:
+            for place, (begin, end) in enumerate(gaps):
+                start = max(begin, ready)
+                if start + seconds <= end:
+                    rest = ((begin, start), (start + seconds, end))
+                    gaps[place : place + 1] = [gap for gap in rest if gap[0] < gap[1]]
+                    return start
+            ready = free
+        elif ready > free:
+            gaps.append((free, ready))
+            del gaps[:-MOST_GAPS]
+        self._free[device] = ready + seconds
+        return ready
 
 
 class Reading(NamedTuple):
