@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -66,19 +67,25 @@ def _key(cell: "dict[str, Any]") -> "tuple[str, str, str]":
 
 
 def run(environment: str, chosen: "list[Cell]", folder: Path) -> "list[Mark]":
+    """Run the cells of one environment, and record the marks of each training as soon as all its modes have run."""
     ENVIRONMENTS[environment].create()
     place = Environment(environment, folder)
     marks: list[Mark] = []
-    saved: list[tuple[Mark, Run]] = []
-    for number, cell in enumerate(chosen, 1):
-        mark, left = place.mark(cell)
-        print(f"matrix: {environment} {number}/{len(chosen)} {cell.library} {cell.training} {cell.mode}: {mark.mark} "
-              f"{mark.note}", file=sys.stderr, flush=True)  # fmt: skip
-        if left is None:
-            marks.append(mark)
-        else:
-            saved.append((mark, left))
-    return marks + place.check_saved(saved)
+    for _, modes in groupby(enumerate(chosen, 1), key=lambda numbered: (numbered[1].script, numbered[1].training)):
+        here: list[Mark] = []
+        saved: list[tuple[Mark, Run]] = []
+        for number, cell in modes:
+            mark, left = place.mark(cell)
+            what = f"{number}/{len(chosen)} {cell.library} {cell.training} {cell.mode}"
+            print(f"matrix: {environment} {what}: {mark.mark} {mark.note}", file=sys.stderr, flush=True)
+            if left is None:
+                here.append(mark)
+            else:
+                saved.append((mark, left))
+        here += place.check_saved(saved)
+        record(environment, here)
+        marks += here
+    return marks
 
 
 def main(words: Sequence[str]) -> int:
@@ -89,8 +96,6 @@ def main(words: Sequence[str]) -> int:
         chosen = [] if options.table else cells(options.environment, options.training, options.mode)
         for environment in dict.fromkeys(cell.environment for cell in chosen):
             mine = [cell for cell in chosen if cell.environment == environment]
-            marks = run(environment, mine, options.keep or Path(place))
-            record(environment, marks)
-            failing += sum(mark.mark == "fails" for mark in marks)
+            failing += sum(mark.mark == "fails" for mark in run(environment, mine, options.keep or Path(place)))
     table.write(REPOSITORY / "docs" / "matrix.md")
     return 1 if failing else 0
