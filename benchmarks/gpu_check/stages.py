@@ -79,7 +79,7 @@ def measure_stage(
         device_map: block name -> device index.
         first: the index of the device where inputs arrive and outputs return.
     """
-    with tracing(1) as machine:
+    with tracing(1, with_real=True) as machine:
         border = _Border(card, machine)
         twin = traced_copy(model, machine, lambda _: 0)
         places = {name: border.card if index == stage else border.elsewhere for name, index in device_map.items()}

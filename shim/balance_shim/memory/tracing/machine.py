@@ -107,8 +107,12 @@ def _dense_strides(tensor: torch.Tensor) -> tuple[int, ...]:
 
 
 @contextlib.contextmanager
-def tracing(devices: int) -> Iterator[Machine]:
-    """Trace in this thread, on `devices` devices, until the context ends."""
+def tracing(devices: int, with_real: bool = False) -> Iterator[Machine]:
+    """Trace in this thread, on `devices` devices, until the context ends.
+
+    Args:
+        with_real: whether modules with real weights may run, too; otherwise they are refused.
+    """
     target = _target.get() or Target()
     machine = Machine(
         "cpu",
@@ -133,7 +137,7 @@ def tracing(devices: int) -> Iterator[Machine]:
         stack.enter_context(_grouped_queries(target))
         stack.enter_context(_tensors_of_numbers())
         stack.enter_context(_silence())
-        stack.enter_context(_Factories(machine))
+        stack.enter_context(_Factories(machine, with_real))
         yield machine
 
 
@@ -249,15 +253,17 @@ def _cast(value: Any) -> Any:
 class _Factories(TorchDispatchMode):
     """Makes tensors on traced devices: `torch.zeros(..., device="cpu:1")` is dispatched by no tensor."""
 
-    def __init__(self, machine: Machine):
+    def __init__(self, machine: Machine, with_real: bool):
         super().__init__()  # type: ignore[no-untyped-call]  # torch does not annotate it
-        self._devices = frozenset(machine.devices)
+        self._devices, self._with_real = frozenset(machine.devices), with_real
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if TracedTensor in types or kwargs.get("device") in self._devices:
             return TracedTensor.run(func, args, kwargs)
-        if not func.is_view and any(isinstance(value, torch.nn.Parameter) and not value.is_meta for value in args):
+        if not (self._with_real or func.is_view) and any(
+            isinstance(value, torch.nn.Parameter) and not value.is_meta for value in args
+        ):
             # Something in the copy still holds the original. To run it would take memory on real devices.
             raise CannotTrace("a function that was put into the model holds on to its real weights")
         return func(*args, **kwargs)
