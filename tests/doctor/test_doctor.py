@@ -119,7 +119,7 @@ def test_report_as_json(monkeypatch, capsys):
     devices = Section.of_table("Devices", ["device", "free"], [["cuda:0", "1.0 GiB"]], ["/home/alice/x is full"])
     sections = [Section("Settings", "  BALANCE_CACHE: /home/alice/plans"), devices]
     monkeypatch.setenv("HOME", "/home/alice")
-    monkeypatch.setattr(command, "_sections", lambda: iter(sections))
+    monkeypatch.setattr(command, "_sections", lambda _measure: iter(sections))
     assert command.run(["--json"]) == 1
     report = json.loads(capsys.readouterr().out)
     assert report["sections"] == {"Settings": ["BALANCE_CACHE: ~/plans"],
