@@ -1,7 +1,10 @@
 """What all tests share: they neither use nor fill the cache of whoever runs them, and see no real accelerator."""
 
 import os
+import sys
 import tempfile
+
+import pytest
 
 # For the processes that tests start, too. Removed when the tests end.
 _folder = tempfile.TemporaryDirectory(prefix="balance_shim-tests-")
@@ -10,3 +13,12 @@ os.environ["XDG_CACHE_HOME"] = _folder.name
 if not os.environ.get("TESTS_USE_ACCELERATORS"):
     os.environ.update(CUDA_VISIBLE_DEVICES="-1", HIP_VISIBLE_DEVICES="-1", ASCEND_RT_VISIBLE_DEVICES="-1",
                       ZE_AFFINITY_MASK="-1")  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def _log_level():
+    """Commands that run in the test's process log errors only; the next test logs as usual."""
+    yield
+    log = sys.modules.get("balance_shim.log")
+    if log is not None:
+        log.set_level("info")
