@@ -90,7 +90,7 @@ def test_the_plan_can_be_silent_or_written(results):
     """BALANCE_REPORT=off says nothing; a folder gets the plan and a map that holds what was used."""
     assert results["report off"]["said"] == []
     files = results["report in a folder"]["files"]
-    assert list(files) == ["device_map.json", "plan.json"]
+    assert list(files) == ["device_map.json", "plan.json", "run.json"]
     assert {key: str(place) for key, place in files["device_map.json"].items()} == results["report in a folder"]["map"]
     plan = files["plan.json"]
     assert plan["mode"] == "balanced" and plan["model"]["class"] == "LlamaForCausalLM"
