@@ -47,8 +47,12 @@ def trl_version():
 
 
 def trl_arguments(arguments):
-    """TRL chooses "auto" by itself since 0.26; before, its users write so in their script."""
-    return arguments if trl_version() >= Version("0.26") else [*arguments, "--device-map", "auto"]
+    """TRL chooses "auto" by itself since 0.26; before, its users write so in their script.
+
+    With eight sequences the head's memory for them exceeds that of a weight's gradient, which accumulation keeps.
+    """
+    words = [*arguments, "--batch-size", "8"]
+    return words if trl_version() >= Version("0.26") else [*words, "--device-map", "auto"]
 
 
 def weights(folder):
@@ -146,7 +150,8 @@ def trl(arguments, tmp_path_factory):
 def test_trl_same_losses_as_on_one_device(arguments, trl, tmp_path):
     """TRL trains on four devices with the shim, to the losses that it has on one device without it."""
     # On a CPU TRL would choose other defaults, so what is compared with is one simulated device.
-    expected = run_script("trl_sft.py", arguments, tmp_path, {**ONE, **OFF}, SHIM).expect_success()
+    words = [*arguments, "--batch-size", "8"]
+    expected = run_script("trl_sft.py", words, tmp_path, {**ONE, **OFF}, SHIM).expect_success()
     outcome, folder = trl
     assert len(outcome.losses) == 4
     assert outcome.losses == pytest.approx(expected.losses, **SAME)
@@ -161,7 +166,7 @@ def test_trl_obeys_what_the_variables_say_of_memory(arguments, trl, tmp_path):
     outcome = run_script("trl_sft.py", words, tmp_path, {**FOUR, **BALANCED, **variables}, SHIM).expect_success()
     assert outcome.losses == pytest.approx(trl[0].losses, rel=1e-4)
     assert sum(outcome.peaks) < 0.9 * sum(trl[0].peaks)
-    assert "accumulation 1 -> 2" in outcome.stderr or "accumulation 2" in outcome.stderr
+    assert "accumulation 1 -> 8" in outcome.stderr or "accumulation 8" in outcome.stderr
 
 
 def test_trl_trains_in_the_precision_that_the_variable_says(arguments, trl, tmp_path):
