@@ -1,4 +1,4 @@
-"""Simulated step times of micro-batches in flight, beside a map without them and the ideal of a pipeline.
+"""Compare simulated step times with and without micro-batches in flight to the ideal of a pipeline.
 
     python -m benchmarks.pipeline [--devices 4xRTX4090] [--model small|7B] [--micro-batches 8] [--tuning lora]
 

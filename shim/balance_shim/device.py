@@ -29,7 +29,7 @@ class Device:
         capability: the compute capability, as torch gives it; None for a kind of device that has none.
         runtime: whose rules it follows: "cuda" or "hip" behind `torch.cuda`, else its type.
         kind: its name in the table of kinds; "" for one that is not in it.
-        rates: operations and bytes a second; None where unknown.
+        rates: in FLOP/s and bytes/s; None where unknown.
         loadable: bytes free while a model loads, where another one has yet to leave; None: `available`.
     """
 

@@ -57,7 +57,7 @@ class Cell:
     mode: str
 
 
-def cells(environments: "list[str]", trainings: "list[str]", modes: "list[str]") -> "list[Cell]":
+def cells(environments: list[str], trainings: list[str], modes: list[str]) -> list[Cell]:
     """Return all cells, or those of the environments, trainings and modes that are named, in the order they run."""
     return [
         Cell(environment, group.library, group.script, training, mode)

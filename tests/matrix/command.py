@@ -31,7 +31,7 @@ def parsed(words: Sequence[str]) -> argparse.Namespace:
     return parser.parse_args(words)
 
 
-def versions_in(environment: str) -> "dict[str, str]":
+def versions_in(environment: str) -> dict[str, str]:
     code = (
         "import importlib.metadata as m, json, sys\nfound = {}\nfor name in sys.argv[1:]:\n"
         "    try: found[name] = m.version(name)\n    except m.PackageNotFoundError: pass\nprint(json.dumps(found))"
@@ -45,7 +45,7 @@ def commit() -> str:
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
 
 
-def record(environment: str, marks: "list[Mark]") -> None:
+def record(environment: str, marks: list[Mark]) -> None:
     """Write the marks, in place of earlier ones of the same cells."""
     file = table.RECORDS / f"{environment}.json"
     earlier: list[dict[str, Any]] = json.loads(file.read_text())["cells"] if file.exists() else []
@@ -58,17 +58,24 @@ def record(environment: str, marks: "list[Mark]") -> None:
     file.write_text(json.dumps(content, indent=1) + "\n")
 
 
-def _plain(cell: Cell) -> "dict[str, Any]":
+def _plain(cell: Cell) -> dict[str, Any]:
     return Mark(cell, "").record()
 
 
-def _key(cell: "dict[str, Any]") -> "tuple[str, str, str]":
+def _key(cell: dict[str, Any]) -> tuple[str, str, str]:
     return cell["library"], cell["training"], cell["mode"]
 
 
-def run(environment: str, chosen: "list[Cell]", folder: Path) -> "list[Mark]":
-    """Run the cells of one environment, and record the marks of each training as soon as all its modes have run."""
-    ENVIRONMENTS[environment].create()
+def run(environment: str, chosen: list[Cell], folder: Path) -> list[Mark]:
+    """Run the cells of one environment, and record the marks of each training as soon as all its modes have run.
+
+    Raises:
+        SystemExit: pip cannot make the environment.
+    """
+    try:
+        ENVIRONMENTS[environment].create()
+    except subprocess.CalledProcessError as error:
+        raise SystemExit(f"matrix: {environment} cannot be installed ({error}); pip's messages are above") from None
     place = Environment(environment, folder)
     marks: list[Mark] = []
     for _, modes in groupby(enumerate(chosen, 1), key=lambda numbered: (numbered[1].script, numbered[1].training)):

@@ -19,7 +19,7 @@ ROWS = 4  # of the global batch
 DEVICES = {"BALANCE_SIMULATE": "4x1GiB"}
 PATIENCE = {"BALANCE_NCCL_TIMEOUT": "120"}
 # mode -> processes, variables, and what the shim prints where it acts
-MODES: "dict[str, tuple[int, dict[str, str], str]]" = {
+MODES: dict[str, tuple[int, dict[str, str], str]] = {
     "balanced": (1, {"BALANCE_MODE": "balanced", **DEVICES}, "balanced map for"),
     "map": (1, {"BALANCE_MODE": "map", **DEVICES}, ""),
     "zero3": (2, {"BALANCE_MODE": "zero3", "BALANCE_NPROC": "2", **PATIENCE}, "ZeRO-3 over 2 processes"),
@@ -47,7 +47,7 @@ class Mark:
     mark: str
     note: str = ""
 
-    def record(self) -> "dict[str, Any]":
+    def record(self) -> dict[str, Any]:
         return {**asdict(self.cell), "mark": self.mark, "note": self.note}
 
 
@@ -58,7 +58,7 @@ class Run:
     folder: Path
 
     @property
-    def outcome(self) -> "dict[str, Any]":
+    def outcome(self) -> dict[str, Any]:
         file = self.folder / "losses.json"
         return dict(json.loads(file.read_text())) if self.code == 0 and file.exists() else {}
 
@@ -77,12 +77,11 @@ class Environment:
     def __init__(self, name: str, folder: Path) -> None:
         self.python, self.folder, self.models = ENVIRONMENTS[name].python, folder / name, folder / name / "models"
         self._without: dict[tuple[str, str], Run] = {}
-        self._maps: dict[str, Path] = {}
         prepared = self.execute([str(TRAININGS / "prepare.py"), str(self.models)], {})
         if prepared[0]:
             raise RuntimeError(f"{name}: {prepared[1][-2000:]}")
 
-    def execute(self, words: "list[str]", variables: "dict[str, str]") -> "tuple[int, str]":
+    def execute(self, words: list[str], variables: dict[str, str]) -> tuple[int, str]:
         """Run its Python; return the exit code and all output. All processes end with the time limit."""
         kept = {key: text for key, text in os.environ.items() if not key.startswith(("BALANCE_", "PYTHON"))}
         path = f"{self.python.parent}{os.pathsep}{kept.get('PATH', '')}"
@@ -117,7 +116,7 @@ class Environment:
             self._without[key] = self.train(cell, "off")
         return self._without[key]
 
-    def mark(self, cell: Cell) -> "tuple[Mark, Run | None]":
+    def mark(self, cell: Cell) -> tuple[Mark, Run | None]:
         """Run one cell; what it saved is looked at later."""
         plain = self.without(cell)
         if not plain.outcome:
@@ -142,7 +141,7 @@ class Environment:
             ), run
         return Mark(cell, "works"), run
 
-    def check_saved(self, runs: "list[tuple[Mark, Run]]") -> "list[Mark]":
+    def check_saved(self, runs: list[tuple[Mark, Run]]) -> list[Mark]:
         """Return the marks, failed where plain libraries do not load what a run has saved."""
         kept = [(mark, run) for mark, run in runs if run.outcome.get("kind") not in (None, "none")]
         folders = {str(run.folder) for _, run in kept} | {str(self.without(mark.cell).folder) for mark, _ in kept}

@@ -22,11 +22,11 @@ shapes. Cells without a mark were not run. `python tests/versions.py` runs all o
 """
 
 
-def read() -> "list[dict[str, str]]":
+def read() -> list[dict[str, str]]:
     return [cell for file in sorted(RECORDS.glob("*.json")) for cell in json.loads(file.read_text())["cells"]]
 
 
-def lines() -> "Iterable[str]":
+def lines() -> Iterable[str]:
     """Return the page, line by line."""
     yield HEAD
     cells = {(cell["library"], cell["training"], cell["mode"], cell["environment"]): cell for cell in read()}

@@ -1,5 +1,6 @@
 """Kinds of devices by name, in one table with a source per row. Standard library only: read while arming."""
 
+from functools import partial
 from typing import Literal, NamedTuple
 
 from ..units import GIB
@@ -30,7 +31,7 @@ Link = Literal["nvlink", "infinity fabric", "hccs", "pcie"]  # between two devic
 
 
 class Rates(NamedTuple):
-    """The peak rates of a device, a second.
+    """The peak rates of a device, in FLOP/s and bytes/s.
 
     Attributes:
         float16, bfloat16, float32: FLOPs of dense matrix products, accumulated in float32. PyTorch computes float32
@@ -90,7 +91,7 @@ _TERA, _GIGA = 1e12, 1e9
 def _rates(
     float16: float, float32: float, memory: float, link: Link, link_bytes: float, pcie: float, bfloat16: bool = True
 ) -> Rates:
-    """Return rates from TFLOPs a second and GB a second."""
+    """Return rates from TFLOP/s and GB/s."""
     half, single = float16 * _TERA, float32 * _TERA
     brain = half if bfloat16 else single
     return Rates(half, brain, single, memory * _GIGA, link, link_bytes * _GIGA, pcie * _GIGA)
@@ -112,16 +113,21 @@ def _kind(
     return DeviceKind(name, product, int(gib * GIB), architecture, rates, source + _RATES, aliases)
 
 
-def _cuda(
-    name: str, product: str, gib: float, capability: Capability, rates: Rates, memory_source: str, *aliases: str
+def _gpu(
+    runtime: Runtime,
+    name: str,
+    product: str,
+    gib: float,
+    capability: Capability,
+    rates: Rates,
+    memory_source: str,
+    *aliases: str,
 ) -> DeviceKind:
-    return _kind(name, product, gib, Architecture("cuda", capability), rates, _CUDA_GPUS + memory_source, aliases)
+    source = (_CUDA_GPUS if runtime == "cuda" else _ROCM_GPUS) + memory_source
+    return _kind(name, product, gib, Architecture(runtime, capability), rates, source, aliases)
 
 
-def _rocm(
-    name: str, product: str, gib: float, capability: Capability, rates: Rates, memory_source: str, *aliases: str
-) -> DeviceKind:
-    return _kind(name, product, gib, Architecture("hip", capability), rates, _ROCM_GPUS + memory_source, aliases)
+_cuda, _rocm = partial(_gpu, "cuda"), partial(_gpu, "hip")
 
 
 KINDS = (

@@ -77,7 +77,7 @@ def links() -> Section | None:
 
 
 def slow_links(speeds: dict[tuple[str, str], float]) -> list[str]:
-    """Return a line on the pairs that are much slower than the fastest. `speeds`: (from, to) -> bytes a second."""
+    """Return a line on the pairs that are much slower than the fastest. `speeds`: (from, to) -> bytes/s."""
     best = max(speeds.values(), default=0)
     slow = sorted({tuple(sorted(pair)) for pair, speed in speeds.items() if speed < SLOW * best})
     if not slow:
@@ -113,7 +113,7 @@ def _device(module: Any, kind: str, index: int) -> tuple[list[str], list[str]]:
 
 
 def _bandwidth(module: Any, torch: Any, source: str, target: str) -> float:
-    """Return bytes a second of a copy from one device to another."""
+    """Return the bytes/s of a copy from one device to another."""
     free = min(module.mem_get_info(torch.device(name).index)[0] for name in (source, target))
     size = max(MIB, min(COPIED, free // 4))
     data = torch.empty(size, dtype=torch.uint8, device=source)

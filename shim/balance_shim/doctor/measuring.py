@@ -1,4 +1,4 @@
-"""`balance-shim doctor --measure`: what the devices of this machine do in a second, in a few seconds."""
+"""`balance-shim doctor --measure`: measure the rates of this machine's devices, in a few seconds."""
 
 import time
 from collections.abc import Callable
@@ -74,7 +74,7 @@ def _measured(module: Any, device: Any, kind: str) -> Measured:
 
 
 def _products(module: Any, device: Any, dtype: Any) -> float:
-    """Return FLOPs a second of a matrix product; 0 for a type that the device cannot multiply in."""
+    """Return the FLOP/s of a matrix product; 0 for a type that the device cannot multiply in."""
     import torch
 
     free = module.mem_get_info(device)[0]

@@ -18,7 +18,7 @@ class BatchSize(NamedTuple):
 
 
 def size_of(inputs: Any) -> BatchSize:
-    """Return the size of the inputs of a `training_step`; all zero where these are no dict of tensors."""
+    """Return the size of the inputs of a `training_step`; all zeros if they are not a dict of tensors."""
     if not isinstance(inputs, Mapping):
         return BatchSize()
     tensors = [tensor for tensor in inputs.values() if hasattr(tensor, "numel") and hasattr(tensor, "element_size")]

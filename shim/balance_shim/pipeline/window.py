@@ -6,8 +6,8 @@ compute for another, because the host only queues operations: what decides is th
 
 Backward passes run oldest first, in calls of their own. Gradients are then added in the same order as without, to the
 bit. One backward over the sum of the losses would also overlap, but autograd runs `AccumulateGrad` of a weight once
-per backward, after the last micro-batch (torch 2.13): the sum of a chunk's gradients waits beside `.grad` until then,
-twice the memory of gradients from the second chunk on, and hooks of gradients would run once a chunk.
+per backward, after the last micro-batch (torch 2.13): the sum of a chunk's gradients is kept in addition to `.grad`,
+which doubles the memory of gradients from the second chunk on, and hooks of gradients would run once per chunk.
 """
 
 from collections import deque

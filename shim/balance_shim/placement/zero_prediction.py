@@ -23,7 +23,7 @@ Offload = Literal["none", "optimizer", "all"]
 
 LIVE = 0.05  # of the smallest device: what may be gathered at a time (`zero.config.live_parameters`)
 STEP = 400_000_000  # bytes of float32 gradients in a step of the optimizer (`sub_group_size`)
-HOST_MEMORY = 100e9  # bytes a second that all ranks' optimizers together move in the host's memory; unmeasured
+HOST_MEMORY = 100e9  # bytes/s of host memory traffic, for the optimizers of all ranks together; a guess
 
 
 @dataclass(frozen=True)

@@ -22,10 +22,10 @@ class Measured:
     """The measured rates of one product; 0 for those that could not be measured.
 
     Attributes:
-        float16, bfloat16, float32: FLOPs a second of a large matrix product.
-        memory: bytes a second that a copy within the device reads and writes.
-        link_bytes: bytes a second to another device of the machine, over the slowest pair.
-        host_bytes: bytes a second between host and device.
+        float16, bfloat16, float32: FLOP/s of a large matrix product.
+        memory: bytes/s read and written by a copy within the device.
+        link_bytes: bytes/s between two devices of the machine, for the slowest pair.
+        host_bytes: bytes/s between host and device.
         launch: seconds that the host takes for one kernel.
     """
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-from ..device_rules.kinds import DeviceKind, Link, Rates
+from ..device_rules.kinds import DeviceKind, Link
 
 Precision = Literal["float16", "bfloat16", "float32"]
 
@@ -31,7 +31,7 @@ class Operation(NamedTuple):
 
 @dataclass(frozen=True)
 class DeviceRates:
-    """The rates of one device: FLOPs and bytes a second.
+    """The rates of one device of a machine: those of a kind (`Rates`, which is read without dataclasses), or measured.
 
     Attributes:
         measured: whether this machine was measured, or the figures are from the table of kinds.
@@ -56,13 +56,7 @@ class DeviceRates:
 
 def rates_of(kind: DeviceKind | None) -> DeviceRates | None:
     """Return the rates in the table; None for a device of unknown kind."""
-    return None if kind is None else DeviceRates(*_in_order(kind.rates))
-
-
-def _in_order(rates: Rates) -> tuple[float, float, float, float, Link, float, float]:
-    return (
-        rates.float16, rates.bfloat16, rates.float32, rates.memory, rates.link, rates.link_bytes, rates.host_bytes
-    )  # fmt: skip
+    return None if kind is None else DeviceRates(*kind.rates)
 
 
 @dataclass(frozen=True)

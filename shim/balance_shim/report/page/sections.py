@@ -20,7 +20,7 @@ from .summary import median_step, seconds
 
 
 def memory(run: RunFolder, replanned: Replanned) -> dict[str, Any]:
-    """Return a chart and a table of the terms on each device for each plan, the first beside transformers' map."""
+    """Return a chart and a table of memory terms per device for each plan; for the first, transformers' map, too."""
     parts = []
     for position, plan in enumerate(run.plans):
         before = replanned.before if position == 0 and not plan.is_librarys else None

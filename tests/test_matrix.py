@@ -1,0 +1,36 @@
+"""The matrix of trainers and versions: which cells are chosen, bad input, and that its page is current."""
+
+import pytest
+
+from tests.matrix import command, table
+from tests.matrix.cells import GROUPS, cells
+from tests.matrix.environments import ENVIRONMENTS, REPOSITORY
+from tests.matrix.run import MODES, TRAININGS
+
+
+def test_the_page_holds_the_records():
+    """docs/matrix.md is what `python tests/versions.py --table` writes."""
+    assert (REPOSITORY / "docs" / "matrix.md").read_text(encoding="utf-8") == "\n".join(table.lines()) + "\n"
+
+
+def test_every_cell_can_be_run():
+    """Each has an environment, a script and a mode that exist, and stands there once."""
+    chosen = cells([], [], [])
+    assert len(set(chosen)) == len(chosen) == sum(len(g.names) * len(g.environments) * len(g.modes) for g in GROUPS)
+    for cell in chosen:
+        assert cell.environment in ENVIRONMENTS and cell.mode in MODES and (TRAININGS / cell.script).exists()
+
+
+def test_cells_are_chosen_by_name():
+    """By environment, by training or library, and by mode."""
+    chosen = cells(["transformers-5.24.0"], ["TRL"], ["zero3"])
+    assert {(cell.environment, cell.library, cell.mode) for cell in chosen} == {("transformers-5.24.0", "TRL", "zero3")}
+    assert [cell.training for cell in cells(["ms-swift-4.6.0"], ["dpo"], ["map"])] == ["dpo"]
+
+
+@pytest.mark.parametrize("words", [["--environment", "4.45"], ["--training", "unknown"], ["--mode", "fast"]])
+def test_an_unknown_name_is_refused(words, capsys):
+    """In one line that lists the names there are."""
+    with pytest.raises(SystemExit):
+        command.parsed(words)
+    assert words[1] in capsys.readouterr().err.splitlines()[-1]
