@@ -8,7 +8,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-os.environ["BALANCE_MODE"] = "off"  # importing the package must patch nothing here
+if __name__ == "__main__":
+    os.environ["BALANCE_MODE"] = "off"  # importing the package must patch nothing here
 
 from balance_shim.cli.main import main
 

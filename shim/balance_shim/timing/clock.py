@@ -23,6 +23,7 @@ from .step_time import Bound, Origin, StepTime
 
 BUSY = 0.8  # of a step: what is occupied for longer is the bound
 MOST_GAPS = 64  # between operations of a device that are remembered, the latest ones
+AT_ONCE = 1.1  # devices that compute on average, above which they are not said to take turns
 DEFAULT = 0  # the number of the stream that a device works on unless told otherwise
 
 
@@ -239,7 +240,8 @@ class Reading(NamedTuple):
             return "host"
         if self.copying > sum(self.busy):
             return "links"
-        return "one device at a time"
+        # More than one computes at a time on average: a pipeline that fills and empties.
+        return "devices" if sum(self.busy) > AT_ONCE * self.now else "one device at a time"
 
 
 def step_time(reading: Reading, tokens: int, devices: Sequence[DeviceRates], steps: int = 1) -> StepTime:
