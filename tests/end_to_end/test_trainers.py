@@ -27,6 +27,12 @@ def arguments(tiny, text):
 
 
 @pytest.fixture(scope="module")
+def large_batches(arguments):
+    """Eight sequences: the head's memory for them exceeds that of a weight's gradient, which accumulation keeps."""
+    return [*arguments, "--batch-size", "8"]
+
+
+@pytest.fixture(scope="module")
 def alone(arguments, tmp_path_factory):
     """The plain script on the CPU, in a process that has nothing of ours."""
     folder = tmp_path_factory.mktemp("alone")
@@ -47,12 +53,8 @@ def trl_version():
 
 
 def trl_arguments(arguments):
-    """TRL chooses "auto" by itself since 0.26; before, its users write so in their script.
-
-    With eight sequences the head's memory for them exceeds that of a weight's gradient, which accumulation keeps.
-    """
-    words = [*arguments, "--batch-size", "8"]
-    return words if trl_version() >= Version("0.26") else [*words, "--device-map", "auto"]
+    """TRL chooses "auto" by itself since 0.26; before, its users write so in their script."""
+    return arguments if trl_version() >= Version("0.26") else [*arguments, "--device-map", "auto"]
 
 
 def weights(folder):
@@ -140,18 +142,17 @@ def test_trl_without_the_shim_stops_with_a_cross_device_error(arguments, tmp_pat
 
 
 @pytest.fixture(scope="module")
-def trl(arguments, tmp_path_factory):
+def trl(large_batches, tmp_path_factory):
     """TRL on four simulated devices, balanced."""
     folder = tmp_path_factory.mktemp("trl")
-    words = trl_arguments(arguments)
+    words = trl_arguments(large_batches)
     return run_script("trl_sft.py", words, folder, {**FOUR, **BALANCED}, SHIM).expect_success(), folder
 
 
-def test_trl_same_losses_as_on_one_device(arguments, trl, tmp_path):
+def test_trl_same_losses_as_on_one_device(large_batches, trl, tmp_path):
     """TRL trains on four devices with the shim, to the losses that it has on one device without it."""
     # On a CPU TRL would choose other defaults, so what is compared with is one simulated device.
-    words = [*arguments, "--batch-size", "8"]
-    expected = run_script("trl_sft.py", words, tmp_path, {**ONE, **OFF}, SHIM).expect_success()
+    expected = run_script("trl_sft.py", large_batches, tmp_path, {**ONE, **OFF}, SHIM).expect_success()
     outcome, folder = trl
     assert len(outcome.losses) == 4
     assert outcome.losses == pytest.approx(expected.losses, **SAME)
@@ -159,19 +160,19 @@ def test_trl_same_losses_as_on_one_device(arguments, trl, tmp_path):
     assert weights(folder).keys() == weights(tmp_path).keys()
 
 
-def test_trl_obeys_what_the_variables_say_of_memory(arguments, trl, tmp_path):
+def test_trl_obeys_what_the_variables_say_of_memory(large_batches, trl, tmp_path):
     """One row at a time and layers recomputed: the same losses in less memory, on devices watched for a re-balance."""
     variables = {"BALANCE_MICRO_BATCH": "1", "BALANCE_GRADIENT_CHECKPOINTING": "1", "BALANCE_REBALANCE": "1"}
-    words = trl_arguments(arguments)
+    words = trl_arguments(large_batches)
     outcome = run_script("trl_sft.py", words, tmp_path, {**FOUR, **BALANCED, **variables}, SHIM).expect_success()
     assert outcome.losses == pytest.approx(trl[0].losses, rel=1e-4)
     assert sum(outcome.peaks) < 0.9 * sum(trl[0].peaks)
     assert "accumulation 1 -> 8" in outcome.stderr or "accumulation 8" in outcome.stderr
 
 
-def test_trl_trains_in_the_precision_that_the_variable_says(arguments, trl, tmp_path):
+def test_trl_trains_in_the_precision_that_the_variable_says(large_batches, trl, tmp_path):
     """Weights are saved in bfloat16, and the first loss is that of float32 as far as bfloat16 goes."""
-    words = trl_arguments(arguments)
+    words = trl_arguments(large_batches)
     variables = {**FOUR, **BALANCED, "BALANCE_PRECISION": "bf16"}
     outcome = run_script("trl_sft.py", words, tmp_path, variables, SHIM).expect_success()
     assert {str(tensor.dtype) for tensor in weights(tmp_path).values()} == {"torch.bfloat16"}
