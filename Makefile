@@ -2,7 +2,8 @@
 #
 #   make demo        what the shim does, in a few minutes and without a GPU
 #   make test        the main promises on the newest libraries; a quarter of an hour on two cores
-#   make test-all    all tests, in three environments; three quarters of an hour on two cores
+#   make test-all    all tests but whole sweeps, in three environments; three quarters of an hour on two cores
+#   make test-sweeps   the cases that test-all leaves out; half an hour on two cores
 #   make lint
 #   make check-gpu   what only a GPU can show; nine minutes at most, with the PyTorch of $(PYTHON), which installs nothing
 #
@@ -28,12 +29,12 @@ ALL = new-zero old-rest new-training new-whole old-zero new-placement new-rest s
 
 # `make test` leaves out the tests that are marked `exhaustive`, and nothing else of lane `new`. Those are further cases
 # of what other tests show, so lane `old` leaves them out, too, unless `make test-all "OLD=not swift"` asks for them.
-SELECTED = not swift
-SAMPLE = not swift and not exhaustive
+SELECTED = not swift and not sweep
+SAMPLE = not swift and not exhaustive and not sweep
 OLD = $(SAMPLE)
 IN_PARTS = @$(MAKE) --no-print-directory --jobs=2 --keep-going --output-sync=target
 
-.PHONY: demo check-gpu test test-all lint clean $(addprefix part-,$(ALL))
+.PHONY: demo check-gpu test test-all test-sweeps lint clean $(addprefix part-,$(ALL))
 
 test: .venv/new/.finished
 	$(IN_PARTS) "SELECTED=$(SAMPLE)" $(addprefix part-,$(NEW))
@@ -42,6 +43,9 @@ test: .venv/new/.finished
 test-all: .venv/new/.finished .venv/old/.finished
 	@echo "$(words $(ALL)) parts, two at a time; each prints its results when it ends" >&2
 	$(IN_PARTS) $(addprefix part-,$(ALL))
+
+test-sweeps: .venv/new/.finished
+	.venv/new/bin/python $(PYTEST) -m sweep
 
 WHOLE = tests/end_to_end tests/simulation tests/monitoring
 IGNORE = $(addprefix --ignore=,$(1))

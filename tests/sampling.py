@@ -1,4 +1,4 @@
-"""Parameters of which `make test` runs a sample and `make test-all` runs all."""
+"""Parameters of which some commands run a sample."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 
 
-def sampled(names: Iterable[str], *sample: str) -> list[Any]:
-    """Return `names` as parameters of a test, all but `sample` marked `exhaustive`."""
+def sampled(names: Iterable[str], *sample: str, mark: str = "exhaustive") -> list[Any]:
+    """Return `names` as parameters of a test, all but `sample` with the mark (`exhaustive` or `sweep`)."""
     names = list(names)
     unknown = set(sample) - set(names)
     assert not unknown, f"not among the parameters: {sorted(unknown)}"
-    return [name if name in sample else pytest.param(name, marks=pytest.mark.exhaustive) for name in names]
+    return [name if name in sample else pytest.param(name, marks=getattr(pytest.mark, mark)) for name in names]

@@ -11,7 +11,7 @@ from tests.simulation.child import run_script
 SEEDS = {"text": range(12), "lora": range(6), "autocast": range(6), "experts": range(6), "pictures": range(6)}
 
 
-@pytest.mark.parametrize("kind", sampled(SEEDS, "lora"))
+@pytest.mark.parametrize("kind", sampled(SEEDS, "lora", mark="sweep"))
 def test_what_a_plan_says_of_fitting_is_so(kind, tmp_path):
     """What is said to fit trains on devices of those sizes; what is not, trains under no contiguous map.
 

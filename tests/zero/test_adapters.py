@@ -26,7 +26,7 @@ def start(folder, name, processes, *, steps, batch_size=1, accumulation=1):
     return json.loads(result.read_text())
 
 
-@pytest.mark.exhaustive
+@pytest.mark.sweep
 def test_resumed_twice_with_other_numbers_of_processes(tmp_path):
     """Two processes to step 4, then two or three to step 8: losses and best weights of one uninterrupted process."""
     models.saved_llama(tmp_path / "model", num_hidden_layers=2, vocab_size=128)

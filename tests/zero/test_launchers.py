@@ -18,13 +18,13 @@ def prepared(tmp_path_factory):
     return folder, launchers.losses_of_one(folder)
 
 
-@pytest.mark.parametrize("name", sampled(SAMPLE, "accelerate, DeepSpeed config"))
+@pytest.mark.parametrize("name", sampled(SAMPLE, "accelerate, DeepSpeed config", mark="sweep"))
 def test_trains_or_is_refused(name, prepared):
     """Two processes with the losses of one, one line on a number that cannot act, or one line of refusal."""
     launchers.run(name, *prepared)
 
 
-@pytest.mark.exhaustive
+@pytest.mark.sweep
 @pytest.mark.parametrize("what", COMMANDS)
 def test_commands_of_trl(what, tmp_path):
     """`trl reward` trains in two processes with the losses of its script in one; its launcher process is left alone."""

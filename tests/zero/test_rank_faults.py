@@ -20,7 +20,7 @@ def model(tmp_path_factory):
     return make_model(tmp_path_factory.mktemp("rank-faults") / "model")
 
 
-@pytest.mark.parametrize("name", sampled(CASES, "gradients on one rank only"))
+@pytest.mark.parametrize("name", sampled(CASES, "gradients on one rank only", mark="sweep"))
 def test_one_rank_does_something_else(name, model, tmp_path):
     """The line, the exit code, the time and the processes that are left are as the benchmark judges them."""
     outcome = run(CASES[name], model, tmp_path)
