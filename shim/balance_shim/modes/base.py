@@ -69,6 +69,10 @@ class Mode:
         """Return the context in which PEFT merges adapters into the weights of `model`."""
         return nullcontext()
 
+    def reading_weight(self, weight: Any) -> AbstractContextManager[Any]:
+        """Return the context in which a library reads values of `weight` outside of the module's forward pass."""
+        return nullcontext()
+
     def reading_tokens(self, weight: Any) -> AbstractContextManager[bool]:
         """Return the context in which PEFT reads tokens of an embedding's `weight`.
 

@@ -83,6 +83,10 @@ class Zero3(Training):
         is_alone = options.get("synced_gpus") is False and not saving.is_divided(model)
         return nullcontext() if is_alone else calls.generating(model)
 
+    def reading_weight(self, weight: Any) -> AbstractContextManager[Any]:
+        """Gather the weight."""
+        return _gathered(weight)
+
     def reading_tokens(self, weight: Any) -> AbstractContextManager[bool]:
         """Gather the weight, except on CUDA, where PEFT's own way works."""
         return nullcontext(False) if devices.accelerator_type() == "cuda" else _gathered(weight)

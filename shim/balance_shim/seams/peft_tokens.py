@@ -1,7 +1,8 @@
-"""`peft.tuners.trainable_tokens.layer`: under ZeRO-3, PEFT 0.19 on collects the tokens' weights on CUDA by name.
+"""`peft.tuners.trainable_tokens.layer`: a layer of trainable tokens starts from values of the embedding's weight.
 
-Without a CUDA device that ends with an AssertionError of torch's. Gathering gives every rank the same weights, so that
-none has to be sent them.
+Under ZeRO-3, PEFT before 0.16 indexes the weight that the rank holds, which has no elements (IndexError). Newer
+versions collect the values from rank 0 on CUDA by name; without a CUDA device that ends with an AssertionError of
+torch's. Gathering gives every rank the same weights, so that none has to be sent them.
 """
 
 from collections.abc import Callable
@@ -15,10 +16,12 @@ _NAME = "_collect_token_weights"
 
 
 def apply(module: ModuleType) -> None:
-    """Patch `TrainableTokensLayer`, in those versions of PEFT that collect weights there."""
+    """Patch `TrainableTokensLayer` where this version of PEFT reads the embedding's weight."""
     layer = getattr(module, "TrainableTokensLayer", None)
     if callable(getattr(layer, _NAME, None)):
         registry.replace(layer, _NAME, _around_collect)
+    elif callable(getattr(layer, "update_layer", None)):
+        registry.replace(layer, "update_layer", _around_update)
 
 
 def _around_collect(original: Callable[..., Any]) -> Callable[..., Any]:
@@ -29,3 +32,11 @@ def _around_collect(original: Callable[..., Any]) -> Callable[..., Any]:
             return original(self, weight, rows, *args, **kwargs)
 
     return _collect_token_weights
+
+
+def _around_update(original: Callable[..., Any]) -> Callable[..., Any]:
+    def update_layer(self: Any, *args: Any, **kwargs: Any) -> Any:
+        with modes.current().reading_weight(getattr(self.get_base_layer(), "weight", None)):
+            return original(self, *args, **kwargs)
+
+    return update_layer

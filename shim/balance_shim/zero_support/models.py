@@ -122,6 +122,6 @@ ROWS = (
     ),
     _row(
         "Adapters", "trainable_tokens", "`trainable_token_indices`", "works", f"{_TRAINED}[trainable_tokens]",
-        reason="PEFT collects their weights on CUDA by name; elsewhere they are gathered in its place",
+        reason="PEFT 0.16 on collects their weights on CUDA by name; elsewhere, and before, they are gathered",
     ),
 )  # fmt: skip
