@@ -52,7 +52,10 @@ def train(options: argparse.Namespace) -> None:
             storages = {
                 tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes()
                 for tensor in gc.get_objects()
-                if isinstance(tensor, torch.Tensor) and tensor.device.type == "cpu"
+                if isinstance(tensor, torch.Tensor)
+                and tensor.device.type == "cpu"
+                # A partitioned weight shows its full shape, and would be gathered to be counted; its partition counts.
+                and not hasattr(tensor, "ds_tensor")
             }
             report["tensors"] = sum(storages.values())
 
@@ -61,8 +64,8 @@ def train(options: argparse.Namespace) -> None:
         num_attention_heads=16, num_key_value_heads=16, vocab_size=16384,
     )  # fmt: skip
     model = AutoModelForCausalLM.from_config(config)
-    rows = [{"input_ids": torch.arange(TOKENS), "labels": torch.arange(TOKENS)}] * 16
-    Trainer(model=model, args=arguments, train_dataset=rows, callbacks=[Counting()]).train()
+    examples = [{"input_ids": torch.arange(TOKENS), "labels": torch.arange(TOKENS)}] * 16
+    Trainer(model=model, args=arguments, train_dataset=examples, callbacks=[Counting()]).train()
     report["resident"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
     report["parameters"] = sum(getattr(parameter, "ds_numel", parameter.numel()) for parameter in model.parameters())
     report["largest"] = max(
@@ -76,8 +79,8 @@ def measure(options: argparse.Namespace, count: int) -> list[dict[str, int]]:
     """Return the reports of the `count` processes of one training."""
     with tempfile.TemporaryDirectory() as folder:
         environ = {**os.environ, "PYTHONPATH": str(SHIM), "BALANCE_MODE": "zero3", "BALANCE_NPROC": str(count)}
-        words = ["--hidden", str(options.hidden), "--layers", str(options.layers), "--rank-report", folder]
-        command = [sys.executable, "-m", "balance_shim", "run", str(HERE), *words]
+        arguments = ["--hidden", str(options.hidden), "--layers", str(options.layers), "--rank-report", folder]
+        command = [sys.executable, "-m", "balance_shim", "run", str(HERE), *arguments]
         subprocess.run(command, env=environ, check=True, stdout=subprocess.DEVNULL)
         return [json.loads(file.read_text()) for file in sorted(Path(folder).glob("rank-*.json"))]
 
@@ -85,7 +88,7 @@ def measure(options: argparse.Namespace, count: int) -> list[dict[str, int]]:
 def estimate(parameters: int, largest: int, count: int) -> float:
     """Return what DeepSpeed's estimator says of a process's host memory, everything kept there, in bytes.
 
-    Its formula for the device counts half-precision weights and float32 states, 18 bytes a parameter.
+    Its formula for the device counts half-precision weights and float32 states, 18 bytes per parameter.
     """
     from contextlib import redirect_stdout
     from io import StringIO
@@ -117,7 +120,7 @@ def main() -> None:
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
     reports = {count: measure(options, count) for count in options.processes}
     parameters, largest = (reports[options.processes[0]][0][name] for name in ("parameters", "largest"))
-    print(f"Llama with {parameters / 1e6:.0f} M parameters in float32, AdamW, rows of {TOKENS} tokens; MiB a process\n")
+    print(f"Llama with {parameters / 1e6:.0f} M parameters in float32, AdamW, {TOKENS} tokens; MiB per process\n")
     print("| processes | tensors between steps, least to most | resident memory, most | DeepSpeed's estimate |")
     print("|---|---|---|---|")
     for count, rank_reports in reports.items():
@@ -134,7 +137,7 @@ def main() -> None:
         worst = max(abs(constant + slope / n - size) / size for n, size in zip(reports, sizes, strict=True))
         print(
             f"{title}: {constant / MIB:,.0f} MiB + {slope / MIB:,.0f} MiB / N "
-            f"({slope / parameters:.1f} bytes a parameter); off by at most {worst:.1%}"
+            f"({slope / parameters:.1f} bytes per parameter); off by at most {worst:.1%}"
         )
 
 
