@@ -65,8 +65,8 @@ ONCE = tests/arming/test_expandable_segments.py tests/arming/test_packaging.py t
 	tests/simulation/test_allocator.py \
 	tests/simulation/test_clock.py tests/simulation/test_installation.py tests/simulation/test_memory.py \
 	tests/simulation/test_report.py tests/simulation/test_tensors.py tests/test_device_spec.py \
-	tests/test_devices.py tests/test_docs.py tests/test_map_file.py tests/test_messages.py tests/test_settings.py \
-	tests/test_translations.py tests/test_units.py \
+	tests/test_devices.py tests/test_docs.py tests/test_map_file.py tests/test_matrix.py tests/test_messages.py \
+	tests/test_settings.py tests/test_translations.py tests/test_units.py \
 	tests/timing tests/training/test_rebalance.py tests/zero/test_combinations.py tests/zero/test_differences.py \
 	tests/zero/test_ends.py tests/zero/test_examples.py tests/zero/test_launchers.py \
 	tests/zero/test_rank_faults.py tests/zero/test_relaunch.py tests/zero/test_root_cause.py \

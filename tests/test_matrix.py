@@ -1,9 +1,12 @@
 """The matrix of trainers and versions: which cells are chosen, bad input, and that its page is current."""
 
+import subprocess
+
 import pytest
 
 from tests.matrix import command, table
 from tests.matrix.cells import GROUPS, cells
+from tests.matrix.checkout import examples
 from tests.matrix.environments import ENVIRONMENTS, REPOSITORY
 from tests.matrix.run import MODES, TRAININGS
 
@@ -34,3 +37,22 @@ def test_an_unknown_name_is_refused(words, capsys):
     with pytest.raises(SystemExit):
         command.parsed(words)
     assert words[1] in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_example_scripts_are_those_of_the_tag(tmp_path):
+    """Of the environment's version where the checkout has its tag, else those checked out; without any, one line."""
+    checkout = tmp_path / "checkout"
+    for folder, name, text in (("src/transformers", "__init__.py", '__version__ = "{}"\n'),
+                               ("examples/pytorch", "run.py", "# {}\n")):  # fmt: skip
+        (checkout / folder).mkdir(parents=True)
+        (checkout / folder / name).write_text(text.format("5.0.0"))
+    who = ("-c", "user.name=matrix", "-c", "user.email=matrix@localhost")
+    for words in (("init", "-q"), ("add", "."), (*who, "commit", "-q", "-m", "first"), ("tag", "v5.0.0")):
+        subprocess.run(["git", "-C", str(checkout), *words], check=True)
+    (checkout / "src/transformers/__init__.py").write_text('__version__ = "5.1.0.dev0"\n')
+    (checkout / "examples/pytorch/run.py").write_text("# newer\n")
+    tagged, there = (examples(checkout, version, tmp_path / "place") for version in ("5.0.0", "5.24.0"))
+    assert (tagged.version, (tagged.folder / "run.py").read_text()) == ("5.0.0", "# 5.0.0\n")
+    assert (there.version, (there.folder / "run.py").read_text()) == ("5.1.0.dev0", "# newer\n")
+    with pytest.raises(SystemExit, match="no example scripts in"):
+        examples(tmp_path / "nothing", "5.0.0", tmp_path / "place")

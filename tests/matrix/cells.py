@@ -3,8 +3,10 @@
 from dataclasses import dataclass
 
 TASKS = ("trainer", "clm", "seq2seq", "classification", "answers", "pictures", "sound")
+EXAMPLES = ("run_clm", "run_classification", "run_qa")
 TRL = ("sft", "sft_by_path", "dpo", "dpo_reference", "dpo_by_path", "reward", "kto", "grpo", "distillation")
 PEFT = ("lora", "dora", "prompt", "p_tuning", "prefix", "modules_to_save", "trainable_tokens", "packed_experts")
+SCRIPT_OF_EXAMPLES = "examples.py"  # needs a checkout of transformers
 ALL = ("balanced", "map", "zero3", "replicas")
 SHARED = ("balanced", "zero3", "replicas")
 PLACED = ("balanced", "zero3")
@@ -37,6 +39,7 @@ NEWEST = ("transformers-5.24.0",)
 
 GROUPS = (
     Group("transformers", "tasks.py", TASKS, OF_TRANSFORMERS, ALL),
+    Group("transformers' example scripts", SCRIPT_OF_EXAMPLES, EXAMPLES, OF_TRANSFORMERS, ALL),
     Group("TRL", "trl_trainers.py", TRL, OF_TRL, SHARED),
     Group("PEFT", "peft_methods.py", PEFT, OLDEST_AND_NEWEST_PEFT, PLACED),
     Group("ms-swift", "swift.py", ("lora", "full", "dpo"), OF_SWIFT, ALL),

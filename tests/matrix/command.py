@@ -3,6 +3,7 @@
 import argparse
 import datetime
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -12,12 +13,15 @@ from pathlib import Path
 from typing import Any
 
 from tests.matrix import table
-from tests.matrix.cells import GROUPS, Cell, cells
+from tests.matrix.cells import GROUPS, SCRIPT_OF_EXAMPLES, Cell, cells
+from tests.matrix.checkout import examples
 from tests.matrix.environments import ENVIRONMENTS, REPOSITORY
 from tests.matrix.run import MODES, Environment, Mark, Run
 
 PACKAGES = ("torch", "transformers", "accelerate", "deepspeed", "peft", "trl", "ms-swift", "llamafactory",
             "sentence-transformers", "setfit", "bitsandbytes", "torchao")  # fmt: skip
+# Without one, cells of example scripts are left out.
+CHECKOUT = Path(os.environ["MATRIX_TRANSFORMERS_CHECKOUT"]) if "MATRIX_TRANSFORMERS_CHECKOUT" in os.environ else None
 
 
 def parsed(words: Sequence[str]) -> argparse.Namespace:
@@ -27,6 +31,9 @@ def parsed(words: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--training", action="append", default=[], choices=trainings, metavar="NAME|LIBRARY")
     parser.add_argument("--mode", action="append", default=[], choices=list(MODES))
     parser.add_argument("--keep", type=Path, metavar="FOLDER", help="leave what the runs wrote there")
+    parser.add_argument("--transformers-checkout", type=Path, metavar="FOLDER", default=CHECKOUT, help=(
+        "a clone of transformers, for its example scripts (default: $MATRIX_TRANSFORMERS_CHECKOUT): "
+        "those of the tag of the environment's version, else those that are checked out"))  # fmt: skip
     parser.add_argument("--table", action="store_true", help="only write docs/matrix.md from the records")
     return parser.parse_args(words)
 
@@ -66,17 +73,18 @@ def _key(cell: dict[str, Any]) -> tuple[str, str, str]:
     return cell["library"], cell["training"], cell["mode"]
 
 
-def run(environment: str, chosen: list[Cell], folder: Path) -> list[Mark]:
+def run(environment: str, chosen: list[Cell], folder: Path, checkout: Path | None = None) -> list[Mark]:
     """Run the cells of one environment, and record the marks of each training as soon as all its modes have run.
 
     Raises:
-        SystemExit: pip cannot make the environment.
+        SystemExit: pip cannot make the environment, or `checkout` has no example scripts.
     """
     try:
         ENVIRONMENTS[environment].create()
     except subprocess.CalledProcessError as error:
         raise SystemExit(f"matrix: {environment} cannot be installed ({error}); pip's messages are above") from None
-    place = Environment(environment, folder)
+    scripts = checkout and examples(checkout, versions_in(environment)["transformers"], folder / environment)
+    place = Environment(environment, folder, scripts)
     marks: list[Mark] = []
     for _, modes in groupby(enumerate(chosen, 1), key=lambda numbered: (numbered[1].script, numbered[1].training)):
         here: list[Mark] = []
@@ -101,8 +109,11 @@ def main(words: Sequence[str]) -> int:
     failing = 0
     with tempfile.TemporaryDirectory(prefix="matrix-") as place:
         chosen = [] if options.table else cells(options.environment, options.training, options.mode)
+        if options.transformers_checkout is None:
+            chosen = [cell for cell in chosen if cell.script != SCRIPT_OF_EXAMPLES]
         for environment in dict.fromkeys(cell.environment for cell in chosen):
             mine = [cell for cell in chosen if cell.environment == environment]
-            failing += sum(mark.mark == "fails" for mark in run(environment, mine, options.keep or Path(place)))
+            marks = run(environment, mine, options.keep or Path(place), options.transformers_checkout)
+            failing += sum(mark.mark == "fails" for mark in marks)
     table.write(REPOSITORY / "docs" / "matrix.md")
     return 1 if failing else 0

@@ -51,7 +51,7 @@ COMMON = ("wrapt", "datasets", "einops", "sentencepiece", "pillow")
 
 
 def of_transformers(version: str, accelerate: str, *more: str) -> Environment:
-    packages = (f"transformers=={version}", f"accelerate=={accelerate}", "deepspeed", *COMMON, *more)
+    packages = (f"transformers=={version}", f"accelerate=={accelerate}", "deepspeed", "evaluate", *COMMON, *more)
     return Environment(f"transformers-{version}", packages)
 
 

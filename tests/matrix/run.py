@@ -9,7 +9,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.matrix.cells import Cell
+from tests.matrix.cells import SCRIPT_OF_EXAMPLES, Cell
+from tests.matrix.checkout import Examples
 from tests.matrix.environments import ENVIRONMENTS, REPOSITORY
 
 TRAININGS = Path(__file__).parent / "trainings"
@@ -25,6 +26,8 @@ MODES: dict[str, tuple[int, dict[str, str], str]] = {
     "zero3": (2, {"BALANCE_MODE": "zero3", "BALANCE_NPROC": "2", **PATIENCE}, "ZeRO-3 over 2 processes"),
     "replicas": (2, {"BALANCE_MODE": "balanced", "BALANCE_REPLICAS": "2", **DEVICES}, "replicas: rank 0 on"),
 }  # fmt: skip
+# The example scripts load without a device map.
+FOR_SCRIPTS = {SCRIPT_OF_EXAMPLES: {"BALANCE_INTERCEPT": "auto,balanced,none"}}
 QUIET = {
     "OMP_NUM_THREADS": "1",
     "TOKENIZERS_PARALLELISM": "false",
@@ -72,9 +75,10 @@ class Run:
 
 
 class Environment:
-    """One environment's runs, in a folder of their own."""
+    """One environment's runs, in a folder of their own. `examples`: transformers' scripts, if there is a checkout."""
 
-    def __init__(self, name: str, folder: Path) -> None:
+    def __init__(self, name: str, folder: Path, examples: Examples | None = None) -> None:
+        self.name, self.examples = name, examples
         self.python, self.folder, self.models = ENVIRONMENTS[name].python, folder / name, folder / name / "models"
         self._without: dict[tuple[str, str], Run] = {}
         prepared = self.execute([str(TRAININGS / "prepare.py"), str(self.models)], {})
@@ -102,8 +106,11 @@ class Environment:
         chosen = {**variables, "ROWS": str(ROWS // processes)}
         if mode != "off":
             chosen |= {"PYTHONPATH": INJECTED, "BALANCE_REPORT": str(folder / "report")}
+            chosen |= FOR_SCRIPTS.get(cell.script, {})
         if mode == "map":
             chosen["BALANCE_DEVICE_MAP"] = str(self.folder / "balanced" / folder.name / "report" / "device_map.json")
+        if self.examples is not None:
+            chosen["EXAMPLES"] = str(self.examples.folder)
         words = [str(TRAININGS / cell.script), cell.training, str(self.models), str(folder)]
         folder.mkdir(parents=True, exist_ok=True)
         code, log = self.execute(words, chosen)
@@ -139,7 +146,18 @@ class Environment:
             return Mark(
                 cell, "works, with a note", "nothing for the shim to do: the script loads without a device map"
             ), run
-        return Mark(cell, "works"), run
+        note = self.other_version(cell)
+        return Mark(cell, "works, with a note" if note else "works", note), run
+
+    def other_version(self, cell: Cell) -> str:
+        """A note where an example script is not of the environment's own version of transformers."""
+        if (
+            cell.script != SCRIPT_OF_EXAMPLES
+            or self.examples is None
+            or self.name.endswith(f"-{self.examples.version}")
+        ):
+            return ""
+        return f"the script of transformers {self.examples.version}"
 
     def check_saved(self, runs: list[tuple[Mark, Run]]) -> list[Mark]:
         """Return the marks, failed where plain libraries do not load what a run has saved."""

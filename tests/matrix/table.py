@@ -18,7 +18,8 @@ and with it at the same global batch: on four simulated devices, or under `zero3
 
 ✓: it trains with the same losses (1e-4, float32), and plain libraries load what it saves, with the same parameters and
 shapes. Cells without a mark were not run. `python tests/versions.py` runs all of them; the scripts are in
-`tests/matrix/trainings/`.
+`tests/matrix/trainings/`. transformers' example scripts need a clone of transformers (`--transformers-checkout`); they
+train with evaluation, then resume from a checkpoint.
 """
 
 
