@@ -38,8 +38,8 @@ class Row:
         return worst_fill(result["peaks"], MACHINES[self.machine].sizes)
 
     def ratio(self, method: str, other: str) -> float | None:
-        ours, theirs = self.fill(method), self.fill(other)
-        return None if ours is None or theirs is None else ours / theirs
+        fill, other_fill = self.fill(method), self.fill(other)
+        return None if fill is None or other_fill is None else fill / other_fill
 
     def unevenness(self, method: str) -> float | None:
         """Return the worst fill over the mean fill (all bytes over all sizes)."""

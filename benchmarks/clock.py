@@ -86,9 +86,11 @@ def predicted(layers: int, gpus: str, accumulation: int, length: int, checkpoint
 
 def simulated(case: tuple[int, str, int, int, bool], clocked: bool = True) -> tuple[float | None, float]:
     """Return the seconds of a step by the clock of a simulated training, and its processor time."""
-    words = [sys.executable, str(HERE), "--train", json.dumps(case), "--clocked", str(int(clocked))]
+    command = [sys.executable, str(HERE), "--train", json.dumps(case), "--clocked", str(int(clocked))]
     environ = {**os.environ, "PYTHONPATH": str(SHIM), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(words, env=environ, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    done = subprocess.run(
+        command, env=environ, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
     seconds, wall = json.loads(done.stdout.strip().splitlines()[-1])
     return seconds, wall
 
@@ -156,9 +158,12 @@ def main() -> None:
         return
     print("\n| training | predicted by plan | simulated | difference |\n|---|---|---|---|")
     for name, case in CASES.items():
-        ours, (theirs, _) = predicted(*case), simulated(case)
-        assert theirs is not None
-        print(f"| {name} | {ours * 1e3:.0f} ms | {theirs * 1e3:.0f} ms | {ours / theirs - 1:+.1%} |", flush=True)
+        plan_seconds, (clock_seconds, _) = predicted(*case), simulated(case)
+        assert clock_seconds is not None
+        figures = (
+            f"{plan_seconds * 1e3:.0f} ms | {clock_seconds * 1e3:.0f} ms | {plan_seconds / clock_seconds - 1:+.1%}"
+        )
+        print(f"| {name} | {figures} |", flush=True)
     case = CASES["Llama 7B width, 16 layers, 4 x H100"]
     walls = {clocked: min(simulated(case, clocked)[1] for _ in range(3)) for clocked in (False, True)}
     print(

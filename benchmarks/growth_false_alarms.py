@@ -106,7 +106,7 @@ def _train(options: dict, folder: Path) -> None:
     batch = options.setdefault("per_device_train_batch_size", 2)
     count = steps * batch * options.get("gradient_accumulation_steps", 1)
     order = options.pop("order", "")
-    rows = _rows(options.pop("lengths", (32, 32)), options.pop("long", None), order, count, random.Random(seed))
+    examples = _rows(options.pop("lengths", (32, 32)), options.pop("long", None), order, count, random.Random(seed))
     if lora:
         import peft
 
@@ -144,7 +144,7 @@ def _train(options: dict, folder: Path) -> None:
         **{"save_strategy": "no", "save_total_limit": 1, **options},
     )  # fmt: skip
     trainer = (InOrder if order else Trainer)(
-        model=model, args=arguments, train_dataset=rows, eval_dataset=rows[:24], data_collator=_collate,
+        model=model, args=arguments, train_dataset=examples, eval_dataset=examples[:24], data_collator=_collate,
         callbacks=[*([Unfreezing()] if unfreezes else []), *([Recording()] if records else [])],
     )  # fmt: skip
     trainer.train()
@@ -163,11 +163,11 @@ def _rows(lengths, long, order, count, rng):
     return [{"input_ids": [rng.randrange(5, 500) for _ in range(size)]} for size in sizes]
 
 
-def _collate(rows):
+def _collate(examples):
     import torch
 
-    longest = max(len(row["input_ids"]) for row in rows)
-    ids = [row["input_ids"] for row in rows]
+    longest = max(len(example["input_ids"]) for example in examples)
+    ids = [example["input_ids"] for example in examples]
     return {
         "input_ids": torch.tensor([sequence + [0] * (longest - len(sequence)) for sequence in ids]),
         "labels": torch.tensor([sequence + [-100] * (longest - len(sequence)) for sequence in ids]),

@@ -80,7 +80,7 @@ def _train(folder: Path) -> None:
     sizes = {"hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 6, "num_attention_heads": 8}
     LlamaForCausalLM(LlamaConfig(**sizes, vocab_size=4096)).save_pretrained(folder / "model")
     model = AutoModelForCausalLM.from_pretrained(folder / "model", device_map="auto", dtype=torch.float32)
-    rows = [{"input_ids": [5 + number] * 256, "labels": [5 + number] * 256} for number in range(32)]
+    examples = [{"input_ids": [5 + number] * 256, "labels": [5 + number] * 256} for number in range(32)]
     times: dict[bool, list[float]] = {True: [], False: []}
     spent: dict[str, float] = {}
 
@@ -103,7 +103,7 @@ def _train(folder: Path) -> None:
         output_dir=str(folder / "out"), max_steps=STEPS + 3, per_device_train_batch_size=2, report_to=[],
         disable_tqdm=True, save_strategy="no",
     )  # fmt: skip
-    trainer = Trainer(model=model, args=arguments, train_dataset=rows, callbacks=[Alternating()])
+    trainer = Trainer(model=model, args=arguments, train_dataset=examples, callbacks=[Alternating()])
     trainer.train()
     meter = Meter("npu", range(4))
     figures = {

@@ -46,7 +46,7 @@ def train(options: argparse.Namespace) -> None:
             max_steps=2, report_to=[], save_strategy="no", optim="adamw_torch_fused", disable_tqdm=True,
         )  # fmt: skip
         transformers.Trainer(
-            model=model, args=arguments, train_dataset=[{"input_ids": row, "labels": row} for row in ids]
+            model=model, args=arguments, train_dataset=[{"input_ids": sequence, "labels": sequence} for sequence in ids]
         ).train()
     time = simulation.step_time()
     assert time is not None, "the kind of the devices is unknown"
@@ -87,12 +87,14 @@ def main() -> None:
 
 
 def _in_a_process(options: argparse.Namespace, variables: dict[str, str]) -> dict:
-    words = [sys.executable, "-m", "benchmarks.pipeline", "--train", *sys.argv[1:]]
+    command = [sys.executable, "-m", "benchmarks.pipeline", "--train", *sys.argv[1:]]
     variables = {
         "BALANCE_SIMULATE": f"{options.devices}:shapes", "PYTHONPATH": f"{ROOT / 'shim'}:{ROOT}",
         "OMP_NUM_THREADS": "1", "BALANCE_SEQ_LEN": str(options.tokens), "BALANCE_REPORT": "off", **variables,
     }  # fmt: skip
-    done = subprocess.run(words, env={**os.environ, **variables}, cwd=ROOT, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command, env={**os.environ, **variables}, cwd=ROOT, capture_output=True, text=True, check=False
+    )
     if done.returncode:
         raise SystemExit(done.stderr[-3000:])
     line = next(line for line in reversed(done.stdout.splitlines()) if line.startswith('{"seconds"'))

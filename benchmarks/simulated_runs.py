@@ -103,11 +103,11 @@ class Simulator:
 
 
 def _run_cold(machine, command, environment, folder, log) -> int:
-    words = ["-m", "balance_shim", "simulate", "--gpus", machine, "--shapes-only", *command]
+    command_line = ["-m", "balance_shim", "simulate", "--gpus", machine, "--shapes-only", *command]
     with open(log, "wb") as file:
         done = subprocess.run(
-            [sys.executable, *words], env=_environment(environment), cwd=folder, stdin=subprocess.DEVNULL, stdout=file,
-            stderr=file, timeout=TIME_LIMIT,
+            [sys.executable, *command_line], env=_environment(environment), cwd=folder, stdin=subprocess.DEVNULL,
+            stdout=file, stderr=file, timeout=TIME_LIMIT,
         )  # fmt: skip
     return done.returncode
 

@@ -77,16 +77,16 @@ def solver() -> float:
         costs = random_costs(blocks)
         capacities = [float(GIB * (24, 24, 48, 80)[device % 4]) for device in range(devices)]
         loads = [sums(costs)] * devices
-        whole = timed(lambda loads=loads, c=capacities, n=blocks: partition(loads, c, n), 20)
+        full = timed(lambda loads=loads, c=capacities, n=blocks: partition(loads, c, n), 20)
         least = timed(lambda loads=loads, c=capacities, n=blocks: least_fill(loads, c, n), 20)
 
         def worked_out(costs: list[BlockCost] = costs, c: list[float] = capacities) -> None:
             partition([RunPeaks(costs)] * len(c), c, len(costs))
 
         lazily = timed(worked_out, 5)
-        rows.append([str(blocks), str(devices), *(f"{milliseconds:.2f}" for milliseconds in (whole, least, lazily))])
+        rows.append([str(blocks), str(devices), *(f"{milliseconds:.2f}" for milliseconds in (full, least, lazily))])
         if (blocks, devices) == (200, 16):
-            budgeted = whole
+            budgeted = full
     print("The solver alone, milliseconds")
     print(table(["blocks", "devices", "partition", "least_fill alone", "partition, peaks worked out"], rows))
     return budgeted

@@ -73,68 +73,70 @@ def main():
 
         model = get_peft_model(model, LoraConfig(r=16, lora_alpha=32, target_modules=LANGUAGE_LAYERS))
 
-    rows = [ROWS.get(config.model_type, text_row)(config, options.seq_len)]
-    rows *= options.steps * options.batch_size * options.accumulation
-    Trainer(model=model, args=arguments, train_dataset=rows, data_collator=collate, callbacks=[LoadingPeaks()]).train()
+    examples = [EXAMPLES.get(config.model_type, text_example)(config, options.seq_len)]
+    examples *= options.steps * options.batch_size * options.accumulation
+    Trainer(
+        model=model, args=arguments, train_dataset=examples, data_collator=collate, callbacks=[LoadingPeaks()]
+    ).train()
     print(json.dumps({"hf_device_map": getattr(model, "hf_device_map", None)}, default=str))
 
 
-def text_row(config, length):
+def text_example(config, length):
     ids = torch.randint(100, 30000, (length,))
     return {"input_ids": ids, "labels": ids}
 
 
-def qwen_vl_row(config, length):
+def qwen_vl_example(config, length):
     """Pictures of 896 x 1120 pixels: 64 x 80 patches, which become 1280 tokens."""
     vision = config.vision_config
     grid = torch.tensor([1, 64, 80])
     tokens = int(grid.prod()) // vision.spatial_merge_size**2
     pictures = max(1, round(length * PICTURE_SHARE / tokens))
-    row = picture_row(config, length, pictures, tokens)
+    example = picture_example(config, length, pictures, tokens)
     values = vision.in_channels * vision.temporal_patch_size * vision.patch_size**2
     return {
-        **row,
-        "mm_token_type_ids": (row["input_ids"] == config.image_token_id).long(),
+        **example,
+        "mm_token_type_ids": (example["input_ids"] == config.image_token_id).long(),
         "pixel_values": torch.zeros(pictures * int(grid.prod()), values),
         "image_grid_thw": grid.repeat(pictures, 1),
     }
 
 
-def internvl_row(config, length):
+def internvl_example(config, length):
     """Tiles of 448 x 448 pixels, which become 256 tokens each."""
     height, width = config.vision_config.image_size
     tokens = height * width // config.vision_config.patch_size[0] ** 2 // 4
     tiles = max(1, round(length * PICTURE_SHARE / tokens))
-    return {**picture_row(config, length, tiles, tokens), "pixel_values": torch.zeros(tiles, 3, height, width)}
+    return {**picture_example(config, length, tiles, tokens), "pixel_values": torch.zeros(tiles, 3, height, width)}
 
 
-def internvl_chat_row(config, length):
-    row = internvl_row(config, length)
-    return {**row, "image_flags": torch.ones(len(row["pixel_values"]), 1, dtype=torch.long)}
+def internvl_chat_example(config, length):
+    example = internvl_example(config, length)
+    return {**example, "image_flags": torch.ones(len(example["pixel_values"]), 1, dtype=torch.long)}
 
 
-def picture_row(config, length, pictures, tokens):
+def picture_example(config, length, pictures, tokens):
     """Pictures of `tokens` tokens each with words around them, then the answer; only words count in the loss."""
-    row = text_row(config, length)
-    ids, labels = row["input_ids"].clone(), row["labels"].clone()
+    example = text_example(config, length)
+    ids, labels = example["input_ids"].clone(), example["labels"].clone()
     start = 4
     for _ in range(pictures):
         ids[start : start + tokens] = config.image_token_id
         labels[start : start + tokens] = -100
         start += tokens + 2  # the marks at the end of one picture and the start of the next
     if start > length:
-        raise SystemExit(f"a row of {length} tokens has no room for pictures of {pictures} x {tokens}")
+        raise SystemExit(f"an example of {length} tokens has no room for pictures of {pictures} x {tokens}")
     return {"input_ids": ids, "labels": labels}
 
 
-ROWS = {"qwen2_5_vl": qwen_vl_row, "internvl": internvl_row, "internvl_chat": internvl_chat_row}
+EXAMPLES = {"qwen2_5_vl": qwen_vl_example, "internvl": internvl_example, "internvl_chat": internvl_chat_example}
 
 
-def collate(rows):
+def collate(examples):
     """Tokens as a matrix; what belongs to pictures one after the other, as processors do it."""
     batch = {}
-    for name in rows[0]:
-        values = [row[name] for row in rows]
+    for name in examples[0]:
+        values = [example[name] for example in examples]
         of_pictures = name in ("pixel_values", "image_grid_thw", "image_flags")
         batch[name] = torch.cat(values) if of_pictures else torch.stack(values)
     return batch

@@ -29,11 +29,11 @@ def saved_llama(folder: Any, **changes: Any) -> Any:
     return folder
 
 
-def save_tokenizer(folder: Any, words: int = 500) -> None:
+def save_tokenizer(folder: Any, vocabulary_size: int = 500) -> None:
     """Write a tokenizer of the words w0, w1, ... to `folder`, for a model with a vocabulary of at least that size."""
     import tokenizers
 
-    vocabulary = {"<unk>": 0, "<s>": 1, "</s>": 2} | {f"w{number}": number + 3 for number in range(words - 3)}
+    vocabulary = {"<unk>": 0, "<s>": 1, "</s>": 2} | {f"w{number}": number + 3 for number in range(vocabulary_size - 3)}
     backend = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token="<unk>"))
     backend.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
     special = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>", "pad_token": "</s>"}

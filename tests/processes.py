@@ -17,8 +17,8 @@ INJECTED = REPOSITORY / "sitecustomize_example"
 
 def environment(*paths: Path | str, **variables: str) -> dict[str, str]:
     """Return this process's environment without our variables, with `paths` as its PYTHONPATH, and `variables`."""
-    kept = {name: text for name, text in os.environ.items() if not name.startswith(("BALANCE_", "PYTHON"))}
-    return {**kept, "PYTHONPATH": os.pathsep.join(map(str, paths)), **variables}
+    inherited = {name: text for name, text in os.environ.items() if not name.startswith(("BALANCE_", "PYTHON"))}
+    return {**inherited, "PYTHONPATH": os.pathsep.join(map(str, paths)), **variables}
 
 
 def python(
@@ -41,7 +41,7 @@ def run(
     **variables: str,
 ) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [str(word) for word in command],
+        [str(argument) for argument in command],
         env=environment(*paths, **variables),
         cwd=cwd,
         capture_output=True,

@@ -11,10 +11,10 @@ PAGE = Path(__file__).parents[1] / "docs" / "recipes.md"
 
 
 class Command(NamedTuple):
-    """One command line: the variables set in front of it, and its words."""
+    """One command line: the variables set in front of it, and its arguments."""
 
     variables: dict[str, str]
-    words: list[str]
+    arguments: list[str]
 
 
 def blocks(heading: str, language: str) -> list[str]:
@@ -35,9 +35,9 @@ def lines_of(block: str) -> list[str]:
 
 
 def _read(line: str) -> Command:
-    words = shlex.split(line, comments=True)
+    arguments = shlex.split(line, comments=True)
     variables = {}
-    while "=" in words[0]:
-        name, _, value = words.pop(0).partition("=")
+    while "=" in arguments[0]:
+        name, _, value = arguments.pop(0).partition("=")
         variables[name] = value
-    return Command(variables, words)
+    return Command(variables, arguments)

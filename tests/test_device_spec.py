@@ -32,7 +32,7 @@ def test_machines_are_read(text, spec):
 
 
 @pytest.mark.parametrize(
-    ("text", "word"),
+    ("text", "phrase"),
     [
         ("0x1GiB", "1 to 64"),
         ("65x1GiB", "1 to 64"),
@@ -52,12 +52,12 @@ def test_machines_are_read(text, spec):
         ("2xquantum", "known: "),
     ],
 )
-def test_other_texts_are_refused_in_one_line(text, word):
+def test_other_texts_are_refused_in_one_line(text, phrase):
     """The message repeats the text, names what is wrong with it, and shows what would be right."""
     with pytest.raises(ValueError, match="4x24GiB") as error:
         parse_spec(text)
     message = str(error.value)
-    assert repr(text) in message and word in message and "\n" not in message
+    assert repr(text) in message and phrase in message and "\n" not in message
 
 
 def test_kinds_are_told_apart_and_bring_an_architecture():
@@ -65,8 +65,8 @@ def test_kinds_are_told_apart_and_bring_an_architecture():
     plain = [kind.name.lower().replace("-", "") for kind in KINDS]
     assert len(set(plain)) == len(plain) and all(kind.source and kind.memory > 4 * GIB for kind in KINDS)
     machine = parse_spec("1GiB+T4+H100+910B+MI300X")
-    assert [each.capability for each in machine.architectures] == [(8, 0), (7, 5), (9, 0), None, (9, 4)]
-    assert [each.runtime for each in machine.architectures] == ["cuda", "cuda", "cuda", "npu", "hip"]
+    assert [architecture.capability for architecture in machine.architectures] == [(8, 0), (7, 5), (9, 0), None, (9, 4)]
+    assert [architecture.runtime for architecture in machine.architectures] == ["cuda", "cuda", "cuda", "npu", "hip"]
 
 
 @given(

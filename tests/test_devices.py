@@ -59,9 +59,9 @@ def machine(monkeypatch):
 @pytest.fixture
 def lines(monkeypatch):
     """The lines that are logged once."""
-    said = []
-    monkeypatch.setattr(log, "once", lambda level, text: said.append(text))
-    return said
+    messages = []
+    monkeypatch.setattr(log, "once", lambda level, text: messages.append(text))
+    return messages
 
 
 def indices(*args, **kwargs):
@@ -219,7 +219,7 @@ def test_workspaces_depend_on_the_architecture():
         ("hip", (9, 4), 408),
         ("hip", (11, 0), 216),
     ]
-    assert [overhead_of(Architecture(*each[:2])) for each in sizes] == [each[2] * MIB for each in sizes]
+    assert [overhead_of(Architecture(*case[:2])) for case in sizes] == [case[2] * MIB for case in sizes]
     assert overhead_of(Architecture("npu", None)) == overhead_of(Architecture("xpu", None)) == 0
 
 

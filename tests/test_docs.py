@@ -62,8 +62,12 @@ def test_examples_are_valid(page):
         if language == "json":
             assert map_file.read(text).entries.keys() == json.loads(text).keys()
         for line in recipes.lines_of(text) if language == "sh" else ():
-            words = [word for word in shlex.split(line, comments=True) if "=" not in word or word.startswith("-")]
-            if words[:1] == ["balance-shim"]:
-                assert words[1] in main.COMMANDS, line
-                if words[1] == "plan":
-                    plan_options.read_options(words[2:], {})
+            arguments = [
+                argument
+                for argument in shlex.split(line, comments=True)
+                if "=" not in argument or argument.startswith("-")
+            ]
+            if arguments[:1] == ["balance-shim"]:
+                assert arguments[1] in main.COMMANDS, line
+                if arguments[1] == "plan":
+                    plan_options.read_options(arguments[2:], {})

@@ -71,7 +71,7 @@ def test_rooms_import_from_below(room):
 
 def test_no_import_circles():
     """Whoever follows imports never comes back."""
-    graph = {name: {each for each, _ in _imports(name) if each not in ("", name)} for name in MODULES if name}
+    graph = {name: {target for target, _ in _imports(name) if target not in ("", name)} for name in MODULES if name}
     while graph:
         leaves = [name for name, imported in graph.items() if not imported & graph.keys()]
         assert leaves, f"in circles: {sorted(graph)}"

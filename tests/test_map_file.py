@@ -34,7 +34,7 @@ def test_a_written_map_is_read_back(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("text", "says"),
+    ("text", "expected"),
     [
         ('{"a": 0,\n "b": }', "line 2 column 7"),
         ("{", "not JSON, line 1 column 2"),
@@ -54,19 +54,19 @@ def test_a_written_map_is_read_back(tmp_path):
         ("[" * 100_000, "nested too deep"),
     ],
 )
-def test_bad_json_in_one_line(text, says):
+def test_bad_json_in_one_line(text, expected):
     """What is wrong, where, and nothing else."""
     with pytest.raises(DeviceMapError) as caught:
         map_file.read(text)
     message = str(caught.value)
-    assert says in message and message.startswith("BALANCE_DEVICE_MAP") and "\n" not in message
+    assert expected in message and message.startswith("BALANCE_DEVICE_MAP") and "\n" not in message
 
 
 def test_unreadable_files_in_one_line(tmp_path):
     """A missing file, a folder, bytes that are no text."""
     (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
-    for name, says in [("missing.json", "No such file"), ("", "is a folder"), ("binary", "not a text file")]:
-        with pytest.raises(DeviceMapError, match=says) as caught:
+    for name, expected in [("missing.json", "No such file"), ("", "is a folder"), ("binary", "not a text file")]:
+        with pytest.raises(DeviceMapError, match=expected) as caught:
             map_file.read(str(tmp_path / name))
         assert "\n" not in str(caught.value)
     with pytest.raises(DeviceMapError, match="cannot be read"):
@@ -78,8 +78,8 @@ def test_what_has_no_end_is_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "large").write_text(" " * (map_file.LARGEST_FILE + 1))
     cases = [(tmp_path / "pipe", "not a regular"), ("/dev/zero", "not a regular"), (tmp_path / "large", "larger")]
-    for path, says in cases:
-        with pytest.raises(DeviceMapError, match=says):
+    for path, expected in cases:
+        with pytest.raises(DeviceMapError, match=expected):
             map_file.read(str(path))
 
 

@@ -31,12 +31,12 @@ def test_cells_are_chosen_by_name():
     assert [cell.training for cell in cells(["ms-swift-4.6.0"], ["dpo"], ["map"])] == ["dpo"]
 
 
-@pytest.mark.parametrize("words", [["--environment", "4.45"], ["--training", "unknown"], ["--mode", "fast"]])
-def test_an_unknown_name_is_refused(words, capsys):
+@pytest.mark.parametrize("arguments", [["--environment", "4.45"], ["--training", "unknown"], ["--mode", "fast"]])
+def test_an_unknown_name_is_refused(arguments, capsys):
     """In one line that lists the names there are."""
     with pytest.raises(SystemExit):
-        command.parsed(words)
-    assert words[1] in capsys.readouterr().err.splitlines()[-1]
+        command.parsed(arguments)
+    assert arguments[1] in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_example_scripts_are_those_of_the_tag(tmp_path):
@@ -47,8 +47,8 @@ def test_example_scripts_are_those_of_the_tag(tmp_path):
         (checkout / folder).mkdir(parents=True)
         (checkout / folder / name).write_text(text.format("5.0.0"))
     who = ("-c", "user.name=matrix", "-c", "user.email=matrix@localhost")
-    for words in (("init", "-q"), ("add", "."), (*who, "commit", "-q", "-m", "first"), ("tag", "v5.0.0")):
-        subprocess.run(["git", "-C", str(checkout), *words], check=True)
+    for arguments in (("init", "-q"), ("add", "."), (*who, "commit", "-q", "-m", "first"), ("tag", "v5.0.0")):
+        subprocess.run(["git", "-C", str(checkout), *arguments], check=True)
     (checkout / "src/transformers/__init__.py").write_text('__version__ = "5.1.0.dev0"\n')
     (checkout / "examples/pytorch/run.py").write_text("# newer\n")
     tagged, there = (examples(checkout, version, tmp_path / "place") for version in ("5.0.0", "5.24.0"))

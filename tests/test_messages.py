@@ -97,9 +97,9 @@ def test_a_message_is_its_english_text():
     inner = Joined(", ", [Message("nothing"), "{x}"])
     message = Message("note: {note}", note=inner)
     say = speaker("zh", io.TextIOWrapper(io.BytesIO(), encoding="utf-8"))
-    for each in (message, copy.deepcopy(message), pickle.loads(pickle.dumps(message))):
-        assert each == "note: nothing, {x}" and json.dumps(each) == '"note: nothing, {x}"'
-        assert say(each) == "说明：无、{x}"
+    for copied in (message, copy.deepcopy(message), pickle.loads(pickle.dumps(message))):
+        assert copied == "note: nothing, {x}" and json.dumps(copied) == '"note: nothing, {x}"'
+        assert say(copied) == "说明：无、{x}"
 
 
 def test_tables_are_aligned():
@@ -115,16 +115,18 @@ def test_env_speaks_chinese(monkeypatch, capsys):
     monkeypatch.setenv("LANG", "zh_CN.UTF-8")
     monkeypatch.setenv("BALANCE_SEQ_LEN", "x")
     assert main(["env"]) == 0
-    said = capsys.readouterr().out
-    assert "BALANCE_MONITOR（未设置：0）\n    记录每一步的显存，增长时发出警告\n    可选值：1 或 0\n" in said
-    assert "警告：BALANCE_SEQ_LEN='x' 不是有效取值，可选：不小于 1 的整数；使用默认值" in said
+    output = capsys.readouterr().out
+    assert "BALANCE_MONITOR（未设置：0）\n    记录每一步的显存，增长时发出警告\n    可选值：1 或 0\n" in output
+    assert "警告：BALANCE_SEQ_LEN='x' 不是有效取值，可选：不小于 1 的整数；使用默认值" in output
     monkeypatch.setenv("BALANCE_LANG", "en")
     assert main(["env"]) == 0
     assert "BALANCE_MONITOR (not set: 0)\n    record the memory" in capsys.readouterr().out
     monkeypatch.setenv("BALANCE_LANG", "fr")
     assert main(["env"]) == 0
-    said = capsys.readouterr().out
-    assert said.count("BALANCE_LANG='fr'") == 1 and "警告：BALANCE_LANG='fr' 不是有效取值，可选：en、zh 之一" in said
+    output = capsys.readouterr().out
+    assert (
+        output.count("BALANCE_LANG='fr'") == 1 and "警告：BALANCE_LANG='fr' 不是有效取值，可选：en、zh 之一" in output
+    )
 
 
 def test_env_on_a_terminal_that_shows_ascii_only():
@@ -146,7 +148,7 @@ def test_plan_speaks_chinese(tmp_path):
         (["--gpus", MACHINE, "--seq-len", "64", "--json"], "zh"),
         (["--gpus", MACHINE, "--seq-len", "64", "--json"], "en"),
     ]
-    found = processes.output_of(
+    output = processes.output_of(
         f"""
         import contextlib, io, json, os, sys
         from balance_shim.cli.main import main
@@ -162,7 +164,7 @@ def test_plan_speaks_chinese(tmp_path):
         BALANCE_MODE="off",
         **QUIET,
     )
-    fits, too_small, json_in_chinese, in_english = json.loads(found.splitlines()[-1])
+    fits, too_small, json_in_chinese, in_english = json.loads(output.splitlines()[-1])
     assert fits[0] == 0 and too_small[0] == 1
     assert "\n放得下\n" in fits[1] and "transformers 的 auto 在同样的设备上" in fits[1]
     assert "预测放不下" in too_small[1] and "说明：序列长度未知" in too_small[1]

@@ -80,4 +80,4 @@ def test_eight_bits_are_a_byte_a_value_and_scales():
 def test_an_unknown_optimizer_counts_as_adam():
     """What nobody knows is taken for the default, the largest of the common ones; nothing trains, nothing is kept."""
     assert optimizer_named("an_optimizer_of_tomorrow") is OPTIMIZERS["adamw_torch"]
-    assert all(each.state_bytes([]) == each.step_bytes([]) == 0 for each in OPTIMIZERS.values())
+    assert all(optimizer.state_bytes([]) == optimizer.step_bytes([]) == 0 for optimizer in OPTIMIZERS.values())

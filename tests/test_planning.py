@@ -29,8 +29,8 @@ def test_a_path_a_config_and_the_command_agree(llama):
     by_path = balance_shim.plan(folder, MACHINE, seq_len=64, precision="fp32", cache="off")
     by_config = balance_shim.plan(config, MACHINE, seq_len=64, precision="fp32", cache="off")
     assert by_path.to_json() == by_config.to_json()
-    words = (folder, "--gpus", MACHINE, "--seq-len", 64, "--precision", "fp32", "--json")
-    ((code, output, errors),) = together(words)
+    arguments = (folder, "--gpus", MACHINE, "--seq-len", 64, "--precision", "fp32", "--json")
+    ((code, output, errors),) = together(arguments)
     assert (code, errors) == (0, "")
     assert f'"predicted_peak": {by_path.worst.predicted_peak}' in output
     assert not by_path.shortfall and set(by_path.device_map.values()) <= {0, 1, 2, 3}
@@ -50,16 +50,16 @@ def test_a_model_is_planned_for_what_trains(llama):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "error", "words"),
+    ("arguments", "error", "phrases"),
     [({"devices": "4 big ones"}, BalanceError, "--gpus"), ({"devices": ""}, BalanceError, "--gpus is needed"),
      ({"devices": MACHINE, "seq_length": 5}, TypeError, "no argument 'seq_length'"),
      ({"devices": MACHINE, "tuning": "qlora"}, BalanceError, "--tuning"),
      ({"devices": "1x1MiB", "precision": "fp32"}, BalanceError, "fits under no map")],
 )  # fmt: skip
-def test_what_cannot_be_planned(llama, monkeypatch, arguments, error, words):
+def test_what_cannot_be_planned(llama, monkeypatch, arguments, error, phrases):
     """One line names the value or the gap."""
     monkeypatch.delenv("BALANCE_SIMULATE", raising=False)
-    with pytest.raises(error, match=words) as raised:
+    with pytest.raises(error, match=phrases) as raised:
         balance_shim.plan(llama[1], **arguments)
     assert "\n" not in str(raised.value)
 

@@ -112,4 +112,4 @@ def test_a_translated_variable_names_the_same_values(variable):
     if variable.allowed.startswith("one of "):
         values = variable.allowed.removeprefix("one of ").split(", ")
         assert translated.allowed == "、".join(values) + " 之一"
-    assert chinese_variables.VARIABLES.keys() == {each.name for each in VARIABLES}
+    assert chinese_variables.VARIABLES.keys() == {setting.name for setting in VARIABLES}

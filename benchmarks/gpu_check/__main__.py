@@ -57,12 +57,12 @@ def _child(name: str, seconds: float, simulate: str | None) -> dict[str, Any]:
     """Return {status: "done", "out of time" or "failed", seconds, records, errors} of one part."""
     if seconds < 5:
         return {"status": "out of time", "seconds": 0, "records": [], "errors": "not begun: no time was left"}
-    words = [sys.executable, str(HERE), "--only", name, *(["--simulate", simulate] if simulate else [])]
+    command = [sys.executable, str(HERE), "--only", name, *(["--simulate", simulate] if simulate else [])]
     # One device: on several, a plain Trainer would train by DataParallel.
     environ = {**os.environ, "BALANCE_MODE": "off", "CUDA_VISIBLE_DEVICES": os.environ.get("CUDA_VISIBLE_DEVICES", "0")}
     environ["CUDA_VISIBLE_DEVICES"] = environ["CUDA_VISIBLE_DEVICES"].split(",")[0]
     began = time.monotonic()
-    process = subprocess.Popen(words, env=environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(command, env=environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
         output, errors = process.communicate(timeout=seconds)
         status = "failed" if process.returncode else "done"

@@ -132,8 +132,8 @@ def full_card(card: Card) -> Iterator[Record]:
     inventory = "from balance_shim import devices, settings; print(devices.inventory(settings.Settings()))"
     leaving = 100 * MIB
     with card.filled(leaving):
-        for command, words in (("inventory", ["-c", inventory]), ("doctor", ["-m", "balance_shim", "doctor"])):
-            done = subprocess.run([sys.executable, *words], env=environ, capture_output=True, text=True, timeout=60)
+        for command, arguments in (("inventory", ["-c", inventory]), ("doctor", ["-m", "balance_shim", "doctor"])):
+            done = subprocess.run([sys.executable, *arguments], env=environ, capture_output=True, text=True, timeout=60)
             yield {
                 "what": command, "left_free": leaving, "code": done.returncode, "output": done.stdout[-1500:],
                 "traceback": "Traceback" in done.stderr, "errors": done.stderr[-1500:],

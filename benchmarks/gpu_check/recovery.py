@@ -11,7 +11,7 @@ import torch
 from . import configs
 from .card import Card
 
-ROWS, TOKENS = 8, 1024
+SEQUENCES, TOKENS = 8, 1024
 MODEL = "Llama-3.2-1B, 8 layers"
 
 
@@ -19,14 +19,14 @@ def recovered(card: Card) -> Iterator[dict[str, Any]]:
     model, tokens = ("tiny", 128) if card.is_simulated else (MODEL, TOKENS)
     for checkpointing in (False, True):
         plain = _train(card, model, tokens, checkpointing, None)
-        forward, whole = plain["forward"], plain["whole"]
-        rooms = {"recomputation" if checkpointing else "backward pass": (forward + whole) // 2}
+        forward, total = plain["forward"], plain["whole"]
+        rooms = {"recomputation" if checkpointing else "backward pass": (forward + total) // 2}
         if not checkpointing:
             rooms["forward pass"] = int(0.8 * forward)
         for phase, room in rooms.items():
             outcome = _train(card, model, tokens, checkpointing, room)
             losses = {"losses": outcome["losses"], "losses_with_room": plain["losses"]}
-            yield {"aimed_at": phase, "room": room, "needs": whole, **losses, **outcome["failure"]}
+            yield {"aimed_at": phase, "room": room, "needs": total, **losses, **outcome["failure"]}
             card.empty()
 
 
@@ -37,10 +37,10 @@ def _train(card: Card, name: str, tokens: int, checkpointing: bool, room: int | 
     import balance_shim
     from balance_shim.monitoring.out_of_memory import is_out_of_memory, place_of
 
-    balance_shim.install(mode="balanced", micro_batch=ROWS, report="off")
+    balance_shim.install(mode="balanced", micro_batch=SEQUENCES, report="off")
     torch.manual_seed(0)
     model = configs.build(name, torch.bfloat16, card.device)
-    ids = torch.randint(10, configs.MODELS[name][1]["vocab_size"], (ROWS, tokens))
+    ids = torch.randint(10, configs.MODELS[name][1]["vocab_size"], (SEQUENCES, tokens))
     observed: dict[str, Any] = {"forward": 0, "whole": 0, "failure": {}}
 
     class Observed(transformers.Trainer):
@@ -73,12 +73,12 @@ def _train(card: Card, name: str, tokens: int, checkpointing: bool, room: int | 
 
     with tempfile.TemporaryDirectory() as folder:
         arguments = transformers.TrainingArguments(
-            output_dir=folder, max_steps=2, per_device_train_batch_size=ROWS, report_to=[], save_strategy="no",
+            output_dir=folder, max_steps=2, per_device_train_batch_size=SEQUENCES, report_to=[], save_strategy="no",
             optim="sgd", learning_rate=1e-3, logging_steps=1, disable_tqdm=True, max_grad_norm=0,
             gradient_checkpointing=checkpointing, gradient_checkpointing_kwargs={"use_reentrant": False},
         )  # fmt: skip
-        rows = [{"input_ids": row, "labels": row} for row in ids] * 2
-        trainer = Observed(model=model, args=arguments, train_dataset=rows)
+        examples = [{"input_ids": sequence, "labels": sequence} for sequence in ids] * 2
+        trainer = Observed(model=model, args=arguments, train_dataset=examples)
         engine = trainer.accelerator.backward
 
         def backward(*args: Any, **kwargs: Any) -> Any:

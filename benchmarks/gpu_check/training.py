@@ -41,14 +41,14 @@ class Case:
     @property
     def title(self) -> str:
         workload = self.workload
-        words = [
+        parts = [
             workload.tuning,
             self.precision,
             f"{workload.batch_size} x {workload.seq_len}",
             f"{workload.loss} loss",
         ]
-        words += ["checkpointing"] * workload.gradient_checkpointing + ["padded"] * self.padded
-        return ", ".join(words)
+        parts += ["checkpointing"] * workload.gradient_checkpointing + ["padded"] * self.padded
+        return ", ".join(parts)
 
 
 def case(model: str, precision: str = "bf16", padded: bool = False, **workload: Any) -> Case:
@@ -101,12 +101,12 @@ def measured(card: Card, trial: Case) -> Peaks:
             gradient_checkpointing=workload.gradient_checkpointing,
             gradient_checkpointing_kwargs={"use_reentrant": False},
         )  # fmt: skip
-        rows = list(range(workload.batch_size * STEPS))
+        examples = list(range(workload.batch_size * STEPS))
         batch = batch_of(trial)
         trainer = Chunking(
             model=model,
             args=arguments,
-            train_dataset=rows,
+            train_dataset=examples,
             data_collator=lambda _: {**batch},  # type: ignore[arg-type]
         )
         with card.measured() as peaks:

@@ -9,7 +9,7 @@ import torch
 
 from .fields import lookup
 from .pictures import Inputs
-from .targets import Row
+from .targets import Example
 
 SAMPLES = 8000
 FRAMES = 64
@@ -52,26 +52,26 @@ def of(model: Any, parameters: set[str], length: int) -> Iterator[Inputs]:
 
 
 def _features(name: str, shape: tuple[int, int], parameters: set[str]) -> Inputs:
-    def row(generator: torch.Generator) -> Row:
-        inputs: Row = {name: torch.randn(shape, generator=generator)}
+    def example(generator: torch.Generator) -> Example:
+        inputs: Example = {name: torch.randn(shape, generator=generator)}
         if "attention_mask" in parameters and shape[0] > shape[1]:
             inputs["attention_mask"] = torch.ones(shape[0], dtype=torch.long)
         return inputs
 
-    return Inputs(row, (name,))
+    return Inputs(example, (name,))
 
 
 def with_words(model: Any, parameters: set[str], name: str, shape: tuple[int, int], length: int) -> Iterator[Inputs]:
-    """Yield sounds whose places are marked in a row of words; how many there are, the model says when it is asked."""
+    """Yield sounds whose places are marked in a text; how many there are, the model says when it is asked."""
     token = lookup(model.config, "audio_token_id", "audio_token_index", "audio_placeholder_token_id")
     if token is None:
         return
 
-    def row_of(places: int):
-        def row(generator: torch.Generator) -> Row:
+    def example_of(places: int):
+        def example(generator: torch.Generator) -> Example:
             ids = torch.randint(8, 200, (length,), generator=generator)
             sounds = torch.full((places,), token)
-            inputs: Row = {
+            inputs: Example = {
                 "input_ids": torch.cat([ids[:4], sounds, ids[4:]]),
                 "attention_mask": torch.ones(length + places, dtype=torch.long),
                 name: torch.randn(shape, generator=generator),
@@ -82,8 +82,8 @@ def with_words(model: Any, parameters: set[str], name: str, shape: tuple[int, in
                     inputs[mask] = torch.ones(frames, dtype=torch.long)
             return inputs
 
-        return row
+        return example
 
     from .pictures import counted
 
-    yield from counted(model, row_of, (name, "input_ids"), frozenset())
+    yield from counted(model, example_of, (name, "input_ids"), frozenset())

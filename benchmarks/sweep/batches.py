@@ -15,7 +15,7 @@ import torch
 
 from . import audio, pictures, targets
 from .fields import lookup
-from .targets import Row
+from .targets import Example
 
 LENGTH = 24  # tokens of a sequence of words
 CLASSES = 3
@@ -26,23 +26,23 @@ class Proposal:
     """One form of the training data.
 
     Attributes:
-        rows: what the data set holds.
+        examples: what the data set holds.
         joined: the entries that the collator concatenates; it stacks the others, and keeps lists of dictionaries.
         own_loss: whether the user's Trainer computes the loss, from the first floating tensor that the model returns.
-        words: for the table, what goes in.
+        inputs: for the table, what goes in.
     """
 
-    rows: list[Row]
+    examples: list[Example]
     joined: frozenset[str] = field(default_factory=frozenset)
     own_loss: bool = False
-    words: str = ""
+    inputs: str = ""
 
 
-def collate(rows: list[Row], joined: frozenset[str]) -> dict[str, Any]:
-    """Return the batch of `rows`."""
+def collate(examples: list[Example], joined: frozenset[str]) -> dict[str, Any]:
+    """Return the batch of `examples`."""
     batch: dict[str, Any] = {}
-    for name, first in rows[0].items():
-        values = [row[name] for row in rows]
+    for name, first in examples[0].items():
+        values = [example[name] for example in examples]
         if not isinstance(first, torch.Tensor) or name in targets.LISTED:
             batch[name] = values
         else:
@@ -50,17 +50,17 @@ def collate(rows: list[Row], joined: frozenset[str]) -> dict[str, Any]:
     return batch
 
 
-def proposals(model: Any, task: str, rows: int) -> Iterator[Proposal]:
-    """Yield forms of `rows` rows for `model`, the most complete first."""
+def proposals(model: Any, task: str, count: int) -> Iterator[Proposal]:
+    """Yield forms of `count` examples for `model`, the most complete first."""
     parameters = set(inspect.signature(model.forward).parameters)
     for inputs in _inputs(model, task, parameters):
         names = ", ".join(inputs.makes)
         for target in targets.of(model, task, parameters):
             examples = []
-            for number in range(rows):
+            for number in range(count):
                 generator = torch.Generator().manual_seed(number)
-                row = inputs.row(generator)
-                examples.append({**row, **target.row(row, generator)})
+                example = inputs.example(generator)
+                examples.append({**example, **target.labels_of(example, generator)})
             yield Proposal(examples, frozenset(inputs.joined), target.own_loss, names)
 
 
@@ -76,7 +76,7 @@ def _inputs(model: Any, task: str, parameters: set[str]) -> Iterator[pictures.In
         if "input_ids" in parameters and "pixel_values" in parameters:
             yield from pictures.with_words(model, parameters, LENGTH)
         yield from pictures.alone(model, parameters)
-    yield from pictures.words(model, task, parameters, LENGTH)
+    yield from pictures.text_inputs(model, task, parameters, LENGTH)
     if task == "seq2seq":
         yield from audio.of(model, parameters, LENGTH)
 

@@ -122,8 +122,8 @@ def _is_choice(name: str, value: Any) -> bool:
     """Whether a field chooses between forms of a model. Sizes are shrunk, whoever has set them."""
     if name.startswith("_"):
         return False
-    words = isinstance(value, list | tuple) and all(isinstance(item, str) for item in value)
-    return isinstance(value, bool | str) or words or name == "out_indices"
+    is_list_of_strings = isinstance(value, list | tuple) and all(isinstance(item, str) for item in value)
+    return isinstance(value, bool | str) or is_list_of_strings or name == "out_indices"
 
 
 def _shrunk(default: Any) -> dict[str, Any]:

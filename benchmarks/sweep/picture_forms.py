@@ -9,17 +9,17 @@ from typing import Any
 import torch
 
 from .fields import lookup
-from .targets import Row
+from .targets import Example
 
 
 @dataclass(frozen=True)
 class Form:
     """One form: `picture` makes the entries of one picture, `extra` those that depend on the tokens."""
 
-    picture: Callable[[torch.Generator], Row]
+    picture: Callable[[torch.Generator], Example]
     makes: tuple[str, ...]
     joined: frozenset[str] = frozenset()
-    extra: Callable[[torch.Tensor], Row] = lambda ids: {}
+    extra: Callable[[torch.Tensor], Example] = lambda ids: {}
 
 
 def forms(config: Any, parameters: set[str]) -> Iterator[Form]:
@@ -44,15 +44,15 @@ def forms(config: Any, parameters: set[str]) -> Iterator[Form]:
         width = lookup(config, "patch_embed_hidden_size", default=768)
         yield Form(lambda g: {name: torch.cat([torch.ones(16, 2), torch.randn(16, width, generator=g)], 1)}, (name,))
 
-    def extras(tiles: int) -> Row:
-        inputs: Row = {}
+    def extras(tiles: int) -> Example:
+        inputs: Example = {}
         if "image_sizes" in parameters:
             inputs["image_sizes"] = torch.tensor([size, size])
         if "pixel_attention_mask" in parameters:
             inputs["pixel_attention_mask"] = torch.ones(tiles, size, size, dtype=torch.long)
         return inputs
 
-    def picture(*shape: int, **more: Any) -> Callable[[torch.Generator], Row]:
+    def picture(*shape: int, **more: Any) -> Callable[[torch.Generator], Example]:
         return lambda generator: {name: torch.randn(shape, generator=generator), **more}
 
     if "image_attention_mask" in parameters:
@@ -106,14 +106,14 @@ def _patches(config: Any, name: str, grid: str, patch: int, merge: int) -> Itera
         )
 
 
-def _one_picture(name: str) -> Callable[[torch.Tensor], Row]:
+def _one_picture(name: str) -> Callable[[torch.Tensor], Example]:
     return lambda ids: {name: torch.ones(len(ids), 1, dtype=torch.long)}
 
 
-def _positions_of_features(config: Any) -> Callable[[torch.Tensor], Row]:
+def _positions_of_features(config: Any) -> Callable[[torch.Tensor], Example]:
     number = lookup(config, "latent_query_num", default=64)
 
-    def extra(ids: torch.Tensor) -> Row:
+    def extra(ids: torch.Tensor) -> Example:
         filled = torch.cat([ids[:1], torch.full((number,), 9), ids[1:]])
         mask = torch.zeros(len(filled), dtype=torch.bool)
         mask[1 : 1 + number] = True
@@ -125,14 +125,14 @@ def _positions_of_features(config: Any) -> Callable[[torch.Tensor], Row]:
 def _mllama(config: Any, size: int) -> Form:
     tiles = lookup(config, "max_num_tiles", inside="vision", default=4)
 
-    def picture(generator: torch.Generator) -> Row:
+    def picture(generator: torch.Generator) -> Example:
         return {
             "pixel_values": torch.randn(1, tiles, 3, size, size, generator=generator),
             "aspect_ratio_ids": torch.tensor([1]),
             "aspect_ratio_mask": torch.ones(1, tiles, dtype=torch.long),
         }
 
-    def extra(ids: torch.Tensor) -> Row:
+    def extra(ids: torch.Tensor) -> Example:
         return {"cross_attention_mask": torch.ones(len(ids), 1, tiles, dtype=torch.long)}
 
     return Form(picture, ("pixel_values", "aspect_ratio_ids"), extra=extra)

@@ -10,57 +10,57 @@ from typing import Any
 import torch
 
 from .fields import lookup
-from .targets import Row, words_of
+from .targets import Example, vocabulary_of
 
 DEBUG = False
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """Makes the inputs of one row; `makes` names the chief ones, `joined` those that a batch concatenates."""
+    """Makes the inputs of one example; `makes` names the chief ones, `joined` those that a batch concatenates."""
 
-    row: Callable[[torch.Generator], Row]
+    example: Callable[[torch.Generator], Example]
     makes: tuple[str, ...]
     joined: frozenset[str] = frozenset()
 
 
-def words(model: Any, task: str, parameters: set[str], length: int) -> Iterator[Inputs]:
-    """Yield rows of words, with the boxes, entities or pictures of documents that the class takes as well."""
+def text_inputs(model: Any, task: str, parameters: set[str], length: int) -> Iterator[Inputs]:
+    """Yield sequences of tokens, with the boxes, entities or pictures of documents that the class takes as well."""
     config = model.config
     choices = task == "multiple-choice"
 
-    def plain(generator: torch.Generator) -> Row:
+    def plain(generator: torch.Generator) -> Example:
         shape = (2, length) if choices else (length,)
-        ids = torch.randint(8, words_of(model), shape, generator=generator)
-        row: Row = {"input_ids": ids}
+        ids = torch.randint(8, vocabulary_of(model), shape, generator=generator)
+        example: Example = {"input_ids": ids}
         if "visual_feats" in parameters:  # LXMERT: objects in a picture
-            row["visual_feats"] = torch.randn(4, config.visual_feat_dim, generator=generator)
-            row["visual_pos"] = torch.rand(4, 4, generator=generator)
+            example["visual_feats"] = torch.randn(4, config.visual_feat_dim, generator=generator)
+            example["visual_pos"] = torch.rand(4, 4, generator=generator)
         if "attention_mask" in parameters:
-            row["attention_mask"] = torch.ones(shape, dtype=torch.long)
+            example["attention_mask"] = torch.ones(shape, dtype=torch.long)
         if "bbox" in parameters:
-            row["bbox"] = torch.tensor([100, 100, 200, 200]).expand(*shape, 4).clone()
+            example["bbox"] = torch.tensor([100, 100, 200, 200]).expand(*shape, 4).clone()
         if "token_type_ids" in parameters and "mm_token_type_ids" not in parameters:
-            row["token_type_ids"] = torch.zeros(shape, dtype=torch.long)
-        return row
+            example["token_type_ids"] = torch.zeros(shape, dtype=torch.long)
+        return example
 
-    def end_marked(generator: torch.Generator) -> Row:
-        row = plain(generator)
-        row["input_ids"][..., -1] = getattr(config, "eos_token_id", None) or 2
+    def end_marked(generator: torch.Generator) -> Example:
+        example = plain(generator)
+        example["input_ids"][..., -1] = getattr(config, "eos_token_id", None) or 2
         if "token_type_ids" in parameters:
-            row.pop("token_type_ids", None)
-        return row
+            example.pop("token_type_ids", None)
+        return example
 
-    def separated(generator: torch.Generator) -> Row:
-        row = plain(generator)
-        row["input_ids"][..., [4, 5, -1]] = config.sep_token_id
-        return row
+    def separated(generator: torch.Generator) -> Example:
+        example = plain(generator)
+        example["input_ids"][..., [4, 5, -1]] = config.sep_token_id
+        return example
 
-    def with_page(generator: torch.Generator) -> Row:
+    def with_page(generator: torch.Generator) -> Example:
         size = _size(config)
         return {**plain(generator), "pixel_values": torch.randn(3, size, size, generator=generator)}
 
-    def aligned(generator: torch.Generator) -> Row:
+    def aligned(generator: torch.Generator) -> Example:
         return {name: torch.cat([value] * 3, 0)[:64] for name, value in plain(generator).items()}
 
     if "input_ids" not in parameters and "inputs" not in parameters:
@@ -97,15 +97,15 @@ def alone(model: Any, parameters: set[str]) -> Iterator[Inputs]:
         )
     for size in dict.fromkeys((_size(config), 32, 64, 224)):
 
-        def row(generator: torch.Generator, size: int = size) -> Row:
-            inputs: Row = {name: torch.randn(channels, size, size, generator=generator)}
+        def example(generator: torch.Generator, size: int = size) -> Example:
+            inputs: Example = {name: torch.randn(channels, size, size, generator=generator)}
             if "pixel_mask" in parameters:
                 inputs["pixel_mask"] = torch.ones(size, size, dtype=torch.long)
             if "prompt_depth" in parameters:
                 inputs["prompt_depth"] = torch.rand(1, size // 2, size // 2, generator=generator)
             return inputs
 
-        yield Inputs(row, (name,))
+        yield Inputs(example, (name,))
 
 
 def videos(model: Any, parameters: set[str]) -> Iterator[Inputs]:
@@ -127,8 +127,8 @@ def with_words(model: Any, parameters: set[str], length: int) -> Iterator[Inputs
     )  # fmt: skip
     for form in forms(config, parameters):
 
-        def row_of(places: int, form: Any = form):
-            def row(generator: torch.Generator) -> Row:
+        def example_of(places: int, form: Any = form):
+            def example(generator: torch.Generator) -> Example:
                 ids = torch.randint(8, 200, (length,), generator=generator)
                 marks = torch.full((places,), token if token is not None else 9)
                 ids = torch.cat([ids[:4], marks, ids[4:]])
@@ -144,18 +144,18 @@ def with_words(model: Any, parameters: set[str], length: int) -> Iterator[Inputs
                     inputs["token_type_ids"] = ids.eq(-1 if token is None else token).long()
                 return inputs
 
-            return row
+            return example
 
         makes = ("input_ids", *form.makes) if "input_ids" in parameters else form.makes
         if token is None or "input_ids" not in parameters:
-            yield Inputs(row_of(0), makes, form.joined)
+            yield Inputs(example_of(0), makes, form.joined)
         else:
-            yield from counted(model, row_of, makes, form.joined)
+            yield from counted(model, example_of, makes, form.joined)
 
 
 def counted(
     model: Any,
-    row_of: Callable[[int], Callable[[torch.Generator], Row]],
+    example_of: Callable[[int], Callable[[torch.Generator], Example]],
     makes: tuple[str, ...],
     joined: frozenset[str],
 ) -> Iterator[Inputs]:
@@ -170,10 +170,10 @@ def counted(
         if places in tried:
             continue
         tried.add(places)
-        row = row_of(places)
+        example = example_of(places)
         try:
             with torch.no_grad():
-                model(**collate([row(torch.Generator().manual_seed(0))], joined))
+                model(**collate([example(torch.Generator().manual_seed(0))], joined))
         except Exception as error:
             if DEBUG:
                 print("   ", places, type(error).__name__, str(error)[:300])
@@ -186,7 +186,7 @@ def counted(
             elif len(tried) > 1:
                 return  # it is not the number of places that is wrong
             continue
-        yield Inputs(row, makes, joined)
+        yield Inputs(example, makes, joined)
         return
 
 

@@ -14,8 +14,8 @@ def outcome(record: dict[str, Any]) -> str:
     """Return which of OUTCOMES a record shows."""
     if "reference" not in record or "error" in record["reference"]:
         return "not trainable here"
-    ours, library = record["balanced"], record["off"]
-    if "error" in ours:
+    balanced, library = record["balanced"], record["off"]
+    if "error" in balanced:
         return "same failure" if "error" in library else "broken by us"
     if not same_losses(record, "balanced") and (same_losses(record, "off") or "error" in library):
         return "loss differs"

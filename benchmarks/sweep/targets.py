@@ -10,8 +10,8 @@ import torch
 
 from .fields import lookup
 
-Row = dict[str, Any]
-LISTED = frozenset({"mask_labels", "class_labels"})  # lists of tensors in a batch, one a row
+Example = dict[str, Any]
+LISTED = frozenset({"mask_labels", "class_labels"})  # lists of tensors in a batch, one per example
 OF_IMAGES = frozenset(
     {"image-classification", "segmentation", "instance-segmentation", "detection", "depth", "masked-image"}
 )
@@ -19,28 +19,28 @@ OF_IMAGES = frozenset(
 
 @dataclass(frozen=True)
 class Target:
-    """Makes the labels of one row from its inputs; see `batches.Proposal` for `own_loss`."""
+    """Makes the labels of one example from its inputs; see `batches.Proposal` for `own_loss`."""
 
-    row: Callable[[Row, torch.Generator], Row]
+    labels_of: Callable[[Example, torch.Generator], Example]
     own_loss: bool = False
 
 
 def of(model: Any, task: str, parameters: set[str]) -> Iterator[Target]:
     """Yield the labels that the class might take, the likeliest first."""
     yield from MAKERS[task](model, parameters)
-    yield Target(lambda row, generator: {}, own_loss=True)
+    yield Target(lambda example, generator: {}, own_loss=True)
 
 
-def words_of(model: Any) -> int:
+def vocabulary_of(model: Any) -> int:
     """Return the id that ordinary words stay below."""
     return min(200, lookup(model.config, "vocab_size", default=200))
 
 
 def _tokens(model: Any, parameters: set[str]) -> Iterator[Target]:
-    def same(row: Row, generator: torch.Generator) -> Row:
-        if "input_ids" not in row:
+    def same(example: Example, generator: torch.Generator) -> Example:
+        if "input_ids" not in example:
             return {"labels": torch.randint(8, 200, (12,), generator=generator)}
-        labels = row["input_ids"].clone()
+        labels = example["input_ids"].clone()
         labels[labels >= 256] = -100  # places of pictures and sounds
         return {"labels": labels}
 
@@ -49,11 +49,11 @@ def _tokens(model: Any, parameters: set[str]) -> Iterator[Target]:
 
 
 def _answer(model: Any, parameters: set[str]) -> Iterator[Target]:
-    def text(row: Row, generator: torch.Generator) -> Row:
-        return {"labels": torch.randint(8, words_of(model), (12,), generator=generator)}
+    def text(example: Example, generator: torch.Generator) -> Example:
+        return {"labels": torch.randint(8, vocabulary_of(model), (12,), generator=generator)}
 
-    def with_decoder(row: Row, generator: torch.Generator) -> Row:
-        labels = torch.randint(8, words_of(model), (12,), generator=generator)
+    def with_decoder(example: Example, generator: torch.Generator) -> Example:
+        labels = torch.randint(8, vocabulary_of(model), (12,), generator=generator)
         return {"labels": labels, "decoder_input_ids": labels.roll(1)}
 
     if "decoder_input_ids" not in parameters:
@@ -63,7 +63,7 @@ def _answer(model: Any, parameters: set[str]) -> Iterator[Target]:
         yield Target(with_decoder)
 
 
-def _words_or_answer(model: Any, parameters: set[str]) -> Iterator[Target]:
+def _tokens_or_answer(model: Any, parameters: set[str]) -> Iterator[Target]:
     if "decoder_input_ids" in parameters:
         yield from _answer(model, parameters)
     yield from _tokens(model, parameters)
@@ -71,11 +71,11 @@ def _words_or_answer(model: Any, parameters: set[str]) -> Iterator[Target]:
 
 
 def _span(model: Any, parameters: set[str]) -> Iterator[Target]:
-    def span(row: Row, generator: torch.Generator) -> Row:
+    def span(example: Example, generator: torch.Generator) -> Example:
         return {"start_positions": torch.tensor(3), "end_positions": torch.tensor(7)}
 
-    def and_entity(row: Row, generator: torch.Generator) -> Row:
-        return {**span(row, generator), "labels": torch.tensor(1)}
+    def and_entity(example: Example, generator: torch.Generator) -> Example:
+        return {**span(example, generator), "labels": torch.tensor(1)}
 
     if "start_positions" in parameters:
         yield Target(span)
@@ -85,8 +85,8 @@ def _span(model: Any, parameters: set[str]) -> Iterator[Target]:
 
 
 def _classes_of_tokens(model: Any, parameters: set[str]) -> Iterator[Target]:
-    def classes(row: Row, generator: torch.Generator) -> Row:
-        return {"labels": torch.randint(0, _number(model), row["input_ids"].shape[:1], generator=generator)}
+    def classes(example: Example, generator: torch.Generator) -> Example:
+        return {"labels": torch.randint(0, _number(model), example["input_ids"].shape[:1], generator=generator)}
 
     yield Target(classes)
 
@@ -96,10 +96,10 @@ def _number(model: Any) -> int:
 
 
 def _class(model: Any, parameters: set[str]) -> Iterator[Target]:
-    def index(row: Row, generator: torch.Generator) -> Row:
+    def index(example: Example, generator: torch.Generator) -> Example:
         return {"labels": torch.randint(0, _number(model), (), generator=generator)}
 
-    def scores(row: Row, generator: torch.Generator) -> Row:
+    def scores(example: Example, generator: torch.Generator) -> Example:
         return {"labels": torch.rand(_number(model), generator=generator)}
 
     if "labels" in parameters:
@@ -108,12 +108,12 @@ def _class(model: Any, parameters: set[str]) -> Iterator[Target]:
 
 
 def _choice(model: Any, parameters: set[str]) -> Iterator[Target]:
-    yield Target(lambda row, generator: {"labels": torch.randint(0, 2, (), generator=generator)})
+    yield Target(lambda example, generator: {"labels": torch.randint(0, 2, (), generator=generator)})
 
 
 def _map_of_classes(model: Any, parameters: set[str]) -> Iterator[Target]:
-    def mask(row: Row, generator: torch.Generator) -> Row:
-        size = row["pixel_values"].shape[-2:]
+    def mask(example: Example, generator: torch.Generator) -> Example:
+        size = example["pixel_values"].shape[-2:]
         return {"labels": torch.randint(0, _number(model), tuple(size), generator=generator)}
 
     yield Target(mask)
@@ -121,21 +121,21 @@ def _map_of_classes(model: Any, parameters: set[str]) -> Iterator[Target]:
 
 
 def _masks(model: Any, parameters: set[str]) -> Iterator[Target]:
-    def masks(row: Row, generator: torch.Generator) -> Row:
-        size = row["pixel_values"].shape[-2:]
+    def masks(example: Example, generator: torch.Generator) -> Example:
+        size = example["pixel_values"].shape[-2:]
         return {
             "mask_labels": (torch.rand(2, *size, generator=generator) > 0.5).float(),
             "class_labels": torch.randint(0, _number(model), (2,), generator=generator),
         }
 
-    def and_task(row: Row, generator: torch.Generator) -> Row:
+    def and_task(example: Example, generator: torch.Generator) -> Example:
         length = lookup(model.config, "task_seq_len", default=77)
         queries = lookup(model.config, "num_queries", default=12) - lookup(
             model.config, "text_encoder_n_ctx", default=0
         )
         ids = torch.randint(8, 200, (queries, lookup(model.config, "text_encoder_context_length", default=77)))
         return {
-            **masks(row, generator),
+            **masks(example, generator),
             "task_inputs": torch.randint(8, 200, (length,), generator=generator),
             "text_inputs": ids,
         }
@@ -146,15 +146,15 @@ def _masks(model: Any, parameters: set[str]) -> Iterator[Target]:
 
 
 def _objects(model: Any, parameters: set[str]) -> Iterator[Target]:
-    def boxes(row: Row, generator: torch.Generator) -> Row:
+    def boxes(example: Example, generator: torch.Generator) -> Example:
         middle = torch.rand(2, 2, generator=generator) * 0.4 + 0.3
         sizes = torch.rand(2, 2, generator=generator) * 0.2 + 0.1
         classes = torch.randint(0, _number(model), (2,), generator=generator)
         return {"labels": {"class_labels": classes, "boxes": torch.cat([middle, sizes], -1)}}
 
-    def and_masks(row: Row, generator: torch.Generator) -> Row:
-        size = row["pixel_values"].shape[-2:]
-        labels = boxes(row, generator)["labels"]
+    def and_masks(example: Example, generator: torch.Generator) -> Example:
+        size = example["pixel_values"].shape[-2:]
+        labels = boxes(example, generator)["labels"]
         return {"labels": {**labels, "masks": (torch.rand(2, *size, generator=generator) > 0.5).float()}}
 
     if "labels" in parameters:
@@ -163,18 +163,18 @@ def _objects(model: Any, parameters: set[str]) -> Iterator[Target]:
 
 
 def _depth(model: Any, parameters: set[str]) -> Iterator[Target]:
-    def depth(row: Row, generator: torch.Generator) -> Row:
-        return {"labels": torch.rand(tuple(row["pixel_values"].shape[-2:]), generator=generator) + 0.5}
+    def depth(example: Example, generator: torch.Generator) -> Example:
+        return {"labels": torch.rand(tuple(example["pixel_values"].shape[-2:]), generator=generator) + 0.5}
 
     yield Target(depth)
 
 
 def _hidden_patches(model: Any, parameters: set[str]) -> Iterator[Target]:
-    def hidden(row: Row, generator: torch.Generator) -> Row:
+    def hidden(example: Example, generator: torch.Generator) -> Example:
         config = model.config
         patch = lookup(config, "patch_size", default=4)
         patch = patch if isinstance(patch, int) else patch[0]
-        image = row["pixel_values"].shape[-1]
+        image = example["pixel_values"].shape[-1]
         strides = lookup(config, "encoder_stride", default=patch)
         number = (image // patch) ** 2
         del strides
@@ -185,7 +185,7 @@ def _hidden_patches(model: Any, parameters: set[str]) -> Iterator[Target]:
 
 MAKERS: dict[str, Callable[[Any, set[str]], Iterator[Target]]] = {
     "causal-lm": _tokens,
-    "image-text-to-text": _words_or_answer,
+    "image-text-to-text": _tokens_or_answer,
     "seq2seq": _answer,
     "speech-seq2seq": _answer,
     "ctc": _answer,
@@ -202,5 +202,5 @@ MAKERS: dict[str, Callable[[Any, set[str]], Iterator[Target]]] = {
     "masked-image": _hidden_patches,
     "video-classification": _class,
     "audio-classification": _class,
-    "visual-question-answering": _words_or_answer,
+    "visual-question-answering": _tokens_or_answer,
 }

@@ -12,7 +12,7 @@ from .batches import Proposal, collate, proposals
 from .classes import Candidate
 from .configs import tiny
 
-ROWS = 2  # a step
+SEQUENCES = 2  # a step
 STEPS = 2
 MOST_PROPOSALS = 24
 
@@ -22,7 +22,7 @@ class NotTrainable(Exception):
 
 
 def make(candidate: Candidate, folder: Path) -> dict[str, Any]:
-    """Make a tiny model of the class, find a batch that trains, train on the CPU; leave model and rows in `folder`.
+    """Make a tiny model of the class, find a batch that trains, train on the CPU; leave model and examples in `folder`.
 
     Returns:
         "losses", "norms", "inputs" and "supports": whether the class declares what may not be split.
@@ -37,7 +37,7 @@ def make(candidate: Candidate, folder: Path) -> dict[str, Any]:
     except Exception as error:
         raise NotTrainable(f"no tiny model: {_short(error)}") from error
     failures: list[str] = []
-    for number, proposal in enumerate(proposals(model, candidate.task, ROWS * STEPS)):
+    for number, proposal in enumerate(proposals(model, candidate.task, SEQUENCES * STEPS)):
         if number >= MOST_PROPOSALS:
             break
         try:
@@ -46,17 +46,17 @@ def make(candidate: Candidate, folder: Path) -> dict[str, Any]:
             failures.append(_short(error))
             continue
         model.save_pretrained(folder)
-        torch.save(proposal, folder / "rows.pt")
+        torch.save(proposal, folder / "examples.pt")
         declared = getattr(model_class, "_no_split_modules", None) is not None
         del model
         result = train(candidate, folder, device_map=None)
-        return {**result, "inputs": proposal.words, "own_loss": proposal.own_loss, "declared": declared}
+        return {**result, "inputs": proposal.inputs, "own_loss": proposal.own_loss, "declared": declared}
     raise NotTrainable("no batch trains: " + " | ".join(dict.fromkeys(failures)) if failures else "no batch proposed")
 
 
 def _runs(model: Any, proposal: Proposal) -> None:
     """Raise what the model raises at this batch, or if it gives no loss to train."""
-    batch = collate(proposal.rows[:ROWS], proposal.joined)
+    batch = collate(proposal.examples[:SEQUENCES], proposal.joined)
     if proposal.own_loss:
         loss = loss_of(model(**batch))
     else:
@@ -101,21 +101,21 @@ def train(candidate: Candidate, folder: Path, device_map: str | None) -> dict[st
             loss = loss_of(outputs)
             return (loss, outputs) if return_outputs else loss
 
-    proposal = torch.load(folder / "rows.pt", weights_only=False)
+    proposal = torch.load(folder / "examples.pt", weights_only=False)
     keywords = {} if device_map is None else {"device_map": device_map}
     torch.manual_seed(0)
     model = candidate.model_class.from_pretrained(folder, **keywords)
     places = set(map(str, (getattr(model, "hf_device_map", None) or {"": "cpu"}).values()))
     arguments = transformers.TrainingArguments(
-        output_dir=str(folder / "out"), per_device_train_batch_size=ROWS, max_steps=STEPS, logging_steps=1,
+        output_dir=str(folder / "out"), per_device_train_batch_size=SEQUENCES, max_steps=STEPS, logging_steps=1,
         save_strategy="no", report_to=[], disable_tqdm=True, optim="adamw_torch", learning_rate=1e-4,
         remove_unused_columns=False, use_cpu=device_map is None, seed=0,
     )  # fmt: skip
     trainer = Trainer(
         model=model,
         args=arguments,
-        train_dataset=proposal.rows,
-        data_collator=lambda rows: collate(rows, proposal.joined),
+        train_dataset=proposal.examples,
+        data_collator=lambda examples: collate(examples, proposal.joined),
     )
     trainer.train()
     logs = [log for log in trainer.state.log_history if "loss" in log]

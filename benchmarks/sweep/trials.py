@@ -32,8 +32,8 @@ def record_of(candidate: Candidate, plain: Server, machine: Server, roomy: Serve
                 record["machine"] = spec
                 for mode in ("off", "balanced"):
                     shutil.rmtree(Path(folder, "out"), ignore_errors=True)
-                    asked = {**request, "do": "train", "environment": {"BALANCE_MODE": mode}}
-                    record[mode] = server.run(asked, seconds)
+                    train_request = {**request, "do": "train", "environment": {"BALANCE_MODE": mode}}
+                    record[mode] = server.run(train_request, seconds)
                 if not any(_is_short_of_room(record[mode]) for mode in ("off", "balanced")):
                     break
     for name in ("reference", "off", "balanced"):

@@ -10,8 +10,8 @@ import pytest
 from tests.processes import INJECTED, REPOSITORY, run
 
 
-def pip(*words):
-    done = run(sys.executable, "-m", "pip", *words, paths=())
+def pip(*arguments):
+    done = run(sys.executable, "-m", "pip", *arguments, paths=())
     assert done.returncode == 0, done.stderr
 
 

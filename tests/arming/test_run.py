@@ -46,11 +46,11 @@ def test_a_mode_of_the_user(script, variables, mode):
 
 
 @pytest.mark.parametrize(
-    "words",
+    "command",
     [("-m", "shown", "a b"), ("-c", SHOW, "a b"), ("-u", "{folder}/shown.py", "a b"), ("{folder}/shown", "a b"),
      ("{folder}/itself", "a b"), ("{folder}/package", "a b"), ("shown-program", "a b")],
 )  # fmt: skip
-def test_every_kind_of_program(tmp_path, words):
+def test_every_kind_of_program(tmp_path, command):
     """Modules, code, options for Python, files of any name, folders, and programs on PATH are armed."""
     for name in ("shown.py", "shown"):
         program(tmp_path / name, SHOW, executable=False)
@@ -60,8 +60,8 @@ def test_every_kind_of_program(tmp_path, words):
     (tmp_path / "bin").mkdir()
     program(tmp_path / "bin" / "shown-program", f"#!{sys.executable}\n{SHOW}")
     path = f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}"
-    words = [word.format(folder=tmp_path) if word != SHOW else word for word in words]
-    done = python(*RUN, *words, paths=(SHIM, tmp_path), PATH=path)
+    command = [argument.format(folder=tmp_path) if argument != SHOW else argument for argument in command]
+    done = python(*RUN, *command, paths=(SHIM, tmp_path), PATH=path)
     assert done.stdout.endswith('"a b"], "balanced", true]\n'), done.stderr
 
 
@@ -146,8 +146,8 @@ def test_the_command_does_not_arm_itself(tmp_path):
         f"#!{sys.executable}\nimport sys\nfrom balance_shim.cli.main import main\n"
         "import balance_shim\nassert not balance_shim.status().armed\nsys.exit(main())\n",
     )
-    for words in ((sys.executable, "-m", "balance_shim"), (sys.executable, "-mbalance_shim"), (command,)):
-        done = run(*words, "--version", BALANCE_MODE="map", BALANCE_SEQ_LEN="x")
+    for prefix in ((sys.executable, "-m", "balance_shim"), (sys.executable, "-mbalance_shim"), (command,)):
+        done = run(*prefix, "--version", BALANCE_MODE="map", BALANCE_SEQ_LEN="x")
         assert (done.returncode, done.stderr) == (0, "") and done.stdout.startswith("balance-shim ")
 
 
@@ -166,21 +166,23 @@ def test_simulate_hands_the_devices_on(script):
     """The script finds its devices in BALANCE_SIMULATE, and keeps its own options."""
     show = "import os, sys; print(os.environ['BALANCE_SIMULATE'], sys.argv[1:])"
     script.write_text(show)
-    words = ("-m", "balance_shim", "simulate", "--shapes-only", "--gpus", "2x1GiB", str(script), "--gpus", "3")
-    assert python(*words).stdout == "2x1GiB:shapes ['--gpus', '3']\n"
-    words = ("-m", "balance_shim", "simulate", "--gpus=2x1GiB", "-c", show)
-    assert python(*words).stdout == "2x1GiB []\n"
+    command = ("-m", "balance_shim", "simulate", "--shapes-only", "--gpus", "2x1GiB", str(script), "--gpus", "3")
+    assert python(*command).stdout == "2x1GiB:shapes ['--gpus', '3']\n"
+    command = ("-m", "balance_shim", "simulate", "--gpus=2x1GiB", "-c", show)
+    assert python(*command).stdout == "2x1GiB []\n"
 
 
-@pytest.mark.parametrize("words", [("--gpus", "4xmuch", "train.py"), ("train.py",), ("--gpus",), ("--gpus", "4x1GiB")])
-def test_simulate_refuses(words):
+@pytest.mark.parametrize(
+    "arguments", [("--gpus", "4xmuch", "train.py"), ("train.py",), ("--gpus",), ("--gpus", "4x1GiB")]
+)
+def test_simulate_refuses(arguments):
     """Devices that cannot be read, or nothing to run: exit code 2 before anything is started."""
-    done = python("-m", "balance_shim", "simulate", *words)
+    done = python("-m", "balance_shim", "simulate", *arguments)
     assert done.returncode == 2 and "balance-shim" in done.stderr and "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize("words", [("--help",), ("run", "--help"), ("simulate", "-h"), ("env", "--help")])
-def test_help(words):
+@pytest.mark.parametrize("arguments", [("--help",), ("run", "--help"), ("simulate", "-h"), ("env", "--help")])
+def test_help(arguments):
     """Each command explains itself."""
-    done = python("-m", "balance_shim", *words)
+    done = python("-m", "balance_shim", *arguments)
     assert done.returncode == 0 and done.stdout.startswith("usage: balance-shim") and done.stderr == ""

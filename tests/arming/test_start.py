@@ -115,8 +115,8 @@ def test_scripts_whose_arguments_look_like_that(arguments, tmp_path):
     """Only the program counts, not what is among its arguments."""
     script = tmp_path / "train.py"
     script.write_text(STATUS)
-    words = [word.format(script) for word in arguments]
-    assert python(*words, paths=START, BALANCE_MODE="balanced").stdout == "True\n"
+    command = [argument.format(script) for argument in arguments]
+    assert python(*command, paths=START, BALANCE_MODE="balanced").stdout == "True\n"
 
 
 @pytest.mark.parametrize("method", ["spawn", "forkserver", "fork"])
@@ -217,24 +217,24 @@ def test_the_hidden_sitecustomize(name, mode, tmp_path):
     # The same folders in both, so that sys.path can be compared; `empty` takes our place.
     empty = tmp_path / "empty"
     empty.mkdir()
-    theirs = code(SEEN, paths=(SHIM, empty, tmp_path))
-    ours = code(SEEN, paths=(SHIM, INJECTED, tmp_path), BALANCE_MODE=mode)
-    stdout = ours.stdout.replace(str(INJECTED), str(empty))
+    reference = code(SEEN, paths=(SHIM, empty, tmp_path))
+    armed_run = code(SEEN, paths=(SHIM, INJECTED, tmp_path), BALANCE_MODE=mode)
+    stdout = armed_run.stdout.replace(str(INJECTED), str(empty))
     if name in ("none", "says no"):
         # There is nothing to stand for it: our own module may.
-        stdout = stdout.replace(f"{empty}/sitecustomize.py", theirs.stdout.split()[1])
-    assert stdout == theirs.stdout
-    said, armed = ours.stderr.rstrip("\n").rpartition("\n")[::2]
-    assert said == theirs.stderr.rstrip("\n").rpartition("\n")[0]
+        stdout = stdout.replace(f"{empty}/sitecustomize.py", reference.stdout.split()[1])
+    assert stdout == reference.stdout
+    output, armed = armed_run.stderr.rstrip("\n").rpartition("\n")[::2]
+    assert output == reference.stderr.rstrip("\n").rpartition("\n")[0]
     assert armed == str(mode == "balanced")
 
 
 def test_a_hidden_sitecustomize_that_exits(tmp_path):
     """SystemExit there ends the interpreter, with us as without."""
     (tmp_path / "sitecustomize.py").write_text("raise SystemExit(5)")
-    theirs = code("print(1)", paths=(SHIM, tmp_path))
-    ours = code("print(1)", paths=(SHIM, INJECTED, tmp_path), BALANCE_MODE="balanced")
-    assert (ours.returncode, ours.stdout) == (theirs.returncode, theirs.stdout) != (0, "1\n")
+    reference = code("print(1)", paths=(SHIM, tmp_path))
+    armed_run = code("print(1)", paths=(SHIM, INJECTED, tmp_path), BALANCE_MODE="balanced")
+    assert (armed_run.returncode, armed_run.stdout) == (reference.returncode, reference.stdout) != (0, "1\n")
 
 
 def test_our_folder_twice_and_written_otherwise(tmp_path):

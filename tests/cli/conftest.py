@@ -33,9 +33,9 @@ def saved(tmp_path_factory):
 def plans(saved, tmp_path_factory):
     """The plan of each small model, and a folder with the map that was written for each."""
     maps = tmp_path_factory.mktemp("maps")
-    words = {name: (saved / name, "--gpus", MACHINE, *SHORT, "--output", maps / f"{name}.json") for name in SAVED}
-    done = together(*((*each, "--json") for each in words.values()))
-    return {name: json.loads(output) for name, (_, output, _) in zip(words, done, strict=True)}, maps
+    commands = {name: (saved / name, "--gpus", MACHINE, *SHORT, "--output", maps / f"{name}.json") for name in SAVED}
+    done = together(*((*command, "--json") for command in commands.values()))
+    return {name: json.loads(output) for name, (_, output, _) in zip(commands, done, strict=True)}, maps
 
 
 @pytest.fixture(scope="session")

@@ -15,32 +15,32 @@ SAVED = ("llama", "llama-tied", "mixtral", "qwen-vl", "t5", "bert-classifier")
 SAVED = tuple(name for name in SAVED if name in models.ALL)
 
 
-def plan(*words, **variables):
+def plan(*arguments, **variables):
     """Run the command and return what it left."""
-    return processes.python("-m", "balance_shim", "plan", *map(str, words), **{**QUIET, **variables})
+    return processes.python("-m", "balance_shim", "plan", *map(str, arguments), **{**QUIET, **variables})
 
 
-def planned(*words, code=0, **variables):
+def planned(*arguments, code=0, **variables):
     """Run the command with `--json`; return the object on standard output, which holds nothing else."""
-    done = plan(*words, "--json", **variables)
+    done = plan(*arguments, "--json", **variables)
     assert done.returncode == code, done.stderr
     return json.loads(done.stdout)
 
 
 def together(*commands, timeout=120):
     """Run several commands in one process, which imports the libraries once; return (code, stdout, stderr) of each."""
-    lines = [["plan", *map(str, words)] for words in commands]
+    lines = [["plan", *map(str, arguments)] for arguments in commands]
     printed = processes.output_of(
         f"""
         import contextlib, io, json
         from balance_shim.cli.main import main
-        found = []
-        for words in {lines!r}:
+        results = []
+        for arguments in {lines!r}:
             output, errors = io.StringIO(), io.StringIO()
             with contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors):
-                code = main(words)
-            found.append((code, output.getvalue(), errors.getvalue()))
-        print(json.dumps(found))
+                code = main(arguments)
+            results.append((code, output.getvalue(), errors.getvalue()))
+        print(json.dumps(results))
         """,
         timeout=timeout,
         BALANCE_MODE="off",

@@ -21,7 +21,7 @@ def test_a_missing_package_of_a_quantizer_is_named_in_one_line(saved, tmp_path):
     assert done.returncode == 2 and done.stderr.count("\n") == 1 and "hqq" in done.stderr.lower(), done.stderr
 
 
-BAD_WORDS = {
+BAD_ARGUMENTS = {
     "no model": ((), "MODEL is needed"),
     "no devices": (("x",), "--gpus is needed: write devices x size"),
     "devices": (("x", "--gpus", "4"), "--gpus '4': a device has at least 1 MiB"),
@@ -50,19 +50,19 @@ BAD_WORDS = {
 }
 
 
-@pytest.mark.parametrize("case", BAD_WORDS)
-def test_bad_words_get_one_line_with_what_is_allowed(case):
+@pytest.mark.parametrize("case", BAD_ARGUMENTS)
+def test_bad_arguments_get_one_line_with_what_is_allowed(case):
     """Bad usage is exit code 2, nothing on standard output, and one line that says what would be right."""
-    words, line = BAD_WORDS[case]
-    done = plan(*words)
+    arguments, line = BAD_ARGUMENTS[case]
+    done = plan(*arguments)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.count("\n") == 1 and line in done.stderr
 
 
 def test_each_bad_value_gets_its_line():
     """Several bad values, of options and of variables, are all told at once; what an option overrides is not read."""
-    words = ("x", "--gpus", "1x1GiB", "--seq-len", "x", "--batch-size", "1")
-    done = plan(*words, BALANCE_TUNING="some", BALANCE_BATCH_SIZE="y", BALANCE_MAX_MEMORY="3=1GiB")
+    arguments = ("x", "--gpus", "1x1GiB", "--seq-len", "x", "--batch-size", "1")
+    done = plan(*arguments, BALANCE_TUNING="some", BALANCE_BATCH_SIZE="y", BALANCE_MAX_MEMORY="3=1GiB")
     lines = [line.partition(": ")[2] for line in done.stderr.splitlines()]
     assert done.returncode == 2
     assert [line.partition("=")[0].partition(" ")[0] for line in lines] == [

@@ -31,9 +31,9 @@ def test_a_reader_that_leaves_early_changes_nothing(saved, command):
     read, write = os.pipe()
     os.close(read)
     options = (str(saved / "llama"), "--gpus", MACHINE, *SHORT) if command == "plan" else ()
-    words = ("-m", "balance_shim", command, *options)
+    arguments = ("-m", "balance_shim", command, *options)
     done = subprocess.run(
-        [sys.executable, *words],
+        [sys.executable, *arguments],
         stdout=write,
         stderr=subprocess.PIPE,
         text=True,
@@ -45,7 +45,7 @@ def test_a_reader_that_leaves_early_changes_nothing(saved, command):
 
 def test_variables_are_defaults_for_options(saved):
     """BALANCE_* variables say what options leave open, options go first, and caps and reserve hold."""
-    found = planned(
+    plan_data = planned(
         saved / "llama",
         "--seq-len", "32",
         "--gradient-checkpointing",
@@ -63,18 +63,18 @@ def test_variables_are_defaults_for_options(saved):
         "batch_size": 2, "seq_len": 32, "accumulation": 3, "tuning": "lora", "optimizer": "sgd",
         "gradient_checkpointing": True,
     }  # fmt: skip
-    assert {name: found["workload"][name] for name in expected} == expected
-    assert found["model"]["dtype"] == "fp16"
-    assert [device["capacity"] for device in found["devices"]] == [511 * MIB, 255 * MIB]
+    assert {name: plan_data["workload"][name] for name in expected} == expected
+    assert plan_data["model"]["dtype"] == "fp16"
+    assert [device["capacity"] for device in plan_data["devices"]] == [511 * MIB, 255 * MIB]
 
 
 def test_bare_checkpointing_in_front_of_the_model(saved):
     """`--gradient-checkpointing MODEL` means 1, and 0 can be said; less is kept with it."""
     rest = (saved / "llama", "--json", "--gpus", MACHINE, "--batch-size", "8", *SHORT)
     done = together(("--gradient-checkpointing", *rest), ("--gradient-checkpointing", "0", *rest))
-    found = [json.loads(output)["devices"] for _, output, _ in done]
-    kept = [sum(device["terms"]["activations"] for device in devices) for devices in found]
-    assert kept[0] < kept[1]
+    devices_by_plan = [json.loads(output)["devices"] for _, output, _ in done]
+    activations = [sum(device["terms"]["activations"] for device in devices) for devices in devices_by_plan]
+    assert activations[0] < activations[1]
 
 
 def test_precision_falls_back_to_the_config_and_then_to_bf16(tmp_path):
@@ -84,18 +84,18 @@ def test_precision_falls_back_to_the_config_and_then_to_bf16(tmp_path):
     silent = tmp_path / "silent.json"
     silent.write_text(json.dumps({key: value for key, value in config.items() if "dtype" not in key}))
     done = together(*((model, "--json", "--gpus", MACHINE, *SHORT) for model in (tmp_path, silent)))
-    found = [json.loads(output) for _, output, _ in done]
-    assert [each["model"]["dtype"] for each in found] == ["fp16", "bf16"]
-    assert [any("dtype" in note for note in each["notes"]) for each in found] == [False, True]
+    plans = [json.loads(output) for _, output, _ in done]
+    assert [data["model"]["dtype"] for data in plans] == ["fp16", "bf16"]
+    assert [any("dtype" in note for note in data["notes"]) for data in plans] == [False, True]
 
 
 def test_a_config_without_a_class_gets_one_supposed(tmp_path):
     """A config that names no architecture is planned as the usual class of its type, and the plan says so."""
     config = transformers.LlamaConfig(**models.SIZES)
     config.save_pretrained(tmp_path)
-    found = planned(tmp_path / "config.json", "--gpus", MACHINE, *SHORT)
-    assert found["model"]["class"] == "LlamaForCausalLM"
-    assert any("assuming LlamaForCausalLM" in note for note in found["notes"])
+    plan_data = planned(tmp_path / "config.json", "--gpus", MACHINE, *SHORT)
+    assert plan_data["model"]["class"] == "LlamaForCausalLM"
+    assert any("assuming LlamaForCausalLM" in note for note in plan_data["notes"])
 
 
 def test_remote_code_runs_only_when_allowed_and_off_standard_output(tmp_path):
@@ -116,11 +116,11 @@ def test_remote_code_runs_only_when_allowed_and_off_standard_output(tmp_path):
     config |= {"model_type": "own", "architectures": ["OwnForCausalLM"]}
     config["auto_map"] = {"AutoConfig": "own_model.OwnConfig", "AutoModelForCausalLM": "own_model.OwnForCausalLM"}
     (tmp_path / "config.json").write_text(json.dumps(config))
-    words = (tmp_path, "--gpus", MACHINE, *SHORT)
-    refused = plan(*words)
+    arguments = (tmp_path, "--gpus", MACHINE, *SHORT)
+    refused = plan(*arguments)
     assert refused.returncode == 2 and refused.stderr.count("\n") == 1 and "--trust-remote-code" in refused.stderr
     modules = {"HF_MODULES_CACHE": str(tmp_path / "modules")}
-    assert planned(*words, "--trust-remote-code", **modules)["model"]["class"] == "OwnForCausalLM"
+    assert planned(*arguments, "--trust-remote-code", **modules)["model"]["class"] == "OwnForCausalLM"
 
 
 @pytest.mark.skipif(version_of("transformers") < (5,), reason="4.x needs triton for it")
@@ -130,8 +130,8 @@ def test_quantized_weights_are_counted_as_loaded(tmp_path):
     config = json.loads((folder / "config.json").read_text())
     config["quantization_config"] = {"quant_method": "fp8", "weight_block_size": [128, 128]}
     (folder / "config.json").write_text(json.dumps(config))
-    found = planned(folder, "--gpus", "4x24GiB", "--seq-len", "128", "--tuning", "lora")
-    weights = sum(device["terms"]["weights"] for device in found["devices"])
+    plan_data = planned(folder, "--gpus", "4x24GiB", "--seq-len", "128", "--tuning", "lora")
+    weights = sum(device["terms"]["weights"] for device in plan_data["devices"])
     assert weights == pytest.approx(2 * 2 * 152064 * 3584 + 28 * 233e6, rel=0.01)
 
 
@@ -142,8 +142,8 @@ def test_a_hub_id_in_the_cache_is_planned_offline(saved, tmp_path):
     (snapshot.parent.parent / "refs").mkdir()
     (snapshot.parent.parent / "refs" / "main").write_text("0123")
     (snapshot / "config.json").write_bytes((saved / "llama" / "config.json").read_bytes())
-    found = planned("some/llama", "--gpus", MACHINE, *SHORT, HF_HOME=str(tmp_path))
-    assert found["model"]["class"] == "LlamaForCausalLM"
+    plan_data = planned("some/llama", "--gpus", MACHINE, *SHORT, HF_HOME=str(tmp_path))
+    assert plan_data["model"]["class"] == "LlamaForCausalLM"
 
 
 @pytest.mark.parametrize("named", ["", "config.json"], ids=["folder", "file"])

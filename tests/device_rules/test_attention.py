@@ -11,7 +11,7 @@ from balance_shim.virtual.grouped_attention import MODULE, NAME, around_use_gqa,
 from balance_shim.virtual.math_attention import math_attention
 
 T4, V100, A100, RTX3090, H100, B200 = (
-    Architecture("cuda", each) for each in ((7, 5), (7, 0), (8, 0), (8, 6), (9, 0), (10, 0))
+    Architecture("cuda", capability) for capability in ((7, 5), (7, 0), (8, 0), (8, 6), (9, 0), (10, 0))
 )
 MI300X, NAVI21 = Architecture("hip", (9, 4)), Architecture("hip", (10, 3))
 NPU = Architecture("npu", None)
@@ -82,16 +82,16 @@ def test_plain_products_compute_what_torch_computes(dtype, changes):
     mask[3], mask[0, 1:] = float("-inf"), float("-inf")
     given = {"mask": None, "is_causal": False, "scale": None, "enable_gqa": False, **changes}
     given["mask"] = mask if given["mask"] else None
-    ours = [torch.randn(shape, dtype=dtype, requires_grad=True) for shape in shapes]
-    theirs = [each.detach().clone().requires_grad_() for each in ours]
-    out = math_attention(*ours, dropout_p=0.0, **given)
+    inputs = [torch.randn(shape, dtype=dtype, requires_grad=True) for shape in shapes]
+    reference_inputs = [tensor.detach().clone().requires_grad_() for tensor in inputs]
+    out = math_attention(*inputs, dropout_p=0.0, **given)
     named = {name: value for name, value in given.items() if name != "mask"}
-    expected = torch.ops.aten._scaled_dot_product_attention_math(*theirs, given["mask"], **named)[0]
+    expected = torch.ops.aten._scaled_dot_product_attention_math(*reference_inputs, given["mask"], **named)[0]
     torch.testing.assert_close(out, expected)
     out.float().square().sum().backward()
     expected.float().square().sum().backward()
-    for mine, other in zip(ours, theirs, strict=True):
-        torch.testing.assert_close(mine.grad, other.grad)
+    for tensor, reference in zip(inputs, reference_inputs, strict=True):
+        torch.testing.assert_close(tensor.grad, reference.grad)
 
 
 def kept_by(architectures, dtype, keys):
@@ -130,19 +130,21 @@ def test_repeated_keys_help_where_the_efficient_kernel_takes_them():
 def test_the_question_of_transformers_is_answered(monkeypatch):
     """Only for calls that concern us, without a mask, and unless the user insists; otherwise the library's answer."""
     concerned, seen = [True], []
-    asked = around_use_gqa(lambda mask, key, *rest: True, lambda key: concerned[0], lambda key: seen.append(key.shape))
+    use_gqa = around_use_gqa(
+        lambda mask, key, *rest: True, lambda key: concerned[0], lambda key: seen.append(key.shape)
+    )
     with tracing_for([H100]), tracing(1) as machine:
         key = traced(torch.empty(1, 2, 64, 16, device="meta"), 0, machine)
         half = traced(torch.empty(1, 2, 64, 16, dtype=BFLOAT, device="meta"), 0, machine)
-        assert asked(None, key) is False and asked(None, key, key) is False and len(seen) == 2
-        assert asked(None, half) is True and asked(half, key) is True
+        assert use_gqa(None, key) is False and use_gqa(None, key, key) is False and len(seen) == 2
+        assert use_gqa(None, half) is True and use_gqa(half, key) is True
         with torch.autocast("cpu", dtype=BFLOAT):  # attention then runs in the lower type
-            assert asked(None, key) is True
+            assert use_gqa(None, key) is True
         monkeypatch.setenv("TRANSFORMERS_SDPA_FORCE_GQA", "1")
-        assert asked(None, key) is True
+        assert use_gqa(None, key) is True
         monkeypatch.delenv("TRANSFORMERS_SDPA_FORCE_GQA")
         concerned[0] = False
-        assert asked(None, key) is True and len(seen) == 2
+        assert use_gqa(None, key) is True and len(seen) == 2
 
 
 def test_transformers_still_asks():

@@ -22,16 +22,16 @@ def test_versions_that_go_together_are_no_problem():
 
 
 @pytest.mark.parametrize(
-    ("stack", "said"),
+    ("stack", "message"),
     [(Stack("13.0", "12.4", "2.27.3", "2.27.3"), "driver runs CUDA up to 12.4, and torch needs 13.0"),
      (Stack("12.4", "12.4", "2.18.1", "2.21.5", "/opt/nccl"), "NCCL 2.18.1 is loaded although 2.21.5"),
      (Stack("12.4", "", "", "2.21.5"), "torch for CUDA 12.4 sees no device")],
 )  # fmt: skip
-def test_versions_that_do_not_go_together(stack, said):
+def test_versions_that_do_not_go_together(stack, message):
     """One line for each mismatch, with what to do."""
-    found = problems(stack)
-    assert len(found) == 1 and said in found[0]
-    assert any(word in found[0] for word in ("update", "remove it from", "install"))
+    messages = problems(stack)
+    assert len(messages) == 1 and message in messages[0]
+    assert any(remedy in messages[0] for remedy in ("update", "remove it from", "install"))
 
 
 def test_without_a_device_nothing_is_measured():
@@ -50,8 +50,8 @@ def test_slow_links_are_named_once():
         ("b", "c"): 60.0,
         ("c", "b"): 60.0,
     }
-    found = slow_links(speeds)
-    assert len(found) == 1 and found[0].startswith("a and c reach")
+    messages = slow_links(speeds)
+    assert len(messages) == 1 and messages[0].startswith("a and c reach")
     assert slow_links({("a", "b"): 10.0, ("b", "a"): 9.0}) == []
 
 

@@ -113,8 +113,8 @@ def run_command(
 
 def child_environment(environment: Mapping[str, str] | None = None) -> dict[str, str]:
     """This process's variables without its `BALANCE_*` ones, plus `OFFLINE`, the package's folder, `environment`."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("BALANCE_")}
-    return {**kept, **OFFLINE, "PYTHONPATH": str(REPOSITORY / "shim"), **(environment or {})}
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("BALANCE_")}
+    return {**inherited, **OFFLINE, "PYTHONPATH": str(REPOSITORY / "shim"), **(environment or {})}
 
 
 def on_python_path() -> dict[str, str]:
@@ -126,8 +126,8 @@ def read_losses(path: Path) -> list[float]:
     """The value of `loss` of each logged step in a JSON-lines file; empty if the file was never written."""
     if not path.exists():
         return []
-    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    return [float(row["loss"]) for row in rows if "loss" in row]
+    records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    return [float(record["loss"]) for record in records if "loss" in record]
 
 
 def read_peaks(report: Path) -> list[int]:

@@ -62,8 +62,8 @@ def main():
     ]
     part = {"status": "done", "seconds": 1, "records": records, "errors": ""}
     text = page({"commit": "here", "parts": {"stages": part}})
-    found = {"alone": alone, "together": together(card, request.model, plan.device_map, workload), "page": text}
-    Path(sys.argv[1]).write_text(json.dumps(found))
+    results = {"alone": alone, "together": together(card, request.model, plan.device_map, workload), "page": text}
+    Path(sys.argv[1]).write_text(json.dumps(results))
 
 
 if __name__ == "__main__":

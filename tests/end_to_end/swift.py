@@ -11,10 +11,10 @@ from tests.end_to_end.run import read_losses
 
 def executable() -> str:
     """The `swift` command of this interpreter's environment."""
-    found = shutil.which("swift", path=str(Path(sys.executable).parent))
-    if found is None:
+    path = shutil.which("swift", path=str(Path(sys.executable).parent))
+    if path is None:
         raise RuntimeError(f"ms-swift is not installed beside {sys.executable}: run this in the swift lane")
-    return found
+    return path
 
 
 def sft_arguments(

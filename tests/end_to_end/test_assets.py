@@ -31,10 +31,10 @@ def test_smollm2_is_an_ordinary_checkpoint(smollm2):
 
 def test_text_is_english_and_long_enough(text):
     """The text is prose, and each row fills a sequence of 128 tokens."""
-    rows = text.read_text(encoding="utf-8").splitlines()
-    assert len(rows) == 256
-    assert all(len(row) >= assets.TEXT_CHARACTERS for row in rows)
-    assert sum(" the " in row for row in rows) > 200
+    lines = text.read_text(encoding="utf-8").splitlines()
+    assert len(lines) == 256
+    assert all(len(line) >= assets.TEXT_CHARACTERS for line in lines)
+    assert sum(" the " in line for line in lines) > 200
 
 
 def test_made_once_leaves_nothing_when_making_fails(tmp_path):

@@ -24,9 +24,14 @@ def arguments(tiny, text):
 @pytest.fixture(scope="module", params=sampled(["plain_trainer.py", "trl_sft.py"], "plain_trainer.py"))
 def watched(request, arguments, tmp_path_factory):
     """(script, its arguments, what came of it, the folder that it wrote to)"""
-    words = trl_arguments(arguments) if request.param.startswith("trl") else arguments
+    argv = trl_arguments(arguments) if request.param.startswith("trl") else arguments
     folder = tmp_path_factory.mktemp("watched")
-    return request.param, words, run_script(request.param, words, folder, WATCHED, SHIM).expect_success(), folder
+    return (
+        request.param,
+        argv,
+        run_script(request.param, argv, folder, WATCHED, SHIM).expect_success(),
+        folder,
+    )
 
 
 def test_a_script_is_watched(watched):
@@ -37,7 +42,7 @@ def test_a_script_is_watched(watched):
     assert {line["tokens"] for line in record} == {2 * 2 * 128}
     for index, peak in enumerate(outcome.peaks):
         figures = [line["devices"][f"npu:{index}"] for line in record]
-        assert 0 < max(each["peak"] for each in figures) <= peak
+        assert 0 < max(usage["peak"] for usage in figures) <= peak
     assert "memory of this training" in outcome.stderr and "memory of this training" not in outcome.stdout
     assert (folder / "report" / "memory.svg").read_text().startswith("<svg")
     assert "balance_shim: warning" not in outcome.stderr and "already one" not in outcome.stderr
@@ -47,12 +52,12 @@ def test_a_script_is_watched(watched):
 
 def test_memory_that_runs_out_is_explained(watched, tmp_path):
     """Device, phase and remedies, or that there are none, are on standard error before the script's own traceback."""
-    script, words, outcome, _ = watched
+    script, arguments, outcome, _ = watched
     small = {"BALANCE_SIMULATE": f"4x{int(0.55 * max(outcome.peaks)) // 1024}KiB", "BALANCE_MODE": "balanced"}
-    outcome = run_script(script, words, tmp_path, small, SHIM)
+    outcome = run_script(script, arguments, tmp_path, small, SHIM)
     assert outcome.exit_code == 1 and "out of memory" not in outcome.stdout
-    said, _, rest = outcome.stderr.partition("balance_shim: error: out of memory on npu:")
-    assert "torch.OutOfMemoryError" not in said and " pass" in rest.partition("\n")[0]
+    output, _, rest = outcome.stderr.partition("balance_shim: error: out of memory on npu:")
+    assert "torch.OutOfMemoryError" not in output and " pass" in rest.partition("\n")[0]
     remedies = "remedy 1: " in rest or "no setting of the shim would have fit" in rest
     assert "measured" in rest and remedies, outcome.tail()
     assert "OutOfMemoryError: Simulated device out of memory." in rest
@@ -88,6 +93,6 @@ def test_tensorboard_has_memory_beside_the_loss(tiny, tmp_path):
     assert "train/loss" in events.Tags()["scalars"]
     for index in range(4):
         scalars = events.Scalars(f"memory_GiB/npu:{index}/peak")
-        assert [each.step for each in scalars] == [2, 4] and all(0 < each.value < 2 for each in scalars)
+        assert [scalar.step for scalar in scalars] == [2, 4] and all(0 < scalar.value < 2 for scalar in scalars)
     # Without a report folder the record is in the Trainer's.
     assert len((folder / "output" / "memory.jsonl").read_text().splitlines()) == 4

@@ -59,14 +59,16 @@ except torch.OutOfMemoryError:
 """
 
 
-def training(load, rows, steps=2, callbacks="[]"):
-    return load + rows + TRAIN.replace("STEPS", str(steps)).replace("CALLBACKS", callbacks)
+def training(load, examples, steps=2, callbacks="[]"):
+    return load + examples + TRAIN.replace("STEPS", str(steps)).replace("CALLBACKS", callbacks)
 
 
 def command(heading, which=0):
     """The one of the recipe's commands that trains."""
-    trains = [each for each in recipes.commands(heading) if each.words[:2] == ["balance-shim", "run"]]
-    assert trains[which].words[2:] == ["train.py"], trains
+    trains = [
+        candidate for candidate in recipes.commands(heading) if candidate.arguments[:2] == ["balance-shim", "run"]
+    ]
+    assert trains[which].arguments[2:] == ["train.py"], trains
     return trains[which]
 
 
@@ -114,22 +116,29 @@ def test_plans_have_the_figures_of_the_page(tmp_path):
     config = {"OpenGVLab/InternVL2_5-26B": "InternVL2.5-26B-remote", "Qwen/Qwen2.5-VL-7B-Instruct": "Qwen2.5-VL-7B",
               "Qwen/Qwen2.5-7B": "Qwen2.5-7B"}  # fmt: skip
     headings = re.findall(r"^## (.+)$", recipes.PAGE.read_text(encoding="utf-8"), re.M)
-    plans = {h: each.words for h in headings for each in recipes.commands(h) if each.words[1] == "plan"}
+    plans = {
+        h: candidate.arguments
+        for h in headings
+        for candidate in recipes.commands(h)
+        if candidate.arguments[1] == "plan"
+    }
     lines = []
-    for words in plans.values():
-        place = next(word for word in words if word in config)
-        lines.append([str(_config_of(config[place], tmp_path)) if word == place else word for word in words[2:]])
+    for arguments in plans.values():
+        place = next(argument for argument in arguments if argument in config)
+        lines.append(
+            [str(_config_of(config[place], tmp_path)) if argument == place else argument for argument in arguments[2:]]
+        )
     done = dict(zip(plans, together(*lines, timeout=600), strict=True))
     assert all(code == 0 for code, _, _ in done.values()), done
     page = recipes.PAGE.read_text(encoding="utf-8")
-    said = {
+    expected = {
         "ms-swift: InternVL2.5-26B on 4 cards": ["with 14.6 GiB", "28.0 ", "out of memory on cuda:0 and cuda:1"],
         "Qwen2.5-VL: full fine-tuning": ["with 19.6 GiB", "out of memory on cuda:1 and cuda:2"],
         "A model that needs two of eight cards": ["4 replicas:", "with 16.3 GiB", "on 2 x 24.0 GiB"],
         "Unequal cards": ["cuda:2 with 54%", "out of memory on cuda:1"],
     }
-    assert done.keys() == said.keys()
-    for heading, texts in said.items():
+    assert done.keys() == expected.keys()
+    for heading, texts in expected.items():
         for text in texts:
             assert text in done[heading][1], (heading, done[heading][1])
     assert all(f"{figure}" in page for figure in ("14.6", "28.0", "19.6 GiB", "16.3 GiB", "54 %"))
@@ -156,48 +165,48 @@ def _config_of(name, folder):
 
 def test_qwen_vl_trains_on_unequal_devices_with_pictures(trained):
     """All weights train, recomputed as the recipe's variable asks, with blocks on every device."""
-    said = trained[0]["Qwen2.5-VL: full fine-tuning"]
-    placed = said.rpartition("balanced map for Qwen2_5_VLForConditionalGeneration")[2]
-    assert "accumulation 1, checkpointing" in placed and "balance_shim: warning" not in said
+    log = trained[0]["Qwen2.5-VL: full fine-tuning"]
+    placed = log.rpartition("balanced map for Qwen2_5_VLForConditionalGeneration")[2]
+    assert "accumulation 1, checkpointing" in placed and "balance_shim: warning" not in log
     assert len(re.findall(r"^  npu:\d  ", placed, re.M)) == 4 and "nothing" not in placed, placed
 
 
 def test_dpo_by_path_plans_policy_and_reference(trained):
     """TRL loads both by the path, each gets a balanced map, and the training ends."""
-    said = trained[0]["TRL: DPO with a model path"]
-    models_planned = set(re.findall(r"balanced map for LlamaForCausalLM(?:, model (\d) in this process)? \(", said))
-    assert len(models_planned) == 2, said  # their numbers depend on the recipes that this process has run before
-    assert "2 x 1024 tokens" in said and "balance_shim: warning" not in said
+    log = trained[0]["TRL: DPO with a model path"]
+    models_planned = set(re.findall(r"balanced map for LlamaForCausalLM(?:, model (\d) in this process)? \(", log))
+    assert len(models_planned) == 2, log  # their numbers depend on the recipes that this process has run before
+    assert "2 x 1024 tokens" in log and "balance_shim: warning" not in log
     assert list((trained[1] / "dpo").glob("checkpoint-*/*.safetensors"))
 
 
 def test_unequal_devices_are_filled_alike(trained):
     """The larger devices hold more, to a fraction near that of the smaller ones."""
-    said = trained[0]["Unequal cards"]
-    used = [int(figure) for figure in re.findall(r"^  npu:\d .* (\d+)%", said.partition("(GiB):")[2], re.M)[:4]]
-    assert len(used) == 4 and max(used) - min(used) <= 15, said
+    log = trained[0]["Unequal cards"]
+    used = [int(figure) for figure in re.findall(r"^  npu:\d .* (\d+)%", log.partition("(GiB):")[2], re.M)[:4]]
+    assert len(used) == 4 and max(used) - min(used) <= 15, log
 
 
 def test_memory_that_grows_is_explained(trained):
     """The warning names the list and the line of the recipe's callback."""
-    said = trained[0]["Memory that grows"]
-    assert "retained memory grows on" in said and "history" in said, said[-3000:]
-    assert re.search(r"train\.py:\d+", said)
+    log = trained[0]["Memory that grows"]
+    assert "retained memory grows on" in log and "history" in log, log[-3000:]
+    assert re.search(r"train\.py:\d+", log)
     assert (trained[1] / "report" / "memory.jsonl").exists()
 
 
 def test_out_of_memory_advice_speaks_chinese(trained):
     """Place, measured table and remedies, in one run with `BALANCE_LANG=zh`; other lines of the log stay English."""
-    said = trained[0]["advice"].partition("balance_shim: error: ")[2]
-    assert said.startswith("npu:0 显存不足，发生在前向传播，模块 model.layers.1"), said[:300]
-    assert "第 1 步，batch 为 2 x 32 个 token" in said.partition("\n")[0]
-    assert "规划预测" in said and "实测" in said and ("解决办法" in said or "都放不下" in said)
-    assert "out of memory on" not in said and "remedy" not in said
+    advice = trained[0]["advice"].partition("balance_shim: error: ")[2]
+    assert advice.startswith("npu:0 显存不足，发生在前向传播，模块 model.layers.1"), advice[:300]
+    assert "第 1 步，batch 为 2 x 32 个 token" in advice.partition("\n")[0]
+    assert "规划预测" in advice and "实测" in advice and ("解决办法" in advice or "都放不下" in advice)
+    assert "out of memory on" not in advice and "remedy" not in advice
 
 
 def test_commands_that_other_tests_run_are_those_of_the_page():
     """Replicas and ZeRO-3 start processes, so their tests run the page's variables: see `recipes.commands` there."""
-    one_busy = [each.variables for each in recipes.commands("Only one GPU is busy")]
+    one_busy = [candidate.variables for candidate in recipes.commands("Only one GPU is busy")]
     remedies = [
         ("BALANCE_REPLICAS", "auto"),
         ("BALANCE_MODE", "zero3"),
@@ -217,14 +226,18 @@ def test_internvl_trains_with_ms_swift(tmp_path):
 
     Without pictures: ms-swift needs torchvision for them, which this environment does not have.
     """
-    (command,) = (each for each in recipes.commands("ms-swift: InternVL2.5-26B on 4 cards") if "swift" in each.words)
+    (command,) = (
+        candidate
+        for candidate in recipes.commands("ms-swift: InternVL2.5-26B on 4 cards")
+        if "swift" in candidate.arguments
+    )
     model, data = internvl.make_model(tmp_path / "model"), tmp_path / "train.jsonl"
     turns = [{"role": "user", "content": "What is this?"}, {"role": "assistant", "content": "A plain color."}]
     data.write_text("\n".join([json.dumps({"messages": turns})] * 8) + "\n")
     stand_ins = {"OpenGVLab/InternVL2_5-26B": str(model), "train.jsonl": str(data), "output": str(tmp_path / "output")}
-    words = [stand_ins.get(word, word) for word in command.words[2:]]
+    argv = [stand_ins.get(argument, argument) for argument in command.arguments[2:]]
     # The hub tells the type by the name; float32 because bfloat16 is slow on the CPU.
-    words += [
+    argv += [
         "--model_type",
         "internvl_chat",
         "--template",
@@ -234,11 +247,11 @@ def test_internvl_trains_with_ms_swift(tmp_path):
         "--use_hf",
         "true",
     ]
-    words += ["--torch_dtype", "float32", "--gradient_accumulation_steps", "2", "--max_steps", "2"]
-    words += ["--add_version", "false", "--logging_steps", "1", "--dataloader_num_workers", "0", "--report_to", "none"]
+    argv += ["--torch_dtype", "float32", "--gradient_accumulation_steps", "2", "--max_steps", "2"]
+    argv += ["--add_version", "false", "--logging_steps", "1", "--dataloader_num_workers", "0", "--report_to", "none"]
     report = tmp_path / "report"
     variables = {"BALANCE_SIMULATE": "4x1GiB", "BALANCE_REPORT": str(report), **command.variables}
-    outcome = run_command([sys.executable, *SHIM, *words], variables).expect_success()
+    outcome = run_command([sys.executable, *SHIM, *argv], variables).expect_success()
     assert len(swift.losses(tmp_path / "output")) == 2
     assert swift.checkpoints(tmp_path / "output") == ["checkpoint-2/adapter_model.safetensors"]
     peaks = read_peaks(report)

@@ -35,7 +35,7 @@ def servers():
 @pytest.mark.parametrize("name", SAMPLE)
 def test_a_class_of_each_task_trains_with_the_losses_of_one_device(name, servers):
     """What trains on one device trains under our map, on several devices, with the same losses."""
-    (candidate,) = [each for each in candidates() if each.name == name]
+    (candidate,) = [entry for entry in candidates() if entry.name == name]
     record = record_of(candidate, *servers, seconds=120)
     assert table.outcome(record) in RIGHT, record
     assert record["balanced"]["final_devices"] > 1

@@ -75,10 +75,10 @@ def test_same_losses_without_and_with_the_shim(alone, balanced):
 
 def test_same_weights_without_and_with_the_shim(alone, balanced):
     """The checkpoints saved after the last step hold the same tensors by the same names."""
-    expected, found = weights(alone[1]), weights(balanced[1])
-    assert found.keys() == expected.keys()
+    expected, actual = weights(alone[1]), weights(balanced[1])
+    assert actual.keys() == expected.keys()
     for name, tensor in expected.items():
-        torch.testing.assert_close(found[name], tensor, rtol=1e-3, atol=1e-5, msg=name)
+        torch.testing.assert_close(actual[name], tensor, rtol=1e-3, atol=1e-5, msg=name)
 
 
 def test_every_device_is_used(balanced):
@@ -145,8 +145,8 @@ def test_trl_without_the_shim_stops_with_a_cross_device_error(arguments, tmp_pat
 def trl(large_batches, tmp_path_factory):
     """TRL on four simulated devices, balanced."""
     folder = tmp_path_factory.mktemp("trl")
-    words = trl_arguments(large_batches)
-    return run_script("trl_sft.py", words, folder, {**FOUR, **BALANCED}, SHIM).expect_success(), folder
+    argv = trl_arguments(large_batches)
+    return run_script("trl_sft.py", argv, folder, {**FOUR, **BALANCED}, SHIM).expect_success(), folder
 
 
 def test_trl_same_losses_as_on_one_device(large_batches, trl, tmp_path):
@@ -163,8 +163,8 @@ def test_trl_same_losses_as_on_one_device(large_batches, trl, tmp_path):
 def test_trl_obeys_what_the_variables_say_of_memory(large_batches, trl, tmp_path):
     """One row at a time and layers recomputed: the same losses in less memory, on devices watched for a re-balance."""
     variables = {"BALANCE_MICRO_BATCH": "1", "BALANCE_GRADIENT_CHECKPOINTING": "1", "BALANCE_REBALANCE": "1"}
-    words = trl_arguments(large_batches)
-    outcome = run_script("trl_sft.py", words, tmp_path, {**FOUR, **BALANCED, **variables}, SHIM).expect_success()
+    argv = trl_arguments(large_batches)
+    outcome = run_script("trl_sft.py", argv, tmp_path, {**FOUR, **BALANCED, **variables}, SHIM).expect_success()
     assert outcome.losses == pytest.approx(trl[0].losses, rel=1e-4)
     assert sum(outcome.peaks) < 0.9 * sum(trl[0].peaks)
     assert "accumulation 1 -> 8" in outcome.stderr or "accumulation 8" in outcome.stderr
@@ -172,9 +172,9 @@ def test_trl_obeys_what_the_variables_say_of_memory(large_batches, trl, tmp_path
 
 def test_trl_trains_in_the_precision_that_the_variable_says(large_batches, trl, tmp_path):
     """Weights are saved in bfloat16, and the first loss is that of float32 as far as bfloat16 goes."""
-    words = trl_arguments(large_batches)
+    argv = trl_arguments(large_batches)
     variables = {**FOUR, **BALANCED, "BALANCE_PRECISION": "bf16"}
-    outcome = run_script("trl_sft.py", words, tmp_path, variables, SHIM).expect_success()
+    outcome = run_script("trl_sft.py", argv, tmp_path, variables, SHIM).expect_success()
     assert {str(tensor.dtype) for tensor in weights(tmp_path).values()} == {"torch.bfloat16"}
     assert outcome.losses[0] == pytest.approx(trl[0].losses[0], rel=5e-3)
     assert "BALANCE_PRECISION=bf16 instead of float32 saves" in outcome.stderr
@@ -194,11 +194,11 @@ def test_same_losses_in_chunks(script, arguments, tmp_path):
 
     TRL 0.19 looks at them in each step, for the accuracy that it logs, which is done in chunks; 1.16 never has them.
     """
-    words = trl_arguments(arguments) if script.startswith("trl") else arguments
+    argv = trl_arguments(arguments) if script.startswith("trl") else arguments
     runs = {}
     for loss in ("full", "chunked"):
         environment = {**FOUR, **BALANCED, "BALANCE_LOSS": loss}
-        runs[loss] = run_script(script, words, tmp_path / loss, environment, SMALL_CHUNKS).expect_success()
+        runs[loss] = run_script(script, argv, tmp_path / loss, environment, SMALL_CHUNKS).expect_success()
     assert runs["chunked"].losses == pytest.approx(runs["full"].losses, rel=1e-4) and len(runs["full"].losses) == 4
     assert "full logits" not in runs["chunked"].stderr and "reads the full logits" not in runs["chunked"].stderr
     if script != "trl_sft.py" or trl_version() < Version("0.26"):

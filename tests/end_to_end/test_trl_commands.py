@@ -66,13 +66,16 @@ def _text(start, length):
     return " ".join(f"word{(start * 7 + place) % 300}" for place in range(length))
 
 
-def _words(folder, what):
+def _arguments(folder, what):
     options = {
         "model_name_or_path": folder / "model", "dataset_name": folder / what, "max_steps": 3, "logging_steps": 1,
         "per_device_train_batch_size": 2, "report_to": "none", "bf16": "false", "save_strategy": "no",
         "output_dir": folder / f"out-{what}",
     }  # fmt: skip
-    return [*(word for name, value in options.items() for word in (f"--{name}", str(value))), *MORE.get(what, [])]
+    return [
+        *(argument for name, value in options.items() for argument in (f"--{name}", str(value))),
+        *MORE.get(what, []),
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -80,15 +83,15 @@ def on_one_device(folder):
     """Trainer -> losses and gradient norms of its script on one device, without the shim."""
     spec = importlib.util.find_spec("trl")
     scripts = Path(spec.origin).parent / "scripts"
-    todo = json.dumps([(str(scripts / f"{what}.py"), _words(folder, what)) for what in ROWS])
+    todo = json.dumps([(str(scripts / f"{what}.py"), _arguments(folder, what)) for what in ROWS])
     done = _run(folder, "-c", "import balance_shim\n" + IN_ONE_PROCESS, todo, gpus="1x2GiB", mode="off")
     parts = re.split(r"START (\w+)\.py", done.stdout)
     return {what: _figures(part) for what, part in zip(parts[1::2], parts[2::2], strict=True)}
 
 
-def _run(folder, *words, gpus, mode):
+def _run(folder, *arguments, gpus, mode):
     variables = {**OFFLINE, "OMP_NUM_THREADS": "1", "BALANCE_SIMULATE": gpus, "BALANCE_MODE": mode}
-    done = python(*words, paths=(SHIM, REPOSITORY / "sitecustomize_example", folder), timeout=300, **variables)
+    done = python(*arguments, paths=(SHIM, REPOSITORY / "sitecustomize_example", folder), timeout=300, **variables)
     assert done.returncode == 0, done.stderr[-4000:]
     return done
 
@@ -101,11 +104,11 @@ def _figures(text):
 def test_the_command_trains_on_four_devices_with_the_figures_of_one(folder, on_one_device, what):
     """Losses and gradient norms of three steps are those of one device; no step had to be repeated."""
     start = "import sys; from trl.cli.main import main; sys.argv[0] = 'trl'; sys.exit(main())"
-    words = [what, *_words(folder, what), "--num_processes", "1"]
-    done = _run(folder, "-c", start, *words, gpus="4x2GiB", mode="balanced")
+    arguments = [what, *_arguments(folder, what), "--num_processes", "1"]
+    done = _run(folder, "-c", start, *arguments, gpus="4x2GiB", mode="balanced")
     expected = on_one_device[what]
     assert len(expected) == 3
-    for found, wanted in zip(_figures(done.stdout), expected, strict=True):
-        assert found == pytest.approx(wanted, rel=1e-2, abs=1e-5)
+    for actual, wanted in zip(_figures(done.stdout), expected, strict=True):
+        assert actual == pytest.approx(wanted, rel=1e-2, abs=1e-5)
     assert "model.layers" in done.stderr or "layers." in done.stderr
     assert "met on different devices" not in done.stderr

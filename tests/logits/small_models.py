@@ -9,7 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from balance_shim.logits import head
 from balance_shim.logits.deferred import DeferredLogits
 
-VOCABULARY, CHUNK, ROWS, TOKENS = 640, 8, 2, 24
+VOCABULARY, CHUNK, SEQUENCES, TOKENS = 640, 8, 2, 24
 SIZES = {
     "hidden_size": 48, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4,
     "num_key_value_heads": 2, "vocab_size": VOCABULARY,
@@ -122,7 +122,7 @@ def made(name="plain"):
 
 def batch(ignored=True):
     torch.manual_seed(1)
-    ids = torch.randint(3, VOCABULARY, (ROWS, TOKENS))
+    ids = torch.randint(3, VOCABULARY, (SEQUENCES, TOKENS))
     labels = ids.clone()
     if ignored:
         labels[0, :11] = -100

@@ -10,7 +10,7 @@ from balance_shim.logits import head
 from balance_shim.logits.deferred import DeferredLogits
 from tests.logits.small_models import (
     CHUNK,
-    ROWS,
+    SEQUENCES,
     SIZES,
     TOKENS,
     VOCABULARY,
@@ -36,7 +36,7 @@ def test_left_alone(how):
             ids = batch()["input_ids"][:, :4]
             assert model.generate(ids, max_new_tokens=3, do_sample=False).shape[1] >= 5
         else:
-            short = {name: each[:1, : 2 * CHUNK - 1] for name, each in batch().items()}
+            short = {name: tensor[:1, : 2 * CHUNK - 1] for name, tensor in batch().items()}
             assert type(model(**short).logits) is torch.Tensor
 
 
@@ -52,11 +52,11 @@ def test_same_gradients_under_data_parallelism(unused, tmp_path):
             with MostRows() as most, head.deferring(parallel) if in_chunks else contextlib.nullcontext():
                 loss = parallel(**batch()).loss
                 loss.backward()
-            results.append(({name: each.grad for name, each in model.named_parameters()}, most.rows))
-        (expected, rows), (found, found_rows) = results
-        assert rows == ROWS * TOKENS and (found_rows <= CHUNK or unused)
+            results.append(({name: parameter.grad for name, parameter in model.named_parameters()}, most.rows))
+        (expected, rows), (actual, actual_rows) = results
+        assert rows == SEQUENCES * TOKENS and (actual_rows <= CHUNK or unused)
         for name, gradient in expected.items():
-            assert (found[name] - gradient).abs().max() <= 1e-5 * gradient.abs().max(), name
+            assert (actual[name] - gradient).abs().max() <= 1e-5 * gradient.abs().max(), name
     finally:
         torch.distributed.destroy_process_group()
 
@@ -68,11 +68,11 @@ def test_the_head_is_as_it_was_afterwards():
         assert "forward" in vars(model.lm_head)
         raise RuntimeError("stop")
     assert "forward" not in vars(model.lm_head)
-    others = model.lm_head.forward = model.lm_head.forward
+    closure = model.lm_head.forward = model.lm_head.forward
     with head.deferring(model):
-        assert model.lm_head.forward is not others
+        assert model.lm_head.forward is not closure
         assert type(model(**batch()).logits) is DeferredLogits
-    assert vars(model.lm_head)["forward"] is others
+    assert vars(model.lm_head)["forward"] is closure
 
 
 class MixingHead(nn.Module):
@@ -124,12 +124,16 @@ def partitioned():
 )  # fmt: skip
 def test_unknown_heads_stay_in_full_and_that_is_said(make, reason, monkeypatch):
     """One line says why."""
-    said = []
-    monkeypatch.setattr("balance_shim.log.once", lambda level, line: said.append(line))
+    messages = []
+    monkeypatch.setattr("balance_shim.log.once", lambda level, line: messages.append(line))
     model = make().train()
     with head.deferring(model):
         assert type(model(**batch()).logits) is torch.Tensor
-    assert len(said) == 1 and said[0].startswith("the loss is computed from full logits: ") and reason in said[0]
+    assert (
+        len(messages) == 1
+        and messages[0].startswith("the loss is computed from full logits: ")
+        and reason in messages[0]
+    )
 
 
 @pytest.mark.parametrize("reentrant", [True, False])
@@ -142,7 +146,7 @@ def test_a_loss_that_the_script_recomputes(reentrant, shape):
     for in_chunks in (False, True):
         model = made()
         logits = (deferred_outputs(model) if in_chunks else model(**batch())).logits
-        checkpoint(lambda each: shape(each).logsumexp(-1).sum(), logits, use_reentrant=reentrant).backward()
+        checkpoint(lambda values: shape(values).logsumexp(-1).sum(), logits, use_reentrant=reentrant).backward()
         gradients.append(model.model.embed_tokens.weight.grad)
     torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-5, atol=1e-5)
 
@@ -175,5 +179,5 @@ def test_a_compiled_model_is_compiled_once(how):
         model.compile(backend=backend)
     for _ in range(3):
         with head.deferring(compiled):
-            assert type(compiled(torch.ones(ROWS, TOKENS, 16))) is torch.Tensor
+            assert type(compiled(torch.ones(SEQUENCES, TOKENS, 16))) is torch.Tensor
     assert len(graphs) == 1

@@ -15,7 +15,7 @@ from balance_shim.versions import version_of
 from tests.logits.small_models import (
     CHUNK,
     MODELS,
-    ROWS,
+    SEQUENCES,
     TOKENS,
     VOCABULARY,
     MostRows,
@@ -67,17 +67,21 @@ def step(name, loss_of, in_chunks, **options):
     with MostRows() as most, head.deferring(model) if in_chunks else contextlib.nullcontext():
         loss = loss_of(model, batch(), **options)
         loss.backward()
-    return loss.detach(), {key: each.grad for key, each in model.named_parameters() if each.grad is not None}, most.rows
+    return (
+        loss.detach(),
+        {key: parameter.grad for key, parameter in model.named_parameters() if parameter.grad is not None},
+        most.rows,
+    )
 
 
 def compare(name, loss_of, tolerance=1e-5, **options):
     loss, gradients, rows = step(name, loss_of, in_chunks=False, **options)
-    found, found_gradients, found_rows = step(name, loss_of, in_chunks=True, **options)
-    assert rows >= ROWS * (TOKENS - 1) - 11 and found_rows <= CHUNK, (rows, found_rows)
-    torch.testing.assert_close(found, loss, rtol=tolerance / 10, atol=0)
-    assert found_gradients.keys() == gradients.keys()
+    chunked_loss, chunked_gradients, chunked_rows = step(name, loss_of, in_chunks=True, **options)
+    assert rows >= SEQUENCES * (TOKENS - 1) - 11 and chunked_rows <= CHUNK, (rows, chunked_rows)
+    torch.testing.assert_close(chunked_loss, loss, rtol=tolerance / 10, atol=0)
+    assert chunked_gradients.keys() == gradients.keys()
     for key, expected in gradients.items():
-        worst = (found_gradients[key] - expected).abs().max()
+        worst = (chunked_gradients[key] - expected).abs().max()
         assert worst <= tolerance * expected.abs().max(), (key, worst, expected.abs().max())
 
 
@@ -129,7 +133,7 @@ def test_a_head_that_trains_gets_few_chunks():
 def test_half_precision_head_that_trains(monkeypatch):
     """In bfloat16 the gradient of the head, added up from sixteen chunks, is the same to 2 % of its largest value."""
     monkeypatch.setattr(chunks, "CHUNK_BYTES", 2 * chunks.BYTES_PER_LOGIT * VOCABULARY)
-    assert ROWS * TOKENS / chunks.rows_in_chunk(ROWS * TOKENS, VOCABULARY, head_trains=True) == 16
+    assert SEQUENCES * TOKENS / chunks.rows_in_chunk(SEQUENCES * TOKENS, VOCABULARY, head_trains=True) == 16
     results = []
     for in_chunks in (False, True):
         model = made().to(torch.bfloat16)
@@ -137,6 +141,6 @@ def test_half_precision_head_that_trains(monkeypatch):
             loss = model(**batch()).loss
         loss.backward()
         results.append((loss.item(), model.lm_head.weight.grad.float()))
-    (loss, gradient), (found, found_gradient) = results
-    assert found == pytest.approx(loss, rel=1e-5)
-    assert 0 < (found_gradient - gradient).abs().max() < 0.02 * gradient.abs().max()
+    (loss, gradient), (chunked_loss, chunked_gradient) = results
+    assert chunked_loss == pytest.approx(loss, rel=1e-5)
+    assert 0 < (chunked_gradient - gradient).abs().max() < 0.02 * gradient.abs().max()

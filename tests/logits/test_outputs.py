@@ -11,7 +11,7 @@ from balance_shim.logits.deferred import DeferredLogits
 from balance_shim.training.chunked_loss import deferring_for_a_step
 from tests.logits.small_models import (
     CHUNK,
-    ROWS,
+    SEQUENCES,
     TOKENS,
     VOCABULARY,
     MostRows,
@@ -29,7 +29,7 @@ def test_logits_work_when_they_are_read(capsys):
     with MostRows() as most:
         assert outputs.logits.shape == expected.shape and outputs.logits.dtype == expected.dtype
         assert outputs.logits.device == expected.device and outputs.logits.requires_grad
-        assert len(outputs.logits) == ROWS and outputs.logits.size(-1) == VOCABULARY
+        assert len(outputs.logits) == SEQUENCES and outputs.logits.size(-1) == VOCABULARY
     assert most.rows == 0
     torch.testing.assert_close(outputs.logits + 0, expected, rtol=0, atol=0)
     assert torch.equal(outputs.to_tuple()[1], expected)
@@ -44,7 +44,7 @@ def test_gradients_flow_through_logits_that_are_read():
         model = made()
         outputs = deferred_outputs(model) if in_chunks else model(**batch())
         (outputs.logits.cumsum(-1) ** 2).mean().backward()
-        gradients.append({name: each.grad for name, each in model.named_parameters()})
+        gradients.append({name: parameter.grad for name, parameter in model.named_parameters()})
     for name, expected in gradients[0].items():
         torch.testing.assert_close(gradients[1][name], expected, rtol=1e-5, atol=1e-7, msg=name)
 
@@ -71,8 +71,10 @@ def test_gradients_come_back_from_functions_that_see_no_class(name):
         model = made(name)
         outputs = deferred_outputs(model) if in_chunks else model(**batch())
         Fused.apply(outputs.logits.float()).backward()
-        gradients.append({key: each.grad for key, each in model.named_parameters() if each.grad is not None})
-    assert gradients[0].keys() == gradients[1].keys() and any(each.any() for each in gradients[1].values())
+        gradients.append(
+            {key: parameter.grad for key, parameter in model.named_parameters() if parameter.grad is not None}
+        )
+    assert gradients[0].keys() == gradients[1].keys() and any(gradient.any() for gradient in gradients[1].values())
     for key, expected in gradients[0].items():
         torch.testing.assert_close(gradients[1][key], expected, rtol=1e-5, atol=1e-7, msg=key)
 
@@ -98,16 +100,23 @@ def test_metrics_over_the_vocabulary_are_computed_in_chunks():
 
     def metrics(logits):
         rows = torch.cat([_entropy(part) for part in logits.reshape(-1, VOCABULARY).split(CHUNK)])
-        each = [torch.logsumexp(row, dim=-1) for row in logits]
-        return logits.argmax(dim=-1), *logits.max(-1), logits.gather(-1, index), *each, rows, logits.mean(dim=-1)
+        per_sequence = [torch.logsumexp(row, dim=-1) for row in logits]
+        return (
+            logits.argmax(dim=-1),
+            *logits.max(-1),
+            logits.gather(-1, index),
+            *per_sequence,
+            rows,
+            logits.mean(dim=-1),
+        )
 
     expected = metrics(model(**inputs).logits[..., :-1, :])
     shifted = deferred_outputs(model, **inputs).logits[..., :-1, :].contiguous()
     with MostRows() as most, torch.no_grad():
-        found = metrics(shifted)
+        actual = metrics(shifted)
     assert 0 < most.rows <= CHUNK
-    for ours, theirs in zip(found, expected, strict=True):
-        torch.testing.assert_close(ours, theirs)
+    for value, reference in zip(actual, expected, strict=True):
+        torch.testing.assert_close(value, reference)
 
 
 def _entropy(logits):
@@ -139,9 +148,9 @@ def _entropy(logits):
 def test_anything_else_gets_what_full_logits_give(change):
     """Operations that are not known, or known with other arguments, give the values that they would have given."""
     model = made()
-    expected, found = change(model(**batch()).logits), change(deferred_outputs(model).logits)
-    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6, equal_nan=True)
-    assert found.requires_grad == expected.requires_grad
+    expected, actual = change(model(**batch()).logits), change(deferred_outputs(model).logits)
+    torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-6, equal_nan=True)
+    assert actual.requires_grad == expected.requires_grad
 
 
 def test_writing_into_logits():
@@ -175,18 +184,18 @@ def test_no_gradients_where_there_would_be_none():
 )
 def test_logits_that_outlive_their_step_are_those_of_the_step(read):
     """A script that keeps logits to look at them later finds what they were before the optimizer changed the head."""
-    kept = []
+    results = []
     for in_chunks in (False, True):
         model = made()
         with deferring_for_a_step(model) if in_chunks else contextlib.nullcontext():
             outputs = model(**batch())
-            kept.append(read(outputs))
+            results.append(read(outputs))
             outputs.loss.backward()
             del outputs
         with torch.no_grad():
             model.lm_head.weight.zero_()
-    expected, found = ((each.logits if hasattr(each, "logits") else each).detach() for each in kept)
-    torch.testing.assert_close(found + 0, expected, rtol=1e-5, atol=1e-6)
+    expected, actual = ((result.logits if hasattr(result, "logits") else result).detach() for result in results)
+    torch.testing.assert_close(actual + 0, expected, rtol=1e-5, atol=1e-6)
 
 
 def _halve_rows(logits):
@@ -195,7 +204,7 @@ def _halve_rows(logits):
 
 
 def _shifted(logits):
-    shifted = logits[..., :-1, :].view(ROWS, TOKENS - 1, VOCABULARY)
+    shifted = logits[..., :-1, :].view(SEQUENCES, TOKENS - 1, VOCABULARY)
     logits /= 2
     return shifted
 
@@ -222,8 +231,8 @@ def test_writing_into_a_part_of_logits(write):
         loss = write(logits).logsumexp(-1).sum()
         loss.backward()
         results.append((loss.detach(), model.lm_head.weight.grad.clone()))
-    for expected, found in zip(*results, strict=True):
-        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-4)
+    for expected, actual in zip(*results, strict=True):
+        torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-4)
 
 
 def test_read_in_inference_mode_and_trained_with_afterwards():

@@ -119,7 +119,7 @@ class Case:
     head: int = -1
     dtype: torch.dtype = torch.bfloat16
     prepare: str = ""
-    rows: str = "text"
+    examples: str = "text"
     tokens: int = 1024
     arguments: dict[str, Any] = field(default_factory=dict)
     repeats: bool = False
@@ -142,7 +142,7 @@ CASES = {
     "full-head-on-first": Case(head=0, arguments=_FUSED),
     "full-short-rows": Case(tokens=64, arguments=_FOREACH),
     "full-many-rows": Case(tokens=128, arguments={**_FUSED, "per_device_train_batch_size": 16}),
-    "ragged": Case(rows="ragged", arguments=_FUSED),
+    "ragged": Case(examples="ragged", arguments=_FUSED),
     "eager-attention": Case(lambda: llama(attn_implementation="eager"), arguments=_FUSED, tokens=512),
     "sgd": Case(arguments={"optim": "sgd"}),
     # On several devices its step counts end up on the first one, by accelerate, and torch refuses them.
@@ -173,7 +173,7 @@ CASES = {
     "grouped-float32-checkpointing": Case(dtype=torch.float32, arguments={**_FUSED, **_CHECKPOINTING}),
     "grouped-float32-lora": Case(dtype=torch.float32, prepare="lora", arguments=_FUSED),
     "grouped-float32-repeated": Case(dtype=torch.float32, repeats=True, arguments=_FUSED),
-    "float32-padded": Case(dtype=torch.float32, rows="ragged", arguments=_FUSED),
+    "float32-padded": Case(dtype=torch.float32, examples="ragged", arguments=_FUSED),
     "label-smoothing": Case(arguments={**_FUSED, "label_smoothing_factor": 0.1}),
     "evaluation": Case(tokens=256, arguments={**_FUSED, **_EVALUATION}, metrics="none"),
     "evaluation-logits": Case(tokens=256, arguments={**_FUSED, **_EVALUATION}, metrics="logits"),
@@ -197,22 +197,22 @@ CASES = {
     "mixtral": Case(mixtral, arguments=_FUSED),
     "mixtral-lora": Case(mixtral, prepare="lora", arguments=_FUSED),
     "mixtral-checkpointing": Case(mixtral, arguments={**_FUSED, **_CHECKPOINTING}),
-    "t5": Case(t5, head=0, rows="translation", tokens=512, arguments=_FUSED),
+    "t5": Case(t5, head=0, examples="translation", tokens=512, arguments=_FUSED),
     "t5-autocast": Case(
-        t5, head=0, rows="translation", tokens=512, dtype=torch.float32, arguments={**_FUSED, "bf16": True}
+        t5, head=0, examples="translation", tokens=512, dtype=torch.float32, arguments={**_FUSED, "bf16": True}
     ),
-    "bert-classifier": Case(bert, head=0, rows="classes", tokens=512, arguments=_FUSED),
+    "bert-classifier": Case(bert, head=0, examples="classes", tokens=512, arguments=_FUSED),
     "bert-classifier-autocast": Case(
-        bert, head=0, rows="classes", tokens=512, dtype=torch.float32, arguments={**_FUSED, "bf16": True}
+        bert, head=0, examples="classes", tokens=512, dtype=torch.float32, arguments={**_FUSED, "bf16": True}
     ),
-    "qwen-vl": Case(qwen_vl, rows="pictures", arguments=_FUSED),
-    "qwen-vl-frozen": Case(qwen_vl, prepare="frozen", rows="pictures", arguments=_FUSED),
-    "qwen-vl-checkpointing": Case(qwen_vl, rows="pictures", arguments={**_FUSED, **_CHECKPOINTING}),
-    "qwen-vl-lora": Case(qwen_vl, prepare="lora", rows="pictures", arguments=_FUSED),
+    "qwen-vl": Case(qwen_vl, examples="pictures", arguments=_FUSED),
+    "qwen-vl-frozen": Case(qwen_vl, prepare="frozen", examples="pictures", arguments=_FUSED),
+    "qwen-vl-checkpointing": Case(qwen_vl, examples="pictures", arguments={**_FUSED, **_CHECKPOINTING}),
+    "qwen-vl-lora": Case(qwen_vl, prepare="lora", examples="pictures", arguments=_FUSED),
 }
 if version_of("transformers") < (5, 0):
     for name, case in CASES.items():
-        if case.rows == "text":  # the heads of 4.x fail on any device but the first one
+        if case.examples == "text":  # the heads of 4.x fail on any device but the first one
             CASES[name] = replace(case, head=0)
     # Its Trainer leaves the cache on, which fills up in the forward pass: what frozen layers put there is counted for
     # one layer at a time, and a decoder's keys and values of the encoder's states are copied to each device once.

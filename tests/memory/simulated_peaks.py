@@ -73,26 +73,30 @@ def prepared(model, kind):
     return model, model
 
 
-def rows(case, batch):
+def examples_of(case, batch):
     torch.manual_seed(1)
-    ids = torch.randint(200, 500, ((32 if case.rows == "ragged" else 4) * batch, case.tokens))
-    if case.rows == "classes":
-        return [{"input_ids": row, "attention_mask": torch.ones_like(row), "labels": 1} for row in ids]
-    if case.rows == "translation":
-        return [{"input_ids": row, "attention_mask": torch.ones_like(row), "labels": row[:128]} for row in ids]
-    if case.rows == "pictures":
+    ids = torch.randint(200, 500, ((32 if case.examples == "ragged" else 4) * batch, case.tokens))
+    if case.examples == "classes":
+        return [{"input_ids": sequence, "attention_mask": torch.ones_like(sequence), "labels": 1} for sequence in ids]
+    if case.examples == "translation":
+        return [
+            {"input_ids": sequence, "attention_mask": torch.ones_like(sequence), "labels": sequence[:128]}
+            for sequence in ids
+        ]
+    if case.examples == "pictures":
         side = 32  # patches; four of them make a token
         ids[:, 10 : 10 + side * side // 4] = 100
         pixels, grid = torch.rand(side * side, 3 * 2 * 14 * 14), torch.tensor([1, side, side])
         return [
-            {"input_ids": row, "attention_mask": torch.ones_like(row), "labels": row, "pixel_values": pixels,
-             "image_grid_thw": grid} | ({"mm_token_type_ids": (row == 100).long()} if TYPES else {})
-            for row in ids
+            {"input_ids": sequence, "attention_mask": torch.ones_like(sequence), "labels": sequence,
+             "pixel_values": pixels, "image_grid_thw": grid}
+            | ({"mm_token_type_ids": (sequence == 100).long()} if TYPES else {})
+            for sequence in ids
         ]  # fmt: skip
-    if case.rows == "ragged":
+    if case.examples == "ragged":
         lengths = [case.tokens - 37 * number % 300 for number in range(len(ids))]
-        return [{"input_ids": row[:end].tolist()} for row, end in zip(ids, lengths, strict=True)]
-    return [{"input_ids": row, "labels": row} for row in ids]
+        return [{"input_ids": sequence[:end].tolist()} for sequence, end in zip(ids, lengths, strict=True)]
+    return [{"input_ids": sequence, "labels": sequence} for sequence in ids]
 
 
 TYPES = transformers.__version__ >= "5"
@@ -100,24 +104,26 @@ TYPES = transformers.__version__ >= "5"
 
 def padded(features):
     """Pad on the right, as a collator for language models does."""
-    longest = max(len(each["input_ids"]) for each in features)
+    longest = max(len(example["input_ids"]) for example in features)
 
-    def fill(each, value):
-        return each["input_ids"] + [value] * (longest - len(each["input_ids"]))
+    def fill(example, value):
+        return example["input_ids"] + [value] * (longest - len(example["input_ids"]))
 
-    mask = [[1] * len(each["input_ids"]) + [0] * (longest - len(each["input_ids"])) for each in features]
+    mask = [[1] * len(example["input_ids"]) + [0] * (longest - len(example["input_ids"])) for example in features]
     return {
-        "input_ids": torch.tensor([fill(each, 0) for each in features]),
+        "input_ids": torch.tensor([fill(example, 0) for example in features]),
         "attention_mask": torch.tensor(mask),
-        "labels": torch.tensor([fill(each, -100) for each in features]),
+        "labels": torch.tensor([fill(example, -100) for example in features]),
     }
 
 
 def pictures(features):
-    whole = {"pixel_values", "image_grid_thw"}
-    batch = {name: torch.stack([each[name] for each in features]) for name in features[0] if name not in whole}
-    batch["pixel_values"] = torch.cat([each["pixel_values"] for each in features])
-    batch["image_grid_thw"] = torch.stack([each["image_grid_thw"] for each in features])
+    unstacked = {"pixel_values", "image_grid_thw"}
+    batch = {
+        name: torch.stack([example[name] for example in features]) for name in features[0] if name not in unstacked
+    }
+    batch["pixel_values"] = torch.cat([example["pixel_values"] for example in features])
+    batch["image_grid_thw"] = torch.stack([example["image_grid_thw"] for example in features])
     return batch
 
 
@@ -154,7 +160,7 @@ def compare(name, case):
     arguments = {"per_device_train_batch_size": 2, **case.arguments}
     settings = TrainingArguments(
         output_dir=str(FOLDER / "out"),
-        max_steps=16 if case.rows == "ragged" else 3,  # until what is reserved no longer grows
+        max_steps=16 if case.examples == "ragged" else 3,  # until what is reserved no longer grows
         save_strategy="no",
         logging_steps=1,
         report_to=[],
@@ -162,13 +168,13 @@ def compare(name, case):
         remove_unused_columns=False,
         **arguments,
     )
-    data = rows(case, arguments["per_device_train_batch_size"])
+    data = examples_of(case, arguments["per_device_train_batch_size"])
     trainer = Trainer(
         model=given,
         args=settings,
         train_dataset=data,
-        data_collator=COLLATORS.get(case.rows),
-        eval_dataset=rows(case, 7) if case.metrics else None,
+        data_collator=COLLATORS.get(case.examples),
+        eval_dataset=examples_of(case, 7) if case.metrics else None,
         compute_metrics=(lambda _: {}) if case.metrics in ("logits", "classes") else None,
         preprocess_logits_for_metrics=(lambda logits, _: logits.argmax(-1)) if case.metrics == "classes" else None,
     )
@@ -198,11 +204,11 @@ def compare(name, case):
     simulation.reset_peaks()
     with treated:
         trainer.train()
-    found = [each.peak for each in simulation.usage()[: case.devices]]
-    reserved = [each.peak_reserved for each in simulation.usage()[: case.devices]]
+    peaks = [usage.peak for usage in simulation.usage()[: case.devices]]
+    reserved = [usage.peak_reserved for usage in simulation.usage()[: case.devices]]
     text = [f"{name}: {costed.method}"]
     wrong = costed.method != "traced"
-    for device, expected, peak in zip(plan.devices, predicted, found, strict=True):
+    for device, expected, peak in zip(plan.devices, predicted, peaks, strict=True):
         error = expected / peak - 1
         wrong |= abs(expected - peak) > max(case.tolerance * peak, SLACK)
         terms = ", ".join(f"{term} {size / 2**20:.2f}" for term, size in device.terms.items())

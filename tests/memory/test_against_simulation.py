@@ -17,11 +17,11 @@ SCRIPT = Path(__file__).with_name("simulated_peaks.py")
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
     """What came of the trainings without numbers, two child processes for all of them."""
-    found, names = {}, list(CASES)
+    outcomes, names = {}, list(CASES)
     for half in (names[::2], names[1::2]):
         folder = tmp_path_factory.mktemp("peaks")
-        found |= results_of(SCRIPT, folder, str(folder), "shapes", *half)
-    return found
+        outcomes |= results_of(SCRIPT, folder, str(folder), "shapes", *half)
+    return outcomes
 
 
 @pytest.mark.exhaustive

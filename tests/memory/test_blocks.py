@@ -84,8 +84,8 @@ def test_ties_are_found_before_they_are_tied():
 def test_what_a_class_declares_inside_of_a_layer_keeps_the_layer_whole():
     """Idefics3 and others declare the attention of their tower, whose output its layer adds to its own input."""
     model = models.llama()
-    whole = [block.name for block in chain(model, {"LlamaDecoderLayer"})]
-    assert [block.name for block in chain(model, {"LlamaAttention"})] == whole
+    names = [block.name for block in chain(model, {"LlamaDecoderLayer"})]
+    assert [block.name for block in chain(model, {"LlamaAttention"})] == names
 
 
 def test_members_of_a_sequence_of_like_modules_are_layers():

@@ -36,16 +36,16 @@ def replay(costs, schedule):
     size = schedule.in_flight
     chunks = (2 if schedule.in_chunks else 1) if size > 1 else 3 if schedule.accumulating else 1
     for _ in range(chunks):
-        kept = [[0] * len(costs) for _ in range(size)]
+        activations = [[0] * len(costs) for _ in range(size)]
 
-        def there(kept=kept):
-            return held + sum(gradients) + sum(map(sum, kept))
+        def there(activations=activations):
+            return held + sum(gradients) + sum(map(sum, activations))
 
-        for flight in kept:
+        for flight in activations:
             for position, cost in enumerate(costs):
                 moments.append(there() + cost.forward)
                 flight[position] = cost.activations
-        for flight in kept:
+        for flight in activations:
             for position, cost in reversed(list(enumerate(costs))):
                 flight[position] = 0
                 moments.append(there() + cost.backward)
@@ -98,13 +98,13 @@ def test_run_peaks_hold_every_run(costs, schedule, first, last):
 def test_rows_are_worked_out_as_far_as_asked(costs, schedule, limits):
     """A row ends with the chain or with the first entry above the limit, whatever was asked before."""
     loads = RunPeaks(costs, schedule)
-    whole = list(RunPeaks(costs, schedule).row(0, NO_LIMIT))
-    asked = 0
+    full_row = list(RunPeaks(costs, schedule).row(0, NO_LIMIT))
+    requested = 0
     for limit in limits:
-        asked = max(asked, limit)
+        requested = max(requested, limit)
         row = list(loads.row(0, limit))
-        assert row == whole[: len(row)]
-        assert len(row) == len(whole) or row[-1] > asked >= max(row[:-1], default=0)
+        assert row == full_row[: len(row)]
+        assert len(row) == len(full_row) or row[-1] > requested >= max(row[:-1], default=0)
 
 
 def test_gradients_grow_while_activations_shrink():

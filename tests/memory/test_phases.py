@@ -30,15 +30,15 @@ GRADIENTS = {EMBEDDING: 100, TOWER: 35, LAYER: 25}
 
 def costs_of(phases, accumulating=False):
     """Return a cost for each device, as a profile makes them; gradients are those of the record."""
-    found = {}
+    costs = {}
     for device, own in phases.items():
         gradients = 0 if accumulating else GRADIENTS.get(device, 0)
         parts = tuple(
-            Phase(each.start, each.kept, each.most_forward, each.most_backward, each.left - known)
-            for each, known in zip(own, [gradients, *[0] * len(own)], strict=False)
+            Phase(phase.start, phase.kept, phase.most_forward, phase.most_backward, phase.left - gradients_left)
+            for phase, gradients_left in zip(own, [gradients, *[0] * len(own)], strict=False)
         )
-        found[device] = BlockCost(gradients=gradients, rank=own[0].start, phases=parts)
-    return found
+        costs[device] = BlockCost(gradients=gradients, rank=own[0].start, phases=parts)
+    return costs
 
 
 def walked(record, devices):
@@ -93,4 +93,4 @@ def test_more_of_a_block_is_more_of_its_first_phase():
     cost = costs_of(phases_of(FORWARD + BACKWARD, len(FORWARD)))[EMBEDDING]
     assert peak([cost.with_more(passing=1000)]) >= 1000
     assert peak([cost.with_more(kept=500), BlockCost(rank=9, forward=1)]) >= 500
-    assert BlockCost.from_json({**vars(cost), "phases": [vars(each) for each in cost.phases]}) == cost
+    assert BlockCost.from_json({**vars(cost), "phases": [vars(phase) for phase in cost.phases]}) == cost

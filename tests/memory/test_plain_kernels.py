@@ -72,9 +72,9 @@ FUSED = replace(WORKLOAD, loss="chunked")
 
 def same_as_plain(model, workload):
     """Whether `model` costs what it does without kernels under `workload`."""
-    found, plain = profiled(model, workload)[1], profiled(tiny(), FUSED)[1]
-    assert found.method == "traced", found.method
-    return found.costs == plain.costs
+    fused, plain = profiled(model, workload)[1], profiled(tiny(), FUSED)[1]
+    assert fused.method == "traced", fused.method
+    return fused.costs == plain.costs
 
 
 def test_kernels_bound_to_an_instance(liger, monkeypatch):
@@ -98,12 +98,14 @@ def test_kernels_in_the_place_of_classes(liger, monkeypatch):
     assert type(model.model.norm) is liger.LigerRMSNorm
     with monkeypatch.context() as patch:
         patch.setattr(transformers.LlamaForCausalLM, "forward", liger.lce_forward)
-        blocks, found = profiled(model, WORKLOAD)
+        blocks, fused = profiled(model, WORKLOAD)
     monkeypatch.undo()
-    assert found.method == "traced", found.method
+    assert fused.method == "traced", fused.method
     plain = profiled(tiny(), FUSED)[1]
     layers = [position for position, block in enumerate(blocks) if block.role == "layer"]
-    assert [_unnumbered(found.costs[each]) for each in layers] == [_unnumbered(plain.costs[each]) for each in layers]
+    assert [_unnumbered(fused.costs[index]) for index in layers] == [
+        _unnumbered(plain.costs[index]) for index in layers
+    ]
 
 
 def _unnumbered(cost):

@@ -52,20 +52,20 @@ def way(request, monkeypatch):
 def test_weights_and_adam_state_are_counted_exactly(name, way):
     """Weights, gradients and AdamW state add up to the model's own bytes, tied weights counted once."""
     model = models.ALL[name]()
-    found = profile(TrainingCase.of(model, WORKLOAD))
+    model_profile = profile(TrainingCase.of(model, WORKLOAD))
     parameters = structure_of(model).parameters * torch.float32.itemsize
     buffers = sum(buffer.numel() * buffer.element_size() for buffer in model.buffers())
-    assert sum(cost.weights for cost in found.costs) == parameters + buffers
-    assert sum(cost.gradients for cost in found.costs) == parameters
-    assert sum(cost.optimizer for cost in found.costs) == 2 * parameters
+    assert sum(cost.weights for cost in model_profile.costs) == parameters + buffers
+    assert sum(cost.gradients for cost in model_profile.costs) == parameters
+    assert sum(cost.optimizer for cost in model_profile.costs) == 2 * parameters
 
 
 @pytest.mark.parametrize("name", models.ALL)
 def test_costs_keep_what_the_composition_relies_on(name, way):
     """What a block keeps is part of what it has in each pass, and nothing is below zero."""
     model = models.ALL[name]()
-    found = profile(TrainingCase.of(model, WORKLOAD))
-    for cost in [*found.costs, found.first]:
+    model_profile = profile(TrainingCase.of(model, WORKLOAD))
+    for cost in [*model_profile.costs, model_profile.first]:
         assert 0 <= cost.activations <= min(cost.forward, cost.backward or cost.activations)
         assert min(cost.weights, cost.gradients, cost.optimizer, cost.step) >= 0
         # Some parameters have no part in the loss: a norm behind the layer whose output Llava takes.
@@ -98,8 +98,8 @@ def test_what_trains_decides(way):
 
 def test_a_frozen_tower_has_no_gradients(way):
     """Tuning "frozen" trains everything but the tower."""
-    found = by_role(models.llava(), replace(WORKLOAD, tuning="frozen"), "gradients")
-    assert found["tower"] == 0 < found["layer"]
+    gradients = by_role(models.llava(), replace(WORKLOAD, tuning="frozen"), "gradients")
+    assert gradients["tower"] == 0 < gradients["layer"]
 
 
 def test_checkpointing_trades_kept_activations_for_temporary_ones(way):
@@ -117,10 +117,10 @@ def test_checkpointing_trades_kept_activations_for_temporary_ones(way):
 def test_logits_are_the_heads(way):
     """Logits and their loss grow with the tokens and sit with the head."""
     model = models.llama()
-    kept, backward = (by_role(model, WORKLOAD, field) for field in ("activations", "backward"))
-    assert kept["head"] >= LOGITS and backward["head"] >= 2 * LOGITS
+    activations, backward = (by_role(model, WORKLOAD, field) for field in ("activations", "backward"))
+    assert activations["head"] >= LOGITS and backward["head"] >= 2 * LOGITS
     longer = by_role(model, replace(WORKLOAD, seq_len=2 * WORKLOAD.seq_len), "activations")
-    assert longer["head"] == pytest.approx(2 * kept["head"], rel=0.01)
+    assert longer["head"] == pytest.approx(2 * activations["head"], rel=0.01)
 
 
 def test_what_returns_is_with_the_first_device(way):
@@ -153,10 +153,10 @@ def test_eight_bit_optimizers_keep_embeddings_in_float32(way, tied):
     if version_of("transformers") < SPARES_SINCE:
         pytest.skip("this version's Trainer asks for the embeddings of a class that it never makes")
     model = models.llama(tie_word_embeddings=tied)
-    found = by_role(model, replace(WORKLOAD, optimizer="adamw_bnb_8bit"), "optimizer")
+    optimizer_state = by_role(model, replace(WORKLOAD, optimizer="adamw_bnb_8bit"), "optimizer")
     values = models.SIZES["vocab_size"] * models.SIZES["hidden_size"]
-    assert found["embedding"] == pytest.approx(0 if tied else 8 * values, abs=1)
-    assert found["head"] == pytest.approx(8 * values if tied else 2 * QUANTIZED * values, abs=1)
+    assert optimizer_state["embedding"] == pytest.approx(0 if tied else 8 * values, abs=1)
+    assert optimizer_state["head"] == pytest.approx(8 * values if tied else 2 * QUANTIZED * values, abs=1)
     assert by_role(model, replace(WORKLOAD, tuning="lora", optimizer="adamw_bnb_8bit"), "optimizer")["embedding"] == 0
 
 
@@ -173,9 +173,9 @@ def test_accumulation_and_optimizer_make_the_schedule(way):
 
 def test_the_method_says_what_was_traced_and_why_not(way):
     """A profile that is not traced says so, with the reason."""
-    found = profile(TrainingCase.of(models.llama(), WORKLOAD))
+    model_profile = profile(TrainingCase.of(models.llama(), WORKLOAD))
     expected = {"traced": "traced", "formula": "estimated by a formula, because this test says so"}
-    assert found.method == expected[way]
+    assert model_profile.method == expected[way]
 
 
 def test_the_formula_knows_roles():
@@ -187,7 +187,7 @@ def test_the_formula_knows_roles():
         guess, adapters = estimate.activations(block, own, WORKLOAD), estimate.adapter_values(block, own)
         assert (adapters > 0) == (block.role == "layer")
         if block.role == "layer":
-            outputs = sum(each.shape[0] for each in own if each.dim() == 2)
+            outputs = sum(parameter.shape[0] for parameter in own if parameter.dim() == 2)
             assert guess.kept > WORKLOAD.tokens * outputs * torch.float32.itemsize
         else:
             assert guess.kept == (LOGITS if block.role == "head" else 0)

@@ -23,8 +23,8 @@ def reserved(**fields):
 def test_the_first_micro_batch_makes_the_gradients():
     """The gradient that later micro-batches add and free is the one that stays: none is made beside it."""
     adding = replace(LAYER, backward=(16 * MIB, -3, -1))
-    found = replay(DeviceRun((adding,), accumulating=True), ROOM, DEFAULT)
-    assert found.allocated == (16 + 16 + 30 + 40) * MIB  # weight, gradient, and the second forward pass
+    device_peak = replay(DeviceRun((adding,), accumulating=True), ROOM, DEFAULT)
+    assert device_peak.allocated == (16 + 16 + 30 + 40) * MIB  # weight, gradient, and the second forward pass
 
 
 def test_an_evaluation_reserves_what_its_batches_take():
@@ -44,8 +44,8 @@ def test_an_evaluation_of_many_batches_is_replayed_in_little_time():
     """Most of its batches count with the outputs that they leave only."""
     evaluated = replace(LAYER, evaluation=((100 * MIB, 60 * MIB, -2),))
     run = EvaluationRun(batches=10**5, outputs=MIB, most=10**5 * MIB)
-    found = replay(DeviceRun((evaluated,), evaluation=run), ROOM, DEFAULT)
-    assert found.allocated >= 2 * 10**5 * MIB * 0.95
+    device_peak = replay(DeviceRun((evaluated,), evaluation=run), ROOM, DEFAULT)
+    assert device_peak.allocated >= 2 * 10**5 * MIB * 0.95
 
 
 def test_lengths_that_vary_fragment():

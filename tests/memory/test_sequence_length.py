@@ -43,8 +43,10 @@ def test_a_tokenizer_counts_where_it_has_truncated():
     """`model_max_length` alone cuts nothing; a call with truncation leaves its limit behind."""
     tokenizers = pytest.importorskip("tokenizers")
     transformers = pytest.importorskip("transformers")
-    words = tokenizers.models.WordLevel({"a": 0, "[UNK]": 1}, unk_token="[UNK]")
-    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizers.Tokenizer(words), model_max_length=77)
+    word_level = tokenizers.models.WordLevel({"a": 0, "[UNK]": 1}, unk_token="[UNK]")
+    tokenizer = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizers.Tokenizer(word_level), model_max_length=77
+    )
     assert of_trainer(trainer(processing_class=tokenizer)) is None
     tokenizer("a a a", truncation=True, max_length=50)
     assert of_trainer(trainer(processing_class=tokenizer)) == 50

@@ -44,6 +44,6 @@ def test_only_copies_that_are_kept_are_shared():
         Copy((0, 99), False, 3, 1),  # freed
         Copy((0, 98), False, 3, 2),  # of an input of the model
     ]
-    found = with_shared({0: held(), 1: held(8, 16, -1, -2), 2: held(8, 16), 3: held(8, 4, 2, -2)}, copies)
-    assert found[1].gives == ((0, False),) and found[0].gives == ((2, True),)
-    assert found[2].takes == ((0, 8),) and found[3].takes == ((0, 8), (2, 2))
+    shared = with_shared({0: held(), 1: held(8, 16, -1, -2), 2: held(8, 16), 3: held(8, 4, 2, -2)}, copies)
+    assert shared[1].gives == ((0, False),) and shared[0].gives == ((2, True),)
+    assert shared[2].takes == ((0, 8),) and shared[3].takes == ((0, 8), (2, 2))

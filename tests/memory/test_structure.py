@@ -21,7 +21,7 @@ def test_the_ends_of_a_language_model_are_known():
     """Inputs enter at the embedding; norm and head are behind the last layer; a tied weight is one group."""
     structure = structure_of(models.llama(tie_word_embeddings=True))
     assert structure.entry == {"model.embed_tokens"} and structure.named("head") == {"lm_head"}
-    assert [each.name for each in structure.end if each.parameters] == ["model.norm", "lm_head"]
+    assert [block.name for block in structure.end if block.parameters] == ["model.norm", "lm_head"]
     assert structure.ties == (frozenset({"lm_head.weight", "model.embed_tokens.weight"}),)
     assert structure.named("layer") == structure.layers
 
@@ -42,7 +42,7 @@ def test_a_part_has_names_of_its_own():
     model = models.llava()
     inner = next(name for name, module in model.named_modules() if name.endswith("language_model"))
     part, alone = structure_of(model).part(inner, model.get_submodule(inner)), structure_of(model.get_submodule(inner))
-    assert [each.name for each in part.blocks] == [each.name for each in alone.blocks]
+    assert [block.name for block in part.blocks] == [block.name for block in alone.blocks]
     assert part.layers == alone.layers and part.parameters == alone.parameters and part.ties == alone.ties
 
 

@@ -102,8 +102,8 @@ if NEW:  # 4.51: InstructBLIP stops across devices where it joins masks, Idefics
 def test_pictures_in_a_layout_of_their_own_reach_the_tower(make):
     """Kosmos-2, Fuyu, InstructBLIP, Idefics 3, Pix2Struct: the tower and what brings it to the language model run."""
     model = make()
-    found = profile(TrainingCase.of(model, WORKLOAD))
-    assert found.method == "traced" and not found.unreached
+    model_profile = profile(TrainingCase.of(model, WORKLOAD))
+    assert model_profile.method == "traced" and not model_profile.unreached
 
 
 def test_a_config_with_several_ends_of_text_is_traced():
@@ -116,8 +116,8 @@ def test_a_config_with_several_ends_of_text_is_traced():
 def test_the_dry_run_reaches_every_block(make):
     """Heads with targets of other names, pictures, sound, and layers that are left out at random: all have run."""
     model = make()
-    found = profile(TrainingCase.of(model, WORKLOAD))
-    assert found.method == "traced" and not found.unreached - {"bert.pooler"}
+    model_profile = profile(TrainingCase.of(model, WORKLOAD))
+    assert model_profile.method == "traced" and not model_profile.unreached - {"bert.pooler"}
 
 
 @pytest.mark.parametrize(("make", "head"), [(answers, "qa_outputs"), (speech, "lm_head")])

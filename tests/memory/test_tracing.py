@@ -24,9 +24,11 @@ def test_real_classes_are_traced_and_left_as_they_were(name, tuning):
         pytest.importorskip("peft")
     model = models.ALL[name]()
     with nothing_changes(model):
-        _, found = profiled(model, replace(WORKLOAD, tuning=tuning))
-    assert found.method.startswith("traced block by block, because" if name in IN_PARTS else "traced"), found.method
-    assert name in IN_PARTS or found.method == "traced"
+        _, model_profile = profiled(model, replace(WORKLOAD, tuning=tuning))
+    assert model_profile.method.startswith("traced block by block, because" if name in IN_PARTS else "traced"), (
+        model_profile.method
+    )
+    assert name in IN_PARTS or model_profile.method == "traced"
 
 
 # The stand-in has no forward of its own.
@@ -54,25 +56,25 @@ def test_a_sample_of_the_layers_stands_for_all(name, changes, monkeypatch):
     model, workload = models.ALL[name](), replace(WORKLOAD, **changes)
     blocks, sampled = profiled(model, workload)
     monkeypatch.setattr(layers, "sample", lambda _, structure: layers.everything(structure.blocks))
-    whole = profiled(model, workload)[1]
+    full = profiled(model, workload)[1]
     last = [block.name for block in blocks if block.role == "layer"][-1]
-    for block, one, other in zip(blocks, sampled.costs, whole.costs, strict=True):
+    for block, one, other in zip(blocks, sampled.costs, full.costs, strict=True):
         if block.name == last and workload.gradient_checkpointing:
             # Under 4.x's re-entrant checkpointing what a layer keeps is the next one's input, which the last has not.
             assert 0 <= one.activations - other.activations <= HIDDEN
             one = replace(one, activations=other.activations)
         assert one == other, block.name
-    assert sampled.first == whole.first
+    assert sampled.first == full.first
 
 
 @pytest.mark.skipif(version_of("transformers") < (5,), reason="4.51's fails across devices, and falls to the formula")
 def test_pictures_of_qwen2_vl_are_traced():
     """Its batch needs more than pixels: with that the whole model runs, its tower too."""
     model = models.qwen2_vl()
-    blocks, found = profiled(model)
-    assert found.method == "traced"
-    kept = {block.name: cost.activations for block, cost in zip(blocks, found.costs, strict=True)}
-    assert all(kept[name] > 0 for name in kept if ".blocks." in name or name.endswith("patch_embed"))
+    blocks, model_profile = profiled(model)
+    assert model_profile.method == "traced"
+    activations = {block.name: cost.activations for block, cost in zip(blocks, model_profile.costs, strict=True)}
+    assert all(activations[name] > 0 for name in activations if ".blocks." in name or name.endswith("patch_embed"))
 
 
 def test_not_all_layers_run():
@@ -102,8 +104,8 @@ def test_dense_and_expert_layers_are_measured_each(monkeypatch):
     assert len({(cost.weights, cost.activations) for cost in experts}) == 1
     assert dense[0].weights != experts[0].weights and dense[0].activations != experts[0].activations
     monkeypatch.setattr(layers, "sample", lambda _, structure: layers.everything(structure.blocks))
-    whole = costs_of(moe_with_dense_layers())
-    assert [cost.activations for cost in whole.values()] == [cost.activations for cost in costs.values()]
+    full = costs_of(moe_with_dense_layers())
+    assert [cost.activations for cost in full.values()] == [cost.activations for cost in costs.values()]
 
 
 def sliding_and_full(**changes):
@@ -212,13 +214,13 @@ def test_accumulation_leaves_gradients_out_of_backward():
     assert 0 < plain[layer].backward - accumulated[layer].backward <= plain[layer].gradients
 
 
-def pictures(rows, side, tokens=64):
+def pictures(count, side, tokens=64):
     """Return a batch with a picture of `side` x `side` patches in each row, four patches a token."""
-    ids = torch.randint(5, 400, (rows, tokens))
+    ids = torch.randint(5, 400, (count, tokens))
     ids[:, 1 : 1 + side * side // 4] = models.qwen_vl().config.image_token_id
     batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids.clone()}
-    batch["pixel_values"] = torch.zeros(rows * side * side, 3 * 2 * 14 * 14)
-    batch["image_grid_thw"] = torch.tensor([[1, side, side]] * rows)
+    batch["pixel_values"] = torch.zeros(count * side * side, 3 * 2 * 14 * 14)
+    batch["image_grid_thw"] = torch.tensor([[1, side, side]] * count)
     if version_of("transformers") >= (5, 0):
         batch["mm_token_type_ids"] = (ids == models.qwen_vl().config.image_token_id).long()
     return batch
@@ -233,16 +235,18 @@ def test_the_real_batch_decides():
     assert large[tower].activations > 3 * small[tower].activations
     language = next(name for name in small if name.endswith("layers.1") and "visual" not in name)
     assert large[language].activations == small[language].activations
-    text = {name: each for name, each in pictures(2, 4).items() if name in ("input_ids", "attention_mask", "labels")}
+    text = {
+        name: tensor for name, tensor in pictures(2, 4).items() if name in ("input_ids", "attention_mask", "labels")
+    }
     text["input_ids"].fill_(5)
-    _, found = profiled(model, **trained, batch=text)
-    assert "which the trace does not reach" in found.method and "visual" in found.method
-    longer = costs_of(models.llama(), batch={name: each.repeat(1, 2) for name, each in text.items()})
+    _, model_profile = profiled(model, **trained, batch=text)
+    assert "which the trace does not reach" in model_profile.method and "visual" in model_profile.method
+    longer = costs_of(models.llama(), batch={name: tensor.repeat(1, 2) for name, tensor in text.items()})
     shorter = costs_of(models.llama(), batch=text)
     assert longer["lm_head"].activations == pytest.approx(2 * shorter["lm_head"].activations, rel=0.01)
 
 
 def test_label_smoothing_of_an_encoder_decoder_is_traced():
     """The labels go to the Trainer's loss, so the decoder gets what the collator makes of them."""
-    _, found = profiled(models.t5(), replace(WORKLOAD, label_smoothing=0.1))
-    assert found.method == profiled(models.t5())[1].method
+    _, model_profile = profiled(models.t5(), replace(WORKLOAD, label_smoothing=0.1))
+    assert model_profile.method == profiled(models.t5())[1].method

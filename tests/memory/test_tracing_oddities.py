@@ -36,9 +36,9 @@ def test_a_model_that_accelerate_has_placed_is_traced():
     hooked = [name for name, module in placed.named_modules() if hasattr(module, "_hf_hook")]
     assert hooked
     with nothing_changes(placed):
-        found = costs_of(placed)
+        costs = costs_of(placed)
     assert hooked == [name for name, module in placed.named_modules() if hasattr(module, "_hf_hook")]
-    assert found == expected
+    assert costs == expected
 
 
 def test_a_model_in_inference_or_autocast_is_traced_the_same():
@@ -96,8 +96,8 @@ def test_random_numbers_of_a_trace_are_not_missing_afterwards():
 
 def test_a_model_that_ends_the_program_is_traced_without_it():
     """A forward pass that exits, as some do over inputs that they do not like, does not end the program in a trace."""
-    _, found = profiled(behaving(models.llama(), lambda: sys.exit("no such task")))
-    assert found.method.startswith("traced block by block, because") and "no such task" in found.method
+    _, model_profile = profiled(behaving(models.llama(), lambda: sys.exit("no such task")))
+    assert model_profile.method.startswith("traced block by block, because") and "no such task" in model_profile.method
 
 
 def test_a_model_that_takes_too_long_is_estimated(monkeypatch):
@@ -112,39 +112,41 @@ def test_a_model_that_takes_too_long_is_estimated(monkeypatch):
             value = value + 1
 
     model = behaving(models.llama(), loop)
-    _, found = profiled(model)
-    assert found.method.startswith("estimated by a formula, because") and "takes too long" in found.method
+    _, model_profile = profiled(model)
+    assert (
+        model_profile.method.startswith("estimated by a formula, because") and "takes too long" in model_profile.method
+    )
     assert len(calls) == 1
     _, again = profiled(model)  # as the second pass does
-    assert again.source == found.source and again.method.startswith("estimated") and len(calls) == 1
+    assert again.source == model_profile.source and again.method.startswith("estimated") and len(calls) == 1
 
 
 def test_a_batch_that_the_host_could_not_hold_is_not_made():
     """Numbers of tokens beyond anything are planned for by a formula; making such a batch would end the program."""
-    _, found = profiled(models.llama(), Workload(batch_size=10**6, seq_len=10**6))
-    assert found.method.startswith("estimated by a formula, because 1000000 x 1000000 tokens")
+    _, model_profile = profiled(models.llama(), Workload(batch_size=10**6, seq_len=10**6))
+    assert model_profile.method.startswith("estimated by a formula, because 1000000 x 1000000 tokens")
 
 
 def test_layers_with_a_part_in_common_are_traced_all():
     """What layers hold together counts with the last of them, which speaks for no other one."""
     model = models.llama()
-    rows = model.model.layers
-    rows[4].mlp = rows[1].mlp
-    found = layers.sample(model, structure_of(model))
-    assert not found.left_out & {"model.layers.1", "model.layers.4"}
-    assert "model.layers.4" not in (found.speaks_for["model.layers.3"], found.speaks_for["model.layers.5"])
+    decoder_layers = model.model.layers
+    decoder_layers[4].mlp = decoder_layers[1].mlp
+    sample = layers.sample(model, structure_of(model))
+    assert not sample.left_out & {"model.layers.1", "model.layers.4"}
+    assert "model.layers.4" not in (sample.speaks_for["model.layers.3"], sample.speaks_for["model.layers.5"])
 
 
 def test_what_is_said_once_is_still_to_be_said():
     """What transformers says once in a process is not used up by a trace, in which nobody hears it."""
-    logger, heard = transformers.utils.logging.get_logger("transformers.test"), []
+    logger, messages = transformers.utils.logging.get_logger("transformers.test"), []
     handler = logging.Handler()
-    handler.emit = lambda record: heard.append(record.getMessage())
+    handler.emit = lambda record: messages.append(record.getMessage())
     logger.addHandler(handler)
     model = behaving(models.llama(), lambda: logger.warning_once("eager attention is used"))
-    assert profiled(model)[1].method == "traced" and not heard
+    assert profiled(model)[1].method == "traced" and not messages
     logger.warning_once("eager attention is used")
-    assert heard == ["eager attention is used"]
+    assert messages == ["eager attention is used"]
 
 
 @pytest.mark.parametrize("where", ["", "model.layers.2"])
@@ -161,7 +163,7 @@ def test_a_forward_function_that_a_script_has_put_in_does_not_run(where):
     module.forward = forward
     with nothing_changes(model):
         assert costs_of(model) == expected
-    assert not calls and all(each.grad is None for each in model.parameters())
+    assert not calls and all(parameter.grad is None for parameter in model.parameters())
 
 
 def test_a_bound_forward_that_holds_the_original_runs_the_copy():
@@ -177,7 +179,7 @@ def test_a_bound_forward_that_holds_the_original_runs_the_copy():
     model.forward = types.MethodType(forward, model)
     with nothing_changes(model):
         assert costs_of(model) == expected and profiled(model)[1].method == "traced"
-    assert calls and not any(calls) and all(each.grad is None for each in model.parameters())
+    assert calls and not any(calls) and all(parameter.grad is None for parameter in model.parameters())
 
 
 def test_real_weights_are_no_part_of_a_trace():
@@ -231,9 +233,12 @@ def test_a_model_that_cannot_be_copied_is_estimated_with_the_reason():
     with torch.device("meta"):
         model.model.layers[1].mlp.up_proj = Uncopied(64, 160, bias=False)
     with nothing_changes(model):
-        _, found = profiled(model)
-    assert found.method.startswith("estimated by a formula, because") and "this holds a lock" in found.method
-    assert all(cost.gradients for cost in found.costs if cost.weights > 1000)
+        _, model_profile = profiled(model)
+    assert (
+        model_profile.method.startswith("estimated by a formula, because")
+        and "this holds a lock" in model_profile.method
+    )
+    assert all(cost.gradients for cost in model_profile.costs if cost.weights > 1000)
 
 
 def test_a_model_that_fails_is_estimated_with_the_reason(monkeypatch):
@@ -241,8 +246,10 @@ def test_a_model_that_fails_is_estimated_with_the_reason(monkeypatch):
     model = models.llama()
     monkeypatch.setattr(transformers.models.llama.modeling_llama.LlamaMLP, "forward", broken_forward)
     with nothing_changes(model):
-        _, found = profiled(model)
-    assert found.method.startswith("estimated by a formula, because") and "no such thing" in found.method
+        _, model_profile = profiled(model)
+    assert (
+        model_profile.method.startswith("estimated by a formula, because") and "no such thing" in model_profile.method
+    )
     monkeypatch.undo()
     costs_of(model)  # and the next one is traced again
 
@@ -261,8 +268,8 @@ def test_whole_numbers_stay_and_real_ones_go():
 def test_a_trace_ends_with_all_memory_given_back():
     """Nothing of a trace is held by what comes out of it: the next trace starts from zero."""
     model = models.llama()
-    found = trace(TrainingCase.of(model, WORKLOAD))
-    assert not any(isinstance(each, TracedTensor) for trained in found.trained.values() for each in trained)
+    step_trace = trace(TrainingCase.of(model, WORKLOAD))
+    assert not any(isinstance(tensor, TracedTensor) for trained in step_trace.trained.values() for tensor in trained)
 
 
 def test_a_model_that_talks_is_not_heard(capfd):
@@ -279,8 +286,8 @@ def test_a_model_that_talks_is_not_heard(capfd):
     Talking.forward.__signature__ = inspect.signature(original)
     model.__class__ = Talking
     assert profile(TrainingCase.of(model, Workload(seq_len=64))).method == "traced"
-    heard = capfd.readouterr()
-    assert "a picture!" not in heard.out and "a warning!" not in heard.err
+    output = capfd.readouterr()
+    assert "a picture!" not in output.out and "a warning!" not in output.err
     print("heard")
     assert capfd.readouterr().out == "heard\n"
 

@@ -27,18 +27,18 @@ results = {}
 losses = []
 
 
-def rows_of(*lengths):
+def examples_of(*lengths):
     return [
         {"input_ids": [5 + number % 90] * length, "labels": [5 + number % 90] * length}
         for number, length in enumerate(lengths)
     ]
 
 
-def collate(rows):
-    longest = max(len(row["input_ids"]) for row in rows)
+def collate(examples):
+    longest = max(len(example["input_ids"]) for example in examples)
     padded = {"input_ids": 0, "labels": -100}
     return {
-        key: torch.tensor([row[key] + [filler] * (longest - len(row[key])) for row in rows])
+        key: torch.tensor([example[key] + [filler] * (longest - len(example[key])) for example in examples])
         for key, filler in padded.items()
     }
 
@@ -106,28 +106,28 @@ def train(
         logging_steps=1, save_strategy="no", report_to=[], disable_tqdm=True, **more, **options,
     )  # fmt: skip
     model = AutoModelForCausalLM.from_pretrained(model_folder, device_map=device_map)
-    rows = rows_of(*lengths)
+    examples = examples_of(*lengths)
     trainer = trainer_class(
         model=model,
         args=arguments,
-        train_dataset=rows,
-        eval_dataset=rows if evaluation else None,  # one that is there is part of the plan
+        train_dataset=examples,
+        eval_dataset=examples if evaluation else None,  # one that is there is part of the plan
         data_collator=collate,
         callbacks=[*callbacks],
     )
-    before = [type(each).__name__ for each in trainer.callback_handler.callbacks]
+    before = [type(callback).__name__ for callback in trainer.callback_handler.callbacks]
     error = None
     try:
         trainer.train()
     except RuntimeError as failure:
         error = {
             "type": type(failure).__name__,
-            "args": [str(each) for each in failure.args],
+            "args": [str(argument) for argument in failure.args],
             "innermost": traceback.extract_tb(failure.__traceback__)[-1].name,
         }
     return {
         "losses": [entry["loss"] for entry in trainer.state.log_history if "loss" in entry],
-        "callbacks left": [type(each).__name__ for each in trainer.callback_handler.callbacks] == before,
+        "callbacks left": [type(callback).__name__ for callback in trainer.callback_handler.callbacks] == before,
         "error": error,
         "peaks": [device.peak for device in simulation.usage()],
     }
@@ -144,9 +144,9 @@ def case(name, monitor="1", mode="balanced", room="8MiB", environ=None, others=N
     os.environ.update({"BALANCE_MONITOR": monitor, "BALANCE_REPORT": str(report), **(environ or {})})
     for index, size in (others or {}).items():
         simulation.occupy(index, others=size)
-    said, printed = io.StringIO(), io.StringIO()
+    stderr, printed = io.StringIO(), io.StringIO()
     try:
-        with contextlib.redirect_stderr(said), contextlib.redirect_stdout(printed):
+        with contextlib.redirect_stderr(stderr), contextlib.redirect_stdout(printed):
             balance_shim.install(mode=mode)
             outcome = train(**options)
     except Exception:
@@ -156,9 +156,9 @@ def case(name, monitor="1", mode="balanced", room="8MiB", environ=None, others=N
     os.environ.clear()
     os.environ.update(before)
     lines = report / "memory.jsonl"
-    outcome["said"] = said.getvalue()
+    outcome["log"] = stderr.getvalue()
     outcome["printed"] = printed.getvalue()
-    outcome["files"] = sorted(each.name for each in report.glob("*")) if report.exists() else []
+    outcome["files"] = sorted(path.name for path in report.glob("*")) if report.exists() else []
     outcome["record"] = [json.loads(line) for line in lines.read_text().splitlines()] if lines.exists() else []
     run, events = report / "run.json", report / "events.jsonl"
     outcome["run"] = json.loads(run.read_text()) if run.exists() else None

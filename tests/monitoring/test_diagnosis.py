@@ -15,65 +15,68 @@ TOTAL = 24 * GIB
 def findings(steps, devices=1, start=None, total=TOTAL, exact=True):
     """Return what `Growth` finds in `steps`, each a dict of a device's figures or of the batch's."""
     growth = Growth([f"npu:{index}" for index in range(devices)], [total] * devices, lambda: exact)
-    found = growth.start(start or [Reading(0, 0, 0, 0)] * devices)
+    reported = growth.start(start or [Reading(0, 0, 0, 0)] * devices)
     for number, step in enumerate(steps, 1):
         figures = {"allocated": 4 * GIB, "peak": 8 * GIB, "size": 4096, "others": 0, "between": None, **step}
         reserved = figures.get("reserved", figures["peak"] + MIB)
         reading = Reading(figures["allocated"], reserved, figures["peak"], figures["others"])
         size = figures["size"]
         between = figures["between"] and (figures["between"],) * devices
-        found += growth.add(Step(number, size, size // 2, size * 8, (reading,) * devices, between))
-    return found
+        reported += growth.add(Step(number, size, size // 2, size * 8, (reading,) * devices, between))
+    return reported
 
 
 def test_tensors_kept_alive():
     """A floor that rises step by step is found once, with the step where it began, its rate and all devices."""
     leak = [{"allocated": 4 * GIB + 100 * MIB * max(0, number - 20)} for number in range(1, 80)]
-    (found,) = findings(leak, devices=2)
-    assert found.kind == "kept" and found.step == 21 and found.devices == (0, 1)
-    assert found.rate == pytest.approx(100 * MIB)
-    assert "100.0 MiB per step" in found.text and "full at about step" in found.text
+    (finding,) = findings(leak, devices=2)
+    assert finding.kind == "kept" and finding.step == 21 and finding.devices == (0, 1)
+    assert finding.rate == pytest.approx(100 * MIB)
+    assert "100.0 MiB per step" in finding.text and "full at about step" in finding.text
 
 
 def test_one_very_long_batch():
     """A batch many times as large as all before, that takes a device to a new height, is named with its step."""
     steps = [{}] * 11 + [{"size": 40960, "peak": 20 * GIB}] + [{}] * 10
-    (found,) = findings(steps)
+    (finding,) = findings(steps)
     assert (
-        found.kind == "long batch" and found.step == 12 and "10.0 times" in found.text and "20480 tokens" in found.text
+        finding.kind == "long batch"
+        and finding.step == 12
+        and "10.0 times" in finding.text
+        and "20480 tokens" in finding.text
     )
 
 
 def test_batches_that_get_longer_until_a_device_is_full():
     """Only when a device is almost full; the batches are named as the reason, and nothing is said to be kept."""
     steps = [{"size": 4096 + 100 * number, "peak": 8 * GIB + number * GIB // 8} for number in range(120)]
-    (found,) = findings(steps)
-    assert found.kind == "longer batches" and "because batches grew" in found.text
+    (finding,) = findings(steps)
+    assert finding.kind == "longer batches" and "because batches grew" in finding.text
     assert findings(steps[:80]) == []
 
 
 def test_fragmentation():
     """Reserved memory that grows while no peak does is fragmentation, and its remedy is named."""
     steps = [{"reserved": 8 * GIB + max(0, number - 30) * 100 * MIB} for number in range(120)]
-    (found,) = findings(steps)
-    assert found.kind == "fragmentation" and "expandable_segments" in found.text
-    assert found.step == pytest.approx(31, abs=3)
+    (finding,) = findings(steps)
+    assert finding.kind == "fragmentation" and "expandable_segments" in finding.text
+    assert finding.step == pytest.approx(31, abs=3)
 
 
 def test_a_cache_that_is_not_cleared():
     """What an evaluation needed and the allocator still has is named where little is free, and only there."""
     after = [{"reserved": 23 * GIB, "between": 23 * GIB}, *[{"reserved": 23 * GIB}] * 30]
-    (found,) = findings([*[{}] * 5, *after])
-    assert found.kind == "cache" and found.step == 6
+    (finding,) = findings([*[{}] * 5, *after])
+    assert finding.kind == "cache" and finding.step == 6
     assert findings([*[{}] * 5, *[{"reserved": 16 * GIB, "between": 16 * GIB}] * 30]) == []
 
 
 def test_others_on_the_device():
     """A device that starts half full, and a process that comes later, are told apart; our own context is neither."""
-    (found,) = findings([{"others": 12 * GIB}] * 20, start=[Reading(0, 0, 0, 12 * GIB)])
-    assert found.kind == "occupied" and "starts 50% full" in found.text
-    (found,) = findings([{"others": 0}] * 9 + [{"others": None}] + [{"others": 3 * GIB}] * 10)
-    assert found.kind == "others" and found.step == 11 and "3.0 GiB" in found.text
+    (finding,) = findings([{"others": 12 * GIB}] * 20, start=[Reading(0, 0, 0, 12 * GIB)])
+    assert finding.kind == "occupied" and "starts 50% full" in finding.text
+    (finding,) = findings([{"others": 0}] * 9 + [{"others": None}] + [{"others": 3 * GIB}] * 10)
+    assert finding.kind == "others" and finding.step == 11 and "3.0 GiB" in finding.text
     assert findings([{"others": 600 * MIB}] * 20) == []
 
 
@@ -82,10 +85,10 @@ def test_what_cuda_may_have_taken_itself_is_no_alarm_on_a_small_card():
     card = {"total": 10 * GIB, "exact": False}
     before = [{"others": 0}] * 9
     assert findings([*before, *[{"others": 800 * MIB}] * 10], **card) == []
-    (found,) = findings([*before, *[{"others": 2 * GIB}] * 10], **card)
-    assert "other processes (or CUDA itself) took 2.0 GiB" in found.text
-    (found,) = findings([*before, *[{"others": 800 * MIB}] * 10], total=10 * GIB)
-    assert "other processes took" in found.text
+    (finding,) = findings([*before, *[{"others": 2 * GIB}] * 10], **card)
+    assert "other processes (or CUDA itself) took 2.0 GiB" in finding.text
+    (finding,) = findings([*before, *[{"others": 800 * MIB}] * 10], total=10 * GIB)
+    assert "other processes took" in finding.text
 
 
 def healthy(seed):
@@ -113,5 +116,5 @@ def healthy(seed):
 
 def test_no_alarm_on_healthy_records():
     """A hundred made-up healthy records give not one finding."""
-    alarms = {seed: found for seed in range(100) if (found := findings(healthy(seed)))}
+    alarms = {seed: alarm_findings for seed in range(100) if (alarm_findings := findings(healthy(seed)))}
     assert not alarms

@@ -11,19 +11,19 @@ GIB = 1 << 30
 
 
 def history(steps, highest_at=None):
-    found = History(["cuda:0", "cuda:1"], [24 * GIB, 24 * GIB])
+    records = History(["cuda:0", "cuda:1"], [24 * GIB, 24 * GIB])
     for step in range(1, steps + 1):
         peak = 20 * GIB if step == highest_at else 8 * GIB + step
-        found.add(step, [Reading(4 * GIB, 9 * GIB, peak, None if step % 2 else GIB), Reading(GIB, GIB, 2 * GIB, 0)])
-    return found
+        records.add(step, [Reading(4 * GIB, 9 * GIB, peak, None if step % 2 else GIB), Reading(GIB, GIB, 2 * GIB, 0)])
+    return records
 
 
 def test_long_trainings_keep_their_peaks_in_few_points():
     """Points are joined and not dropped: one high peak among a hundred thousand steps stays, in order."""
-    found = history(100_000, highest_at=77_777)
-    assert len(found.points) <= MOST_POINTS
-    assert found.highest("peaks") == (20 * GIB, 2 * GIB) and found.highest("others") == (GIB, 0)
-    steps = [point.step for point in found.points]
+    records = history(100_000, highest_at=77_777)
+    assert len(records.points) <= MOST_POINTS
+    assert records.highest("peaks") == (20 * GIB, 2 * GIB) and records.highest("others") == (GIB, 0)
+    steps = [point.step for point in records.points]
     assert steps == sorted(set(steps)) and steps[-1] == 100_000
 
 

@@ -17,9 +17,9 @@ def results(tmp_path_factory):
     """What monitor_cases.py wrote: it trains a tiny model on four simulated devices of 8 MiB in each way."""
     folder = tmp_path_factory.mktemp("monitor")
     more = {"BALANCE_SIMULATE": "4x8MiB", "OMP_NUM_THREADS": "1"}
-    found = results_of(CASES, models.saved_llama(folder / "model"), folder, **more)
-    assert not {name: case["failed"] for name, case in found.items() if "failed" in case}
-    return found
+    outcomes = results_of(CASES, models.saved_llama(folder / "model"), folder, **more)
+    assert not {name: case["failed"] for name, case in outcomes.items() if "failed" in case}
+    return outcomes
 
 
 def findings(case):
@@ -29,15 +29,15 @@ def findings(case):
 def alarms(case):
     """The warnings that are about memory while training: not those of a plan that does not fit."""
     marks = ("balance_shim: warning", "balance_shim: error")
-    lines = [line for line in case["said"].splitlines() if line.startswith(marks)]
+    lines = [line for line in case["log"].splitlines() if line.startswith(marks)]
     return [line for line in lines if "predicted not to fit" not in line]
 
 
 def explanation(case):
     """The message on an out-of-memory, with its further lines."""
-    lines = case["said"].splitlines()
+    lines = case["log"].splitlines()
     starts = [number for number, line in enumerate(lines) if line.startswith("balance_shim: error: out of memory")]
-    assert len(starts) == 1, case["said"]
+    assert len(starts) == 1, case["log"]
     end = next((n for n in range(starts[0] + 1, len(lines)) if not lines[n].startswith("  ")), len(lines))
     return "\n".join(lines[starts[0] : end])
 
@@ -59,7 +59,7 @@ def test_watching_changes_nothing(results):
 def test_nothing_is_written_unless_asked_for(results):
     """Without the variable there is no record, no picture and no table: only the plan and what it is a plan for."""
     assert set(results["unwatched"]["files"]) == {"device_map.json", "plan.json", "run.json"}
-    assert "memory of this training" not in results["unwatched"]["said"]
+    assert "memory of this training" not in results["unwatched"]["log"]
 
 
 def test_the_record(results):
@@ -103,8 +103,8 @@ def test_events_are_recorded(results):
 
 def test_the_table_and_the_picture(results):
     """Predicted stands beside measured for each device, within 2 % here, and the picture has a line a device."""
-    said = results["healthy"]["said"]
-    table = said[said.index("memory of this training") :].splitlines()[2:6]
+    log = results["healthy"]["log"]
+    table = log[log.index("memory of this training") :].splitlines()[2:6]
     assert [row.split()[0] for row in table] == ["npu:0", "npu:1", "npu:2", "npu:3"]
     assert all(abs(float(row.split()[5].rstrip("%"))) < 2 for row in table)
     assert results["healthy"]["picture"].count("<polyline") == 4
@@ -148,7 +148,7 @@ def test_a_second_process_and_a_device_that_starts_half_full(results):
     assert "other processes took 3.0 MiB of npu:2 by step" in alarm
     (alarm,) = alarms(results["half full"])
     assert "npu:1 starts 50% full: 4.0 MiB of 8.0 MiB are used by other processes" in alarm
-    assert "4.0 MiB" in results["half full"]["said"].partition("memory of this training")[2]
+    assert "4.0 MiB" in results["half full"]["log"].partition("memory of this training")[2]
 
 
 RUNS_OUT = ["long batch", "map", "explicit map", "second process", "half full", "strict"]

@@ -110,10 +110,10 @@ def test_our_own_context_is_nobody_elses(monkeypatch):
 
 def test_nvml_tells_what_is_ours(monkeypatch):
     """The figure of our own process, context and all; another process keeps the rest."""
-    ours = types.SimpleNamespace(pid=os.getpid(), usedGpuMemory=int(1.3 * GIB))
-    theirs = types.SimpleNamespace(pid=1, usedGpuMemory=int(0.3 * GIB))
+    own_process = types.SimpleNamespace(pid=os.getpid(), usedGpuMemory=int(1.3 * GIB))
+    other_process = types.SimpleNamespace(pid=1, usedGpuMemory=int(0.3 * GIB))
     monkeypatch.setattr(torch, "get_device_module", lambda kind: SmallCard())
-    monkeypatch.setattr(other_processes, "_running", lambda kind, index: [theirs, ours])
+    monkeypatch.setattr(other_processes, "_running", lambda kind, index: [other_process, own_process])
     meter = Meter("cuda", [0])
     (reading,) = meter.read()
     assert reading.others == pytest.approx(0.3 * GIB, rel=0.01) and meter.exact
@@ -217,8 +217,10 @@ def kept_on_cpu(monkeypatch):
     """The search, as on a device that held nothing before the test: this process holds tensors of other tests."""
     every = leak_search._tensors
     before = every("cpu")  # kept, so that no new tensor gets the identity of one of them
-    known = {id(each) for each in before}
-    monkeypatch.setattr(leak_search, "_tensors", lambda kind: [each for each in every(kind) if id(each) not in known])
+    earlier_ids = {id(tensor) for tensor in before}
+    monkeypatch.setattr(
+        leak_search, "_tensors", lambda kind: [tensor for tensor in every(kind) if id(tensor) not in earlier_ids]
+    )
     return lambda: leak_search.search("cpu", None, None)
 
 
@@ -230,17 +232,17 @@ def test_who_keeps_tensors(kept_on_cpu, depth):
         made = [torch.zeros(1000, 1000) for _ in range(1 if depth == "tensors" else 3)]
         keeper.states.append({"tensors": made[0], "tuples": tuple(made), "dicts": dict(enumerate(made))}[depth])
     made = None
-    found = kept_on_cpu()
-    assert found.holder.startswith("list `states` of Keeper") and not found.is_cache
-    assert found.shapes == f"{12 if depth == 'tensors' else 36} x (1000, 1000)" and found.graphs == 0
+    holding = kept_on_cpu()
+    assert holding.holder.startswith("list `states` of Keeper") and not holding.is_cache
+    assert holding.shapes == f"{12 if depth == 'tensors' else 36} x (1000, 1000)" and holding.graphs == 0
 
 
 def test_a_cache_is_called_one(kept_on_cpu):
     """What calls itself a cache is said to be one that is not cleared."""
     cache = {number: torch.zeros(1000, 1000) for number in range(9)}
-    found = kept_on_cpu()
-    assert found.is_cache and "`cache` in test_a_cache_is_called_one()" in found.holder
-    assert "a cache that is not cleared" in found.describe() and len(cache) == 9
+    holding = kept_on_cpu()
+    assert holding.is_cache and "`cache` in test_a_cache_is_called_one()" in holding.holder
+    assert "a cache that is not cleared" in holding.describe() and len(cache) == 9
 
 
 def test_tensors_with_graphs_come_first(kept_on_cpu):
@@ -248,6 +250,8 @@ def test_tensors_with_graphs_come_first(kept_on_cpu):
     large = [torch.zeros(1000, 1000) for _ in range(5)]
     weight = torch.ones(3, requires_grad=True)
     losses = [(weight * number).sum() for number in range(4)]
-    found = kept_on_cpu()
-    assert found.graphs == 4 and "list `losses`" in found.describe() and "each retains the graph" in found.describe()
+    holding = kept_on_cpu()
+    assert (
+        holding.graphs == 4 and "list `losses`" in holding.describe() and "each retains the graph" in holding.describe()
+    )
     assert len(large) == 5 and len(losses) == 4

@@ -11,4 +11,4 @@ def test_a_batch_of_the_shape_of_a_classifier_is_no_copy_of_it():
     tokens = torch.zeros(3, 61, dtype=torch.int64)
     average = model.weight.detach().to(torch.bfloat16)
     twins = leak_search.twins("cpu", model, None)
-    assert any(each is average for each in twins) and not any(each is tokens for each in twins)
+    assert any(twin is average for twin in twins) and not any(twin is tokens for twin in twins)

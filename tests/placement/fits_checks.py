@@ -67,9 +67,9 @@ class Case:
 
 
 def main(result: str, kind: str, seeds: list[str]) -> None:
-    found = [check(kind, int(seed)) for seed in seeds]
+    results = [check(kind, int(seed)) for seed in seeds]
     with open(result, "w", encoding="utf-8") as file:
-        json.dump(found, file)
+        json.dump(results, file)
 
 
 def check(kind: str, seed: int) -> dict:
@@ -85,17 +85,17 @@ def check(kind: str, seed: int) -> dict:
     capacities = [int(size * scale) for size in sizes]
     margin = MARGIN.get(kind, 0)
     plan = planner.balanced(request(case, model, [int(size * (1 - margin)) for size in capacities]))
-    wrong, says = [], "nothing"
+    wrong, prediction = [], "nothing"
     if plan is not None and not plan.shortfall:
-        says = "fits"
+        prediction = "fits"
         if not trains(case, plan.device_map, [capacity + INPUTS for capacity in capacities]):
             wrong.append(plan.device_map)
     elif plan is not None:
-        says = "does not fit"
+        prediction = "does not fit"
         maps = contiguous_maps(costed.blocks, count)
         tight = [int(size * (1 - margin) ** 2) - INPUTS for size in capacities]
-        wrong = [each for each in maps if trains(case, each, tight)]
-    return {"seed": seed, "says": says, "method": costed.method, "wrong": wrong, "capacities": capacities}
+        wrong = [device_map for device_map in maps if trains(case, device_map, tight)]
+    return {"seed": seed, "prediction": prediction, "method": costed.method, "wrong": wrong, "capacities": capacities}
 
 
 def random_sizes(choose: random.Random) -> dict[str, Any]:
@@ -146,7 +146,7 @@ def pictures(choose: random.Random) -> Case:
     return Case(config, random_workload(choose), transformers.Qwen2_5_VLForConditionalGeneration)
 
 
-KINDS = {each.__name__: each for each in (text, lora, autocast, experts, pictures)}
+KINDS = {build.__name__: build for build in (text, lora, autocast, experts, pictures)}
 
 
 def devices(capacities) -> tuple[Device, ...]:
@@ -184,8 +184,8 @@ def trains(case: Case, device_map, capacities) -> bool:
         model.train()
         if case.workload.gradient_checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
-        batch = {name: each.to("npu:0") for name, each in case.batch.items()}
-        trained = [each for each in model.parameters() if each.requires_grad]
+        batch = {name: tensor.to("npu:0") for name, tensor in case.batch.items()}
+        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         optimizer = {
             "adamw_torch": lambda: torch.optim.AdamW(trained, foreach=True),
             "adamw_torch_fused": lambda: torch.optim.AdamW(trained, fused=True),

@@ -117,9 +117,9 @@ def check_adapters_move_with_their_layers():
     plain = train("llama", adapted(load("llama", spread("llama"))))
     base = load("llama", spread("llama"))
     model = adapted(base)
-    known = identities(model)
+    identities_before = identities(model)
     assert train("llama", model, {1: spread("llama", 1), 2: {**spread("llama", 2), "lm_head": 1}}, base=base) == plain
-    assert identities(model).items() >= known.items()
+    assert identities(model).items() >= identities_before.items()
     for name, place in places(base).items():
         layer = name.split(".layers.")[-1].split(".")[0]
         if layer.isdigit():
@@ -156,8 +156,8 @@ def check_buffers_and_plain_tensors_of_split_modules():
     model.model.scale = torch.nn.Parameter(torch.ones(5, device="npu:0"))
     move.move(model, {**spread("llama", 1), "model.steps": 2, "model.scale": 3, "model.rotary_emb": 2})
     assert rotary.kept is rotary.inv_freq and rotary.viewed.data_ptr() == rotary.inv_freq.data_ptr()
-    found = [rotary.inv_freq, rotary.viewed, rotary.on_host, rotary.other, model.model.steps, model.model.scale]
-    assert [str(tensor.device) for tensor in found] == ["npu:2", "npu:2", "cpu", "npu:2", "npu:2", "npu:3"]
+    tensors = [rotary.inv_freq, rotary.viewed, rotary.on_host, rotary.other, model.model.steps, model.model.scale]
+    assert [str(tensor.device) for tensor in tensors] == ["npu:2", "npu:2", "cpu", "npu:2", "npu:2", "npu:3"]
     assert "steps" in model.model._non_persistent_buffers_set
 
 
@@ -179,8 +179,8 @@ def check_the_state_of_quantized_weights_moves_along():
     held = layer.quant_state
     move.move(model, spread("llama", 1))
     assert layer.quant_state is held is layer.weight.quant_state and layer.weight is weight
-    found = [weight, held.code, nested.absmax, weight.SCB, layer.state.CB, layer.state.SCB]
-    assert {str(tensor.device) for tensor in found} == {"npu:1"}
+    tensors = [weight, held.code, nested.absmax, weight.SCB, layer.state.CB, layer.state.SCB]
+    assert {str(tensor.device) for tensor in tensors} == {"npu:1"}
     assert layer.state.CB.data_ptr() == weight.data_ptr() and layer.state.SCB is weight.SCB
 
 
@@ -192,19 +192,19 @@ def check_the_trainer_goes_on():
         def on_step_end(self, args, state, control, model=None, optimizer=None, **_):
             move.move(model, spread("tied", state.global_step), [optimizer])
 
-    found = []
-    rows = [{"input_ids": ids, "labels": ids} for ids in IDS.reshape(8, 24)]
+    losses = []
+    examples = [{"input_ids": ids, "labels": ids} for ids in IDS.reshape(8, 24)]
     for callbacks in ([], [Mover()]):
         settings = transformers.TrainingArguments(
             output_dir=str(FOLDER / "out"), max_steps=3, per_device_train_batch_size=1, gradient_accumulation_steps=2,
             logging_steps=1, report_to=[], disable_tqdm=True, seed=3, bf16=True, save_strategy="no",
         )  # fmt: skip
         model = load("tied", spread("tied"))
-        trainer = transformers.Trainer(model=model, args=settings, train_dataset=rows, callbacks=callbacks)
+        trainer = transformers.Trainer(model=model, args=settings, train_dataset=examples, callbacks=callbacks)
         trainer.remove_callback(transformers.PrinterCallback)
         trainer.train()
-        found.append([line["loss"] for line in trainer.state.log_history if "loss" in line])
-    assert len(found[0]) == 3 and found[0] == found[1], found
+        losses.append([line["loss"] for line in trainer.state.log_history if "loss" in line])
+    assert len(losses[0]) == 3 and losses[0] == losses[1], losses
     assert places(model)["model.embed_tokens.weight"] == "npu:3"
 
 

@@ -129,7 +129,7 @@ def check_full_devices_exchange_blocks():
     for slack, over_host in ((MIB // 4, False), (4096, True)):
         model = load("llama", spread("llama"))
         plain = model(**inputs("llama", 0)).loss.item()
-        known = identities(model)
+        identities_before = identities(model)
         ballast = [
             torch.empty(torch.npu.mem_get_info(place)[0] - slack, dtype=torch.uint8, device=f"npu:{place}")
             for place in range(4)
@@ -137,7 +137,7 @@ def check_full_devices_exchange_blocks():
         swapped = {name: {0: 0, 1: 2, 2: 1, 3: 3}[place] for name, place in spread("llama").items()}
         moved = move.move(model, swapped)
         assert (moved.over_host > 0) == over_host, moved
-        assert identities(model) == known
+        assert identities(model) == identities_before
         del ballast
         assert model(**inputs("llama", 0)).loss.item() == plain
         same_as_fresh("llama", model, swapped)
@@ -149,7 +149,7 @@ def check_no_device_holds_more_on_the_way_than_at_its_ends():
     before = live()
     simulation.reset_peaks()
     move.move(model, {name: {0: 1, 1: 2, 2: 0, 3: 3}[place] for name, place in spread("llama").items()})
-    largest = max(each.numel() * each.element_size() for each in model.parameters())
+    largest = max(parameter.numel() * parameter.element_size() for parameter in model.parameters())
     for device, start, end in zip(simulation.usage(), before, live(), strict=True):
         assert device.peak <= max(start, end) + largest, (device, start, end, largest)
 

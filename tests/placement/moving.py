@@ -130,19 +130,21 @@ def same_as_fresh(kind, model, device_map):
     model.zero_grad()
     fresh = load(kind, device_map)
     assert places(model) == places(fresh)
-    mine, theirs = hooks(model), hooks(fresh)
-    if mine:
-        assert mine.pop("")[:2] == (0, True) and theirs.pop("")[1], "older accelerate takes any device"
-    assert mine == theirs, [
-        (name, mine.get(name), theirs.get(name)) for name in {*mine, *theirs} if mine.get(name) != theirs.get(name)
+    model_hooks, fresh_hooks = hooks(model), hooks(fresh)
+    if model_hooks:
+        assert model_hooks.pop("")[:2] == (0, True) and fresh_hooks.pop("")[1], "older accelerate takes any device"
+    assert model_hooks == fresh_hooks, [
+        (name, model_hooks.get(name), fresh_hooks.get(name))
+        for name in {*model_hooks, *fresh_hooks}
+        if model_hooks.get(name) != fresh_hooks.get(name)
     ]
 
 
-def refused(function, *words, reason=move.MoveError):
+def refused(function, *phrases, reason=move.MoveError):
     try:
         function()
     except reason as error:
-        assert all(word in str(error) for word in words), error
+        assert all(phrase in str(error) for phrase in phrases), error
         return error
     raise AssertionError("nothing was raised")
 

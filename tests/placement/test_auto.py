@@ -60,9 +60,9 @@ def request_of(tmp_path_factory):
         config.dtype = "bfloat16"
         return planning.subject_of(config, read_options(["model", "--gpus", "1x80GiB", "--precision=bf16"], {})[0])
 
-    def request(model, words):
+    def request(model, options):
         environ = {"BALANCE_CACHE": str(folder)}
-        return planning.request_for(subject(model), read_options(["model", *words.split()], environ)[0])
+        return planning.request_for(subject(model), read_options(["model", *options.split()], environ)[0])
 
     return request
 
@@ -70,14 +70,14 @@ def request_of(tmp_path_factory):
 @pytest.mark.parametrize("name", CASES)
 def test_the_best_remedy_is_chosen(request_of, name):
     """The remedy that a reader of the case expects, which no other way of any remedy beats, and the reasons."""
-    model, words, limits, expected = CASES[name]
-    request = request_of(model, words)
+    model, options, limits, expected = CASES[name]
+    request = request_of(model, options)
     choice = alternatives.choice_for(request, limits)
     assert (choice.chosen and choice.chosen.remedy) == expected, choice.candidates
-    assert [each.remedy for each in choice.candidates] == sorted(
-        (each.remedy for each in choice.candidates), key=SIMPLEST_FIRST.index
+    assert [candidate.remedy for candidate in choice.candidates] == sorted(
+        (candidate.remedy for candidate in choice.candidates), key=SIMPLEST_FIRST.index
     )
-    assert all(each.reason for each in choice.candidates)
+    assert all(candidate.reason for candidate in choice.candidates)
     if choice.chosen is None:
         assert choice.change, "the smallest change that would fit"
     elif choice.chosen.step_time is not None:
@@ -88,26 +88,26 @@ def test_the_best_remedy_is_chosen(request_of, name):
 def _rates_of_every_way(request, limits):
     """Yield the tokens per second of everything that fits: all counts, with and without recomputation."""
     plain = request.in_training()
-    for each in (plain, plain.with_workload(gradient_checkpointing=True)):
-        every = Alternatives(each, replace(limits, may_recompute=False), alternatives._divided(each))
-        found = [every.one_device()]
-        if len(each.devices) > 1:
-            found += [every.balanced(), every.pipeline()]
-        for candidate in found:
+    for variant in (plain, plain.with_workload(gradient_checkpointing=True)):
+        every = Alternatives(variant, replace(limits, may_recompute=False), alternatives._divided(variant))
+        candidates = [every.one_device()]
+        if len(variant.devices) > 1:
+            candidates += [every.balanced(), every.pipeline()]
+        for candidate in candidates:
             if candidate.can_win and candidate.step_time is not None:
                 yield candidate.step_time.tokens_per_second
         if not limits.replicas:
-            for count in range(2, len(each.devices) + 1):
-                alone = Alternatives(each, limits, alternatives._divided(each))._replicas_of(each, count)
+            for count in range(2, len(variant.devices) + 1):
+                alone = Alternatives(variant, limits, alternatives._divided(variant))._replicas_of(variant, count)
                 if alone is not None and alone.fits:
                     yield alone.step_time.tokens_per_second
         if not limits.zero3:
             for offload in ("none", "optimizer", "all"):
-                if offload == "none" and len(each.devices) == 1:
+                if offload == "none" and len(variant.devices) == 1:
                     continue
-                costed = every._cost(each)
-                if zero_prediction.fullest(costed, each.devices, offload) <= 1:
-                    yield zero_prediction.time_of(costed, each.devices, offload).tokens_per_second
+                costed = every._cost(variant)
+                if zero_prediction.fullest(costed, variant.devices, offload) <= 1:
+                    yield zero_prediction.time_of(costed, variant.devices, offload).tokens_per_second
 
 
 def test_the_same_inputs_give_the_same_answer(request_of):
@@ -133,7 +133,7 @@ def test_ties_go_to_the_simpler_and_reasons_tell_why_others_lost():
         ]
     )
     assert choice.chosen.remedy == "balanced"
-    reasons = {each.remedy: each.reason for each in choice.candidates}
+    reasons = {candidate.remedy: candidate.reason for candidate in choice.candidates}
     assert reasons["replicas"] == "a notebook" and reasons["zero3_offload"].startswith("does not fit")
     assert "0.30 times" in reasons["one_device"] and "simpler" in reasons["zero3"]
 

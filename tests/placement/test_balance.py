@@ -64,7 +64,7 @@ def test_the_worst_device_is_below_that_of_any_other_map_of_whole_layers(tied, w
     model = models.llama(tie_word_embeddings=tied, vocab_size=256)
     costed = planner.cost(Request(TrainingCase.of(model, workload)))
     devices = machine(8 * MIB, 8 * MIB, 16 * MIB)
-    ours = evaluate("balanced", costed, balance(costed, devices), devices).worst.filled
+    balanced = evaluate("balanced", costed, balance(costed, devices), devices).worst.filled
     for choice in combinations_with_replacement(range(7), 2):
         device_map = layers_of(choice)
         for embedding, head in product(range(3), repeat=2):
@@ -73,7 +73,7 @@ def test_the_worst_device_is_below_that_of_any_other_map_of_whole_layers(tied, w
             ends = {"model.embed_tokens": embedding, "model.rotary_emb": embedding, "model.norm": head, "lm_head": head}
             other = evaluate("balanced", costed, {**device_map, **ends}, devices)
             away = WORTH_LEAVING_FIRST_DEVICE if embedding else 0
-            assert ours * (1 - WORTH_A_CROSSING) * (1 - away) <= other.worst.filled * (1 + 1e-9)
+            assert balanced * (1 - WORTH_A_CROSSING) * (1 - away) <= other.worst.filled * (1 + 1e-9)
 
 
 @pytest.mark.parametrize(("larger", "leaves"), [(1.01, False), (100, True)])
@@ -95,7 +95,7 @@ def test_the_embedding_leaves_the_first_device_only_where_that_is_worth_it(name,
     sizes = [512 * MIB, *[int(larger * 512 * MIB)] * 3]
     devices = tuple(Device(index, f"cuda:{index}", size, size, 0) for index, size in enumerate(sizes))
     device_map = balance(costed, devices)
-    assert first_device and ({device_map[each] for each in first_device} == {0}) is not leaves
+    assert first_device and ({device_map[block_name] for block_name in first_device} == {0}) is not leaves
     plan = evaluate("balanced", costed, device_map, devices)
     pinned = replace(costed, constraints=costed.constraints.with_met(first_device | {None}))
     on_first_device = evaluate("balanced", pinned, balance(pinned, devices), devices)
@@ -155,7 +155,8 @@ def test_no_map_goes_below_the_lower_bound(costs, capacities, data):
     devices = tuple(Device(index, f"cuda:{index}", size, size, 7) for index, size in enumerate(capacities))
     maps = product(range(len(devices)), repeat=len(costs))
     plans = [
-        evaluate("map", costed, {b.name: p for b, p in zip(costed.blocks, each, strict=True)}, devices) for each in maps
+        evaluate("map", costed, {b.name: p for b, p in zip(costed.blocks, places, strict=True)}, devices)
+        for places in maps
     ]
     least = min(plan.worst.filled for plan in plans) * max(capacities)
     assert plans[0].lower_bound <= least * (1 + 1e-9)

@@ -17,12 +17,12 @@ def test_what_a_plan_says_of_fitting_is_so(kind, tmp_path):
 
     Random models, workloads and devices, with a quarter of a MiB more or less for inputs, which plans do not count.
     """
-    result = tmp_path / "found.json"
+    result = tmp_path / "results.json"
     script = Path(__file__).with_name("fits_checks.py")
     done = run_script(script, str(result), kind, *map(str, SEEDS[kind]))
     assert done.returncode == 0, done.stderr[-4000:]
-    found = json.loads(result.read_text())
-    assert [each for each in found if each["wrong"]] == []
-    assert {each["method"] for each in found} == {"traced"}
-    said = [each["says"] for each in found]
-    assert said.count("fits") >= 2 and said.count("does not fit") >= 2
+    results = json.loads(result.read_text())
+    assert [outcome for outcome in results if outcome["wrong"]] == []
+    assert {outcome["method"] for outcome in results} == {"traced"}
+    predictions = [outcome["prediction"] for outcome in results]
+    assert predictions.count("fits") >= 2 and predictions.count("does not fit") >= 2

@@ -35,14 +35,14 @@ def test_what_would_fit_is_checked_not_guessed():
     request = Request(TrainingCase.of(model, workload), tight)
     plan = planner.balanced(request)
     assert plan.shortfall
-    found = remedies.what_would_fit(plan, request)
-    assert any(remedy.startswith("gradient checkpointing") for remedy in found)
+    changes = remedies.what_would_fit(plan, request)
+    assert any(remedy.startswith("gradient checkpointing") for remedy in changes)
 
 
 def test_half_precision_is_a_remedy_where_weights_train_in_float32():
     """It comes with a plan that fits; not for models that are in half precision, nor where nobody may choose it."""
     workload = Workload(seq_len=256)
-    half, whole = (models.llama().to(dtype) for dtype in (torch.bfloat16, torch.float32))
+    half, full = (models.llama().to(dtype) for dtype in (torch.bfloat16, torch.float32))
     fitting = planner.balanced(
         Request(TrainingCase.of(half, replace(workload, autocast=True)), machine(*[64 * MIB] * 2))
     )
@@ -50,10 +50,10 @@ def test_half_precision_is_a_remedy_where_weights_train_in_float32():
 
     def offered(model, may):
         request = Request(TrainingCase.of(model, workload), sizes, may_halve=may)
-        found = remedies.remedies_that_fit(planner.balanced(request), request)
-        return "BALANCE_PRECISION=bf16" in [remedy.phrase for remedy in found]
+        changes = remedies.remedies_that_fit(planner.balanced(request), request)
+        return "BALANCE_PRECISION=bf16" in [remedy.phrase for remedy in changes]
 
-    assert [offered(whole, True), offered(whole, False), offered(half, True)] == [True, False, False]
+    assert [offered(full, True), offered(full, False), offered(half, True)] == [True, False, False]
 
 
 def test_what_precision_saves_is_told_by_term():
@@ -63,7 +63,7 @@ def test_what_precision_saves_is_told_by_term():
     request = Request(TrainingCase.of(model, Workload(seq_len=256)), devices)
     plan = planner.balanced(request)
     saved = remedies.saved_by_precision(plan, request, "float32", autocast=False)
-    weights = sum(each.numel() * 2 for each in model.parameters())
+    weights = sum(parameter.numel() * 2 for parameter in model.parameters())
     assert (saved["weights"], saved["gradients"], saved["optimizer"]) == (weights, weights, 2 * weights)
     assert saved["activations"] > 0
     assert precision_line("bf16", "float32", {"weights": MIB, "gradients": 0, "optimizer": -3 * MIB}) == (
@@ -75,8 +75,8 @@ def test_what_precision_saves_is_told_by_term():
 def test_a_micro_batch_of_one_is_accumulated():
     """`BALANCE_MICRO_BATCH=1` keeps the batch that is learned from, so that gradients wait on the device."""
     request = too_small_for(models.llama(), Workload(batch_size=4, seq_len=1024), part=0.9)
-    found = remedies.remedies_that_fit(planner.balanced(request), request)
-    (remedy,) = [each for each in found if "micro-batch" in each.phrase]
+    changes = remedies.remedies_that_fit(planner.balanced(request), request)
+    (remedy,) = [change for change in changes if "micro-batch" in change.phrase]
     assert remedy.changes == {"batch_size": 1, "accumulation": 4} and remedy.plan.workload.accumulation == 4
 
 
@@ -100,16 +100,16 @@ def locked(model_class):
 def test_a_model_that_cannot_be_copied_has_its_remedies_but_for_precision():
     request = replace(too_small_for(locked(Locked), Workload(seq_len=1024)), may_halve=True)
     plan = planner.balanced(request)
-    found = [remedy.phrase for remedy in remedies.remedies_that_fit(plan, request)]
-    assert found and "BALANCE_PRECISION=bf16" not in found
+    phrases = [remedy.phrase for remedy in remedies.remedies_that_fit(plan, request)]
+    assert phrases and "BALANCE_PRECISION=bf16" not in phrases
     assert set(remedies.saved_by_precision(plan, request, "bfloat16", autocast=False).values()) == {0}
 
 
 def test_checkpointing_is_no_remedy_for_a_model_without():
     """Nor does `auto` choose layers of it, however it is estimated."""
     request = too_small_for(locked(NotCheckpointed), Workload(batch_size=4, seq_len=4096))
-    found = remedies.what_would_fit(planner.balanced(request), request)
-    assert found and not any("checkpointing" in remedy for remedy in found)
+    changes = remedies.what_would_fit(planner.balanced(request), request)
+    assert changes and not any("checkpointing" in remedy for remedy in changes)
     plan = planner.balanced(replace(request, selective=True))
     assert plan.recomputed == frozenset() and plan.shortfall
 
@@ -131,7 +131,7 @@ def test_a_remedy_under_which_nothing_can_be_placed_is_none():
     )
     model, workload = models.on_meta(BondedWhenRecomputed, config), Workload(seq_len=64)
     request = too_small_for(model, workload)
-    request = replace(request, devices=request.devices + machine(*[each.available for each in request.devices]))
+    request = replace(request, devices=request.devices + machine(*[device.available for device in request.devices]))
     assert not planner.balanced(replace(request, selective=True)).recomputed
     short = Request(TrainingCase.of(model, workload), machine(*[800 * MIB] * 4))
     plan = planner.balanced(short)

@@ -21,7 +21,7 @@ def table_of(weights):
 
 
 def runs(weights):
-    return RunPeaks([BlockCost(weights=each) for each in weights])
+    return RunPeaks([BlockCost(weights=weight) for weight in weights])
 
 
 @settings(max_examples=400)
@@ -53,11 +53,11 @@ def test_a_bound_ends_the_search_only_where_it_cannot_be_beaten(weights, capacit
     fill, cuts = least_fill(loads, capacities, 8)
     assert cuts is not None and worst_fill(loads, capacities, cuts) == pytest.approx(fill, rel=1e-8)
     bound = fill * part
-    found, better = least_fill(loads, capacities, 8, below=bound)
+    lowest, better = least_fill(loads, capacities, 8, below=bound)
     if fill < bound * (1 - 1e-8):
-        assert better is not None and found == pytest.approx(fill, rel=1e-8)
+        assert better is not None and lowest == pytest.approx(fill, rel=1e-8)
     elif fill > bound * (1 + 1e-8):
-        assert better is None and found == bound
+        assert better is None and lowest == bound
 
 
 def test_tables_and_run_peaks_are_solved_alike():

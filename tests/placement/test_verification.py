@@ -141,8 +141,8 @@ def test_a_model_that_skips_layers_runs_under_its_plan(skips, devices, monkeypat
     assert plan is not None and plan.method == "traced" and not plan.notes
     assert len({plan.device_map[f"model.layers.{number}"] for number in range(24)}) > 1 or len(skips) > 1
     monkeypatch.setattr(dry_run, "_left_out", lambda *_: frozenset())
-    found = verification.verify(request, planner.cost(request), plan.device_map)
-    assert found.blocks and not found.met
+    trial = verification.verify(request, planner.cost(request), plan.device_map)
+    assert trial.blocks and not trial.met
 
 
 class LayersTogether(Plain):
@@ -199,11 +199,11 @@ def test_a_peak_off_the_prediction_weighs_in_the_next_solution():
     costed = planner.cost(request)
     first = balance(costed, request.devices)
     assert first["lm_head"] == first["model.layers.5"]
-    found = verification.verify(request, costed, first)
-    (misprediction,) = verification.mispredictions(found, costed, first, request.devices)
+    trial = verification.verify(request, costed, first)
+    (misprediction,) = verification.mispredictions(trial, costed, first, request.devices)
     assert misprediction.seen - misprediction.predicted > 512 * MIB
-    counted = verification.corrected(found, costed, first, request.devices[0], misprediction)
-    assert verification.mispredictions(found, counted, first, request.devices) == ()
+    counted = verification.corrected(trial, costed, first, request.devices[0], misprediction)
+    assert verification.mispredictions(trial, counted, first, request.devices) == ()
     as_seen = evaluate("balanced", counted, first, request.devices)
     plan = planner.balanced(request)
     assert plan.worst.filled < as_seen.worst.filled
@@ -282,10 +282,10 @@ def test_layers_that_differ_in_what_they_recompute_are_tried_out_as_they_are():
         plan = planner.balanced(request)
         costed, recomputed = planner.costed_for(request)
         assert recomputed == plan.recomputed
-        found = verification.verify(request.with_case(workload=plan.workload), costed, plan.device_map, recomputed)
+        trial = verification.verify(request.with_case(workload=plan.workload), costed, plan.device_map, recomputed)
         for device in plan.devices:
             held = device.terms["weights"] + device.terms["optimizer"] + device.terms["overhead"]
-            assert found.peaks[device.device.index] + held <= 1.03 * device.predicted_peak
+            assert trial.peaks[device.device.index] + held <= 1.03 * device.predicted_peak
 
 
 def test_a_remedy_that_the_trial_refutes_is_not_named():

@@ -18,24 +18,24 @@ class Outcome:
     """A run that has ended.
 
     Attributes:
-        said: what its first rank printed.
+        result: the JSON object that its first rank printed.
         peaks: of each simulated device, allocated, in bytes.
         predicted: device index -> predicted peak on the first rank's share, in bytes.
         log: standard error.
         folder: its output folder.
     """
 
-    said: dict[str, Any]
+    result: dict[str, Any]
     peaks: list[int]
     predicted: dict[int, int]
     log: str
     folder: Path
 
 
-def train(name: str, model: Path, folder: Path, ranks: int = 1, rows: int = 2, **variables: str) -> Outcome:
-    """Run training `name` with a global micro-batch of `ranks * rows` sequences; it has to succeed."""
+def train(name: str, model: Path, folder: Path, ranks: int = 1, micro_batch: int = 2, **variables: str) -> Outcome:
+    """Run training `name` with a global micro-batch of `ranks * micro_batch` sequences; it has to succeed."""
     report = folder / "report"
-    chosen = {"BALANCE_SIMULATE": "4x1GiB", "BALANCE_REPORT": str(report), "ROWS": str(rows), **variables}
+    chosen = {"BALANCE_SIMULATE": "4x1GiB", "BALANCE_REPORT": str(report), "MICRO_BATCH": str(micro_batch), **variables}
     launcher = (*TORCHRUN, str(ranks)) if ranks > 1 else (sys.executable,)
     folder.mkdir(parents=True, exist_ok=True)
     done = start(*launcher, SCRIPTS / "trainings.py", name, model, folder / "output", **chosen)

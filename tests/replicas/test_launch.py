@@ -34,7 +34,7 @@ ENDS = {
 @pytest.mark.parametrize("name", sampled(ENDS, "killed rank"))
 def test_the_end_of_one_is_the_end_of_all(name, model, tmp_path):
     """Whatever ends first, within 30 seconds nothing is left of it, and the exit code says that it failed."""
-    fault, sent, code, said = ENDS[name]
+    fault, sent, code, message = ENDS[name]
     variables = {"BALANCE_MODE": "balanced", "BALANCE_REPLICAS": "2", "BALANCE_SIMULATE": "4x256MiB"}
     process = subprocess.Popen(
         [sys.executable, str(SCRIPTS / "ends.py"), fault, str(model), str(tmp_path)],
@@ -48,7 +48,7 @@ def test_the_end_of_one_is_the_end_of_all(name, model, tmp_path):
     if sent is not None:
         os.kill(process.pid, sent)
     stderr = expect_end(process, ranks)
-    assert process.returncode == code and said in stderr, stderr[-3000:]
+    assert process.returncode == code and message in stderr, stderr[-3000:]
 
 
 def test_auto_takes_the_most_that_fit(model, tmp_path):
@@ -56,8 +56,8 @@ def test_auto_takes_the_most_that_fit(model, tmp_path):
     sizes = {"BALANCE_SIMULATE": "4x24MiB", "BALANCE_RESERVE": "2%", "BALANCE_SEQ_LEN": "96", "BALANCE_BATCH_SIZE": "2"}
     recipe = recipes.commands("Only one GPU is busy")[0].variables
     chosen = train("plain", model, tmp_path / "auto", **recipe, **sizes)
-    assert chosen.said["processes"] == 2
-    variables = {**sizes, "ROWS": "2", "BALANCE_REPLICAS": "4"}
+    assert chosen.result["processes"] == 2
+    variables = {**sizes, "MICRO_BATCH": "2", "BALANCE_REPLICAS": "4"}
     more = start(sys.executable, SCRIPTS / "trainings.py", "plain", model, tmp_path / "more", **variables)
     assert more.returncode != 0 and "out of memory" in more.stderr
     assert "fewer replicas, each on more devices" in more.stderr
@@ -67,7 +67,7 @@ def test_auto_is_one_where_one_fits(model, tmp_path):
     """No process is started where a second replica has no room."""
     sizes = {"BALANCE_SIMULATE": "3x24MiB", "BALANCE_SEQ_LEN": "96", "BALANCE_BATCH_SIZE": "2"}
     chosen = train("plain", model, tmp_path, BALANCE_REPLICAS="auto", **sizes)
-    assert chosen.said["processes"] == 1 and "starting" not in chosen.log
+    assert chosen.result["processes"] == 1 and "starting" not in chosen.log
 
 
 def test_a_rank_whose_share_lacks_the_device_of_its_number(model, tmp_path):
@@ -75,7 +75,7 @@ def test_a_rank_whose_share_lacks_the_device_of_its_number(model, tmp_path):
     sizes = {"BALANCE_SIMULATE": "2x48MiB+96MiB"}
     outcome = train("lora", model, tmp_path, BALANCE_REPLICAS="2", **sizes)
     assert "replicas: rank 0 on npu:0+1, rank 1 on npu:2" in outcome.log
-    assert outcome.said["devices"] == ["npu:0", "npu:1"] and min(outcome.peaks) > 0
+    assert outcome.result["devices"] == ["npu:0", "npu:1"] and min(outcome.peaks) > 0
 
 
 REFUSED = {
@@ -94,8 +94,8 @@ def test_what_cannot_be_had_is_one_line(name, tmp_path):
     script.write_text(text)
     done = start(sys.executable, *option, text if option else script, BALANCE_SIMULATE="4x64MiB", **variables)
     assert done.returncode != 0 and "went on" not in done.stdout and "Traceback" not in done.stderr
-    said = [line for line in done.stderr.splitlines() if line.startswith("balance_shim")]
-    assert len(said) == 1 and expected in said[0], done.stderr[-2000:]
+    lines = [line for line in done.stderr.splitlines() if line.startswith("balance_shim")]
+    assert len(lines) == 1 and expected in lines[0], done.stderr[-2000:]
 
 
 @pytest.mark.parametrize("mode", sampled(["balanced", "auto"], "balanced"))

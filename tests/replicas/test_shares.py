@@ -47,7 +47,7 @@ def test_the_weakest_share_is_as_large_as_brute_force_finds():
         shares = divide(capacities, ranks)
         assert sorted(device for share in shares for device in share) == list(capacities), (mix, ranks)
         assert all(shares), (mix, ranks)
-        best = max(_sums(each, capacities) for each in _divisions(list(capacities), ranks))
+        best = max(_sums(division, capacities) for division in _divisions(list(capacities), ranks))
         assert _sums(shares, capacities) == best, (mix, ranks)
 
 

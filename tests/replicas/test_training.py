@@ -25,7 +25,7 @@ def pair(model, tmp_path_factory):
 
     def run(name):
         one, two = (tmp_path_factory.mktemp(f"{name}-{number}") for number in ("one", "two"))
-        return train(name, model, one, rows=4), train(name, model, two, ranks=2, rows=2)
+        return train(name, model, one, micro_batch=4), train(name, model, two, ranks=2, micro_batch=2)
 
     return run
 
@@ -34,10 +34,10 @@ def pair(model, tmp_path_factory):
 def test_ranks_learn_what_one_process_learns(pair, name):
     """The same losses and the same saved weights at the same global batch, and each peak as predicted."""
     one, two = pair(name)
-    assert one.said["processes"] == 1 and two.said["processes"] == 2
-    assert one.said["devices"] == ["npu:0", "npu:1", "npu:2", "npu:3"] and two.said["devices"] == ["npu:0", "npu:2"]
-    assert two.said["losses"] == pytest.approx(one.said["losses"], **SAME) and len(set(two.said["losses"])) == 4
-    assert two.said["evaluations"] == pytest.approx(one.said["evaluations"], **SAME)
+    assert one.result["processes"] == 1 and two.result["processes"] == 2
+    assert one.result["devices"] == ["npu:0", "npu:1", "npu:2", "npu:3"] and two.result["devices"] == ["npu:0", "npu:2"]
+    assert two.result["losses"] == pytest.approx(one.result["losses"], **SAME) and len(set(two.result["losses"])) == 4
+    assert two.result["evaluations"] == pytest.approx(one.result["evaluations"], **SAME)
     # Adam makes much of the last digits of gradients near zero, so weights are compared by what they give.
     torch.testing.assert_close(_logits(two), _logits(one), rtol=1e-4, atol=1e-4)
     # find_unused_parameters, which the Trainer sets without checkpointing, copies all outputs, on 4.x the logits too.
@@ -70,7 +70,7 @@ def started(model, tmp_path_factory):
 
 def test_replicas_without_a_launcher(started):
     """BALANCE_REPLICAS=2 starts two ranks, says so, and leaves one report."""
-    assert started.said["processes"] == 2 and started.said["devices"] == ["npu:0", "npu:2"]
+    assert started.result["processes"] == 2 and started.result["devices"] == ["npu:0", "npu:2"]
     assert started.log.count("starting 2 processes for replicas of the model") == 1
     assert started.log.count("micro-batches of 2 and accumulation 2: 8 sequences per step") == 1
     assert started.log.count("memory of the simulated devices") == 1 and min(started.peaks) > 0
@@ -79,7 +79,7 @@ def test_replicas_without_a_launcher(started):
 def test_another_number_of_replicas_resumes(model, started):
     """A checkpoint of two ranks goes on in one process, on all four devices, to the end."""
     folder = started.folder.parent
-    resumed = train("resumed", model, folder, rows=4)
-    assert resumed.said["processes"] == 1 and len(resumed.said["devices"]) == 4
-    assert len(resumed.said["losses"]) == 2 + len(started.said["losses"])  # the history of the first four goes on
-    assert resumed.said["losses"][: len(started.said["losses"])] == started.said["losses"]
+    resumed = train("resumed", model, folder, micro_batch=4)
+    assert resumed.result["processes"] == 1 and len(resumed.result["devices"]) == 4
+    assert len(resumed.result["losses"]) == 2 + len(started.result["losses"])  # the history of the first four goes on
+    assert resumed.result["losses"][: len(started.result["losses"])] == started.result["losses"]

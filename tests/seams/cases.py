@@ -18,8 +18,8 @@ def results_of(script: "str | Path", model: Path, folder: Path, **more: str) -> 
     """
     result = folder / "results.json"
     variables = {**OFFLINE, "BALANCE_SIMULATE": "4x1GiB", "BALANCE_MODE": "off", **more}
-    words = [str(Path(__file__).parent / script), str(model), str(result)]
-    done = python("-c", START, *words, paths=(SHIM, REPOSITORY), timeout=600, **variables)
+    arguments = [str(Path(__file__).parent / script), str(model), str(result)]
+    done = python("-c", START, *arguments, paths=(SHIM, REPOSITORY), timeout=600, **variables)
     assert done.returncode == 0, done.stderr[-4000:]
     results: dict[str, Any] = json.loads(result.read_text())
     return results

@@ -30,9 +30,9 @@ def case(name, environ, load, install=True):
     gc.collect()  # accelerate's hooks make cycles: without this, earlier models still fill the devices
     before = dict(os.environ)
     os.environ.update({"BALANCE_SEQ_LEN": "64", **environ})
-    said = io.StringIO()
+    stderr = io.StringIO()
     outcome = {}
-    with contextlib.redirect_stderr(said):
+    with contextlib.redirect_stderr(stderr):
         try:
             if install:
                 balance_shim.install(mode=environ.get("BALANCE_MODE"))
@@ -46,7 +46,7 @@ def case(name, environ, load, install=True):
             outcome["message"] = str(error)
     os.environ.clear()
     os.environ.update(before)
-    outcome["said"] = [line for line in said.getvalue().splitlines() if line.startswith("balance_shim")]
+    outcome["log"] = [line for line in stderr.getvalue().splitlines() if line.startswith("balance_shim")]
     results[name] = outcome
     balance_shim.uninstall()
 
@@ -55,7 +55,7 @@ def auto(device_map="auto", loader=AutoModelForCausalLM, folder=model_folder, **
     return lambda: loader.from_pretrained(folder, device_map=device_map, **options)
 
 
-found = vars(transformers.modeling_utils.PreTrainedModel)["from_pretrained"]
+original_loader = vars(transformers.modeling_utils.PreTrainedModel)["from_pretrained"]
 case("library's own", {}, auto(), install=False)
 case("auto", {}, auto())
 case("balanced", {}, auto("balanced"))
@@ -84,18 +84,18 @@ results["report in a folder"]["files"] = {
 case("torchrun with one process", {"WORLD_SIZE": "1"}, auto())
 case("torchrun with two processes", {"WORLD_SIZE": "2", "RANK": "0"}, auto("balanced"))
 
-whole = json.dumps({"model": 1, "lm_head": "cuda:2"})
-case("user's map", {"BALANCE_DEVICE_MAP": whole}, auto())
-case("mode auto with a map", {"BALANCE_DEVICE_MAP": whole, "BALANCE_MODE": "auto"}, auto())
+complete_map = json.dumps({"model": 1, "lm_head": "cuda:2"})
+case("user's map", {"BALANCE_DEVICE_MAP": complete_map}, auto())
+case("mode auto with a map", {"BALANCE_DEVICE_MAP": complete_map, "BALANCE_MODE": "auto"}, auto())
 case("mode auto without a map", {"BALANCE_MODE": "auto"}, auto())
-case("user's map not used", {"BALANCE_DEVICE_MAP": whole}, auto("sequential"))
+case("user's map not used", {"BALANCE_DEVICE_MAP": complete_map}, auto("sequential"))
 # A checkpoint with a tensor of a wrong shape: an error about the map shows that it was checked before weights were.
 damaged = result_path.parent / "damaged"
 shutil.copytree(model_folder, damaged)
 weights = load_file(damaged / "model.safetensors")
 save_file({**weights, "lm_head.weight": torch.zeros(3, 3)}, damaged / "model.safetensors", metadata={"format": "pt"})
 case("wrong map, damaged weights", {"BALANCE_DEVICE_MAP": '{"model": 0, "lm_haed": 1}'}, auto(folder=damaged))
-case("good map, damaged weights", {"BALANCE_DEVICE_MAP": whole}, auto(folder=damaged))
+case("good map, damaged weights", {"BALANCE_DEVICE_MAP": complete_map}, auto(folder=damaged))
 
 
 @contextlib.contextmanager
@@ -109,12 +109,12 @@ def machine_where(name, replacement):
         setattr(torch.npu, name, before)
 
 
-asked = []
+queried = []
 
 
 def full_device(original):
     def mem_get_info(device=None):
-        asked.append(device)
+        queried.append(device)
         if device == 1:
             raise RuntimeError("CUDA error: out of memory")
         return original(device)
@@ -138,9 +138,9 @@ def screens(*small):
 
 with machine_where("mem_get_info", full_device):
     case("full device", {}, auto())
-    asked.clear()
+    queried.clear()
     case("devices not asked", {"BALANCE_MAX_MEMORY": "1=0"}, auto(max_memory={0: "500MiB", 1: "500MiB", 3: "500MiB"}))
-    results["devices not asked"]["asked"] = sorted(set(asked) - {None})
+    results["devices not asked"]["asked"] = sorted(set(queried) - {None})
 with machine_where("get_device_properties", screens(2)):
     case("display card", {}, auto())
     case("display card, named", {"BALANCE_MAX_MEMORY": "2=500MiB"}, auto())
@@ -153,13 +153,13 @@ def broken(request):
     raise ZeroDivisionError("planted")
 
 
-planner.balanced, kept = broken, planner.balanced
+planner.balanced, original_balanced = broken, planner.balanced
 case("planner fails", {}, auto())
 case("planner fails, strict", {"BALANCE_STRICT": "1"}, auto())
-planner.balanced = kept
+planner.balanced = original_balanced
 
 balance_shim.uninstall()
-results["restored"] = vars(transformers.modeling_utils.PreTrainedModel)["from_pretrained"] is found
+results["restored"] = vars(transformers.modeling_utils.PreTrainedModel)["from_pretrained"] is original_loader
 
 balance_shim.install(mode="balanced", report="off")
 model = AutoModelForCausalLM.from_pretrained(model_folder, device_map="auto")
@@ -169,8 +169,8 @@ with torch.no_grad():
     balanced = model(input_ids=inputs).logits.cpu().tolist()
     plain = AutoModelForCausalLM.from_pretrained(model_folder)(input_ids=inputs.cpu()).logits.tolist()
 results["largest difference of logits"] = max(
-    abs(ours - theirs)
+    abs(value - reference)
     for ours_row, theirs_row in zip(balanced[0], plain[0], strict=True)
-    for ours, theirs in zip(ours_row, theirs_row, strict=True)
+    for value, reference in zip(ours_row, theirs_row, strict=True)
 )
 result_path.write_text(json.dumps(results))

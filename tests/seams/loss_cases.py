@@ -24,7 +24,7 @@ chunks.MOST_CHUNKS_IN_TRAINING = 1000
 model_folder, result_path = Path(sys.argv[1]), Path(sys.argv[2])
 TOKENS = 128
 torch.manual_seed(3)
-rows = [{"input_ids": ids, "labels": [-100] * 9 + ids[9:]} for ids in torch.randint(3, 4000, (8, TOKENS)).tolist()]
+examples = [{"input_ids": ids, "labels": [-100] * 9 + ids[9:]} for ids in torch.randint(3, 4000, (8, TOKENS)).tolist()]
 results = {}
 
 
@@ -68,7 +68,7 @@ def train(trainer_class=Trainer, device_map="auto", with_labels=True, evaluates=
     set_seed(7)
     model = AutoModelForCausalLM.from_pretrained(model_folder, device_map=device_map)
     set_seed(7)
-    data = rows if with_labels else [{"input_ids": row["input_ids"]} for row in rows]
+    data = examples if with_labels else [{"input_ids": example["input_ids"]} for example in examples]
     trainer = trainer_class(model, arguments, train_dataset=data, callbacks=[StartOfPeaks()])
     trainer.train()
     peaks = [device.peak for device in simulation.usage()]
@@ -94,8 +94,8 @@ def case(name, mode="balanced", environ=None, **options):
     log._said.clear()  # each case is a program of its own
     before = dict(os.environ)
     os.environ.update({"BALANCE_SEQ_LEN": str(TOKENS), "BALANCE_BATCH_SIZE": "2", **(environ or {})})
-    said, outcome = io.StringIO(), {}
-    with contextlib.redirect_stderr(said), contextlib.redirect_stdout(io.StringIO()):
+    stderr, outcome = io.StringIO(), {}
+    with contextlib.redirect_stderr(stderr), contextlib.redirect_stdout(io.StringIO()):
         try:
             balance_shim.install(mode=mode)
             outcome = train(**options)
@@ -103,7 +103,7 @@ def case(name, mode="balanced", environ=None, **options):
             outcome = {"error": f"{type(error).__name__}: {error}"}
     os.environ.clear()
     os.environ.update(before)
-    outcome["said"] = [line for line in said.getvalue().splitlines() if "balance_shim" in line or "BALANCE_" in line]
+    outcome["log"] = [line for line in stderr.getvalue().splitlines() if "balance_shim" in line or "BALANCE_" in line]
     results[name] = outcome
 
 

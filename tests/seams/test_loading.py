@@ -16,7 +16,7 @@ def results(tmp_path_factory):
 
 
 def headlines(outcome):
-    return [line for line in outcome["said"] if " map for LlamaForCausalLM" in line]
+    return [line for line in outcome["log"] if " map for LlamaForCausalLM" in line]
 
 
 @pytest.mark.parametrize("name", ["auto", "balanced", "base class", "sequential intercepted", "no map intercepted"])
@@ -30,7 +30,7 @@ def test_intercepted_values_get_a_balanced_map(results, name):
 
 def test_switched_off_the_library_decides(results):
     """The map is the library's own and nothing is said."""
-    assert results["off"]["map"] == results["library's own"]["map"] and results["off"]["said"] == []
+    assert results["off"]["map"] == results["library's own"]["map"] and results["off"]["log"] == []
 
 
 @pytest.mark.parametrize(
@@ -39,7 +39,7 @@ def test_switched_off_the_library_decides(results):
 )
 def test_other_values_are_left_alone(results, name, devices):
     """Explicit maps, devices, "sequential" and no map at all mean what they mean without the shim."""
-    assert results[name]["devices"] == devices and results[name]["said"] == []
+    assert results[name]["devices"] == devices and results[name]["log"] == []
 
 
 def test_the_scripts_max_memory_is_respected(results):
@@ -53,7 +53,7 @@ def test_a_device_that_cannot_be_asked_is_left_out(results):
     """The other three are used, and one line names the one that is full."""
     outcome = results["full device"]
     assert outcome["devices"] == ["npu:0", "npu:2", "npu:3"]
-    assert len([line for line in outcome["said"] if "npu:1 is not used" in line]) == 1
+    assert len([line for line in outcome["log"] if "npu:1 is not used" in line]) == 1
 
 
 def test_excluded_devices_are_never_asked(results):
@@ -66,9 +66,9 @@ def test_display_cards_are_used_only_where_they_are_needed_or_named(results):
     """A line names the card that is left out; where nothing fits without such cards, they are used."""
     left_out = "npu:2 (simulated 1.0 GiB, 1.0 MiB) not used"
     assert results["display card"]["devices"] == ["npu:0", "npu:1", "npu:3"]
-    assert any(left_out in line for line in results["display card"]["said"])
+    assert any(left_out in line for line in results["display card"]["log"])
     assert len(results["display card, named"]["devices"]) == 4
-    assert not any(left_out in line for line in results["display card, named"]["said"])
+    assert not any(left_out in line for line in results["display card, named"]["log"])
     assert results["one large device"]["devices"] == ["npu:0"]
     assert len(results["display cards needed"]["devices"]) > 1
 
@@ -81,14 +81,14 @@ def test_caps_keep_a_device_lighter(results):
 
 def test_what_does_not_fit_is_said_and_left_to_the_library(results):
     """Never a silent spill: one warning with the figures, then what the library does."""
-    said = results["too small"]["said"]
-    assert len(said) == 1 and "does not fit 4 x 2.0 MiB" in said[0] and "too much" in said[0]
+    lines = results["too small"]["log"]
+    assert len(lines) == 1 and "does not fit 4 x 2.0 MiB" in lines[0] and "too much" in lines[0]
     assert results["too small"]["map"] == results["library's own"]["map"]
 
 
 def test_the_plan_can_be_silent_or_written(results):
     """BALANCE_REPORT=off says nothing; a folder gets the plan and a map that holds what was used."""
-    assert results["report off"]["said"] == []
+    assert results["report off"]["log"] == []
     files = results["report in a folder"]["files"]
     assert list(files) == ["device_map.json", "plan.json", "run.json"]
     assert {key: str(place) for key, place in files["device_map.json"].items()} == results["report in a folder"]["map"]
@@ -108,7 +108,7 @@ def test_several_processes_are_left_to_the_library(results):
     """Each rank would spread its model over all devices: the library's own map, and one line."""
     outcome = results["torchrun with two processes"]
     assert outcome["map"] == results["library's own"]["map"]
-    assert len(outcome["said"]) == 1 and "2 processes" in outcome["said"][0]
+    assert len(outcome["log"]) == 1 and "2 processes" in outcome["log"][0]
 
 
 @pytest.mark.parametrize("name", ["user's map", "mode auto with a map"])
@@ -120,30 +120,30 @@ def test_the_users_map_is_used(results, name):
 
 def test_mode_auto_says_why(results):
     """It takes the map if there is one, else balances, and says so."""
-    assert any("auto chooses map" in line for line in results["mode auto with a map"]["said"])
-    assert any("auto chooses balanced" in line for line in results["mode auto without a map"]["said"])
+    assert any("auto chooses map" in line for line in results["mode auto with a map"]["log"])
+    assert any("auto chooses balanced" in line for line in results["mode auto without a map"]["log"])
     assert results["mode auto without a map"]["map"] == results["auto"]["map"]
 
 
 def test_a_map_that_is_not_used_is_said(results):
     """A user who brought a map learns that the script's device_map kept it from being used."""
-    said = results["user's map not used"]["said"]
-    assert len(said) == 1 and "BALANCE_INTERCEPT" in said[0]
+    lines = results["user's map not used"]["log"]
+    assert len(lines) == 1 and "BALANCE_INTERCEPT" in lines[0]
 
 
 def test_a_wrong_map_stops_before_weights_are_read(results):
     """The error is about the map although the weights are damaged; with a good map it is about the weights."""
     wrong, good = results["wrong map, damaged weights"], results["good map, damaged weights"]
     assert wrong["error"] == "DeviceMapError" and "did you mean 'lm_head'" in wrong["message"]
-    words = ("size mismatch", "ismatched", "tensor of shape torch.Size([3, 3])")  # of different versions
-    assert any(each in good["message"] for each in words)
+    phrases = ("size mismatch", "ismatched", "tensor of shape torch.Size([3, 3])")  # of different versions
+    assert any(phrase in good["message"] for phrase in phrases)
 
 
 def test_a_failing_planner_does_not_stop_the_program(results):
     """One warning that names the failure, then the library's own map; under BALANCE_STRICT the failure itself."""
     failed = results["planner fails"]
     assert failed["map"] == results["library's own"]["map"]
-    assert len(failed["said"]) == 1 and "ZeroDivisionError: planted" in failed["said"][0]
+    assert len(failed["log"]) == 1 and "ZeroDivisionError: planted" in failed["log"][0]
     assert results["planner fails, strict"]["error"] == "ZeroDivisionError"
 
 

@@ -25,9 +25,9 @@ def results(tmp_path_factory):
         vocab_size=4096,
     )  # fmt: skip
     transformers.LlamaForCausalLM(config).save_pretrained(folder / "model")
-    found = results_of("loss_cases.py", folder / "model", folder)
-    assert not [case["error"] for case in found.values() if "error" in case]
-    return found
+    outcomes = results_of("loss_cases.py", folder / "model", folder)
+    assert not [case["error"] for case in outcomes.values() if "error" in case]
+    return outcomes
 
 
 @pytest.mark.parametrize(
@@ -50,8 +50,8 @@ def test_evaluation_is_as_it_was(results):
     assert results["auto"]["evaluated"] == pytest.approx(results["full"]["evaluated"], rel=1e-6)
 
 
-def at_head(found):
-    return found["peaks"][found["head"]]
+def at_head(outcome):
+    return outcome["peaks"][outcome["head"]]
 
 
 def test_the_heads_device_holds_a_chunk(results):
@@ -64,10 +64,12 @@ def test_the_heads_device_holds_a_chunk(results):
 @pytest.mark.parametrize("name", ["full", "auto", "auto, bf16", "auto, smoothed"])
 def test_predicted_peaks_are_those_of_the_training(results, name):
     """The planner counts the chunks that the training has: 3 % of each device, and what the Trainer keeps."""
-    found = results[name]
-    assert found["method"] == "traced" and found["loss planned"] == name.partition(",")[0].replace("auto", "chunked")
+    outcome = results[name]
+    assert outcome["method"] == "traced" and outcome["loss planned"] == name.partition(",")[0].replace(
+        "auto", "chunked"
+    )
     allowed = 3 * 32 * 4096 * 4 if "smoothed" in name else 64 * 1024  # its sums are over more than one chunk at once
-    for predicted, peak in zip(found["predicted"], found["peaks"], strict=True):
+    for predicted, peak in zip(outcome["predicted"], outcome["peaks"], strict=True):
         assert predicted == pytest.approx(peak, rel=0.03, abs=allowed)
 
 
@@ -78,18 +80,20 @@ def test_auto_leaves_models_alone_that_the_shim_has_not_placed(results):
 
 def test_logits_that_are_read_are_right_and_that_is_said_once(results):
     """A trainer that looks at the logits of each step gets them; one line says what that costs."""
-    assert len(results["auto, read"]["seen"]) == 4 and all(0.1 < each < 0.3 for each in results["auto, read"]["seen"])
+    assert len(results["auto, read"]["seen"]) == 4 and all(
+        0.1 < deviation < 0.3 for deviation in results["auto, read"]["seen"]
+    )
     lines = {
-        name: [line for line in found["said"] if "reads the full logits" in line] for name, found in results.items()
+        name: [line for line in outcome["log"] if "reads the full logits" in line] for name, outcome in results.items()
     }
     assert len(lines.pop("auto, read")) == 1 and not any(lines.values())
 
 
 def test_trainers_without_labels_are_left_alone(results):
     """Their logits are tensors as ever, and the plan for them counts full logits."""
-    found = results["auto, no labels"]
-    assert found["seen"] == "SimulatedTensor" and found["loss planned"] == "full"
-    assert found["peaks"][0] > results["auto"]["peaks"][0] + LOGITS
+    outcome = results["auto, no labels"]
+    assert outcome["seen"] == "SimulatedTensor" and outcome["loss planned"] == "full"
+    assert outcome["peaks"][0] > results["auto"]["peaks"][0] + LOGITS
 
 
 def trainer(**changes):

@@ -32,8 +32,8 @@ def check(armed):
         assert sys.meta_path == meta_path
 """
 
-WORDS = [
-    *(word for word in itertools.product(STEPS, repeat=3) if "import" in word and "arm" in word),
+ORDERS = [
+    *(order for order in itertools.product(STEPS, repeat=3) if "import" in order and "arm" in order),
     *itertools.permutations(STEPS),
     ("arm", "import", "disarm", "arm"),
     ("arm", "disarm", "import", "arm", "disarm", "arm", "disarm"),
@@ -45,12 +45,12 @@ def library(tmp_path_factory):
     return stand_in_library.write(tmp_path_factory.mktemp("stand_in"))
 
 
-@pytest.mark.parametrize("word", WORDS, ids="-".join)
-def test_every_order(library, word):
+@pytest.mark.parametrize("order", ORDERS, ids="-".join)
+def test_every_order(library, order):
     """Whatever came before, arming patches what is imported once, and disarming leaves it as it was."""
     lines = ["from prelude import *", "import importlib", "meta_path = list(sys.meta_path)", CHECK]
     armed = False
-    for step in word:
+    for step in order:
         armed = {"arm": True, "disarm": False}.get(step, armed)
         lines += [STEPS[step], f"check({armed})"]
     output_of("\n".join(lines), paths=(SHIM, library))

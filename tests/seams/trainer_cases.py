@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, Trainer, TrainerCallback, Trainin
 import balance_shim
 
 model_folder, result_path = Path(sys.argv[1]), Path(sys.argv[2])
-rows = [{"input_ids": [token] * 24, "labels": [token] * 24, "attention_mask": [1] * 24} for token in range(5, 13)]
+examples = [{"input_ids": [token] * 24, "labels": [token] * 24, "attention_mask": [1] * 24} for token in range(5, 13)]
 results = {}
 
 
@@ -27,11 +27,11 @@ class Counting(torch.utils.data.Dataset):
     looked = 0
 
     def __len__(self):
-        return len(rows)
+        return len(examples)
 
     def __getitem__(self, index):
         self.looked += 1
-        return rows[index]
+        return examples[index]
 
 
 class OwnLoss(Trainer):
@@ -71,7 +71,7 @@ class Averaging(TrainerCallback):
 
 def train(
     trainer_class=Trainer,
-    dataset=rows,
+    dataset=examples,
     device_map="auto",
     arguments_first=True,
     averaging=False,
@@ -129,8 +129,8 @@ def case(name, mode="balanced", environ=None, **options):
     gc.collect()
     before = dict(os.environ)
     os.environ.update(environ or {})
-    said, outcome = io.StringIO(), {}
-    with contextlib.redirect_stderr(said), contextlib.redirect_stdout(io.StringIO()):
+    stderr, outcome = io.StringIO(), {}
+    with contextlib.redirect_stderr(stderr), contextlib.redirect_stdout(io.StringIO()):
         try:
             balance_shim.install(mode=mode)
             outcome = train(**options)
@@ -138,7 +138,7 @@ def case(name, mode="balanced", environ=None, **options):
             outcome = {"error": type(error).__name__, "message": str(error)}
     os.environ.clear()
     os.environ.update(before)
-    outcome["said"] = [line for line in said.getvalue().splitlines() if line.startswith("balance_shim")]
+    outcome["log"] = [line for line in stderr.getvalue().splitlines() if line.startswith("balance_shim")]
     results[name] = outcome
 
 
@@ -161,12 +161,12 @@ case("explicit map", device_map={"model": 0, "lm_head": 1})
 case("map of one device", mode="map", environ={"BALANCE_DEVICE_MAP": '{"": 0}'}, n_gpu=4)
 case("no device map, balanced", device_map=None, environ={"BALANCE_INTERCEPT": "auto,none"}, n_gpu=4)
 case("device map, balanced", environ={"BALANCE_INTERCEPT": "auto,none"}, n_gpu=4)
-asked = set()
+queried = set()
 
 
 def noting(original):
     def mem_get_info(device=None):
-        asked.add(device)
+        queried.add(device)
         return original(device)
 
     return mem_get_info
@@ -174,7 +174,7 @@ def noting(original):
 
 torch.npu.mem_get_info, before = noting(torch.npu.mem_get_info), torch.npu.mem_get_info
 case("two devices of four", load={"max_memory": {0: "500MiB", 2: "500MiB"}})
-results["two devices of four"]["asked"] = sorted(asked - {None})
+results["two devices of four"]["asked"] = sorted(queried - {None})
 torch.npu.mem_get_info = before
 case("does not fit", environ={"BALANCE_MAX_MEMORY": "1MiB"})
 result_path.write_text(json.dumps(results))

@@ -32,7 +32,7 @@ def main(folder: str) -> None:
     start = time.process_time()
     dtype = "dtype" if transformers.__version__ >= "4.56" else "torch_dtype"
     model = AutoModelForCausalLM.from_pretrained(folder, device_map=MAP, **{dtype: torch.bfloat16})
-    rows = [{"input_ids": ids, "labels": ids} for ids in torch.randint(0, 500, (2, 2048))]
+    examples = [{"input_ids": ids, "labels": ids} for ids in torch.randint(0, 500, (2, 2048))]
     arguments = TrainingArguments(
         output_dir=folder,
         per_device_train_batch_size=1,
@@ -41,13 +41,13 @@ def main(folder: str) -> None:
         save_strategy="no",
         optim="adamw_torch_fused",
     )
-    Trainer(model=model, args=arguments, train_dataset=rows).train()
-    found = {
+    Trainer(model=model, args=arguments, train_dataset=examples).train()
+    results = {
         "peaks": [device.peak / GIB for device in simulation.usage()],
         "resident": most_resident() / GIB,
         "seconds": time.process_time() - start,
     }
-    print(json.dumps(found))
+    print(json.dumps(results))
 
 
 main(sys.argv[1])

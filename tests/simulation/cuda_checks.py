@@ -94,9 +94,9 @@ def check_questions_to_torch_cuda():
     torch.cuda.set_device("cuda:1")
     assert torch.cuda.current_device() == 1 and torch.ones(1).cuda().device == SECOND
     library = compile("import torch\ncurrent = torch.cuda.current_device()", "/x/site-packages/a.py", "exec")
-    asked: dict[str, object] = {}
-    exec(library, asked)  # transformers' Reformer, which finds default generators
-    assert asked["current"] == 1
+    namespace: dict[str, object] = {}
+    exec(library, namespace)  # transformers' Reformer, which finds default generators
+    assert namespace["current"] == 1
     torch.cuda.set_device(0)
     assert torch.cuda.get_device_capability() == (8, 0) and torch.cuda.is_bf16_supported()
     assert torch.cuda.get_device_name(2) == torch.npu.get_device_name(2)

@@ -31,26 +31,26 @@ def trained(armed):
         balance_shim.uninstall()
     device_map = "auto" if armed else {"": 0}
     model = transformers.AutoModelForCausalLM.from_pretrained(FOLDER, device_map=device_map)
-    before = sum(each.live for each in simulation.usage())
+    before = sum(device.live for device in simulation.usage())
     loss = model(input_ids=IDS.to("npu:0"), labels=IDS.to("npu:0"), use_cache=False).loss
-    kept = sum(each.live for each in simulation.usage()) - before
+    activations = sum(device.live for device in simulation.usage()) - before
     loss.backward()
-    return loss.item(), kept, len(machine.math_attention)
+    return loss.item(), activations, len(machine.math_attention)
 
 
 def check_placed_models_repeat_keys_and_values():
     torch.manual_seed(0)
     config = transformers.LlamaConfig(**models.SIZES, num_key_value_heads=2, tie_word_embeddings=False)
     transformers.LlamaForCausalLM(config).save_pretrained(FOLDER)
-    plain_loss, plain_kept, plain_calls = trained(armed=False)
-    loss, kept, calls = trained(armed=True)
+    plain_loss, plain_activations, plain_calls = trained(armed=False)
+    loss, activations, calls = trained(armed=True)
     module = sys.modules["transformers.integrations.sdpa_attention"]
     asks = hasattr(module, "use_gqa_in_sdpa")  # from 4.54 on; before, keys and values are always repeated
     assert abs(loss - plain_loss) < 1e-5, (loss, plain_loss)
     assert calls == 0 and plain_calls == int(asks), (calls, plain_calls)
     if asks:
         saved = config.num_hidden_layers * config.num_attention_heads * 256 * 256 * 4
-        assert plain_kept - kept > saved / 2 > MIB, (plain_kept, kept, saved)
+        assert plain_activations - activations > saved / 2 > MIB, (plain_activations, activations, saved)
 
 
 main(globals())

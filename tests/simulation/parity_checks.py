@@ -23,9 +23,9 @@ def raises(error, act):
     """Return the message of the exception of exactly this type that `act` raises."""
     try:
         act()
-    except error as found:
-        assert type(found) is error, type(found)
-        return str(found)
+    except error as failure:
+        assert type(failure) is error, type(failure)
+        return str(failure)
     raise AssertionError(f"no {error.__name__}")
 
 
@@ -90,11 +90,11 @@ def check_a_model_leaves_a_device_while_its_outputs_live():
     model(torch.ones(2, 512, device="npu:2")).sum().backward()
     assert torch.equal(weight.grad.cpu(), 2 * expected)
     for name in ("cpu", "npu:0", "cpu", "npu:1"):
-        kept = model(torch.ones(2, 512, device=weight.device))
+        outputs = model(torch.ones(2, 512, device=weight.device))
         model.to(name)
         assert model.weight is weight and weight.device == torch.device(name)
     model(torch.ones(2, 512, device="npu:1"))
-    del kept
+    del outputs
 
 
 def check_graphs_of_a_parameter_that_has_left():

@@ -29,7 +29,7 @@ def check_big_factories_cost_the_host_nothing():
     before = most_resident()
     made = torch.zeros(GIB // 4, device="npu:0"), torch.rand(GIB // 4, device="npu:1")
     assert [device.live for device in simulation.usage()] == [GIB, GIB]
-    assert most_resident() - before < GIB // 4 and all(each.device.type == "npu" for each in made)
+    assert most_resident() - before < GIB // 4 and all(tensor.device.type == "npu" for tensor in made)
 
 
 def check_whole_numbers_stay_real():

@@ -22,9 +22,9 @@ def raises(error, act):
     """Return the message of the exception of exactly this type that `act` raises."""
     try:
         act()
-    except error as found:
-        assert type(found) is error, type(found)
-        return str(found)
+    except error as failure:
+        assert type(failure) is error, type(failure)
+        return str(failure)
     raise AssertionError(f"no {error.__name__}")
 
 
@@ -146,10 +146,10 @@ def check_modules_keep_their_parameters_when_they_move():
 def check_memory_runs_out_as_on_cuda():
     before = simulation.usage()
     message = raises(torch.OutOfMemoryError, lambda: torch.empty(17 * MIB, device="npu:2"))
-    for word in (" out of memory.", "Tried to allocate 68.0 MiB", "npu:2", "total capacity of 64.0 MiB", "in use"):
-        assert word in message, (word, message)
+    for phrase in (" out of memory.", "Tried to allocate 68.0 MiB", "npu:2", "total capacity of 64.0 MiB", "in use"):
+        assert phrase in message, (phrase, message)
     # What was cached has gone back to the device; what is in tensors is as before.
-    assert [each[:4] for each in simulation.usage()] == [each[:4] for each in before]
+    assert [device[:4] for device in simulation.usage()] == [device[:4] for device in before]
     held = torch.empty(15 * MIB, device="npu:2")
     raises(torch.OutOfMemoryError, lambda: held * 2)
     assert live(2) == before[2].live + 60 * MIB
@@ -285,9 +285,9 @@ def _optimized(make, devices):
 
 def check_optimizers_span_devices():
     for options in ({"fused": True}, {"foreach": True}, {"foreach": False}):
-        found = _optimized(lambda weights: torch.optim.AdamW(weights, lr=0.1, **options), ["npu:0", "npu:2", "npu:1"])  # noqa: B023
+        actual = _optimized(lambda weights: torch.optim.AdamW(weights, lr=0.1, **options), ["npu:0", "npu:2", "npu:1"])  # noqa: B023
         plain = _optimized(lambda weights: torch.optim.AdamW(weights, lr=0.1, **options), ["cpu"] * 3)  # noqa: B023
-        for simulated, expected in zip(found, plain, strict=True):
+        for simulated, expected in zip(actual, plain, strict=True):
             same(simulated, expected, 1e-5)
 
 
@@ -303,8 +303,8 @@ def check_optimizer_temporaries_count():
         simulation.reset_peaks()
         start = live(1)
         optimizer.step()
-        found = simulation.usage()[1].peak - start
-        assert extra <= found <= extra + 16384, (options, found)
+        temporary = simulation.usage()[1].peak - start
+        assert extra <= temporary <= extra + 16384, (options, temporary)
 
 
 def check_files_and_copies():
@@ -383,8 +383,8 @@ def check_threads_may_allocate_and_run_backward():
 
 
 def check_workers_load_data():
-    rows = torch.utils.data.TensorDataset(torch.arange(8.0))
-    batches = torch.utils.data.DataLoader(rows, batch_size=4, num_workers=2, pin_memory=True)
+    dataset = torch.utils.data.TensorDataset(torch.arange(8.0))
+    batches = torch.utils.data.DataLoader(dataset, batch_size=4, num_workers=2, pin_memory=True)
     assert [batch.to("npu:1").sum().item() for (batch,) in batches] == [6, 22]
 
 
@@ -424,8 +424,8 @@ def check_recurrent_layers_have_the_numbers_of_the_cpu():
         same(seen, expected, 1e-5)
         expected.square().sum().backward()
         seen.square().sum().backward()
-        for ours, theirs in zip(simulated.parameters(), plain.parameters(), strict=True):
-            same(ours.grad, theirs.grad, 1e-4)
+        for parameter, reference in zip(simulated.parameters(), plain.parameters(), strict=True):
+            same(parameter.grad, reference.grad, 1e-4)
 
 
 main(globals())

@@ -20,6 +20,6 @@ def test_grpo_with_a_reward_model(tmp_path):
         BALANCE_MODE="balanced",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-4000:]
-    found = json.loads(next(line for line in done.stdout.splitlines() if line.startswith('{"losses"')))
-    assert len(found["losses"]) == len(found["rewards"]) == 2 and max(map(abs, found["losses"])) < 1e-4
-    assert len(found["devices"]) > 1 and all(device.startswith("npu:") for device in found["devices"])
+    result = json.loads(next(line for line in done.stdout.splitlines() if line.startswith('{"losses"')))
+    assert len(result["losses"]) == len(result["rewards"]) == 2 and max(map(abs, result["losses"])) < 1e-4
+    assert len(result["devices"]) > 1 and all(device.startswith("npu:") for device in result["devices"])

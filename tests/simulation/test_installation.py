@@ -72,8 +72,8 @@ def test_zero3_is_refused_on_simulated_devices():
         BALANCE_SIMULATE="2x1GiB",
     )
     assert done.returncode == 1
-    said = [line for line in done.stderr.splitlines() if "BALANCE_MODE=zero3" in line]
-    assert len(said) == 1 and "does not run on simulated devices" in said[0] and "BALANCE_NPROC" in said[0]
+    lines = [line for line in done.stderr.splitlines() if "BALANCE_MODE=zero3" in line]
+    assert len(lines) == 1 and "does not run on simulated devices" in lines[0] and "BALANCE_NPROC" in lines[0]
     assert "Traceback" not in done.stderr
 
 

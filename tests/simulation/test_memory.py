@@ -41,8 +41,8 @@ def test_what_does_not_fit_is_refused_and_not_counted():
     book.hold(first, 1)
     with pytest.raises(torch.OutOfMemoryError) as error:
         book.hold(second, 1)
-    for word in ("npu:1", "Tried to allocate 768.0 KiB", "capacity of 1.0 MiB", "256.0 KiB is free"):
-        assert word in str(error.value)
+    for phrase in ("npu:1", "Tried to allocate 768.0 KiB", "capacity of 1.0 MiB", "256.0 KiB is free"):
+        assert phrase in str(error.value)
     with pytest.raises(torch.OutOfMemoryError):
         book.require(256 * 1024 + 1, 1)
     book.require(256 * 1024, 1)
@@ -63,8 +63,8 @@ def test_a_storage_that_grows_is_followed():
 
 def test_peaks_start_again_from_what_is_live():
     """Resetting forgets what has died, not what lives."""
-    book, kept, dropped = ledger(MIB), torch.ones(128), torch.ones(1280)
-    book.hold(kept, 0)
+    book, alive, dropped = ledger(MIB), torch.ones(128), torch.ones(1280)
+    book.hold(alive, 0)
     book.hold(dropped, 0)
     del dropped
     assert book.peak(0) == 512 + 5120
@@ -162,13 +162,13 @@ def test_a_record_can_be_replayed():
     book, old = ledger(GIB, GIB), torch.ones(1)
     book.hold(old, 0)
     with book.recording() as record:
-        kept, dropped = torch.ones(1000), torch.ones(200)
-        book.hold(kept, 0)
+        alive, dropped = torch.ones(1000), torch.ones(200)
+        book.hold(alive, 0)
         book.hold(dropped, 0)
         book.hold(torch.ones(1), 1)
         del dropped, old
         book.settle()
-    assert kept is not None
+    assert alive is not None
     assert [event for device, event, _ in record if device == 0] == [4096, 1024, -2]
     assert [event for device, event, _ in record if device == 1] == [512, -1]
 
@@ -176,7 +176,7 @@ def test_a_record_can_be_replayed():
 def test_an_allocator_without_a_cache_reserves_what_is_live(monkeypatch):
     """As torch does with PYTORCH_NO_CUDA_MEMORY_CACHING, which is set whatever its value."""
     monkeypatch.setenv("PYTORCH_NO_CUDA_MEMORY_CACHING", "1")
-    book, kept = ledger(MIB), torch.ones(128)
-    book.hold(kept, 0)
+    book, alive = ledger(MIB), torch.ones(128)
+    book.hold(alive, 0)
     book.hold(torch.ones(1280), 0)
     assert book.reserved(0) == book.live(0) == 512 and book.peak_reserved(0) == book.peak(0) == 512 + 5120

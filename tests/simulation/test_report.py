@@ -21,8 +21,8 @@ def test_the_table_has_each_device_and_ends_with_the_evenness():
     """Capacity, peak and its share in each row; the largest peak over the mean in the last line."""
     usage = (DeviceUsage("npu:0", 80 * GIB, 0, 60 * GIB), DeviceUsage("npu:1", 24 * GIB, GIB, 20 * GIB))
     lines = summary(usage).splitlines()
-    for line, words in zip(lines[1:3], (["80.0", "60.0", "75.0"], ["24.0", "20.0", "83.3"]), strict=True):
-        assert all(word in line for word in words), line
+    for line, figures in zip(lines[1:3], (["80.0", "60.0", "75.0"], ["24.0", "20.0", "83.3"]), strict=True):
+        assert all(figure in line for figure in figures), line
     assert lines[-1].endswith("1.50")
 
 

@@ -34,6 +34,6 @@ def test_a_model_of_seven_billion_trains_by_its_shapes(tmp_path):
     script = Path(__file__).with_name("big_model.py")
     done = run_script(script, str(tmp_path / "model"))
     assert done.returncode == 0, done.stderr[-4000:]
-    found = json.loads(done.stdout.splitlines()[-1])
-    assert found["peaks"] == pytest.approx([14.5, 19.7, 19.7, 6.5], rel=0.03)
-    assert found["resident"] < 2 and found["seconds"] < 60
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert result["peaks"] == pytest.approx([14.5, 19.7, 19.7, 6.5], rel=0.03)
+    assert result["resident"] < 2 and result["seconds"] < 60

@@ -32,7 +32,7 @@ def load(simulated, **options):
     return AutoModelForCausalLM.from_pretrained(MODEL, **({"device_map": MAP} if simulated else {}), **options)
 
 
-def rows(count=8):
+def examples(count=8):
     torch.manual_seed(1)
     return [{"input_ids": ids, "labels": ids} for ids in torch.randint(0, 500, (count, 24))]
 
@@ -46,7 +46,7 @@ def train(simulated, model=None, resume=None, load_options=None, **arguments):
         per_device_train_batch_size=2, logging_steps=1, report_to=[], disable_tqdm=True, seed=3, **arguments
     )
     model = model or load(simulated, **(load_options or {}))
-    trainer = Trainer(model=model, args=settings, train_dataset=rows(), eval_dataset=rows(4))
+    trainer = Trainer(model=model, args=settings, train_dataset=examples(), eval_dataset=examples(4))
     trainer.remove_callback(transformers.PrinterCallback)
     trainer.train(resume_from_checkpoint=resume)
     return trainer, [float(line["loss"]) for line in trainer.state.log_history if "loss" in line]
@@ -54,11 +54,11 @@ def train(simulated, model=None, resume=None, load_options=None, **arguments):
 
 def compare(tolerance=LOGGED, **arguments):
     simulation.reset_peaks()
-    found, plain = train(True, **arguments)[1], train(False, **arguments)[1]
+    simulated, plain = train(True, **arguments)[1], train(False, **arguments)[1]
     assert all(device.peak > MIB // 8 for device in simulation.usage()), "every device takes part"
-    assert len(found) == 3 and plain[0] != plain[-1]
-    difference = max(abs(one - other) for one, other in zip(found, plain, strict=True))
-    assert difference < tolerance, (found, plain)
+    assert len(simulated) == 3 and plain[0] != plain[-1]
+    difference = max(abs(one - other) for one, other in zip(simulated, plain, strict=True))
+    assert difference < tolerance, (simulated, plain)
 
 
 def check_full_fine_tuning():
@@ -91,12 +91,15 @@ def check_evaluation_and_workers():
 
 
 def check_saving_and_going_on():
-    whole = train(True, max_steps=4)[1]
+    uninterrupted = train(True, max_steps=4)[1]
     options = {"output_dir": str(OUT / "saved"), "save_strategy": "steps", "save_steps": 2, "max_steps": 4}
     train(True, **options)
     shutil.rmtree(OUT / "saved" / "checkpoint-4")
     trainer, losses = train(True, resume=str(OUT / "saved" / "checkpoint-2"), **options)
-    assert max(abs(one - other) for one, other in zip(losses[-2:], whole[-2:], strict=True)) < LOGGED, (losses, whole)
+    assert max(abs(one - other) for one, other in zip(losses[-2:], uninterrupted[-2:], strict=True)) < LOGGED, (
+        losses,
+        uninterrupted,
+    )
     trainer.model.save_pretrained(OUT / "model")
     read = dict(AutoModelForCausalLM.from_pretrained(OUT / "model").named_parameters())
     for name, weight in trainer.model.named_parameters():
@@ -125,7 +128,7 @@ def check_a_script_that_writes_cuda():
             per_device_train_batch_size=2, logging_steps=1, report_to=[], disable_tqdm=True, seed=3, max_steps=3,
             save_strategy="no", output_dir=str(OUT / "cuda"), bf16=not torch.cuda.is_bf16_supported(),
         )  # fmt: skip
-        trainer = _Script(model=model, args=settings, train_dataset=rows())
+        trainer = _Script(model=model, args=settings, train_dataset=examples())
         assert settings.device.type == trainer.accelerator.device.type == "npu"
         trainer.remove_callback(transformers.PrinterCallback)
         trainer.train()
@@ -136,7 +139,7 @@ def check_a_script_that_writes_cuda():
     def by_hand(device):
         model = load(False).to(device)
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
-        batch = {name: value[None].to(device) for name, value in rows(1)[0].items()}
+        batch = {name: value[None].to(device) for name, value in examples(1)[0].items()}
         losses = []
         for _ in range(3):
             loss = model(**batch).loss
@@ -170,9 +173,9 @@ def check_generation():
     mask = torch.ones_like(ids)
     mask[0, :3] = 0
     options = {"max_new_tokens": 8, "do_sample": False, "pad_token_id": 0}
-    found = load(True).generate(ids.to("npu:0"), attention_mask=mask.to("npu:0"), **options)
-    assert found.device.type == "npu"
-    assert torch.equal(found.cpu(), load(False).generate(ids, attention_mask=mask, **options))
+    generated = load(True).generate(ids.to("npu:0"), attention_mask=mask.to("npu:0"), **options)
+    assert generated.device.type == "npu"
+    assert torch.equal(generated.cpu(), load(False).generate(ids, attention_mask=mask, **options))
 
 
 def check_adapters():
@@ -183,12 +186,12 @@ def check_adapters():
         config = LoraConfig(r=4, task_type="CAUSAL_LM", target_modules=["q_proj", "v_proj"], lora_dropout=0.0)
         return get_peft_model(load(simulated), config)
 
-    trainer, found = train(True, adapted(True), learning_rate=1e-2)
+    trainer, losses = train(True, adapted(True), learning_rate=1e-2)
     plain = train(False, adapted(False), learning_rate=1e-2)[1]
-    assert max(abs(one - other) for one, other in zip(found, plain, strict=True)) < LOGGED, (found, plain)
+    assert max(abs(one - other) for one, other in zip(losses, plain, strict=True)) < LOGGED, (losses, plain)
     trainer.save_model(str(OUT / "adapter"))
     merged = PeftModel.from_pretrained(load(True), OUT / "adapter").merge_and_unload()
-    ids = rows(1)[0]["input_ids"][None].to("npu:0")
+    ids = examples(1)[0]["input_ids"][None].to("npu:0")
     with torch.no_grad():
         assert (merged(ids).logits - trainer.model.base_model.model.eval()(ids).logits).abs().max() < 1e-2
 

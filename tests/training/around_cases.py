@@ -21,7 +21,7 @@ from balance_shim import devices
 from balance_shim.placement import colocations
 
 model_folder, result_path = Path(sys.argv[1]), Path(sys.argv[2])
-LENGTH, ROWS, STEPS, TOKENS = 96, 4, 3, 24
+LENGTH, SEQUENCES, STEPS, TOKENS = 96, 4, 3, 24
 results = {}
 
 
@@ -84,13 +84,13 @@ def marked(device_map):
     return peft.get_peft_model(model, peft.LoraConfig(r=4, target_modules=["q_proj"], layers_to_transform=[5]))
 
 
-def rows():
-    made = [[(11 * number + 5 * place) % 500 for place in range(LENGTH)] for number in range(ROWS * STEPS)]
+def examples():
+    made = [[(11 * number + 5 * place) % 500 for place in range(LENGTH)] for number in range(SEQUENCES * STEPS)]
     return [{"input_ids": ids, "labels": ids} for ids in made]
 
 
 def collate(batch):
-    return {name: torch.tensor([row[name] for row in batch]) for name in batch[0]}
+    return {name: torch.tensor([example[name] for example in batch]) for name in batch[0]}
 
 
 def train(make, device_map="auto"):
@@ -99,16 +99,17 @@ def train(make, device_map="auto"):
     base = model.get_base_model() if hasattr(model, "get_base_model") else getattr(model, "backbone", model)
     with torch.random.fork_rng():
         torch.manual_seed(3)
-        for each in model.parameters():  # the same wherever they were made
-            if each.requires_grad and not any(each is other for other in base.parameters()):
-                each.data.copy_(0.1 * torch.randn(each.shape))
+        for parameter in model.parameters():  # the same wherever they were made
+            if parameter.requires_grad and not any(parameter is other for other in base.parameters()):
+                parameter.data.copy_(0.1 * torch.randn(parameter.shape))
     arguments = TrainingArguments(
-        output_dir=str(result_path.parent / "out"), max_steps=STEPS, per_device_train_batch_size=ROWS, logging_steps=1,
-        save_strategy="no", report_to=[], disable_tqdm=True, learning_rate=1e-2, remove_unused_columns=False,
+        output_dir=str(result_path.parent / "out"), max_steps=STEPS, per_device_train_batch_size=SEQUENCES,
+        logging_steps=1, save_strategy="no", report_to=[], disable_tqdm=True, learning_rate=1e-2,
+        remove_unused_columns=False,
     )  # fmt: skip
     first = dict(getattr(base, "hf_device_map", {}))
     at_load = str(base.device)
-    trainer = Trainer(model=model, args=arguments, train_dataset=rows(), data_collator=collate)
+    trainer = Trainer(model=model, args=arguments, train_dataset=examples(), data_collator=collate)
     trainer._get_train_sampler = lambda *_: torch.utils.data.SequentialSampler(trainer.train_dataset)
     module = torch.get_device_module(devices.accelerator_type())
     gc.collect()
@@ -131,14 +132,14 @@ def case(name, mode="balanced", **options):
     gc.collect()
     report = result_path.parent / name.replace(" ", "_")
     os.environ["BALANCE_REPORT"] = str(report)
-    said, outcome = io.StringIO(), {}
-    with contextlib.redirect_stderr(said), contextlib.redirect_stdout(io.StringIO()):
+    stderr, outcome = io.StringIO(), {}
+    with contextlib.redirect_stderr(stderr), contextlib.redirect_stdout(io.StringIO()):
         try:
             balance_shim.install(mode=mode)
             outcome = train(**options)
         except Exception as failure:
             outcome = {"error": str(failure), "traceback": traceback.format_exc()}
-    outcome["said"] = said.getvalue().splitlines()
+    outcome["log"] = stderr.getvalue().splitlines()
     with contextlib.suppress(OSError):
         outcome["plan"] = json.loads((report / "plan.json").read_text())
     results[name] = outcome

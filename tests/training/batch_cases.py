@@ -24,23 +24,23 @@ model_folder, result_path = Path(sys.argv[1]), Path(sys.argv[2])
 results = {}
 
 
-def row(number, length):
+def example(number, length):
     ids = [(7 * number + 3 * place) % 500 for place in range(length)]
     return {"input_ids": ids, "labels": ids}
 
 
 class Own(torch.utils.data.Dataset):
-    """Rows of the given lengths in turn; notes who looks."""
+    """Examples of the given lengths in turn; notes who looks."""
 
-    def __init__(self, lengths, rows=64):
-        self.lengths, self.rows, self.looked = lengths, rows, 0
+    def __init__(self, lengths, count=64):
+        self.lengths, self.count, self.looked = lengths, count, 0
 
     def __len__(self):
-        return self.rows
+        return self.count
 
     def __getitem__(self, number):
         self.looked += 1
-        return row(number, self.lengths[number % len(self.lengths)])
+        return example(number, self.lengths[number % len(self.lengths)])
 
 
 class Stream(torch.utils.data.IterableDataset):
@@ -51,18 +51,18 @@ class Stream(torch.utils.data.IterableDataset):
         return (self.own[number] for number in range(len(self.own)))
 
 
-def collate(rows):
-    longest = max(len(each["input_ids"]) for each in rows)
+def collate(examples):
+    longest = max(len(example["input_ids"]) for example in examples)
 
     def filled(name, value):
-        return torch.tensor([each[name] + [value] * (longest - len(each[name])) for each in rows])
+        return torch.tensor([example[name] + [value] * (longest - len(example[name])) for example in examples])
 
-    mask = [[1] * len(each["input_ids"]) + [0] * (longest - len(each["input_ids"])) for each in rows]
+    mask = [[1] * len(example["input_ids"]) + [0] * (longest - len(example["input_ids"])) for example in examples]
     return {"input_ids": filled("input_ids", 0), "labels": filled("labels", -100), "attention_mask": torch.tensor(mask)}
 
 
 def of_numbers(numbers):
-    return collate([row(number, 96) for number in numbers])
+    return collate([example(number, 96) for number in numbers])
 
 
 class InOrder(Trainer):
@@ -105,16 +105,16 @@ class AtTheStart(TrainerCallback):
 
 
 class Unseen(torch.utils.data.Dataset):
-    """Rows of a data set of the script's own, into which nobody looks before it is used."""
+    """Examples of a data set of the script's own, into which nobody looks before it is used."""
 
-    def __init__(self, rows):
-        self.rows = rows
+    def __init__(self, examples):
+        self.examples = examples
 
     def __len__(self):
-        return len(self.rows)
+        return len(self.examples)
 
     def __getitem__(self, number):
-        return self.rows[number]
+        return self.examples[number]
 
 
 def measured(prediction):
@@ -157,8 +157,8 @@ def train(
         given = {"model": model}
     seen = []
     if metrics:
-        rows = [row(number, evaluated - 30 * ragged * (number % 4)) for number in range(10)]
-        given["eval_dataset"] = rows if metrics == SEEN else Unseen(rows)
+        examples = [example(number, evaluated - 30 * ragged * (number % 4)) for number in range(10)]
+        given["eval_dataset"] = examples if metrics == SEEN else Unseen(examples)
         given["compute_metrics"] = measured
         given["model"].register_forward_pre_hook(
             lambda model, args, kwargs: None if model.training else seen.append([*kwargs["input_ids"].shape]),
@@ -195,8 +195,8 @@ def in_force(trainer):
     model = trainer.model if placed is None else placed[0]
     return {
         "map": dict(getattr(model, "hf_device_map", {})),
-        "on": {name: each.device.index for name, each in model.named_parameters() if "lora" not in name},
-        "recomputed": sum(getattr(each, "gradient_checkpointing", False) is True for each in model.modules()),
+        "on": {name: parameter.device.index for name, parameter in model.named_parameters() if "lora" not in name},
+        "recomputed": sum(getattr(module, "gradient_checkpointing", False) is True for module in model.modules()),
         "capacities": [] if placed is None else [device.capacity for device in placed[1].plan.devices],
         "notes": [] if placed is None else list(placed[1].plan.notes),
         "predicted": [] if placed is None else [device.predicted_peak for device in placed[1].plan.devices],
@@ -205,7 +205,7 @@ def in_force(trainer):
 
 def folds(lengths):
     """Train a model a fold, as scripts do: the names of the one before are still bound while the next one loads."""
-    found = []
+    trainings = []
     for _ in range(3):
         set_seed(7)
         arguments = TrainingArguments(
@@ -215,8 +215,8 @@ def folds(lengths):
         model = AutoModelForCausalLM.from_pretrained(model_folder, device_map="auto")
         trainer = Trainer(model=model, args=arguments, train_dataset=Own(lengths), data_collator=collate)
         trainer.train()
-        found.append(in_force(trainer))
-    return {"trainings": found}
+        trainings.append(in_force(trainer))
+    return {"trainings": trainings}
 
 
 def case(name, *args, run=train, mode="balanced", environ=None, **options):
@@ -225,8 +225,8 @@ def case(name, *args, run=train, mode="balanced", environ=None, **options):
     simulation.reset_peaks()
     before = dict(os.environ)
     os.environ.update(environ or {})
-    said, outcome = io.StringIO(), {}
-    with contextlib.redirect_stderr(said), contextlib.redirect_stdout(io.StringIO()):
+    stderr, outcome = io.StringIO(), {}
+    with contextlib.redirect_stderr(stderr), contextlib.redirect_stdout(io.StringIO()):
         try:
             balance_shim.install(mode=mode)
             outcome = run(*args, **options)
@@ -234,22 +234,22 @@ def case(name, *args, run=train, mode="balanced", environ=None, **options):
             outcome = {"failed": traceback.format_exc()}
     os.environ.clear()
     os.environ.update(before)
-    outcome["said"] = [line for line in said.getvalue().splitlines() if line.startswith("balance_shim")]
+    outcome["log"] = [line for line in stderr.getvalue().splitlines() if line.startswith("balance_shim")]
     results[name] = outcome
 
 
 LONG = 320
-TOLD = {"BALANCE_SEQ_LEN": str(LONG)}
+CONFIGURED = {"BALANCE_SEQ_LEN": str(LONG)}
 TIGHT = {"BALANCE_MAX_MEMORY": "22MiB", "BALANCE_LOSS": "full"}
 LONGER = (16, 16, 160, 160, 170, 170)
 GROWING = (16, 16, 16, 16, 240, 240, 240, 240, 330, 330, 330, 330)
 
 case("own data set", Own([LONG]))
 case("own data set, off", Own([LONG]), mode="off")
-case("own data set, told", Own([LONG]), environ=TOLD)
+case("own data set, configured", Own([LONG]), environ=CONFIGURED)
 case("stream", Stream([LONG]))
 case("LoRA", Own([LONG]), lora=True)
-case("LoRA, told", Own([LONG]), lora=True, environ=TOLD)
+case("LoRA, configured", Own([LONG]), lora=True, environ=CONFIGURED)
 case("numbers", list(range(64)), numbers=True)
 case("growing", Own(GROWING), batch=4, steps=3, environ=TIGHT)
 case("growing, off", Own(GROWING), batch=4, steps=3, mode="off")
@@ -259,16 +259,16 @@ case("moves, off", Own(LONGER), steps=3, mode="off")
 case("recomputing", Own(LONGER), steps=3,
      environ={"BALANCE_MAX_MEMORY": "0=13MiB,1=13MiB,2=0", "BALANCE_GRADIENT_CHECKPOINTING": "auto"})  # fmt: skip
 case("moved portions", Own(LONGER), steps=3, environ={"BALANCE_MAX_MEMORY": "8MiB", "BALANCE_LOSS": "full"})
-case("ever longer", Own(range(20, 330, 10), rows=31), batch=1, steps=31)
+case("ever longer", Own(range(20, 330, 10), count=31), batch=1, steps=31)
 case("trained again", Own([LONG]), again=1)
 case("model_init", Own([LONG]), init=True, again=1)
 case("model_init, off", Own([LONG]), init=True, mode="off")
 case("model_init, recomputing", Own([LONG]), init=True,
      environ={"BALANCE_MAX_MEMORY": "0=20MiB,1=20MiB,2=0", "BALANCE_GRADIENT_CHECKPOINTING": "auto"})  # fmt: skip
 EVALUATED = {"metrics": SEEN, "eval_strategy": "steps", "eval_steps": 1, "per_device_eval_batch_size": 4}
-case("evaluated", [row(number, 32) for number in range(64)], **EVALUATED)
-case("evaluated, off", [row(number, 32) for number in range(64)], mode="off", **EVALUATED)
-SHORT = [row(number, 32) for number in range(64)]
+case("evaluated", [example(number, 32) for number in range(64)], **EVALUATED)
+case("evaluated, off", [example(number, 32) for number in range(64)], mode="off", **EVALUATED)
+SHORT = [example(number, 32) for number in range(64)]
 NO_ROOM = {"BALANCE_MAX_MEMORY": "12MiB"}
 case("evaluated in no room", SHORT, environ=NO_ROOM, **EVALUATED)
 EVALUATED["metrics"] = UNSEEN

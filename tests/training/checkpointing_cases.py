@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, Trainer, TrainerCallback, Trainin
 import balance_shim
 
 model_folder, result_path = Path(sys.argv[1]), Path(sys.argv[2])
-rows = [{"input_ids": [token] * 256, "labels": [token] * 256} for token in range(5, 13)]
+examples = [{"input_ids": [token] * 256, "labels": [token] * 256} for token in range(5, 13)]
 results = {}
 
 
@@ -50,7 +50,7 @@ def train(lora=False, places="auto", **options):
             self.counted = self.counted if hasattr(self, "counted") else list(runs.values())
 
     counting = Counting()
-    trainer = Trainer(model=model, args=arguments, train_dataset=rows, callbacks=[counting])
+    trainer = Trainer(model=model, args=arguments, train_dataset=examples, callbacks=[counting])
     trainer.train()
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     return {"losses": losses, "runs": counting.counted, "re-entrant": not graded[0]}

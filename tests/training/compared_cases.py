@@ -66,7 +66,7 @@ def place_of_head(model):
     return str(model.get_output_embeddings().weight.device)
 
 
-def train(trainer_class=ByHeads, device_map="auto", teacher_map="auto", rows=None, **options):
+def train(trainer_class=ByHeads, device_map="auto", teacher_map="auto", length=24, **options):
     set_seed(7)
     args = arguments(**options)
     student = AutoModelForCausalLM.from_pretrained(student_folder, device_map=device_map)
@@ -75,8 +75,8 @@ def train(trainer_class=ByHeads, device_map="auto", teacher_map="auto", rows=Non
     teacher.eval().requires_grad_(False)
     if device_map is None:
         teacher.to(args.device)
-    ids = [[(11 * number + 5 * place) % 500 for place in range(rows or 24)] for number in range(12)]
-    data = [{"input_ids": row, "labels": row} for row in ids]
+    ids = [[(11 * number + 5 * place) % 500 for place in range(length)] for number in range(12)]
+    data = [{"input_ids": sequence, "labels": sequence} for sequence in ids]
     trainer = trainer_class(model=student, args=args, train_dataset=data)
     trainer.teacher = teacher
     loaded = place_of_head(teacher)
@@ -84,7 +84,7 @@ def train(trainer_class=ByHeads, device_map="auto", teacher_map="auto", rows=Non
     return {
         "losses": [entry["loss"] for entry in trainer.state.log_history if "loss" in entry],
         "heads": [before, loaded, place_of_head(student), place_of_head(teacher)],
-        "devices": sorted({str(each.device) for each in student.parameters()}),
+        "devices": sorted({str(parameter.device) for parameter in student.parameters()}),
     }
 
 
@@ -96,10 +96,10 @@ def distilled(device_map="auto"):
     from trl import DistillationConfig, DistillationTrainer
 
     set_seed(7)
-    words = Tokenizer(models.WordLevel({"[UNK]": 0, "<s>": 1, "</s>": 2, "one": 3, "two": 4, "three": 5}, "[UNK]"))
-    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    word_level = Tokenizer(models.WordLevel({"[UNK]": 0, "<s>": 1, "</s>": 2, "one": 3, "two": 4, "three": 5}, "[UNK]"))
+    word_level.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=words, bos_token="<s>", eos_token="</s>", pad_token="</s>", padding_side="left"
+        tokenizer_object=word_level, bos_token="<s>", eos_token="</s>", pad_token="</s>", padding_side="left"
     )
     load = AutoModelForCausalLM.from_pretrained
     student, teacher = (load(folder, device_map=device_map) for folder in (student_folder, teacher_folder))
@@ -118,7 +118,7 @@ def distilled(device_map="auto"):
     return {
         "losses": [entry["loss"] for entry in trainer.state.log_history if "loss" in entry],
         "heads": [place_of_head(student), place_of_head(teacher)],
-        "devices": sorted({str(each.device) for each in student.parameters()}),
+        "devices": sorted({str(parameter.device) for parameter in student.parameters()}),
     }
 
 
@@ -129,8 +129,8 @@ def case(name, perform=train, mode="balanced", caps="", environ=None, **options)
     before = dict(os.environ)
     os.environ.update({"BALANCE_MAX_MEMORY": caps} if caps else {})
     os.environ.update(environ or {})
-    said, outcome = io.StringIO(), {}
-    with contextlib.redirect_stderr(said), contextlib.redirect_stdout(io.StringIO()):
+    stderr, outcome = io.StringIO(), {}
+    with contextlib.redirect_stderr(stderr), contextlib.redirect_stdout(io.StringIO()):
         try:
             balance_shim.install(mode=mode)
             outcome = perform(**options)
@@ -138,7 +138,7 @@ def case(name, perform=train, mode="balanced", caps="", environ=None, **options)
             outcome = {"error": str(failure), "traceback": traceback.format_exc()}
     os.environ.clear()
     os.environ.update(before)
-    outcome["said"] = said.getvalue()
+    outcome["log"] = stderr.getvalue()
     results[name] = outcome
 
 

@@ -98,8 +98,8 @@ def check_a_trainer_checkpoints_behind_the_move():
         output_dir=str(folder / "out"), max_steps=1, per_device_train_batch_size=2, save_strategy="no", report_to=[],
         disable_tqdm=True, gradient_checkpointing=True, gradient_checkpointing_kwargs={"use_reentrant": False},
     )  # fmt: skip
-    rows = [{"input_ids": [token] * 16, "labels": [token] * 16} for token in range(5, 13)]
-    transformers.Trainer(model=model, args=arguments, train_dataset=rows, callbacks=[Spying()]).train()
+    examples = [{"input_ids": [token] * 16, "labels": [token] * 16} for token in range(5, 13)]
+    transformers.Trainer(model=model, args=arguments, train_dataset=examples, callbacks=[Spying()]).train()
     assert len(seen) >= models.SIZES["num_hidden_layers"] and len({layer for _, layer in seen}) == 4, seen
     assert all(hidden == layer for hidden, layer in seen), seen
 

@@ -21,23 +21,23 @@ import balance_shim
 from balance_shim.placement import colocations
 
 folder, result_path = Path(sys.argv[1]), Path(sys.argv[2])
-STEPS, ROWS = 4, 2
+STEPS, BATCH_SIZE = 4, 2
 SMALL = {"num_hidden_layers": 6, "num_attention_heads": 4, "hidden_size": 64, "intermediate_size": 96}
 NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 ROPE = {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4}} if transformers.__version__ >= "5" else {}
 
 
-class Rows(torch.utils.data.Dataset):
-    """Rows that nobody can look at before training."""
+class Unseen(torch.utils.data.Dataset):
+    """Examples that nobody can look at before training."""
 
-    def __init__(self, row):
-        self.row = row
+    def __init__(self, example):
+        self.example = example
 
     def __len__(self):
-        return STEPS * ROWS
+        return STEPS * BATCH_SIZE
 
     def __getitem__(self, number):
-        return self.row(number)
+        return self.example(number)
 
 
 class InOrder(Trainer):
@@ -54,22 +54,22 @@ def sound(number):
     return {"input_values": torch.cos(torch.arange(1600.0) * (number + 2) / 70), "labels": torch.arange(6) + 2 + number}
 
 
-def with_pictures(rows):
-    ids = torch.stack([(11 * torch.arange(20) + number) % 480 + 4 for number in rows])
+def with_pictures(numbers):
+    ids = torch.stack([(11 * torch.arange(20) + number) % 480 + 4 for number in numbers])
     batch = {"input_ids": ids, "labels": ids.clone()}
-    if rows[0] // ROWS % 2:
+    if numbers[0] // BATCH_SIZE % 2:
         batch["pixel_values"] = (
-            torch.linspace(-1, 1, 4 * 3 * 28 * 28).view(1, 1, 4, 3, 28, 28).expand(ROWS, -1, -1, -1, -1, -1)
+            torch.linspace(-1, 1, 4 * 3 * 28 * 28).view(1, 1, 4, 3, 28, 28).expand(BATCH_SIZE, -1, -1, -1, -1, -1)
         )
-        batch["aspect_ratio_ids"] = torch.ones(ROWS, 1, dtype=torch.long)
-        batch["aspect_ratio_mask"] = torch.tensor([[[1, 0, 0, 0]]] * ROWS)
-        batch["cross_attention_mask"] = torch.ones(ROWS, 20, 1, 4, dtype=torch.long)
+        batch["aspect_ratio_ids"] = torch.ones(BATCH_SIZE, 1, dtype=torch.long)
+        batch["aspect_ratio_mask"] = torch.tensor([[[1, 0, 0, 0]]] * BATCH_SIZE)
+        batch["cross_attention_mask"] = torch.ones(BATCH_SIZE, 20, 1, 4, dtype=torch.long)
     return batch
 
 
 def bert():
     config = transformers.BertConfig(**SMALL, **NO_DROPOUT, vocab_size=512)
-    return transformers.BertForQuestionAnswering(config), Rows(question), None
+    return transformers.BertForQuestionAnswering(config), Unseen(question), None
 
 
 def wav2vec2():
@@ -79,7 +79,7 @@ def wav2vec2():
         hidden_dropout=0.0, attention_dropout=0.0, feat_proj_dropout=0.0, activation_dropout=0.0, final_dropout=0.0,
         ctc_loss_reduction="mean",
     )  # fmt: skip
-    return transformers.Wav2Vec2ForCTC(config), Rows(sound), None
+    return transformers.Wav2Vec2ForCTC(config), Unseen(sound), None
 
 
 def mllama():
@@ -89,16 +89,17 @@ def mllama():
     text = {**SMALL, **ROPE, "vocab_size": 512, "num_key_value_heads": 2, "cross_attention_layers": [1, 4],
             "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "max_position_embeddings": 128}  # fmt: skip
     config = transformers.MllamaConfig(vision_config=vision, text_config=text, image_token_index=500)
-    return transformers.MllamaForConditionalGeneration(config), list(range(STEPS * ROWS)), with_pictures
+    return transformers.MllamaForConditionalGeneration(config), list(range(STEPS * BATCH_SIZE)), with_pictures
 
 
-def train(saved, model_class, rows, collate, device_map):
+def train(saved, model_class, dataset, collate, device_map):
     model = model_class.from_pretrained(saved, device_map=device_map)
     arguments = TrainingArguments(
-        output_dir=str(result_path.parent / "out"), max_steps=STEPS, per_device_train_batch_size=ROWS, logging_steps=1,
-        save_strategy="no", report_to=[], disable_tqdm=True, learning_rate=1e-3, remove_unused_columns=False,
+        output_dir=str(result_path.parent / "out"), max_steps=STEPS, per_device_train_batch_size=BATCH_SIZE,
+        logging_steps=1, save_strategy="no", report_to=[], disable_tqdm=True, learning_rate=1e-3,
+        remove_unused_columns=False,
     )  # fmt: skip
-    trainer = InOrder(model=model, args=arguments, train_dataset=rows, data_collator=collate)
+    trainer = InOrder(model=model, args=arguments, train_dataset=dataset, data_collator=collate)
     set_seed(5)
     random.seed(5)
     numpy.random.seed(5)  # masks are drawn from it
@@ -111,7 +112,7 @@ def main():
     results = {}
     for make in (bert, wav2vec2, mllama):
         torch.manual_seed(0)
-        model, rows, collate = make()
+        model, dataset, collate = make()
         saved = folder / make.__name__
         model.save_pretrained(saved)
         for name, mode, device_map in (
@@ -121,14 +122,14 @@ def main():
             balance_shim.uninstall()
             colocations.forget()
             gc.collect()
-            said, outcome = io.StringIO(), {}
-            with contextlib.redirect_stderr(said), contextlib.redirect_stdout(io.StringIO()):
+            stderr, outcome = io.StringIO(), {}
+            with contextlib.redirect_stderr(stderr), contextlib.redirect_stdout(io.StringIO()):
                 try:
                     balance_shim.install(mode=mode)
-                    outcome = train(saved, type(model), rows, collate, device_map)
+                    outcome = train(saved, type(model), dataset, collate, device_map)
                 except Exception as failure:
                     outcome = {"error": str(failure), "traceback": traceback.format_exc()}
-            results[name] = {**outcome, "said": said.getvalue().splitlines()}
+            results[name] = {**outcome, "log": stderr.getvalue().splitlines()}
     result_path.write_text(json.dumps(results))
 
 

@@ -68,8 +68,8 @@ class OwnPrompt(nn.Module):
         embedded = self.model.get_input_embeddings()(input_ids)
         prompt = self.prompt.expand(len(input_ids), -1, -1)
         ignored = torch.full((len(labels), 4), -100, dtype=labels.dtype, device=labels.device)
-        whole = torch.cat([prompt, embedded], 1)
-        return self.model(inputs_embeds=whole, labels=torch.cat([ignored, labels], 1))
+        prompted = torch.cat([prompt, embedded], 1)
+        return self.model(inputs_embeds=prompted, labels=torch.cat([ignored, labels], 1))
 
 
 class Meets(Trainer):
@@ -188,7 +188,7 @@ def plain(load):
     return load(AutoModelForCausalLM)
 
 
-def rows(count, kinds=False):
+def examples(count, kinds=False):
     made = []
     for number in range(count):
         ids = [(11 * number + 5 * place) % 500 for place in range(64)]
@@ -197,8 +197,8 @@ def rows(count, kinds=False):
     return made
 
 
-class Rows(torch.utils.data.Dataset):
-    """Rows that nobody looks at before training."""
+class Unseen(torch.utils.data.Dataset):
+    """Examples that nobody looks at before training."""
 
     def __init__(self, made):
         self.made = made
@@ -228,7 +228,7 @@ def train(make, device_map="auto", trainer_class=Trainer, steps=3, moves=False, 
     )  # fmt: skip
     kinds = make in (own_head, own_head_with_map)
     trainer = trainer_class(
-        model=model, args=arguments, train_dataset=rows(12, kinds), eval_dataset=Rows(rows(4, kinds))
+        model=model, args=arguments, train_dataset=examples(12, kinds), eval_dataset=Unseen(examples(4, kinds))
     )
     if moves:
         trainer.add_callback(Moves(trainer, placed[0]))
@@ -237,15 +237,19 @@ def train(make, device_map="auto", trainer_class=Trainer, steps=3, moves=False, 
     else:
         trainer.evaluate()
     history = trainer.state.log_history
-    outer = [each for name, each in model.named_parameters() if not any(each is own for own in placed[0].parameters())]
+    outer = [
+        parameter
+        for name, parameter in model.named_parameters()
+        if not any(parameter is own for own in placed[0].parameters())
+    ]
     return {
         "losses": [entry["loss"] for entry in history if "loss" in entry],
         "evaluated": [entry["eval_loss"] for entry in history if "eval_loss" in entry],
         "first map": first,
         "map": dict(getattr(placed[0], "hf_device_map", {})),
         "layers": [str(next(layer.parameters()).device) for layer in getattr(placed[0], "model", placed[0]).layers],
-        "devices": sorted({str(each.device) for each in placed[0].parameters()}),
-        "outside": sorted({str(each.device) for each in outer}),
+        "devices": sorted({str(parameter.device) for parameter in placed[0].parameters()}),
+        "outside": sorted({str(parameter.device) for parameter in outer}),
         "restored": "prediction_step" not in vars(trainer),
     }
 
@@ -257,8 +261,8 @@ def case(name, make, mode="balanced", caps="", cache="", **options):
     before = dict(os.environ)
     os.environ.update({"BALANCE_MAX_MEMORY": caps} if caps else {})
     os.environ.update({"BALANCE_CACHE": str(result_path.parent / cache)} if cache else {})
-    said, outcome = io.StringIO(), {}
-    with contextlib.redirect_stderr(said), contextlib.redirect_stdout(io.StringIO()):
+    stderr, outcome = io.StringIO(), {}
+    with contextlib.redirect_stderr(stderr), contextlib.redirect_stdout(io.StringIO()):
         try:
             balance_shim.install(mode=mode)
             outcome = train(make, **options)
@@ -266,7 +270,7 @@ def case(name, make, mode="balanced", caps="", cache="", **options):
             outcome = {"error": str(failure), "traceback": traceback.format_exc()}
     os.environ.clear()
     os.environ.update(before)
-    outcome["said"] = said.getvalue()
+    outcome["log"] = stderr.getvalue()
     results[name] = outcome
 
 

@@ -29,7 +29,7 @@ results = {}
 
 
 class Stream(torch.utils.data.IterableDataset):
-    """Rows that nobody can look at before they are trained on."""
+    """Examples that nobody can look at before they are trained on."""
 
     def __init__(self, lengths):
         self.lengths = lengths
@@ -97,16 +97,16 @@ def train(lora=False, lengths=(256,), listed=False, own_optimizer=False, callbac
 
         model = peft.get_peft_model(model, peft.LoraConfig(r=4, target_modules="all-linear", lora_dropout=0.1))
     watching = Watching()
-    rows = Stream(lengths)
+    dataset = Stream(lengths)
     given = {"optimizers": (torch.optim.SGD(model.parameters(), lr=1e-2), None)} if own_optimizer else {}
     trainer = Trainer(
         model=model,
         args=arguments,
-        train_dataset=list(rows) if listed else rows,
+        train_dataset=list(dataset) if listed else dataset,
         callbacks=[watching, *callbacks],
         **given,
     )
-    callbacks = [type(each).__name__ for each in trainer.callback_handler.callbacks]
+    callbacks = [type(callback).__name__ for callback in trainer.callback_handler.callbacks]
     trainer.train()
     after = places(model)
     return {
@@ -118,7 +118,7 @@ def train(lora=False, lengths=(256,), listed=False, own_optimizer=False, callbac
         "moments": watching.moments,
         "trained": sum(parameter.requires_grad for parameter in model.parameters()),
         "map": placed.hf_device_map,
-        "callbacks left": [type(each).__name__ for each in trainer.callback_handler.callbacks] == callbacks,
+        "callbacks left": [type(callback).__name__ for callback in trainer.callback_handler.callbacks] == callbacks,
     }
 
 
@@ -130,8 +130,12 @@ def case(name, rebalance="1", mode="balanced", environ=None, fail=None, **option
     before = dict(os.environ)
     wrong = {"BALANCE_SEQ_LEN": "16", "BALANCE_REBALANCE": rebalance, "BALANCE_REPORT": str(report)}
     os.environ.update({**wrong, **(environ or {})})
-    said, outcome = io.StringIO(), {}
-    with contextlib.redirect_stderr(said), contextlib.redirect_stdout(io.StringIO()), fail or contextlib.nullcontext():
+    stderr, outcome = io.StringIO(), {}
+    with (
+        contextlib.redirect_stderr(stderr),
+        contextlib.redirect_stdout(io.StringIO()),
+        fail or contextlib.nullcontext(),
+    ):
         try:
             balance_shim.install(mode=mode)
             outcome = train(**options)
@@ -139,7 +143,7 @@ def case(name, rebalance="1", mode="balanced", environ=None, fail=None, **option
             outcome = {"failed": traceback.format_exc()}
     os.environ.clear()
     os.environ.update(before)
-    outcome["said"] = [line for line in said.getvalue().splitlines() if line.startswith("balance_shim")]
+    outcome["log"] = [line for line in stderr.getvalue().splitlines() if line.startswith("balance_shim")]
     outcome["plan"] = json.loads((report / "plan.json").read_text())
     outcome["written"] = json.loads((report / "device_map.json").read_text())
     results[name] = outcome

@@ -107,7 +107,7 @@ class ReplacedOutput(Replaced):
     form = "output"
 
 
-def rows(skipping):
+def examples(skipping):
     made = []
     for number in range(32):
         ids = [(11 * number + 5 * place) % 500 for place in range(24)]
@@ -116,7 +116,11 @@ def rows(skipping):
 
 
 def collate(batch):
-    return {name: torch.tensor([row[name] for row in batch]) for name in batch[0] if all(name in row for row in batch)}
+    return {
+        name: torch.tensor([example[name] for example in batch])
+        for name in batch[0]
+        if all(name in example for example in batch)
+    }
 
 
 class InOrder:
@@ -124,8 +128,8 @@ class InOrder:
         return torch.utils.data.SequentialSampler(self.train_dataset)
 
 
-class OwnRows(torch.utils.data.Dataset):
-    """Rows that nobody looks at before training."""
+class Unseen(torch.utils.data.Dataset):
+    """Examples that nobody looks at before training."""
 
     def __init__(self, made):
         self.made = made
@@ -151,7 +155,7 @@ def train(trainer_class=Trainer, model_class=AutoModelForCausalLM, skipping=lamb
 
         model = peft.get_peft_model(model, peft.LoraConfig(r=4, target_modules=["q_proj", "v_proj"]))
     trainer = type("Ordered", (InOrder, trainer_class), {})(
-        model=model, args=arguments, train_dataset=OwnRows(rows(skipping)), data_collator=collate
+        model=model, args=arguments, train_dataset=Unseen(examples(skipping)), data_collator=collate
     )
     trainer.train()
     return {
@@ -169,8 +173,8 @@ def case(name, mode="balanced", environ=None, **options):
     report = result_path.parent / name.replace(" ", "_")
     before = dict(os.environ)
     os.environ.update({"BALANCE_REPORT": str(report), **(environ or {})})
-    said, outcome = io.StringIO(), {}
-    with contextlib.redirect_stderr(said), contextlib.redirect_stdout(io.StringIO()):
+    stderr, outcome = io.StringIO(), {}
+    with contextlib.redirect_stderr(stderr), contextlib.redirect_stdout(io.StringIO()):
         try:
             balance_shim.install(mode=mode)
             outcome = train(**options)
@@ -178,7 +182,7 @@ def case(name, mode="balanced", environ=None, **options):
             outcome = {"error": str(failure), "traceback": traceback.format_exc()}
     os.environ.clear()
     os.environ.update(before)
-    outcome["said"] = [line for line in said.getvalue().splitlines() if line.startswith("balance_shim")]
+    outcome["log"] = [line for line in stderr.getvalue().splitlines() if line.startswith("balance_shim")]
     with contextlib.suppress(OSError):
         outcome["plan"] = json.loads((report / "plan.json").read_text())
     results[name] = outcome
@@ -202,8 +206,8 @@ def main():
         case(f"{name}, one device", **{**unset, **one, **off})
         case(name, **{**options, "environ": cached})
     case("late, again", **late, environ={"BALANCE_CACHE": str(result_path.parent / "cache late")})
-    whole = {"BALANCE_DEVICE_MAP": json.dumps({"": 0, "lm_head": 3})}
-    case("user's map", mode="map", trainer_class=ByTheHead, environ=whole)
+    complete_map = {"BALANCE_DEVICE_MAP": json.dumps({"": 0, "lm_head": 3})}
+    case("user's map", mode="map", trainer_class=ByTheHead, environ=complete_map)
     case("host", trainer_class=OnTheHost)
     case("explicit", device_map={"": 0})
     result_path.write_text(json.dumps(results))

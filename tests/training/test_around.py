@@ -31,7 +31,7 @@ def test_parts_around_a_model_train_with_the_losses_of_one_device(mixed, name):
     assert "error" not in case, case["traceback"]
     assert len(set(case["first map"].values())) > 1
     assert case["losses"] == pytest.approx(one["losses"], rel=1e-4)
-    assert not any("the step is repeated" in line for line in case["said"])
+    assert not any("the step is repeated" in line for line in case["log"])
 
 
 def test_the_device_of_a_model_is_where_its_inputs_arrive(mixed):

@@ -22,20 +22,26 @@ def results(tmp_path_factory):
     cases = Path(__file__).with_name("batch_cases.py")
     # Room here is a few MiB, which the allocator's segments alone would decide on.
     more = {"BALANCE_SIMULATE": "3x128MiB", "OMP_NUM_THREADS": "1", "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
-    found = results_of(cases, folder / "model", folder, **more)
-    assert not {name: case["failed"] for name, case in found.items() if "failed" in case}
-    return found
+    outcomes = results_of(cases, folder / "model", folder, **more)
+    assert not {name: case["failed"] for name, case in outcomes.items() if "failed" in case}
+    return outcomes
 
 
-def lines(case, *words):
-    return [line for line in case["said"] if all(word in line for word in words)]
+def lines(case, *phrases):
+    return [line for line in case["log"] if all(phrase in line for phrase in phrases)]
 
 
-@pytest.mark.parametrize(("name", "told"), [("own data set", "own data set, told"), ("stream", "own data set, told"),
-                                            ("LoRA", "LoRA, told")])  # fmt: skip
-def test_the_first_batch_brings_the_map_of_a_right_sequence_length(results, name, told):
+@pytest.mark.parametrize(
+    ("name", "configured"),
+    [
+        ("own data set", "own data set, configured"),
+        ("stream", "own data set, configured"),
+        ("LoRA", "LoRA, configured"),
+    ],
+)
+def test_the_first_batch_brings_the_map_of_a_right_sequence_length(results, name, configured):
     """From its first step on a training on data that nobody can see has the map that BALANCE_SEQ_LEN would bring."""
-    case, right = results[name], results[told]
+    case, right = results[name], results[configured]
     if name == "LoRA":  # the other was loaded for full training, and blocks moved only if that gained 3 %
         assert max(case["predicted"]) <= max(right["predicted"])
     else:
@@ -116,7 +122,7 @@ def test_a_second_training_has_the_room_of_the_first(results):
 @pytest.mark.parametrize("number", [0, 1])
 def test_the_model_of_model_init_is_the_one_that_is_planned(results, number):
     """Each model that `train` makes anew gets the map and the room of a model that is alone."""
-    right = results["own data set, told"]
+    right = results["own data set, configured"]
     training = results["model_init"]["trainings"][number]
     assert training["map"] == right["map"] and training["on"] == right["on"]
     assert training["capacities"] == right["capacities"]
@@ -137,9 +143,9 @@ def test_layers_are_chosen_in_the_model_of_model_init(results):
 
 def test_each_fold_has_all_of_the_room(results):
     """A model a fold: each trains on the map that the first has, though it was loaded beside the one before."""
-    first, *others = results["folds"]["trainings"]
-    for each in others:
-        assert each["map"] == first["map"] and each["capacities"] == first["capacities"]
+    first, *later = results["folds"]["trainings"]
+    for training in later:
+        assert training["map"] == first["map"] and training["capacities"] == first["capacities"]
 
 
 def test_an_evaluation_is_part_of_the_plan(results):
@@ -182,8 +188,8 @@ def test_portions_of_an_evaluation_change_no_metric(results, name):
     plain = results["evaluated, off" if name == "evaluated in no room" else "evaluated in portions, off"]
     assert case["losses"] == pytest.approx(plain["losses"], **SAME)
     assert len(case["metrics"]) == len(plain["metrics"]) == 2
-    for mine, right in zip(case["metrics"], plain["metrics"], strict=True):
-        assert mine == pytest.approx({key: right[key] for key in mine}, **SAME)
+    for metrics, right in zip(case["metrics"], plain["metrics"], strict=True):
+        assert metrics == pytest.approx({key: right[key] for key in metrics}, **SAME)
 
 
 def test_blocks_move_for_an_evaluation_that_cannot_be_split(results):
@@ -197,8 +203,8 @@ def test_blocks_move_for_an_evaluation_that_cannot_be_split(results):
     assert list(places.values()) == [*layers, case["map"]["lm_head"]], "the map in force is where the layers are"
     assert any("evaluation" in note for note in case["notes"]), "what decides the plan is the evaluation now"
     assert case["losses"] == pytest.approx(plain["losses"], **SAME)
-    for mine, right in zip(case["metrics"], plain["metrics"], strict=True):
-        assert mine == pytest.approx(right, **SAME)
+    for metrics, right in zip(case["metrics"], plain["metrics"], strict=True):
+        assert metrics == pytest.approx(right, **SAME)
 
 
 def test_an_evaluation_that_no_map_holds_moves_blocks_once(results):

@@ -37,9 +37,9 @@ def test_no_more_layers_than_it_takes():
     counts = []
     for part in (0.2, 0.4, 0.6, 0.8):
         size = int(least + part * (peaks[0] - least))
-        found = plan_on([size] * 2)
-        assert not found.shortfall
-        counts.append(len(found.recomputed))
+        plan = plan_on([size] * 2)
+        assert not plan.shortfall
+        counts.append(len(plan.recomputed))
     assert counts == sorted(counts, reverse=True) and counts[0] > counts[-1] >= 0
 
 
@@ -47,8 +47,8 @@ def test_unequal_devices_recompute_where_it_is_tight():
     """The small device's layers are recomputed before the large one's."""
     roomy = plan_on([1 << 30] * 2)
     total = sum(device.predicted_peak for device in roomy.devices)
-    found = plan_on([int(total * 0.28), total])
-    assert not found.shortfall and 0 <= len(found.recomputed) < models.SIZES["num_hidden_layers"]
+    plan = plan_on([int(total * 0.28), total])
+    assert not plan.shortfall and 0 <= len(plan.recomputed) < models.SIZES["num_hidden_layers"]
 
 
 @pytest.mark.parametrize("number", [0, 1, 3, 6])
@@ -104,16 +104,16 @@ def results(tmp_path_factory):
 )  # fmt: skip
 def test_a_script_trains_with_the_variable(results, name):
     """Whatever the variable says, a plain script has the losses that it had, and recomputes what it should."""
-    found = results[name]
+    outcome = results[name]
     plain = results["without, LoRA" if "LoRA" in name else "without"]
-    assert found["losses"] == pytest.approx(plain["losses"], rel=1e-5)
-    twice = sum(count == 2 for count in found["runs"])
-    layers = len(found["runs"])
+    assert outcome["losses"] == pytest.approx(plain["losses"], rel=1e-5)
+    twice = sum(count == 2 for count in outcome["runs"])
+    layers = len(outcome["runs"])
     if name.startswith("auto, ") and name != "auto, roomy":
         assert 0 < twice < layers
     else:
         assert twice == (layers if name.startswith("on") else 0)
-    assert found["re-entrant"] == name.endswith("re-entrant")
+    assert outcome["re-entrant"] == name.endswith("re-entrant")
 
 
 def test_nothing_is_switched_off_that_is_not_on(monkeypatch):
@@ -123,8 +123,8 @@ def test_nothing_is_switched_off_that_is_not_on(monkeypatch):
     def refuse(self):
         raise ValueError(f"{type(self).__name__} is not compatible with gradient checkpointing")
 
-    for word in ("activation", "gradient"):
-        monkeypatch.setattr(type(model), f"{word}_checkpointing_disable", refuse, raising=False)
+    for kind in ("activation", "gradient"):
+        monkeypatch.setattr(type(model), f"{kind}_checkpointing_disable", refuse, raising=False)
     recompute_only(model, frozenset())
 
 
@@ -138,9 +138,9 @@ class StandIn:
 @pytest.mark.parametrize("size", [1 << 30, 4 * MIB])
 def test_the_line_does_not_say_that_it_fits_where_it_does_not(size, monkeypatch):
     plan = plan_on([size] * 2)
-    said = []
-    monkeypatch.setattr("balance_shim.log.info", said.append)
+    messages = []
+    monkeypatch.setattr("balance_shim.log.info", messages.append)
     monkeypatch.setattr("balance_shim.state.settings", lambda: Settings(gradient_checkpointing="auto"))
     checkpointing.arrange(StandIn(), models.llama(), plan)
-    assert said[0].endswith("as many as possible" if size < 1 << 30 else "as few as fit")
+    assert messages[0].endswith("as many as possible" if size < 1 << 30 else "as few as fit")
     assert bool(plan.shortfall) == (size < 1 << 30)

@@ -32,7 +32,7 @@ def test_a_script_compares_student_and_teacher(results, name):
     case = case_of(results, name)
     one = results["logits, one device" if name.startswith("logits") else "heads, one device"]
     assert len(set(case["heads"])) == 1 and len(case["devices"]) > 2
-    assert "met on different devices" not in case["said"]
+    assert "met on different devices" not in case["log"]
     assert case["losses"] == pytest.approx(one["losses"], rel=1e-3)
 
 
@@ -48,13 +48,13 @@ def test_a_head_joins_one_that_the_script_has_placed(results):
     case = case_of(results, "teacher of a map of its own")
     student_before, teacher_before, student, teacher = case["heads"]
     assert student_before != teacher_before and student == teacher == teacher_before
-    assert "heads of models of one vocabulary are on one device now" in case["said"]
+    assert "heads of models of one vocabulary are on one device now" in case["log"]
     assert case["losses"] == pytest.approx(results["heads, one device"]["losses"], rel=1e-3)
 
 
 def test_the_second_models_table_is_told_from_the_first(results):
     """The heading of the teacher's table counts it, so that it does not look like the student's."""
-    said = case_of(results, "heads, alike")["said"]
-    headings = [line for line in said.splitlines() if "balanced map for LlamaForCausalLM" in line]
+    log = case_of(results, "heads, alike")["log"]
+    headings = [line for line in log.splitlines() if "balanced map for LlamaForCausalLM" in line]
     assert "model 2 in this process" not in headings[0]
     assert "LlamaForCausalLM, model 2 in this process (" in headings[1]

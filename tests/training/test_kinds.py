@@ -25,4 +25,4 @@ def test_a_kind_trains_with_the_losses_of_one_device(results, name):
     assert "error" not in case, case["traceback"]
     assert len(one["losses"]) == 4 and len(set(case["map"].values())) > 1
     assert case["losses"] == pytest.approx(one["losses"], rel=1e-4)
-    assert not any("met on different devices" in line for line in case["said"])
+    assert not any("met on different devices" in line for line in case["log"])

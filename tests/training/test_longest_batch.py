@@ -11,7 +11,7 @@ import torch
 
 from balance_shim.training.longest_batch import longest_batch
 
-ROWS = [{"input_ids": [number] * 8} for number in range(4)]
+EXAMPLES = [{"input_ids": [number] * 8} for number in range(4)]
 
 
 @dataclass
@@ -21,11 +21,11 @@ class Seeded:
     generator: Any = None
     made: int = 0
 
-    def __call__(self, rows):
+    def __call__(self, examples):
         if self.generator is None:
             self.generator = torch.Generator().manual_seed(7)
         self.made += 1
-        ids = torch.tensor([row["input_ids"] for row in rows])
+        ids = torch.tensor([example["input_ids"] for example in examples])
         return {"input_ids": ids, "noise": torch.rand(3, generator=self.generator)}
 
     def drawn(self):
@@ -38,8 +38,8 @@ class Old(Seeded):
     def __init__(self):
         super().__init__(generator=random.Random(7))
 
-    def __call__(self, rows):
-        ids = torch.tensor([row["input_ids"] for row in rows])
+    def __call__(self, examples):
+        ids = torch.tensor([example["input_ids"] for example in examples])
         return {"input_ids": ids, "noise": torch.tensor([self.generator.random()])}
 
 
@@ -55,7 +55,7 @@ def test_a_collator_with_a_seed_draws_the_same_afterwards(make, given):
     """Generators that a collator has, or makes for its first batch, are as they would be if nobody had looked."""
     looked_at, left_alone = make(), make()
     arguments = SimpleNamespace(remove_unused_columns=False)
-    batch = longest_batch(SimpleNamespace(train_dataset=ROWS, data_collator=given(looked_at), args=arguments), 2)
+    batch = longest_batch(SimpleNamespace(train_dataset=EXAMPLES, data_collator=given(looked_at), args=arguments), 2)
     assert batch["input_ids"].shape == (2, 8)
     assert looked_at.drawn() == left_alone.drawn() and looked_at.made == left_alone.made
 

@@ -22,12 +22,12 @@ def folder(tmp_path_factory):
     return folder
 
 
-def train(folder, *words, expected=0, **variables):
+def train(folder, *options, expected=0, **variables):
     """Run the script; return its result, or its standard error where it is expected to fail."""
     result = folder / "result.json"
     result.unlink(missing_ok=True)
     done = python(
-        "-c", START, str(CASES), str(folder / "model"), str(result), *words, paths=(SHIM, REPOSITORY), timeout=300,
+        "-c", START, str(CASES), str(folder / "model"), str(result), *options, paths=(SHIM, REPOSITORY), timeout=300,
         **{**OFFLINE, "CUDA_VISIBLE_DEVICES": "-1", **variables},
     )  # fmt: skip
     assert (done.returncode != 0) == bool(expected), done.stderr[-3000:]

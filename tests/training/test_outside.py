@@ -36,22 +36,22 @@ def test_a_head_made_where_the_embedding_is_comes_to_the_first_device(results):
     """A wrapper with a map of its own is left by the Trainer as it is, so its head is moved where outputs return."""
     case = case_of(results, "own_head_with_map, small first")
     assert case["first map"]["embed_tokens"] != 0 and case["outside"] == ["npu:0"]
-    assert "made where the embedding is moved to npu:0" in case["said"]
-    assert "met on different devices" not in case["said"]
+    assert "made where the embedding is moved to npu:0" in case["log"]
+    assert "met on different devices" not in case["log"]
 
 
 def test_the_map_of_a_model_in_a_wrapper_without_one_holds(results):
     """The Trainer does not bring all of it to the first device, and a line says so."""
     case = case_of(results, "own_head, alike")
     assert len(case["devices"]) == 4 and case["outside"] == ["npu:0"]
-    assert "OwnHead has no device map of its own" in case["said"]
+    assert "OwnHead has no device map of its own" in case["log"]
 
 
 @pytest.mark.parametrize("name", ["new_head", "adapted", "reordered"])
 def test_modules_that_were_put_into_a_placed_model(results, name):
     """A head made on the host, adapters made at the model's device, layers in another order: nothing is repaired."""
     case = case_of(results, name)
-    assert len(case["devices"]) == 4 and "met on different devices" not in case["said"]
+    assert len(case["devices"]) == 4 and "met on different devices" not in case["log"]
     assert case["losses"] == pytest.approx(results[f"{name}, one device"]["losses"], rel=1e-3)
 
 
@@ -68,7 +68,7 @@ def test_prompts_follow_the_embedding(results):
     case = case_of(results, "prompt_tuning, moved")
     assert case["map"]["model.embed_tokens"] == 2 and case["outside"] == ["npu:2"]
     assert case["losses"] == pytest.approx(results["prompt_tuning, one device"]["losses"], rel=1e-3)
-    assert "met on different devices" not in case["said"]
+    assert "met on different devices" not in case["log"]
 
 
 def test_a_kernel_of_head_and_loss_has_norm_and_head_on_one_device(results):
@@ -83,8 +83,8 @@ def test_a_kernel_of_head_and_loss_has_norm_and_head_on_one_device(results):
 def test_an_evaluation_that_stops_is_repaired(results, name):
     """Its step is repeated on another map, with the losses of one device; the trainer's method is its own again."""
     case, one = case_of(results, name), results[f"{name}, one device"]
-    assert case["said"].count("met on different devices in an evaluation") >= 1
-    assert case["said"].count("and the step is repeated; nothing is lost") == 1
+    assert case["log"].count("met on different devices in an evaluation") >= 1
+    assert case["log"].count("and the step is repeated; nothing is lost") == 1
     assert case["evaluated"] == pytest.approx(one["evaluated"], rel=1e-3)
     assert case["losses"] == pytest.approx(one["losses"], rel=1e-3)
     assert case["restored"] and len(case["devices"]) > 2

@@ -49,8 +49,8 @@ def run(portions, owner, batch, most_rows=1000, counted=True):
     return model.rows
 
 
-def batch(*rows):
-    return {"labels": torch.tensor(rows)}
+def batch(*labels):
+    return {"labels": torch.tensor(labels)}
 
 
 @pytest.mark.parametrize(
@@ -108,10 +108,10 @@ def test_a_loss_that_ignores_the_count_is_left_whole(monkeypatch):
     assert run(Portions(), trainer(Counting), batch(1, 2), most_rows=1) == [1, 2]
     with pytest.raises(torch.OutOfMemoryError):
         run(Portions(), trainer(OfItsOwn), batch(1, 2), most_rows=1)
-    said = []
-    monkeypatch.setattr("balance_shim.log.once", lambda level, line: said.append(line))
+    messages = []
+    monkeypatch.setattr("balance_shim.log.once", lambda level, line: messages.append(line))
     micro_batch.take_largest(trainer(OfItsOwn), lambda: pytest.fail("nothing is to be tried"))
-    assert "compute_loss of OfItsOwn ignores num_items_in_batch" in said[0]
+    assert "compute_loss of OfItsOwn ignores num_items_in_batch" in messages[0]
 
 
 @COUNTS
@@ -144,19 +144,19 @@ def test_a_step_is_repeated_whole_and_then_let_go():
 
 @COUNTS
 @pytest.mark.parametrize(
-    ("kind", "rows", "drops", "expected"),
+    ("kind", "examples", "drops", "expected"),
     [(Counting, 40, False, 3), (Counting, 42, True, 3), (Counting, 40, True, 6), (OfItsOwn, 40, False, 6)],
 )
-def test_a_number_is_taken_back_where_losses_or_rows_depend_on_it(kind, rows, drops, expected, monkeypatch):
+def test_a_number_is_taken_back_where_losses_or_rows_depend_on_it(kind, examples, drops, expected, monkeypatch):
     """Means that are added up, and rows that are left out, come out as the script's own size has them."""
     monkeypatch.setattr("balance_shim.state.settings", lambda: Settings(micro_batch=3))
-    said = []
-    monkeypatch.setattr("balance_shim.log.once", lambda level, line: said.append(line))
-    owner = trainer(kind, train_dataset=range(rows))
+    messages = []
+    monkeypatch.setattr("balance_shim.log.once", lambda level, line: messages.append(line))
+    owner = trainer(kind, train_dataset=range(examples))
     owner.args.per_device_train_batch_size, owner.args.dataloader_drop_last = 6, drops
     micro_batch.adjust_arguments(owner.args)
     assert owner.args.per_device_train_batch_size == 3
     micro_batch.begin(owner)
     arguments = owner.args
     assert (arguments.per_device_train_batch_size, arguments.gradient_accumulation_steps) == (expected, 6 // expected)
-    assert [line.endswith("so it stays 6") for line in said] == [True] * (expected == 6)
+    assert [line.endswith("so it stays 6") for line in messages] == [True] * (expected == 6)

@@ -10,15 +10,15 @@ TWO = {"BALANCE_SIMULATE": "2x1GiB"}
 
 
 @pytest.mark.parametrize(
-    ("precision", "words", "more", "loaded", "product", "arguments"),
+    ("precision", "options", "more", "loaded", "product", "arguments"),
     [("bf16", [], {}, "bfloat16", "bfloat16", [True, False]),
      pytest.param("bf16", ["lora"], {}, "bfloat16", "bfloat16", [True, False], marks=pytest.mark.exhaustive),
      pytest.param("fp32", [], {}, "float32", "float32", [False, False], marks=pytest.mark.exhaustive)],
     ids=["bf16", "bf16-lora", "fp32"],
 )  # fmt: skip
-def test_weights_and_products(folder, precision, words, more, loaded, product, arguments):
+def test_weights_and_products(folder, precision, options, more, loaded, product, arguments):
     """One word sets the dtype of loading and the mixed precision of a script that names neither."""
-    result, _ = train(folder, *words, BALANCE_PRECISION=precision, **TWO, **more)
+    result, _ = train(folder, *options, BALANCE_PRECISION=precision, **TWO, **more)
     assert result["loaded"] == f"torch.{loaded}"
     assert f"torch.{product}" in result["products"]
     assert result["arguments"] == arguments and result["steps"] == 2

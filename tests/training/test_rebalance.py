@@ -24,13 +24,13 @@ def results(tmp_path_factory):
     transformers.LlamaForCausalLM(config).save_pretrained(folder / "model")
     cases = Path(__file__).with_name("rebalance_cases.py")
     more = {"BALANCE_SIMULATE": "3x64MiB", "OMP_NUM_THREADS": "1"}
-    found = results_of(cases, folder / "model", folder, **more)
-    assert not {name: case["failed"] for name, case in found.items() if "failed" in case}
-    return found
+    outcomes = results_of(cases, folder / "model", folder, **more)
+    assert not {name: case["failed"] for name, case in outcomes.items() if "failed" in case}
+    return outcomes
 
 
-def lines(case, *words):
-    return [line for line in case["said"] if all(word in line for word in words)]
+def lines(case, *phrases):
+    return [line for line in case["log"] if all(phrase in line for phrase in phrases)]
 
 
 @pytest.mark.parametrize("name", WRONG)
@@ -108,11 +108,11 @@ def test_chosen_checkpointing_stays_as_it_is(results):
     assert results["checkpointing chosen"]["losses"] == pytest.approx(results["fused"]["losses"], rel=1e-5)
 
 
-@pytest.mark.parametrize(("name", "words"), [("move fails", "planted"), ("plan fails", "re-balancing failed")])
-def test_a_failure_leaves_the_training_as_it_was(results, name, words):
+@pytest.mark.parametrize(("name", "phrase"), [("move fails", "planted"), ("plan fails", "re-balancing failed")])
+def test_a_failure_leaves_the_training_as_it_was(results, name, phrase):
     """One warning; the map and the losses are those without the variable."""
     case, plain = results[name], results["fused, off"]
-    assert len(lines(case, "warning", words)) == 1
+    assert len(lines(case, "warning", phrase)) == 1
     assert not case["moved"] and case["map"] == plain["map"]
     assert case["losses"] == pytest.approx(plain["losses"], rel=1e-6)
 

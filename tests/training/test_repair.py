@@ -21,7 +21,7 @@ def results(tmp_path_factory):
 
 
 def lines(case):
-    return [line for line in case["said"] if "met on different devices" in line]
+    return [line for line in case["log"] if "met on different devices" in line]
 
 
 @pytest.mark.parametrize("name", REPAIRED)
@@ -92,11 +92,11 @@ def test_an_explicit_map_is_no_missing_map(results):
     """Nobody is told that a model with `device_map={"": 0}` had none."""
     case = results["explicit"]
     assert "error" not in case
-    assert not [line for line in case["said"] if "device_map" in line or "BALANCE_INTERCEPT" in line]
+    assert not [line for line in case["log"] if "device_map" in line or "BALANCE_INTERCEPT" in line]
 
 
 @pytest.mark.parametrize(
-    "words",
+    "message",
     [
         "Expected all tensors to be on the same device, but found at least two devices, cuda:3 and cuda:0!",
         "Expected all tensors to be on the same device, but got mat1 is on cuda:1, different from other tensors on "
@@ -106,19 +106,19 @@ def test_an_explicit_map_is_no_missing_map(results):
         "Function AddBackward0 returned an invalid gradient at index 1 - expected device cuda:0 but got cuda:1",
     ],
 )
-def test_cross_device_errors_are_known_in_all_their_words(words):
+def test_cross_device_errors_are_known_in_all_their_words(message):
     """The kernels, indexing, concatenation and autograd word it differently."""
-    assert crossing.is_cross_device(RuntimeError(words))
+    assert crossing.is_cross_device(RuntimeError(message))
 
 
 @pytest.mark.parametrize(
-    "words",
+    "message",
     [
         "Expected all tensors to be on the same device, but found at least two devices, cuda:0 and cpu!",
         "CUDA out of memory. Tried to allocate 2.00 GiB",
         "mat1 and mat2 shapes cannot be multiplied (4x8 and 16x4)",
     ],
 )
-def test_other_errors_are_left_alone(words):
+def test_other_errors_are_left_alone(message):
     """No map mends a tensor that was left on the host, or what has nothing to do with devices."""
-    assert not crossing.is_cross_device(RuntimeError(words))
+    assert not crossing.is_cross_device(RuntimeError(message))

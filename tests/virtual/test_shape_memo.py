@@ -15,7 +15,7 @@ def meta(*shape, dtype=torch.float32):
 def described(out):
     if isinstance(out, torch.Tensor):
         return out.shape, out.stride(), out.dtype, out.device, out.storage_offset(), out.untyped_storage().nbytes()
-    return [described(each) for each in out] if isinstance(out, (list, tuple)) else out
+    return [described(tensor) for tensor in out] if isinstance(out, (list, tuple)) else out
 
 
 @pytest.fixture
@@ -61,8 +61,10 @@ def test_a_second_call_gives_what_the_kernel_gives(name, calls):
     first, second = (shape_memo.call(operation, args, kwargs) for _ in range(2))
     assert described(second) == described(first) == described(func(*args, **kwargs))
     assert ran == [func] and second is not first
-    tensors = [each for each in (second if isinstance(second, tuple) else [second]) if isinstance(each, torch.Tensor)]
-    assert len({each.untyped_storage()._cdata for each in tensors}) == len(tensors)
+    tensors = [
+        tensor for tensor in (second if isinstance(second, tuple) else [second]) if isinstance(tensor, torch.Tensor)
+    ]
+    assert len({tensor.untyped_storage()._cdata for tensor in tensors}) == len(tensors)
 
 
 def test_numbers_that_are_equal_are_not_the_same(calls):
@@ -70,7 +72,7 @@ def test_numbers_that_are_equal_are_not_the_same(calls):
     _, counted = calls
     add, div = counted(aten.add.Tensor), counted(aten.div.Tensor)
     flags = meta(3, dtype=torch.bool)
-    assert [shape_memo.call(add, (flags, each), {}).dtype for each in (1, 1.0)] == [torch.int64, torch.float32]
+    assert [shape_memo.call(add, (flags, number), {}).dtype for number in (1, 1.0)] == [torch.int64, torch.float32]
     before = torch.get_default_dtype()
     try:
         for dtype in (torch.float32, torch.float64):

@@ -36,16 +36,16 @@ class Launcher:
     """A command that starts a training.
 
     Attributes:
-        words: the command, before the script; `{folder}` stands for a folder with `ds.json` in it.
+        command: what runs, before the script; `{folder}` stands for a folder with `ds.json` in it.
         environment: its variables, besides those of mode zero3.
-        said: texts that standard error has to hold.
+        expected: texts that standard error has to hold.
         absent: texts that it must not hold.
         refused: the line that it has to end with, if it is refused.
     """
 
-    words: Sequence[str]
+    command: Sequence[str]
     environment: Mapping[str, str] = field(default_factory=dict)
-    said: Sequence[str] = ()
+    expected: Sequence[str] = ()
     absent: Sequence[str] = ()
     refused: str = ""
 
@@ -64,7 +64,7 @@ LAUNCHERS = {
     "accelerate, one process": Launcher([*ACCELERATE, "--cpu", "--num_processes", "1"], TWO, [STARTS]),
     "accelerate, DeepSpeed config": Launcher(
         [*ACCELERATE, "--use_deepspeed", "--num_processes", "2", "--deepspeed_config_file", "{folder}/ds.json"],
-        said=["your DeepSpeed config takes precedence"],
+        expected=["your DeepSpeed config takes precedence"],
     ),
     "accelerate, DeepSpeed stage 2": Launcher(
         [*ACCELERATE, "--use_deepspeed", "--num_processes", "2", "--zero_stage", "2"],
@@ -80,11 +80,11 @@ def losses_of_one(folder: Path) -> dict[str, list[float]]:
     """Train in one process without the shim; make the model that all train from, in `folder`."""
     models.saved_llama(folder / "model", num_hidden_layers=2, vocab_size=128)
     (folder / "ds.json").write_text(json.dumps(CONFIG))
-    run_command([sys.executable, *words(folder, "one", 2)]).expect_success()
+    run_command([sys.executable, *script_command(folder, "one", 2)]).expect_success()
     return dict(json.loads((folder / "one.json").read_text()))
 
 
-def words(folder: Path, name: str, size: int) -> list[str]:
+def script_command(folder: Path, name: str, size: int) -> list[str]:
     files = ["--model", str(folder / "model"), "--output", str(folder / name), "--losses", str(folder / f"{name}.json")]
     return [str(SCRIPT), *files, "--batch-size", str(size), "--only", "full"]
 
@@ -97,16 +97,16 @@ def run(name: str, folder: Path, expected: dict[str, list[float]]) -> None:
     """
     launcher = LAUNCHERS[name]
     environment = {**on_python_path(), "BALANCE_MODE": "zero3", "BALANCE_NCCL_TIMEOUT": "120", **launcher.environment}
-    command = [word.format(folder=folder) for word in launcher.words]
+    command = [argument.format(folder=folder) for argument in launcher.command]
     file = name.replace(" ", "-")
-    outcome = run_command([*command, *words(folder, file, 1)], environment)
+    outcome = run_command([*command, *script_command(folder, file, 1)], environment)
     if launcher.refused:
         lines = {line for line in outcome.stderr.splitlines() if launcher.refused in line and "balance_shim:" in line}
         assert outcome.exit_code != 0 and len(lines) == 1, outcome.tail()
         assert not (folder / f"{file}.json").exists()
         return
     outcome.expect_success()
-    for text in (*launcher.said, "ZeRO-3 over 2 processes"):
+    for text in (*launcher.expected, "ZeRO-3 over 2 processes"):
         assert text in outcome.stderr, outcome.tail()
     for text in launcher.absent:
         assert text not in outcome.stderr, outcome.tail()
@@ -135,8 +135,8 @@ def run_trl(trainer: str, folder: Path) -> None:
 
     model = model_with_tokenizer(folder / "with-tokenizer")
     (folder / trainer).mkdir()
-    rows = [json.dumps(TRL_ROWS[trainer](number)) for number in range(16)]
-    (folder / trainer / "train.jsonl").write_text("\n".join(rows))
+    examples = [json.dumps(TRL_ROWS[trainer](number)) for number in range(16)]
+    (folder / trainer / "train.jsonl").write_text("\n".join(examples))
     options = ["--model_name_or_path", str(model), "--dataset_name", str(folder / trainer), "--max_steps", "3",
                "--logging_steps", "1", "--report_to", "none", "--bf16", "false", "--save_strategy", "no"]  # fmt: skip
     scripts = Path(trl.__file__).parent / "scripts"

@@ -18,10 +18,10 @@ SCRIPT = Path(__file__).with_name("scripts") / "best_adapters.py"
 def start(folder, name, processes, *, steps, batch_size=1, accumulation=1):
     """Run the script into `folder/name`; return its result. `processes` None: one, without the shim."""
     result = folder / f"{name}.json"
-    words = ["--model", folder / "model", "--output", folder / name, "--result", result, "--steps", steps,
+    arguments = ["--model", folder / "model", "--output", folder / name, "--result", result, "--steps", steps,
              "--batch-size", batch_size, "--accumulation", accumulation]  # fmt: skip
     shim = {} if processes is None else {"BALANCE_MODE": "zero3", "BALANCE_NPROC": str(processes)}
-    command = [sys.executable, *(SHIM if shim else []), str(SCRIPT), *map(str, words)]
+    command = [sys.executable, *(SHIM if shim else []), str(SCRIPT), *map(str, arguments)]
     run_command(command, {**shim, "BALANCE_NCCL_TIMEOUT": "120"} if shim else {}).expect_success()
     return json.loads(result.read_text())
 

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.exhaustive
 SCRIPT = Path(__file__).with_name("scripts") / "combinations.py"
 TWO = {"BALANCE_MODE": "zero3", "BALANCE_NPROC": "2", "BALANCE_NCCL_TIMEOUT": "120"}
 PROOF = "zero/test_combinations.py::test_trained["
-KEYS = [key for key, each in TABLE.items() if each.proof.startswith(PROOF)]
+KEYS = [key for key, entry in TABLE.items() if entry.proof.startswith(PROOF)]
 PARAMETERS = [TABLE[key].proof.removeprefix(PROOF)[:-1] for key in KEYS]
 LEAST_STEPS = 3
 # bf16: autocast in one process, weights in bf16 with float32 masters under DeepSpeed.
@@ -35,9 +35,9 @@ def trained(tmp_path_factory):
     losses = {}
     for name, launcher, variables, size in (("one", [], {}, "2"), ("two", SHIM, TWO, "1")):
         file = folder / f"{name}.json"
-        words = ["--model", str(folder / "model"), "--output", str(folder / name), "--losses", str(file)]
-        words += ["--batch-size", size, "--only", *PARAMETERS]
-        outcome = run_command([sys.executable, *launcher, str(SCRIPT), *words], variables)
+        arguments = ["--model", str(folder / "model"), "--output", str(folder / name), "--losses", str(file)]
+        arguments += ["--batch-size", size, "--only", *PARAMETERS]
+        outcome = run_command([sys.executable, *launcher, str(SCRIPT), *arguments], variables)
         outcome.expect_success()
         losses[name] = json.loads(file.read_text())
     return losses, outcome.stderr
@@ -48,7 +48,7 @@ def test_trained(parameter, trained):
     """Same losses in each step, within 1e-4 (more where the script's precision is another); or noted, and finite."""
     if parameter.startswith("rloo") and Version(version("trl")) < Version("0.22"):
         pytest.skip("RLOOTrainer is another class before TRL 0.22")
-    losses, said = trained
+    losses, stderr = trained
     one, two = losses["one"][parameter], losses["two"][parameter]
     assert isinstance(one, list), one
     assert isinstance(two, list), two
@@ -56,6 +56,6 @@ def test_trained(parameter, trained):
     assert len(one) == len(two) >= LEAST_STEPS and len(set(one)) > 1
     if key in DIFFERENT:
         assert all(map(math.isfinite, two)) and two != pytest.approx(one, rel=1e-4)
-        assert TABLE[key].message.partition("}")[2][:40] in said
+        assert TABLE[key].message.partition("}")[2][:40] in stderr
         return
     assert two == pytest.approx(one, rel=TOLERANCES.get(parameter, 1e-4), abs=1e-6)

@@ -29,10 +29,10 @@ def zero3():
 def test_alone_it_is_stage_3_with_the_trainers_optimizer(zero3):
     """Nothing of the user's: all there is comes from us or, as "auto", from the TrainingArguments."""
     zero3()
-    found, added = config.for_training(None)
-    assert found["zero_optimization"]["stage"] == 3 and added == []
-    assert "optimizer" not in found and "scheduler" not in found and "train_batch_size" not in found
-    assert "offload_optimizer" not in found["zero_optimization"]
+    own_config, added = config.for_training(None)
+    assert own_config["zero_optimization"]["stage"] == 3 and added == []
+    assert "optimizer" not in own_config and "scheduler" not in own_config and "train_batch_size" not in own_config
+    assert "offload_optimizer" not in own_config["zero_optimization"]
 
 
 @pytest.mark.parametrize(("value", "parts"), [("optimizer", 1), ("all", 2)])
@@ -53,10 +53,10 @@ def test_the_users_config_wins_key_by_key(zero3, tmp_path):
         "zero_optimization": {"stage": 3, "sub_group_size": 7, "round_robin_gradients": 1},
     }
     before = json.dumps(script)
-    found, added = config.for_training(script)
-    zero = found["zero_optimization"]
+    merged, added = config.for_training(script)
+    zero = merged["zero_optimization"]
     assert (zero["sub_group_size"], zero["overlap_comm"], zero["round_robin_gradients"]) == (5, True, 1)
-    assert zero["contiguous_gradients"] is True and "train_batch_size" not in found
+    assert zero["contiguous_gradients"] is True and "train_batch_size" not in merged
     assert "zero_optimization.contiguous_gradients" in added and "zero_optimization.stage" not in added
     assert "zero_optimization.overlap_comm" not in added and "bf16" in added
     assert json.dumps(script) == before
@@ -114,10 +114,10 @@ def test_bucket_sizes_are_numbers_for_every_model(name):
     make, width = WIDTHS[name]
     model = torch.nn.Linear(24, 99)
     model.config = make()
-    found = config.own()
-    found["zero_optimization"]["stage3_prefetch_bucket_size"] = 17  # the user's own
-    config.fill_hidden_size(found, model)
-    zero = found["zero_optimization"]
+    own_config = config.own()
+    own_config["zero_optimization"]["stage3_prefetch_bucket_size"] = 17  # the user's own
+    config.fill_hidden_size(own_config, model)
+    zero = own_config["zero_optimization"]
     assert [zero[key] for key in config.HIDDEN_SIZE_KEYS] == [width * width, 17, 10 * width]
 
 
@@ -131,7 +131,7 @@ def test_experts_in_a_list_are_gathered_together():
 
 
 @pytest.mark.parametrize(
-    ("asked", "expected"),
+    ("options", "expected"),
     [
         ({"dtype": torch.float16}, "float16"),
         ({"torch_dtype": "bfloat16"}, "bfloat16"),
@@ -139,18 +139,18 @@ def test_experts_in_a_list_are_gathered_together():
         ({"torch_dtype": None}, "float32"),
     ],
 )
-def test_the_precision_of_a_load(asked, expected):
+def test_the_precision_of_a_load(options, expected):
     """As this version of transformers reads it, by either name of the argument."""
     config_ = transformers.LlamaConfig(**models.SIZES)
     config_.torch_dtype = torch.bfloat16
-    assert str(loading_dtype.dtype_of(config_, asked)) == f"torch.{expected}"
+    assert str(loading_dtype.dtype_of(config_, options)) == f"torch.{expected}"
 
 
 class TrainersConfig:
     """Stands for the config object of `TrainingArguments` that ask for no mixed precision."""
 
-    def __init__(self, **asked):
-        self.config = {kind: {"enabled": asked.get(kind, False)} for kind in ("bf16", "fp16")}
+    def __init__(self, **precisions):
+        self.config = {kind: {"enabled": precisions.get(kind, False)} for kind in ("bf16", "fp16")}
 
     def trainer_config_process(self):
         raise NotImplementedError
@@ -161,18 +161,18 @@ class TrainersConfig:
 
 def test_precision_is_that_of_the_model_that_trains(monkeypatch):
     """Not of another one, loaded before or after it; and what the arguments ask for stays."""
-    asked_for = TrainersConfig(bf16=True)
-    loading.adopt_precision(asked_for, torch.float32)
-    assert asked_for.enabled() == ["bf16"]
-    found = TrainersConfig()
+    requested = TrainersConfig(bf16=True)
+    loading.adopt_precision(requested, torch.float32)
+    assert requested.enabled() == ["bf16"]
+    adopted = TrainersConfig()
     monkeypatch.setattr(loading, "_latest", torch.bfloat16)  # a reference model
-    loading.adopt_precision(found)
-    assert found.enabled() == ["bf16"]
-    loading.adopt_precision(found, torch.float32)
-    assert found.enabled() == []
+    loading.adopt_precision(adopted)
+    assert adopted.enabled() == ["bf16"]
+    loading.adopt_precision(adopted, torch.float32)
+    assert adopted.enabled() == []
     adapted = torch.nn.ModuleList([torch.nn.Linear(9, 9).to(torch.bfloat16), torch.nn.Linear(2, 2)])
-    loading.adopt_precision(found, loading.main_dtype(adapted))
-    assert found.enabled() == ["bf16"]
+    loading.adopt_precision(adopted, loading.main_dtype(adapted))
+    assert adopted.enabled() == ["bf16"]
 
 
 @pytest.mark.parametrize(("takes", "divides", "expected"), [(True, True, 2.0), (True, False, 0.5), (False, False, 1.0)])
@@ -209,7 +209,7 @@ def test_a_loss_whose_tokens_are_unknown_has_an_equal_weight():
         assert mean_loss.corrected(trainer, torch.tensor(2.0), None, numbers) == 2.0
         torch.nn.functional.cross_entropy(torch.zeros(3, 5), torch.arange(3))
         torch.nn.functional.cross_entropy(torch.zeros(2, 5), torch.arange(2))
-    assert [int(each) for each in numbers] == [3, 2]
+    assert [int(number) for number in numbers] == [3, 2]
     assert mean_loss.corrected(trainer, torch.tensor(2.0), None, numbers) == 2.0
 
 

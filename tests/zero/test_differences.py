@@ -10,9 +10,9 @@ PARAMETERS = ["head.weight", "a.weight", "tower.0.weight", "tower.1.weight"]
 FULL = [0, 1, 2, 4, 5, 3]
 
 
-def taken(*ranks, before=None, inputs=()):
+def records_of(*ranks, before=None, inputs=()):
     """FlightRecord by rank of `ranks`: (modules, gradients, whether the pass has ended), after one step of `before`."""
-    found = {}
+    records = {}
     for rank, (modules, gradients, ended) in enumerate(ranks):
         written = flight_record.FlightRecord(NAMES, PARAMETERS, rank)
         for pass_modules, pass_gradients in ([before] if before else []) + [(modules, gradients)]:
@@ -23,12 +23,12 @@ def taken(*ranks, before=None, inputs=()):
                 written.add_gradient(index)
         if ended:
             written.end()
-        found[rank] = written.as_dict()
-    return found
+        records[rank] = written.as_dict()
+    return records
 
 
-def line(found):
-    return differences.difference(found, NAMES, PARAMETERS)
+def line(records):
+    return differences.difference(records, NAMES, PARAMETERS)
 
 
 ORDERS = {
@@ -46,8 +46,8 @@ ORDERS = {
 def test_what_distinguishes_two_ranks(name):
     """The first module that not both run, by its name, and what only one batch holds."""
     first, second, inputs, expected = ORDERS[name]
-    found = taken((first, [], False), (second, [], False), inputs=inputs)
-    assert f"ranks run different modules in step 1: {expected}" in line(found)
+    records = records_of((first, [], False), (second, [], False), inputs=inputs)
+    assert f"ranks run different modules in step 1: {expected}" in line(records)
 
 
 AFTER_ONE = {
@@ -62,26 +62,26 @@ AFTER_ONE = {
 def test_who_skips_is_told_by_the_step_before(name):
     """Although the rank that runs all has come no further than the first module that the other one leaves out."""
     first, second, expected = AFTER_ONE[name]
-    found = taken((first, [], False), (second, [], False), before=(FULL, []))
-    assert f"in step 2: {expected}" in line(found)
+    records = records_of((first, [], False), (second, [], False), before=(FULL, []))
+    assert f"in step 2: {expected}" in line(records)
 
 
 def test_ranks_that_agree_as_far_as_they_go():
     """One may be ahead of the other; but what a rank has not run in a pass that it has ended is left out."""
-    assert line(taken((FULL, [0], False), (FULL[:2], [], False))) is None
-    assert "rank 1 skips head" in line(taken((FULL, [], False), (FULL[:-1], [], True)))
+    assert line(records_of((FULL, [0], False), (FULL[:2], [], False))) is None
+    assert "rank 1 skips head" in line(records_of((FULL, [], False), (FULL[:-1], [], True)))
 
 
 def test_a_rank_that_has_gone_on_is_compared_by_its_last_pass():
     """It skipped the last module and began the next step, while the other one still waits in this one."""
-    found = taken((FULL, [], False), (FULL[:-1], [], False))
+    records = records_of((FULL, [], False), (FULL[:-1], [], False))
     ahead = flight_record.FlightRecord(NAMES, PARAMETERS, 1)
     ahead.begin([])
     for index in FULL[:-1]:
         ahead.add(index)
     ahead.begin([])
-    found[1] = ahead.as_dict()
-    assert "in step 1: rank 1 skips head, which rank 0 runs" in line(found)
+    records[1] = ahead.as_dict()
+    assert "in step 1: rank 1 skips head, which rank 0 runs" in line(records)
 
 
 BACKWARD = {
@@ -95,35 +95,35 @@ BACKWARD = {
 def test_ranks_that_differ_in_the_backward_pass_only(name):
     """All have run the same modules; the parameters that get a gradient on some ranks only are named."""
     first, second, ended, expected = BACKWARD[name]
-    found = taken((FULL, first, ended), (FULL, second, ended), before=(FULL, [0, 3, 2, 1]))
-    assert f"ranks have different backward passes in step 2: {expected}" in line(found)
+    records = records_of((FULL, first, ended), (FULL, second, ended), before=(FULL, [0, 3, 2, 1]))
+    assert f"ranks have different backward passes in step 2: {expected}" in line(records)
 
 
 def test_an_evaluation_is_told_from_a_step():
     """A forward pass outside of a training step is a pass of its own, and does not count as a step."""
-    found = {}
+    records = {}
     for rank, order in enumerate(([0, 1], [0, 2])):
         written = flight_record.FlightRecord(NAMES, PARAMETERS, rank)
         written.begin([])
         written.begin([], is_step=False)
         for index in order:
             written.add(index)
-        found[rank] = written.as_dict()
-    assert "in an evaluation after step 1: rank 0 runs a.b" in line(found)
+        records[rank] = written.as_dict()
+    assert "in an evaluation after step 1: rank 0 runs a.b" in line(records)
 
 
 def test_the_pass_before_may_be_the_reason():
     """An evaluation in which all weights were there ended well on both ranks; they lose each other in the next one."""
-    found = {}
+    records = {}
     for rank, order in enumerate(([0, 1, 3], [0, 1, 4, 5, 3])):
         written = flight_record.FlightRecord(NAMES, PARAMETERS, rank)
         for modules in (order, []):
             written.begin([], is_step=False)
             for index in modules:
                 written.add(index)
-        found[rank] = written.as_dict()
-    assert "rank 0 skips tower.layers, which rank 1 runs" in line(found)
-    assert differences.difference(found, NAMES, PARAMETERS, is_lost=False) is None
+        records[rank] = written.as_dict()
+    assert "rank 0 skips tower.layers, which rank 1 runs" in line(records)
+    assert differences.difference(records, NAMES, PARAMETERS, is_lost=False) is None
 
 
 def test_notes_outlive_their_rank(tmp_path):
@@ -136,13 +136,13 @@ def test_notes_outlive_their_rank(tmp_path):
         written.begin(["labels"])
         for index in order:
             written.add(index)
-    found, names, parameters = flight_record.read(str(tmp_path))
+    records, names, parameters = flight_record.read(str(tmp_path))
     assert names == ["x", "y"] and parameters == ["p"]
-    assert found[1] == {
+    assert records[1] == {
         "number": 2, "step": 2, "ended": False, "order": [0, 0], "last": [1], "gradients": [], "last_gradients": [0],
         "inputs": ["labels"], "failed": "",
     }  # fmt: skip
-    assert "rank 1 skips y" in differences.difference(found, names, parameters)
+    assert "rank 1 skips y" in differences.difference(records, names, parameters)
 
 
 def test_notes_on_a_full_disk(tmp_path):

@@ -42,19 +42,19 @@ ENDS = {
 @pytest.mark.parametrize("name", sampled(ENDS, "failing rank"))
 def test_the_end_of_one_is_the_end_of_all(name, tmp_path):
     """Whatever ends first, within 30 seconds nothing is left of it, and the exit code says that it failed."""
-    fault, sent, code, said = ENDS[name]
+    fault, sent, code, message = ENDS[name]
     process = uneven(fault, tmp_path)
     ranks = wait_for_ranks(process)
     if sent is not None:
         os.kill(process.pid, sent)
     stderr = expect_end(process, ranks)
-    assert process.returncode == code and said in stderr, stderr[-3000:]
+    assert process.returncode == code and message in stderr, stderr[-3000:]
 
 
 def test_a_rank_that_skips_a_module_is_named(tmp_path):
     """Not only an error of gloo: which rank, which module, and what to do; within the time-out."""
     process = uneven("skip", tmp_path)
     stderr = expect_end(process, wait_for_ranks(process), within=40)
-    said = [line for line in stderr.splitlines() if "ranks run different modules" in line]
-    assert len(said) == 1, stderr[-3000:]
-    assert "in step 2: rank 1 skips model.layers.1, which rank 0 runs" in said[0] and "give each batch" in said[0]
+    lines = [line for line in stderr.splitlines() if "ranks run different modules" in line]
+    assert len(lines) == 1, stderr[-3000:]
+    assert "in step 2: rank 1 skips model.layers.1, which rank 0 runs" in lines[0] and "give each batch" in lines[0]

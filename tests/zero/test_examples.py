@@ -21,8 +21,8 @@ def trained(tmp_path_factory):
     reports = {}
     for name, launcher, variables, size in (("one", [], {}, "2"), ("two", SHIM, TWO, "1")):
         file = folder / f"{name}.json"
-        words = ["--models", str(folder / "models"), "--output", str(folder / name), "--losses", str(file)]
-        command = [sys.executable, *launcher, str(SCRIPT), *words, "--batch-size", size]
+        arguments = ["--models", str(folder / "models"), "--output", str(folder / name), "--losses", str(file)]
+        command = [sys.executable, *launcher, str(SCRIPT), *arguments, "--batch-size", size]
         run_command(command, variables).expect_success()
         reports[name] = json.loads(file.read_text())
     return folder, reports
@@ -54,4 +54,4 @@ def loading_report(folder):
 
     config = transformers.AutoConfig.from_pretrained(folder)
     _, report = getattr(transformers, config.architectures[0]).from_pretrained(folder, output_loading_info=True)
-    return {key: found for key, found in report.items() if found}
+    return {key: names for key, names in report.items() if names}

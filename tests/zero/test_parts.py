@@ -56,8 +56,8 @@ def test_models_of_all_kinds_and_their_parts(tmp_path):
     logged = []
     for name, prefix, environment, batch in (("alone", [], {}, "2"), ("two", SHIM, TWO, "1")):
         losses = tmp_path / f"{name}.jsonl"
-        words = ["--models", str(tmp_path), "--output", str(tmp_path / name), "--losses", str(losses)]
-        command = [sys.executable, *prefix, str(SCRIPTS / "parts.py"), *words, "--batch-size", batch]
+        arguments = ["--models", str(tmp_path), "--output", str(tmp_path / name), "--losses", str(losses)]
+        command = [sys.executable, *prefix, str(SCRIPTS / "parts.py"), *arguments, "--batch-size", batch]
         outcome = run_command(command, environment).expect_success()
         logged.append([json.loads(line) for line in losses.read_text().splitlines()])
     (seen, trained), (two_seen, two_trained) = logged
@@ -71,10 +71,10 @@ def test_models_of_all_kinds_and_their_parts(tmp_path):
     assert two_trained["speech"] == pytest.approx(trained["speech"], rel=1e-4)
     assert two_trained["loss"] == pytest.approx(trained["loss"], **SAME)
     assert two_trained["grad_norm"] == pytest.approx(trained["grad_norm"], rel=1e-4)
-    whole = ["LlamaForSequenceClassification"]
+    unpartitioned = ["LlamaForSequenceClassification"]
     if Version(transformers.__version__) >= Version("5"):  # 4.51 gathers more before it initializes
-        whole += ["WhisperForConditionalGeneration", "Wav2Vec2ForCTC"]
-    for kind in whole:
+        unpartitioned += ["WhisperForConditionalGeneration", "Wav2Vec2ForCTC"]
+    for kind in unpartitioned:
         assert outcome.stderr.count(f"{kind} cannot be loaded in partitions") == 1, kind
     alone, two = (
         transformers.Wav2Vec2ForCTC.from_pretrained(tmp_path / name / "wav2vec2").state_dict()
@@ -94,17 +94,18 @@ ALONE = {
 }
 
 
-@pytest.mark.parametrize(("act", "others"), [("merge", "leave"), ("generate", "leave"), ("evaluate", "wait")])
-def test_one_rank_alone(act, others, tmp_path):
+@pytest.mark.parametrize(("act", "other_rank"), [("merge", "leave"), ("generate", "leave"), ("evaluate", "wait")])
+def test_one_rank_alone(act, other_rank, tmp_path):
     """One line names the rank and the remedy: at once where the other rank has ended, else before the time-out."""
     models.saved_llama(tmp_path / "model", num_hidden_layers=1, vocab_size=64)
-    words = ["--model", str(tmp_path / "model"), "--output", str(tmp_path / "out"), "--act", act, "--others", others]
+    argv = ["--model", str(tmp_path / "model"), "--output", str(tmp_path / "out"), "--act", act]
+    argv += ["--other-rank", other_rank]
     began = time.monotonic()
-    command = [sys.executable, *SHIM, str(SCRIPTS / "alone.py"), *words]
-    outcome = run_command(command, {**TWO, "BALANCE_NCCL_TIMEOUT": "1800" if others == "leave" else "50"})
+    command = [sys.executable, *SHIM, str(SCRIPTS / "alone.py"), *argv]
+    outcome = run_command(command, {**TWO, "BALANCE_NCCL_TIMEOUT": "1800" if other_rank == "leave" else "50"})
     assert outcome.exit_code != 0 and time.monotonic() - began < 240
     line = next(line for line in outcome.stderr.splitlines() if f"rank 0 came to {ALONE[act]}" in line)
-    assert ("rank 1 ended without it" if others == "leave" else "rank 1 did not come within 45 s") in line
+    assert ("rank 1 ended without it" if other_rank == "leave" else "rank 1 did not come within 45 s") in line
     assert "Let every rank do it" in line
-    if others == "wait":
+    if other_rank == "wait":
         assert f"waits in {ALONE[act]} for rank 1" in outcome.stderr

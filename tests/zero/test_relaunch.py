@@ -40,14 +40,14 @@ def test_the_users_own_port_is_used():
 
 
 @pytest.mark.parametrize(
-    "words",
+    "arguments",
     [["-c", "pass"], ["-cpass"], ["-ucpass"], ["-"], [], ["-i"], ["-m", "ipykernel_launcher", "-f", "x"],
      ["-m", "IPython"], ["/usr/bin/ipython3"], ["-mipykernel"]],
 )  # fmt: skip
-def test_what_cannot_be_run_again_is_refused(words):
+def test_what_cannot_be_run_again_is_refused(arguments):
     """Code on the command line or from a pipe, prompts and notebooks; the line says what to do."""
     with pytest.raises(relaunch.Unrepeatable, match="save it as a script"):
-        relaunch.program(["python", *words])
+        relaunch.program(["python", *arguments])
 
 
 @pytest.mark.parametrize(
@@ -66,7 +66,7 @@ def test_inside_another_launcher(environ, launched):
 
 
 @pytest.mark.parametrize(
-    ("words", "own"),
+    ("arguments", "own"),
     [(["/x/bin/accelerate", "launch", "a.py"], True), (["-m", "accelerate.commands.launch", "a.py"], True),
      (["-m", "torch.distributed.run", "a.py"], True), (["/x/bin/swift", "sft"], True), (["train.py"], False),
      (["-m", "deepspeed_free.train"], False), (["-m", "pkg.accelerate"], False), (["-c", "swift"], False),
@@ -77,9 +77,9 @@ def test_inside_another_launcher(environ, launched):
      (["/x/bin/axolotl", "train", "c.yml", "--launcher", "python"], False),
      (["/x/bin/axolotl", "train", "--launcher=python", "c.yml"], False)],
 )  # fmt: skip
-def test_programs_with_a_launcher_of_their_own(words, own):
+def test_programs_with_a_launcher_of_their_own(arguments, own):
     """They start the ranks themselves, so they are not started several times."""
-    assert relaunch.has_own_launcher(["python", *words]) is own
+    assert relaunch.has_own_launcher(["python", *arguments]) is own
 
 
 def test_ranks_of_srun_know_where_to_meet():
@@ -122,8 +122,8 @@ def test_a_number_of_processes_that_cannot_act_is_said(monkeypatch, capsys):
         monkeypatch.setattr(state, "settings", lambda wanted=wanted: Settings(nproc=wanted))
         environ = {"RANK": rank, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": there}
         relaunch.note_ignored_count(environ)
-        said = capsys.readouterr().err
-        assert said.count(f"BALANCE_NPROC={wanted} is ignored: a launcher has started") == lines, said
+        stderr = capsys.readouterr().err
+        assert stderr.count(f"BALANCE_NPROC={wanted} is ignored: a launcher has started") == lines, stderr
 
 
 def test_more_processes_than_devices_are_refused(monkeypatch):
@@ -281,12 +281,12 @@ def test_what_cannot_be_had_is_one_line(name, tmp_path):
         taken.listen()
         port = str(taken.getsockname()[1])
         variables = {key: port if text == "USED" else text for key, text in variables.items()}
-        words = [str(script) if word == "SCRIPT" else word for word in arguments]
-        done = python(*words, paths=(*INJECTED_PATHS, tmp_path), **{**ZERO, **variables})
+        command = [str(script) if argument == "SCRIPT" else argument for argument in arguments]
+        done = python(*command, paths=(*INJECTED_PATHS, tmp_path), **{**ZERO, **variables})
     assert done.returncode != 0 and "went on" not in done.stdout
-    said = [line for line in done.stderr.splitlines() if "balance_shim" in line or expected in line]
-    assert len(said) == 1 and expected in said[0], done.stderr[-3000:]
-    assert said[0] == done.stderr.splitlines()[-1] and "Traceback" not in done.stderr
+    lines = [line for line in done.stderr.splitlines() if "balance_shim" in line or expected in line]
+    assert len(lines) == 1 and expected in lines[0], done.stderr[-3000:]
+    assert lines[0] == done.stderr.splitlines()[-1] and "Traceback" not in done.stderr
 
 
 def test_what_all_ranks_are_refused_is_said_once(tmp_path):

@@ -22,7 +22,7 @@ TRAINED = "zero/test_combinations.py::test_trained"
 
 
 def parameters_of(prefix):
-    return [key for key, each in TABLE.items() if each.proof.startswith(prefix + "[")]
+    return [key for key, combination in TABLE.items() if combination.proof.startswith(prefix + "[")]
 
 
 @pytest.fixture(scope="module")
@@ -30,10 +30,10 @@ def refused(tmp_path_factory):
     """What a script that asks for each refused combination in turn is told, by key; it is one rank, alone."""
     folder = tmp_path_factory.mktemp("refused")
     models.saved_llama(folder / "model", num_hidden_layers=1)
-    words = ["--model", str(folder / "model"), "--output", str(folder / "refused.json")]
+    arguments = ["--model", str(folder / "model"), "--output", str(folder / "refused.json")]
     rank = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
     environment = {**on_python_path(), "BALANCE_MODE": "zero3", **rank}
-    run_command([sys.executable, str(SCRIPTS / "refused.py"), *words], environment).expect_success()
+    run_command([sys.executable, str(SCRIPTS / "refused.py"), *arguments], environment).expect_success()
     return json.loads((folder / "refused.json").read_text())
 
 
@@ -66,28 +66,30 @@ def test_device_map_is_dropped(refused):
 
 def test_every_combination_is_proved():
     """The proof of each is a test that exists, with the parameter that it names."""
-    for key, each in TABLE.items():
-        path, _, name = each.proof.partition("::")
+    for key, combination in TABLE.items():
+        path, _, name = combination.proof.partition("::")
         function, bracket, parameter = name.partition("[")
         source = (TESTS / path).read_text(encoding="utf-8")
         functions = [node.name for node in ast.walk(ast.parse(source)) if isinstance(node, ast.FunctionDef)]
-        assert function in functions, (key, each.proof)
-        if each.proof.startswith((PROVOKED, TRAINED)):
-            script = (SCRIPTS / ("refused.py" if each.proof.startswith(PROVOKED) else "combinations.py")).read_text()
-            assert f'"{parameter[:-1]}"' in script, (key, each.proof)
+        assert function in functions, (key, combination.proof)
+        if combination.proof.startswith((PROVOKED, TRAINED)):
+            script = (
+                SCRIPTS / ("refused.py" if combination.proof.startswith(PROVOKED) else "combinations.py")
+            ).read_text()
+            assert f'"{parameter[:-1]}"' in script, (key, combination.proof)
         elif bracket:
-            assert parameter[:-1] in source, (key, each.proof)
+            assert parameter[:-1] in source, (key, combination.proof)
 
 
 def test_combinations_are_complete():
     """Refusals have a sentence or say why, notes have a line, and the areas are those of the page, in its order."""
-    rows = (*launching.ROWS, *configuration.ROWS, *models_and_weights.ROWS, *training.ROWS)
-    assert len({each.key for each in rows}) == len(rows) == len(TABLE)
-    for key, each in TABLE.items():
-        assert each.key == key and each.area in AREAS
-        assert each.outcome == "works" or each.message or each.reason, key
-        assert each.outcome != "works" or not each.message, key
-    assert {each.area for each in TABLE.values()} == set(AREAS)
+    combinations = (*launching.ROWS, *configuration.ROWS, *models_and_weights.ROWS, *training.ROWS)
+    assert len({combination.key for combination in combinations}) == len(combinations) == len(TABLE)
+    for key, combination in TABLE.items():
+        assert combination.key == key and combination.area in AREAS
+        assert combination.outcome == "works" or combination.message or combination.reason, key
+        assert combination.outcome != "works" or not combination.message, key
+    assert {combination.area for combination in TABLE.values()} == set(AREAS)
 
 
 def test_a_refusal_is_one_line_with_the_mode():
@@ -102,7 +104,7 @@ def test_a_refusal_is_one_line_with_the_mode():
 def test_sentences_are_written_once():
     """No module of the shim but the table spells out a refusal of the table."""
     package = TESTS.parent / "shim" / "balance_shim"
-    starts = [re.split(r"\{", each.message)[0] for each in TABLE.values() if each.message]
+    starts = [re.split(r"\{", combination.message)[0] for combination in TABLE.values() if combination.message]
     starts = [start for start in starts if len(start) > 20]
     assert starts
     for path in package.rglob("*.py"):

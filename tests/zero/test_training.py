@@ -46,10 +46,10 @@ def saved(folder):
     return {name: tensor for file in files for name, tensor in load_file(file).items()}
 
 
-def expect_same_weights(found, expected):
-    assert found.keys() == expected.keys()
+def expect_same_weights(actual, expected):
+    assert actual.keys() == expected.keys()
     for name, tensor in expected.items():
-        torch.testing.assert_close(found[name], tensor, **CLOSE, msg=name)
+        torch.testing.assert_close(actual[name], tensor, **CLOSE, msg=name)
 
 
 def trl_device_map():
@@ -70,30 +70,30 @@ def test_two_processes_learn_what_one_learns(script, arguments, tmp_path):
     expect_same_weights(saved(tmp_path / "divided"), saved(tmp_path / "alone"))
     assert "ZeRO-3 over 2 processes" in divided.stderr and "loaded whole" not in divided.stderr
     # DeepSpeed's own log goes there; what 0.16 says when it is imported it says without us as well.
-    told = [line for line in divided.stdout.splitlines() if "[INFO]" in line and "real_accelerator" not in line]
-    assert told == []
+    lines = [line for line in divided.stdout.splitlines() if "[INFO]" in line and "real_accelerator" not in line]
+    assert lines == []
 
 
 @pytest.fixture(scope="module")
 def model_first(tiny, tmp_path_factory):
     """The script that loads its model first and has no device map, alone and in four processes."""
     folder = tmp_path_factory.mktemp("model-first")
-    words = [str(SCRIPTS / "model_first.py"), "--model", str(tiny), "--data", str(assets.text_file())]
+    command = [str(SCRIPTS / "model_first.py"), "--model", str(tiny), "--data", str(assets.text_file())]
     for name, environment, size in (("alone", {}, 4), ("four", {**FOUR, **on_python_path()}, 1)):
         outputs = ["--output", str(folder / name), "--losses", str(folder / f"{name}.jsonl"), "--batch-size", str(size)]
-        run_command([sys.executable, *words, *outputs], environment).expect_success()
-    return folder, words
+        run_command([sys.executable, *command, *outputs], environment).expect_success()
+    return folder, command
 
 
 def test_four_processes_with_the_model_loaded_first(model_first):
     """Armed through PYTHONPATH: the losses of training and evaluation are those of one process."""
     folder, _ = model_first
-    rows = {
+    logs = {
         name: [json.loads(line) for line in (folder / f"{name}.jsonl").read_text().splitlines()]
         for name in ("alone", "four")
     }
     for key, count in (("loss", 4), ("eval_loss", 2)):
-        alone, four = ([row[key] for row in rows[name] if key in row] for name in ("alone", "four"))
+        alone, four = ([entry[key] for entry in logs[name] if key in entry] for name in ("alone", "four"))
         assert len(alone) == count and four == pytest.approx(alone, **SAME)
 
 
@@ -126,14 +126,14 @@ def test_saved_model_loads_without_the_shim(model_first, place):
 @pytest.mark.parametrize("processes", [pytest.param(4, marks=pytest.mark.exhaustive), 2])
 def test_resuming_a_checkpoint(model_first, processes, tmp_path):
     """From the checkpoint of four processes after two steps, four or two go on as if nothing had been between."""
-    folder, words = model_first
+    folder, script_command = model_first
     (tmp_path / "out").mkdir()
     shutil.copytree(folder / "four" / "checkpoint-2", tmp_path / "out" / "checkpoint-2")
     losses = tmp_path / "losses.jsonl"
     # Not by larger batches: those of the checkpoint stand on 4.x, whatever the arguments say.
     outputs = ["--output", str(tmp_path / "out"), "--losses", str(losses), "--accumulation", str(4 // processes)]
     environment = {"BALANCE_MODE": "zero3", "BALANCE_NPROC": str(processes)}
-    command = [sys.executable, *SHIM, *words, *outputs, "--resume"]
+    command = [sys.executable, *SHIM, *script_command, *outputs, "--resume"]
     run_command(command, environment).expect_success()
     assert read_losses(losses) == pytest.approx(read_losses(folder / "four.jsonl"), **SAME)
 
@@ -141,9 +141,9 @@ def test_resuming_a_checkpoint(model_first, processes, tmp_path):
 @pytest.mark.exhaustive
 def test_half_precision_weights_stay_so(tiny, tmp_path):
     """A model loaded as bfloat16, and no word of precision in the arguments: DeepSpeed trains it as bf16."""
-    words = [str(SCRIPTS / "model_first.py"), "--model", str(tiny), "--data", str(assets.text_file())]
+    command = [str(SCRIPTS / "model_first.py"), "--model", str(tiny), "--data", str(assets.text_file())]
     outputs = ["--output", str(tmp_path), "--losses", str(tmp_path / "l.jsonl"), "--dtype", "bfloat16", "--steps", "2"]
-    outcome = run_command([sys.executable, *SHIM, *words, *outputs], TWO).expect_success()
+    outcome = run_command([sys.executable, *SHIM, *command, *outputs], TWO).expect_success()
     assert "DeepSpeed trains it as bf16" in outcome.stderr
     assert len(read_losses(tmp_path / "l.jsonl")) == 2
     from safetensors import safe_open
@@ -152,14 +152,14 @@ def test_half_precision_weights_stay_so(tiny, tmp_path):
         assert {str(file.get_tensor(name).dtype) for name in file.keys()} == {"torch.bfloat16"}  # noqa: SIM118
 
 
-def trained_alone_and_by_two(script, more, folder, alone=(), **variables):
+def logs_alone_and_on_two_ranks(script, more, folder, alone=(), **variables):
     """What a small model's script logs in one process (which gets the words `alone`, too) and in two under the shim."""
     logged = []
     for name, prefix, environment in (("alone", [], {}), ("two", SHIM, {**TWO, **variables})):
         losses = folder / f"{name}.jsonl"
         outputs = ["--output", str(folder / name), "--losses", str(losses)]
-        words = [*more, "--batch-size", "1"] if prefix else [*more, "--batch-size", "2", *alone]
-        outcome = run_command([sys.executable, *prefix, str(SCRIPTS / script), *words, *outputs], environment)
+        arguments = [*more, "--batch-size", "1"] if prefix else [*more, "--batch-size", "2", *alone]
+        outcome = run_command([sys.executable, *prefix, str(SCRIPTS / script), *arguments, *outputs], environment)
         outcome.expect_success()
         logged.append([json.loads(line) for line in losses.read_text().splitlines()])
     return (*logged, outcome.stderr)
@@ -175,35 +175,35 @@ def test_pictures_in_some_batches_only(kind, tmp_path):
     """
     if not hasattr(transformers, "Qwen3VLConfig") and kind == "qwen3":
         pytest.skip("the class came with transformers 4.57")
-    alone, two, said = trained_alone_and_by_two("pictures.py", ["--uneven", "--kind", *kind.split()], tmp_path)
+    alone, two, stderr = logs_alone_and_on_two_ranks("pictures.py", ["--uneven", "--kind", *kind.split()], tmp_path)
     for key, tolerance in (("loss", SAME), ("grad_norm", {"rel": 1e-4})):
-        assert [row[key] for row in two if key in row] == pytest.approx(
+        assert [entry[key] for entry in two if key in entry] == pytest.approx(
             [r[key] for r in alone if key in r], **tolerance
         )
-    assert len([row for row in two if "loss" in row]) == 4
-    assert said.count("some ranks have batches without pictures") == 1
+    assert len([entry for entry in two if "loss" in entry]) == 4
+    assert stderr.count("some ranks have batches without pictures") == 1
 
 
 @pytest.mark.exhaustive
 def test_cross_attention_to_pictures_in_some_batches_only(tmp_path):
     """A model that skips layers without pictures (Mllama) learns what one process learns from the batches in turn."""
     in_turn = ["--batch-size", "1", "--accumulation", "2"]
-    alone, two, said = trained_alone_and_by_two("pictures.py", ["--kind", "mllama"], tmp_path, in_turn)
+    alone, two, stderr = logs_alone_and_on_two_ranks("pictures.py", ["--kind", "mllama"], tmp_path, in_turn)
     for key, tolerance in (("loss", SAME), ("grad_norm", {"rel": 1e-4})):
-        of_one, of_two = ([row[key] for row in rows if key in row] for rows in (alone, two))
+        of_one, of_two = ([entry[key] for entry in entries if key in entry] for entries in (alone, two))
         assert len(of_one) == 4 and of_two == pytest.approx(of_one, **tolerance), key
-    assert said.count("some ranks have batches without pictures") == 1
+    assert stderr.count("some ranks have batches without pictures") == 1
 
 
 @pytest.mark.exhaustive
 def test_experts_that_a_rank_does_not_need(tmp_path):
     """Where experts stand in a list, ranks leave out different ones, and learn what one process learns."""
-    alone, two, said = trained_alone_and_by_two("experts.py", [], tmp_path)
-    assert [row["loss"] for row in two if "loss" in row] == pytest.approx(
+    alone, two, stderr = logs_alone_and_on_two_ranks("experts.py", [], tmp_path)
+    assert [entry["loss"] for entry in two if "loss" in entry] == pytest.approx(
         [r["loss"] for r in alone if "loss" in r], **SAME
     )
     listed = Version(transformers.__version__) < Version("5")
-    assert (two[-1]["experts_left_out"] > 0) == ("DeepseekV3MoE: experts are gathered together" in said) == listed
+    assert (two[-1]["experts_left_out"] > 0) == ("DeepseekV3MoE: experts are gathered together" in stderr) == listed
 
 
 @pytest.mark.exhaustive
@@ -216,12 +216,12 @@ def test_a_teacher_offloading_and_what_the_variables_say(offload, tmp_path):
         **recipes.commands("NCCL time-outs")[1].variables,
     }
     models.saved_llama(tmp_path / "model", tie_word_embeddings=True)
-    words = ["--model", str(tmp_path / "model")]
-    alone, two, said = trained_alone_and_by_two("teacher.py", words, tmp_path, ["--clip", "0.05"], **variables)
+    arguments = ["--model", str(tmp_path / "model")]
+    alone, two, stderr = logs_alone_and_on_two_ranks("teacher.py", arguments, tmp_path, ["--clip", "0.05"], **variables)
     for key in ("loss", "grad_norm"):
-        of_one, of_two = ([row[key] for row in rows if key in row] for rows in (alone, two))
+        of_one, of_two = ([entry[key] for entry in entries if key in entry] for entries in (alone, two))
         assert len(of_one) == 3 and of_two == pytest.approx(of_one, rel=1e-4), key
-    assert "BALANCE_ZERO_CONFIG overrides the script: max_grad_norm=0.05 instead of 1.0" in said
+    assert "BALANCE_ZERO_CONFIG overrides the script: max_grad_norm=0.05 instead of 1.0" in stderr
     assert two[-1] == {"ddp_timeout": 7200, "group": 7200.0}
     from safetensors.torch import load_file
 
@@ -237,8 +237,9 @@ def test_folders_that_a_script_makes_for_itself(tmp_path):
     The script's own time-out is that of the process group, although the group was there before the arguments.
     """
     models.saved_llama(tmp_path / "model")
-    words = [str(SCRIPTS / "own_folders.py"), "--model", str(tmp_path / "model"), "--report", str(tmp_path / "report")]
-    run_command([sys.executable, *SHIM, *words], TWO).expect_success()
+    command = [str(SCRIPTS / "own_folders.py"), "--model", str(tmp_path / "model")]
+    command += ["--report", str(tmp_path / "report")]
+    run_command([sys.executable, *SHIM, *command], TWO).expect_success()
     first, second = (json.loads((tmp_path / f"report.{rank}").read_text()) for rank in (0, 1))
     assert first["own"] != second["own"]
     for name in ("output_dir", "run_name", "checkpoints", "layers", "timeout"):
@@ -253,14 +254,14 @@ def test_a_script_that_looks_at_its_weights(tmp_path):
     A backward pass to a weight that nothing trains yet, whose gradient would be lost, ends in one line.
     """
     models.saved_llama(tmp_path / "model")
-    alone, two, _ = trained_alone_and_by_two("weights.py", ["--model", str(tmp_path / "model")], tmp_path)
+    alone, two, _ = logs_alone_and_on_two_ranks("weights.py", ["--model", str(tmp_path / "model")], tmp_path)
     refused = two[-1].pop("with gradients")
     assert alone[-1].pop("with gradients") == "computed"
     assert "the backward pass comes to `linear` of a partitioned weight" in refused
     for name, value in alone[-1].items():
         assert two[-1][name] == (value if isinstance(value, str) else pytest.approx(value, rel=1e-5)), name
-    assert [row["loss"] for row in two if "loss" in row] == pytest.approx(
-        [row["loss"] for row in alone if "loss" in row], **SAME
+    assert [entry["loss"] for entry in two if "loss" in entry] == pytest.approx(
+        [entry["loss"] for entry in alone if "loss" in entry], **SAME
     )
     from safetensors.torch import load_file
 
@@ -272,15 +273,16 @@ def test_a_script_that_looks_at_its_weights(tmp_path):
 def test_a_loop_of_the_scripts_own(tmp_path):
     """With accelerate it learns what one process learns, and saves whole weights; a bare one is refused in one line."""
     models.saved_llama(tmp_path / "model")
-    words = ["--model", str(tmp_path / "model")]
-    alone, two, said = trained_alone_and_by_two("own_loop.py", words, tmp_path)
-    assert [row["loss"] for row in two] == pytest.approx([row["loss"] for row in alone], rel=1e-4) and len(two) == 4
-    assert "the script's Accelerator trains with DeepSpeed ZeRO-3" in said
+    arguments = ["--model", str(tmp_path / "model")]
+    alone, two, stderr = logs_alone_and_on_two_ranks("own_loop.py", arguments, tmp_path)
+    assert [entry["loss"] for entry in two] == pytest.approx([entry["loss"] for entry in alone], rel=1e-4)
+    assert len(two) == 4
+    assert "the script's Accelerator trains with DeepSpeed ZeRO-3" in stderr
     from safetensors.torch import load_file
 
     weights = [load_file(tmp_path / name / "model.safetensors") for name in ("alone", "two")]
     expect_same_weights(weights[1], weights[0])
-    bare = [*words, "--bare", "--output", str(tmp_path / "bare"), "--losses", str(tmp_path / "bare.jsonl")]
+    bare = [*arguments, "--bare", "--output", str(tmp_path / "bare"), "--losses", str(tmp_path / "bare.jsonl")]
     refused = run_command([sys.executable, *SHIM, str(SCRIPTS / "own_loop.py"), *bare], TWO)
     assert refused.exit_code == 1 and "trains in a loop without a Trainer" in refused.stderr
 
@@ -290,22 +292,22 @@ def test_a_script_that_copies_and_reads_gradients(tmp_path):
     """Copies, parametrized weights and gradients have the values of one process, and so has a second training, which
     goes on with the script's own optimizer and scheduler."""
     models.saved_llama(tmp_path / "model", num_hidden_layers=2, vocab_size=128)
-    alone, two, said = trained_alone_and_by_two("copies.py", ["--model", str(tmp_path / "model")], tmp_path)
+    alone, two, stderr = logs_alone_and_on_two_ranks("copies.py", ["--model", str(tmp_path / "model")], tmp_path)
     for key, tolerance in (("loss", 1e-4), ("learning_rate", 1e-6), ("grad_norm", 1e-4)):
-        of_one, of_two = ([row[key] for row in rows if key in row] for rows in (alone, two))
+        of_one, of_two = ([entry[key] for entry in entries if key in entry] for entries in (alone, two))
         assert len(of_one) == 6 and of_two == pytest.approx(of_one, rel=tolerance), key
     assert two[-1].keys() == alone[-1].keys()
     for name, values in alone[-1].items():
         assert two[-1][name] == pytest.approx(values, rel=1e-4), name
-    assert said.count("the script copies partitioned weights") == 1
+    assert stderr.count("the script copies partitioned weights") == 1
 
 
 @pytest.mark.exhaustive
 def test_two_trainers_one_of_which_evaluates_first(tmp_path):
     """Arguments made before, an evaluation before the training, a loss that is a mean: all as in one process."""
-    alone, two, _ = trained_alone_and_by_two("twice.py", [], tmp_path)
+    alone, two, _ = logs_alone_and_on_two_ranks("twice.py", [], tmp_path)
     for key, count in (("loss", 4), ("eval_loss", 1), ("grad_norm", 4)):
-        of_one, of_two = ([row[key] for row in rows if key in row] for rows in (alone, two))
+        of_one, of_two = ([entry[key] for entry in entries if key in entry] for entries in (alone, two))
         assert len(of_one) == count and of_two == pytest.approx(of_one, rel=1e-4), key
 
 
@@ -321,11 +323,11 @@ def test_adapters_that_the_script_saves_are_whole(tiny, tmp_path):
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
-    words = [str(SCRIPTS / "adapters_by_hand.py"), "--model", str(tiny), "--output", str(tmp_path)]
-    run_command([sys.executable, *SHIM, *words], TWO).expect_success()
+    command = [str(SCRIPTS / "adapters_by_hand.py"), "--model", str(tiny), "--output", str(tmp_path)]
+    run_command([sys.executable, *SHIM, *command], TWO).expect_success()
     model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny), tmp_path)
-    adapters = {name: each for name, each in model.named_parameters() if "lora_" in name}
-    assert adapters and all(64 in each.shape and each.abs().sum() > 0 for each in adapters.values())
+    adapters = {name: parameter for name, parameter in model.named_parameters() if "lora_" in name}
+    assert adapters and all(64 in adapter.shape and adapter.abs().sum() > 0 for adapter in adapters.values())
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged").state_dict()
     expect_same_weights(merged, model.merge_and_unload().state_dict())
     assert (merged["model.layers.0.self_attn.q_proj.weight"] != untrained(tiny)).any()
@@ -351,12 +353,12 @@ def nodes_of_srun(port):
 @pytest.mark.parametrize("nodes", [nodes_of_torchrun, nodes_of_srun], ids=["torchrun", "srun"])
 def test_two_nodes(nodes, model_first, tmp_path):
     """Started on two nodes, here both on this machine, the processes that are there make one training."""
-    folder, words = model_first
+    folder, command = model_first
     losses = tmp_path / "losses.jsonl"
     outputs = ["--output", str(tmp_path / "out"), "--losses", str(losses), "--batch-size", "2"]
     started = [
         subprocess.Popen(
-            [sys.executable, *launcher, *words, *outputs],
+            [sys.executable, *launcher, *command, *outputs],
             env=child_environment(
                 {**on_python_path(), "BALANCE_MODE": "zero3", "CUDA_VISIBLE_DEVICES": "-1", **variables}
             ),
@@ -367,9 +369,9 @@ def test_two_nodes(nodes, model_first, tmp_path):
         )
         for launcher, variables in nodes(free_port())
     ]
-    said = [process.communicate(timeout=400)[1] for process in started]
-    assert [process.returncode for process in started] == [0, 0], said[0][-3000:] + said[1][-3000:]
-    assert "starting" not in "".join(said) and "ZeRO-3 over 2 processes" in said[0]
+    errors = [process.communicate(timeout=400)[1] for process in started]
+    assert [process.returncode for process in started] == [0, 0], errors[0][-3000:] + errors[1][-3000:]
+    assert "starting" not in "".join(errors) and "ZeRO-3 over 2 processes" in errors[0]
     assert read_losses(losses) == pytest.approx(read_losses(folder / "four.jsonl"), **SAME)
 
 

@@ -49,7 +49,7 @@ def main():
 
     dataset = load_dataset("json", data_files=options.data, split="train")
     dataset = dataset.map(
-        lambda rows: tokenizer(rows["text"], truncation=True, max_length=options.sequence_length),
+        lambda examples: tokenizer(examples["text"], truncation=True, max_length=options.sequence_length),
         batched=True,
         remove_columns=dataset.column_names,
     )

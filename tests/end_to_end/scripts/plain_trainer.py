@@ -50,7 +50,7 @@ def main():
     tokenizer = AutoTokenizer.from_pretrained(options.model)
     dataset = load_dataset("json", data_files=options.data, split="train")
     dataset = dataset.map(
-        lambda rows: tokenizer(rows["text"], truncation=True, max_length=options.sequence_length),
+        lambda examples: tokenizer(examples["text"], truncation=True, max_length=options.sequence_length),
         batched=True,
         remove_columns=dataset.column_names,
     )

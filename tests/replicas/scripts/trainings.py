@@ -15,11 +15,11 @@ import transformers
 from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
 
 NAME, MODEL, OUTPUT = sys.argv[1:4]
-ROWS = int(os.environ.get("ROWS", "2"))
+MICRO_BATCH = int(os.environ.get("MICRO_BATCH", "2"))
 TOKENS = 96
 
 
-def rows(count=48, ragged=False):
+def examples(count=48, ragged=False):
     generator = torch.Generator().manual_seed(0)
     result = []
     for number in range(count):
@@ -31,7 +31,7 @@ def rows(count=48, ragged=False):
 def arguments(kind=TrainingArguments, **more):
     chosen = {
         "output_dir": OUTPUT,
-        "per_device_train_batch_size": ROWS,
+        "per_device_train_batch_size": MICRO_BATCH,
         "max_steps": 4,
         "logging_steps": 1,
         "save_strategy": "no",
@@ -53,8 +53,12 @@ def plain():
     """Accumulation, evaluation, the best model at the end."""
     model = load()
     more = {"save_strategy": "steps", "save_steps": 2, "eval_strategy": "steps", "eval_steps": 2}
-    more |= {"load_best_model_at_end": True, "per_device_eval_batch_size": ROWS, "gradient_accumulation_steps": 2}
-    return Trainer(model, arguments(**more), train_dataset=rows(), eval_dataset=rows(8))
+    more |= {
+        "load_best_model_at_end": True,
+        "per_device_eval_batch_size": MICRO_BATCH,
+        "gradient_accumulation_steps": 2,
+    }
+    return Trainer(model, arguments(**more), train_dataset=examples(), eval_dataset=examples(8))
 
 
 def lora():
@@ -62,19 +66,19 @@ def lora():
 
     torch.manual_seed(0)
     model = get_peft_model(load(), LoraConfig(r=4, target_modules=["q_proj", "v_proj"], lora_dropout=0.0))
-    return Trainer(model, arguments(), train_dataset=rows())
+    return Trainer(model, arguments(), train_dataset=examples())
 
 
 def checkpointing():
     model = load()
-    return Trainer(model, arguments(gradient_checkpointing=True), train_dataset=rows())
+    return Trainer(model, arguments(gradient_checkpointing=True), train_dataset=examples())
 
 
 def sft():
     from datasets import Dataset
     from trl import SFTConfig, SFTTrainer
 
-    data = Dataset.from_list([{"input_ids": row["input_ids"]} for row in rows(ragged=True)])
+    data = Dataset.from_list([{"input_ids": example["input_ids"]} for example in examples(ragged=True)])
     chosen = arguments(SFTConfig, max_length=TOKENS, gradient_checkpointing=False, bf16=False)
     chosen.model_init_kwargs = {"device_map": "auto"}
     return SFTTrainer(MODEL, chosen, train_dataset=data, processing_class=tokenizer())
@@ -99,7 +103,7 @@ def resumed():
     """Goes on with the checkpoint that `plain` has left."""
     model = load()
     more = {"max_steps": 6, "gradient_accumulation_steps": 2, "save_strategy": "steps", "save_steps": 100}
-    return Trainer(model, arguments(**more), train_dataset=rows())
+    return Trainer(model, arguments(**more), train_dataset=examples())
 
 
 trainer = globals()[NAME]()
@@ -107,10 +111,10 @@ trainer.train(resume_from_checkpoint=True if NAME == "resumed" else None)
 history = trainer.state.log_history
 trainer.save_model(os.path.join(OUTPUT, "saved"))
 if trainer.is_world_process_zero():
-    said = {
+    printed = {
         "losses": [entry["loss"] for entry in history if "loss" in entry],
         "evaluations": [entry["eval_loss"] for entry in history if "eval_loss" in entry],
         "processes": trainer.args.world_size,
         "devices": sorted({str(parameter.device) for parameter in trainer.model.parameters()}),
     }
-    print(json.dumps(said), flush=True)
+    print(json.dumps(printed), flush=True)

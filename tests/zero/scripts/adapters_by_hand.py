@@ -18,7 +18,7 @@ arguments = TrainingArguments(
 )  # fmt: skip
 model = AutoModelForCausalLM.from_pretrained(options.model, device_map="auto")
 model = get_peft_model(model, LoraConfig(r=64, target_modules="all-linear"))
-rows = [{"input_ids": torch.arange(16) + index, "labels": torch.arange(16) + index} for index in range(8)]
-Trainer(model=model, args=arguments, train_dataset=rows).train()
+examples = [{"input_ids": torch.arange(16) + index, "labels": torch.arange(16) + index} for index in range(8)]
+Trainer(model=model, args=arguments, train_dataset=examples).train()
 model.save_pretrained(options.output)
 model.merge_and_unload().save_pretrained(options.output + "/merged")

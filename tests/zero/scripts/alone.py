@@ -1,6 +1,6 @@
 """A script that does on the first rank alone what all ranks have to do: `if rank == 0:` around one line.
 
-python alone.py --model FOLDER --act merge|call|generate|embed|value|save|evaluate --others leave|wait
+python alone.py --model FOLDER --act merge|call|generate|embed|value|save|evaluate --other-rank leave|wait
 """
 
 import argparse
@@ -13,7 +13,7 @@ parser = argparse.ArgumentParser()
 parser.add_argument("--model", required=True)
 parser.add_argument("--output", required=True)
 parser.add_argument("--act", required=True)
-parser.add_argument("--others", required=True)
+parser.add_argument("--other-rank", required=True)
 options = parser.parse_args()
 
 arguments = TrainingArguments(
@@ -26,8 +26,8 @@ if options.act == "merge":
 
     model = get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj"]))
 ids = torch.arange(3, 11).view(1, 8)
-rows = [{"input_ids": ids[0], "labels": ids[0]} for _ in range(4)]
-trainer = Trainer(model, arguments, train_dataset=rows, eval_dataset=rows[:2])
+examples = [{"input_ids": ids[0], "labels": ids[0]} for _ in range(4)]
+trainer = Trainer(model, arguments, train_dataset=examples, eval_dataset=examples[:2])
 if options.act != "embed":  # of a model that no Trainer has trained
     trainer.train()
 model.eval()
@@ -43,5 +43,5 @@ ACTS = {
 if os.environ.get("RANK", "0") == "0":
     with torch.no_grad():
         ACTS[options.act]()
-elif options.others == "wait":
+elif options.other_rank == "wait":
     torch.distributed.barrier()

@@ -33,8 +33,8 @@ arguments = TrainingArguments(
 model = AutoModelForCausalLM.from_pretrained(options.model, device_map="auto")
 set_seed(6)
 model = get_peft_model(model, LoraConfig(r=4, task_type="CAUSAL_LM", target_modules=["q_proj", "v_proj"]))
-rows = [(torch.arange(24) * 3 + number) % 120 for number in range(24)]
-data = [{"input_ids": row, "labels": row} for row in rows]
+sequences = [(torch.arange(24) * 3 + number) % 120 for number in range(24)]
+data = [{"input_ids": sequence, "labels": sequence} for sequence in sequences]
 trainer = Trainer(model, arguments, train_dataset=data, eval_dataset=data[:12])
 last = get_last_checkpoint(options.output) if Path(options.output).is_dir() else None
 trainer.train(resume_from_checkpoint=last)

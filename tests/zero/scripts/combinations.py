@@ -32,7 +32,7 @@ parser.add_argument("--only", nargs="*", default=[])
 options = parser.parse_args()
 
 STEPS = 3
-ROWS = [torch.randint(5, 120, (10,), generator=torch.Generator().manual_seed(index)) for index in range(16)]
+SEQUENCES = [torch.randint(5, 120, (10,), generator=torch.Generator().manual_seed(index)) for index in range(16)]
 LAYERS = ["q_proj", "v_proj"]
 
 
@@ -55,7 +55,7 @@ def losses_of(trainer, logged=("loss",)):
 
 
 def plain(model, **more):
-    data = [{"input_ids": row, "labels": row} for row in ROWS]
+    data = [{"input_ids": sequence, "labels": sequence} for sequence in SEQUENCES]
     return losses_of(Trainer(model, arguments(**more), train_dataset=data))
 
 
@@ -78,7 +78,7 @@ def compiled():
 def resumed():
     """Two steps, a checkpoint, and the rest in a trainer of its own."""
     folder = Path(options.output, "resumed")
-    data = [{"input_ids": row, "labels": row} for row in ROWS]
+    data = [{"input_ids": sequence, "labels": sequence} for sequence in SEQUENCES]
     more = {"output_dir": str(folder), "save_strategy": "steps", "save_steps": 2, "lr_scheduler_type": "constant"}
     first = Trainer(causal(), arguments(**{**more, "max_steps": 2}), train_dataset=data)
     first.train()
@@ -117,8 +117,8 @@ def grouped():
 def tokenizer():
     from tokenizers import Tokenizer, models, pre_tokenizers
 
-    words = ["<pad>", "<s>", "</s>", "<unk>", *(f"w{number}" for number in range(124))]
-    inner = Tokenizer(models.WordLevel({word: number for number, word in enumerate(words)}, unk_token="<unk>"))
+    vocabulary = ["<pad>", "<s>", "</s>", "<unk>", *(f"w{number}" for number in range(124))]
+    inner = Tokenizer(models.WordLevel({word: number for number, word in enumerate(vocabulary)}, unk_token="<unk>"))
     inner.pre_tokenizer = pre_tokenizers.Whitespace()
     special = {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
     return PreTrainedTokenizerFast(tokenizer_object=inner, **special)
@@ -132,7 +132,7 @@ def with_trl(what, logged=("loss",), model=None, more_arguments=None, prepare=No
     import datasets
     import trl
 
-    rows = {
+    examples = {
         "SFT": lambda n: {"text": text(n, 12)},
         "DPO": lambda n: {"prompt": text(n, 6), "chosen": " " + text(n + 1, 6), "rejected": " " + text(n + 2, 6)},
         "KTO": lambda n: {"prompt": text(n, 6), "completion": " " + text(n + 1, 6), "label": n % 2 == 0},
@@ -141,7 +141,7 @@ def with_trl(what, logged=("loss",), model=None, more_arguments=None, prepare=No
         "RLOO": lambda n: {"prompt": text(n, 6)},
     }[what]  # fmt: skip
     config = arguments(getattr(trl, f"{what}Config"), **(more_arguments or {}))
-    data = datasets.Dataset.from_list([rows(number) for number in range(16)])
+    data = datasets.Dataset.from_list([examples(number) for number in range(16)])
     trainer = getattr(trl, f"{what}Trainer")(
         causal() if model is None else model, args=config, train_dataset=data, processing_class=tokenizer(), **more
     )

@@ -74,10 +74,10 @@ class Reading(TrainerCallback):
                 mean.mul_(0.9).add_(weight, alpha=0.1)
 
 
-rows = [torch.randint(1, 100, (10,), generator=torch.Generator().manual_seed(index)) for index in range(8)]
+sequences = [torch.randint(1, 100, (10,), generator=torch.Generator().manual_seed(index)) for index in range(8)]
 optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
 scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 / (1 + step))
-data = [{"input_ids": row, "labels": row} for row in rows]
+data = [{"input_ids": sequence, "labels": sequence} for sequence in sequences]
 reading = Reading()
 trainer = Trainer(model, arguments, train_dataset=data, optimizers=(optimizer, scheduler), callbacks=[reading])
 logged = []

@@ -51,11 +51,11 @@ VOCABULARY = 140  # of the models: more than the tokenizer has, as those of Qwen
 def arguments(kind, task, *more):
     """As from the command line."""
     size = str(options.batch_size)
-    words = ["--output_dir", f"{options.output}/{task}", "--do_train", "--do_eval", "--max_steps", "3",
+    values = ["--output_dir", f"{options.output}/{task}", "--do_train", "--do_eval", "--max_steps", "3",
              "--per_device_train_batch_size", size, "--per_device_eval_batch_size", size, "--learning_rate", "1e-3",
              "--logging_steps", "1", "--save_strategy", "no", "--report_to", "none", "--disable_tqdm", "true",
              *more]  # fmt: skip
-    return HfArgumentParser(kind).parse_args_into_dataclasses(words)[0]
+    return HfArgumentParser(kind).parse_args_into_dataclasses(values)[0]
 
 
 def made(task, config, model_class):
@@ -86,9 +86,11 @@ def resized(model, tokenizer):
 def finished(trainer, metrics, **more):
     trainer.save_metrics("eval", metrics)
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-    shapes = {name: list(each.shape) for name, each in trainer.model.named_parameters()}
-    kept = {name: value for name, value in metrics.items() if "runtime" not in name and "per_second" not in name}
-    return {"losses": losses, "metrics": kept, "shapes": shapes, **more}
+    shapes = {name: list(parameter.shape) for name, parameter in trainer.model.named_parameters()}
+    reproducible = {
+        name: value for name, value in metrics.items() if "runtime" not in name and "per_second" not in name
+    }
+    return {"losses": losses, "metrics": reproducible, "shapes": shapes, **more}
 
 
 def train(trainer):
@@ -110,22 +112,22 @@ def clm():
     raw = datasets.Dataset.from_dict({"text": [text(number, 20 + number) for number in range(12)]})
     block = 16
 
-    def grouped(rows):
-        ids = [each for row in tokenizer(rows["text"])["input_ids"] for each in row]
+    def grouped(examples):
+        ids = [token for sequence in tokenizer(examples["text"])["input_ids"] for token in sequence]
         blocks = [ids[place : place + block] for place in range(0, len(ids) // block * block, block)]
-        return {"input_ids": blocks, "labels": [list(each) for each in blocks]}
+        return {"input_ids": blocks, "labels": [list(block_ids) for block_ids in blocks]}
 
     with settings.main_process_first(desc="grouping"):
-        rows = raw.map(grouped, batched=True, remove_columns=["text"])
+        dataset = raw.map(grouped, batched=True, remove_columns=["text"])
     trainer = Trainer(
         model,
         settings,
-        train_dataset=rows.select(range(12)),
-        eval_dataset=rows.select(range(12, 16)),
+        train_dataset=dataset.select(range(12)),
+        eval_dataset=dataset.select(range(12, 16)),
         processing_class=tokenizer,
         data_collator=default_data_collator,
         preprocess_logits_for_metrics=lambda logits, labels: logits.argmax(-1),
-        compute_metrics=lambda found: {"accuracy": float((found[0][:, :-1] == found[1][:, 1:]).mean())},
+        compute_metrics=lambda prediction: {"accuracy": float((prediction[0][:, :-1] == prediction[1][:, 1:]).mean())},
     )
     train(trainer)
     metrics = trainer.evaluate()
@@ -149,27 +151,27 @@ def translation():
         }
     )
 
-    def tokenized(rows):
-        return {**tokenizer(rows["en"]), "labels": tokenizer(text_target=rows["de"])["input_ids"]}
+    def tokenized(examples):
+        return {**tokenizer(examples["en"]), "labels": tokenizer(text_target=examples["de"])["input_ids"]}
 
     with settings.main_process_first(desc="tokenizing"):
-        rows = raw.map(tokenized, batched=True, remove_columns=["en", "de"])
+        dataset = raw.map(tokenized, batched=True, remove_columns=["en", "de"])
 
-    def lengths(found):
-        return {"length": float(np.mean((found.predictions != tokenizer.pad_token_id).sum(-1)))}
+    def lengths(prediction):
+        return {"length": float(np.mean((prediction.predictions != tokenizer.pad_token_id).sum(-1)))}
 
     trainer = Seq2SeqTrainer(
         model,
         settings,
-        train_dataset=rows.select(range(10)),
-        eval_dataset=rows.select(range(10, 14)),
+        train_dataset=dataset.select(range(10)),
+        eval_dataset=dataset.select(range(10, 14)),
         processing_class=tokenizer,
         data_collator=DataCollatorForSeq2Seq(tokenizer, model=model),
         compute_metrics=lengths,
     )
     train(trainer)
     metrics = trainer.evaluate(max_length=8, num_beams=2, metric_key_prefix="eval")
-    predicted = trainer.predict(rows.select(range(10, 14)), metric_key_prefix="predict", max_length=8, num_beams=2)
+    predicted = trainer.predict(dataset.select(range(10, 14)), metric_key_prefix="predict", max_length=8, num_beams=2)
     return finished(trainer, metrics, embedding=size, predicted=predicted.predictions.tolist())
 
 
@@ -186,15 +188,17 @@ def classification():
         {"text": [text(number, 6 + number % 5) for number in range(14)], "label": [number % 3 for number in range(14)]}
     )
     with settings.main_process_first(desc="tokenizing"):
-        rows = raw.map(lambda row: tokenizer(row["text"], truncation=True, max_length=16), batched=True)
+        dataset = raw.map(lambda example: tokenizer(example["text"], truncation=True, max_length=16), batched=True)
     trainer = Trainer(
         model,
         settings,
-        train_dataset=rows.select(range(10)),
-        eval_dataset=rows.select(range(10, 14)),
+        train_dataset=dataset.select(range(10)),
+        eval_dataset=dataset.select(range(10, 14)),
         processing_class=tokenizer,
         data_collator=DataCollatorWithPadding(tokenizer),
-        compute_metrics=lambda found: {"accuracy": float((found.predictions.argmax(-1) == found.label_ids).mean())},
+        compute_metrics=lambda prediction: {
+            "accuracy": float((prediction.predictions.argmax(-1) == prediction.label_ids).mean())
+        },
     )
     train(trainer)
     return finished(trainer, trainer.evaluate(), embedding=resized(model, tokenizer))

@@ -28,7 +28,7 @@ arguments = TrainingArguments(
     output_dir=options.output, max_steps=4, per_device_train_batch_size=options.batch_size, learning_rate=1e-3,
     logging_steps=1, save_strategy="no", report_to=[], disable_tqdm=True,
 )  # fmt: skip
-rows = [torch.randint(512, (10,), generator=torch.Generator().manual_seed(index)) for index in range(8)]
+sequences = [torch.randint(512, (10,), generator=torch.Generator().manual_seed(index)) for index in range(8)]
 
 
 class Counting(Trainer):
@@ -37,8 +37,8 @@ class Counting(Trainer):
     left_out = 0
 
     def compute_loss(self, model, *args, **kwargs):
-        found = [getattr(module, "experts", None) for module in model.modules()]
-        lists = [experts for experts in found if isinstance(experts, torch.nn.ModuleList)]
+        expert_modules = [getattr(module, "experts", None) for module in model.modules()]
+        lists = [experts for experts in expert_modules if isinstance(experts, torch.nn.ModuleList)]
         used = set()
         hooks = [
             expert.register_forward_hook(lambda module, *_: used.add(module)) for experts in lists for expert in experts
@@ -50,7 +50,9 @@ class Counting(Trainer):
         return loss
 
 
-trainer = Counting(model=model, args=arguments, train_dataset=[{"input_ids": row, "labels": row} for row in rows])
+trainer = Counting(
+    model=model, args=arguments, train_dataset=[{"input_ids": sequence, "labels": sequence} for sequence in sequences]
+)
 trainer.train()
 if arguments.process_index == 0:
     logged = [*trainer.state.log_history, {"experts_left_out": trainer.left_out}]

@@ -23,12 +23,12 @@ from transformers import (
 def share(model):
     """Return how many weights this process holds, how many there are, and how many of the parameters are divided."""
     parameters = list(model.parameters())
-    held = sum(getattr(each, "ds_tensor", each).numel() for each in parameters)
-    whole = sum(getattr(each, "ds_numel", each.numel()) for each in parameters)
+    held = sum(getattr(parameter, "ds_tensor", parameter).numel() for parameter in parameters)
+    total = sum(getattr(parameter, "ds_numel", parameter.numel()) for parameter in parameters)
     return {
         "held": held,
-        "whole": whole,
-        "divided": sum(hasattr(each, "ds_id") for each in parameters),
+        "whole": total,
+        "divided": sum(hasattr(parameter, "ds_id") for parameter in parameters),
         "of": len(parameters),
     }
 
@@ -52,7 +52,7 @@ report = {"loaded": share(model)}
 
 tokenizer = AutoTokenizer.from_pretrained(options.model)
 texts = [json.loads(line)["text"] for line in Path(options.data).read_text().splitlines()[:64]]
-rows = [tokenizer(text, truncation=True, max_length=64) for text in texts]
+examples = [tokenizer(text, truncation=True, max_length=64) for text in texts]
 arguments = TrainingArguments(
     output_dir=options.output,
     max_steps=options.steps,
@@ -79,8 +79,8 @@ class SlowlyWritten(Trainer):
 trainer = SlowlyWritten(
     model=model,
     args=arguments,
-    train_dataset=rows,
-    eval_dataset=rows[:8],
+    train_dataset=examples,
+    eval_dataset=examples[:8],
     data_collator=DataCollatorForLanguageModeling(tokenizer, mlm=False),
 )
 trainer.train(resume_from_checkpoint=options.resume)

@@ -29,11 +29,13 @@ for folder in (own, shared):
     LlamaForCausalLM(LlamaConfig(**json.loads(Path(options.model, "config.json").read_text()))).save_pretrained(folder)
 teachers = [AutoModelForCausalLM.from_pretrained(folder) for folder in (own, shared)]
 
-rows = [torch.randint(1, 128, (10,), generator=torch.Generator().manual_seed(index)) for index in range(8)]
-trainer = Trainer(student, arguments, train_dataset=[{"input_ids": row, "labels": row} for row in rows])
+sequences = [torch.randint(1, 128, (10,), generator=torch.Generator().manual_seed(index)) for index in range(8)]
+trainer = Trainer(
+    student, arguments, train_dataset=[{"input_ids": sequence, "labels": sequence} for sequence in sequences]
+)
 trainer.train()
 group = torch.distributed.distributed_c10d._get_default_group()
-found = {
+report = {
     "output_dir": arguments.output_dir,
     "run_name": arguments.run_name,
     "own": own,
@@ -41,4 +43,4 @@ found = {
     "layers": [teacher.config.num_hidden_layers for teacher in teachers],
     "timeout": group._get_backend(torch.device("cpu")).options._timeout.total_seconds(),
 }
-Path(f"{options.report}.{arguments.process_index}").write_text(json.dumps(found))
+Path(f"{options.report}.{arguments.process_index}").write_text(json.dumps(report))

@@ -22,12 +22,14 @@ options = parser.parse_args()
 
 set_seed(42)
 model = AutoModelForCausalLM.from_pretrained(options.model)
-rows = [torch.randint(1, 128, (10,), generator=torch.Generator().manual_seed(index)) for index in range(8)]
+sequences = [torch.randint(1, 128, (10,), generator=torch.Generator().manual_seed(index)) for index in range(8)]
 if options.bare:
     model.train()
-    model(input_ids=rows[0][None], labels=rows[0][None]).loss.backward()
+    model(input_ids=sequences[0][None], labels=sequences[0][None]).loss.backward()
 accelerator = Accelerator()
-loader = DataLoader([{"input_ids": row, "labels": row} for row in rows], batch_size=options.batch_size)
+loader = DataLoader(
+    [{"input_ids": sequence, "labels": sequence} for sequence in sequences], batch_size=options.batch_size
+)
 optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
 model, optimizer, loader = accelerator.prepare(model, optimizer, loader)
 model.train()

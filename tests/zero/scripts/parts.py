@@ -71,10 +71,10 @@ with torch.no_grad():
 
 wav2vec2 = load(Wav2Vec2ForCTC, "wav2vec2")
 wav2vec2.freeze_feature_encoder()
-rows = [
+examples = [
     {"input_values": torch.sin(torch.arange(400.0) * (n + 1) / 90), "labels": torch.arange(4) + n} for n in range(8)
 ]
-trainer = Trainer(wav2vec2, arguments, train_dataset=rows)
+trainer = Trainer(wav2vec2, arguments, train_dataset=examples)
 trainer.train()
 trained["speech"] = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
 wav2vec2.save_pretrained(Path(options.output, "wav2vec2"))
@@ -109,8 +109,8 @@ class InChunks(Trainer):
         return (loss, outputs) if return_outputs else loss
 
 
-rows = [{"input_ids": (row := (torch.arange(9) * 3 + n) % 120 + 1), "labels": row} for n in range(8)]
-trainer = InChunks(student, arguments, train_dataset=rows)
+examples = [{"input_ids": (sequence := (torch.arange(9) * 3 + n) % 120 + 1), "labels": sequence} for n in range(8)]
+trainer = InChunks(student, arguments, train_dataset=examples)
 trainer.train()
 for key in ("loss", "grad_norm"):
     trained[key] = [entry[key] for entry in trainer.state.log_history if key in entry]

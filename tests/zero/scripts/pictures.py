@@ -92,7 +92,7 @@ def mllama():
     return model
 
 
-def row(index):
+def example(index):
     """In steps of two rows, the first has a picture, then the second, then both, then none."""
     ids = torch.arange(LENGTH) * 7 % 400 + index
     picture = index in (0, 3, 4, 5)
@@ -101,14 +101,14 @@ def row(index):
     return {"input_ids": ids, "picture": picture, "index": index}
 
 
-def collate(rows):
-    ids = torch.stack([row["input_ids"] for row in rows])
+def collate(examples):
+    ids = torch.stack([example["input_ids"] for example in examples])
     labels = ids.clone()
     labels[:, 3 : 3 + TOKENS] = -100
     if options.uneven:
-        labels[[row["index"] % 2 == 1 for row in rows], 18:] = -100
+        labels[[example["index"] % 2 == 1 for example in examples], 18:] = -100
     batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels}
-    count = sum(row["picture"] for row in rows)
+    count = sum(example["picture"] for example in examples)
     if count and options.kind == "llava":
         batch["pixel_values"] = torch.linspace(-1, 1, 3 * 28 * 28).view(1, 3, 28, 28).repeat(count, 1, 1, 1)
     elif count and options.kind == "mllama":
@@ -142,7 +142,9 @@ arguments = TrainingArguments(
     logging_steps=1, save_strategy="no", report_to=[], disable_tqdm=True, remove_unused_columns=False,
     gradient_accumulation_steps=options.accumulation,
 )  # fmt: skip
-trainer = InOrder(model=model, args=arguments, train_dataset=[row(index) for index in range(8)], data_collator=collate)
+trainer = InOrder(
+    model=model, args=arguments, train_dataset=[example(index) for index in range(8)], data_collator=collate
+)
 trainer.train()
 if arguments.process_index == 0:
     Path(options.losses).write_text("".join(json.dumps(entry) + "\n" for entry in trainer.state.log_history))

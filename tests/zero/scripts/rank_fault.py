@@ -110,7 +110,7 @@ class Faulty(Trainer):
             inputs["detached"] = True
 
 
-def row(index):
+def example(index):
     ids = torch.arange(16) + index
     return {"input_ids": ids, "labels": ids, "pixels": torch.full((16, 32), index / 64)}
 
@@ -118,8 +118,8 @@ def row(index):
 at("load")
 model = Seeing.from_pretrained(options.model)
 trainer = Faulty(
-    model=model, args=arguments, train_dataset=[row(index) for index in range(64)],
-    eval_dataset=[row(index) for index in range(8)],
+    model=model, args=arguments, train_dataset=[example(index) for index in range(64)],
+    eval_dataset=[example(index) for index in range(8)],
 )  # fmt: skip
 trainer.train()
 trainer.evaluate()

@@ -176,15 +176,15 @@ REFUSED = {
     "one_rank_alone": one_rank_alone,
 }
 
-told = {}
+outcomes = {}
 with contextlib.redirect_stderr(io.StringIO()) as logged:
     load(device_map="auto")
 line = next(line for line in logged.getvalue().splitlines() if "device_map" in line)
-told["device_map"] = ["loaded", line.removeprefix("balance_shim: ")]
+outcomes["device_map"] = ["loaded", line.removeprefix("balance_shim: ")]
 for name, ask in REFUSED.items():
     try:
         ask()
-        told[name] = ["nothing", "it went on"]
+        outcomes[name] = ["nothing", "it went on"]
     except Exception as error:
-        told[name] = [type(error).__name__, str(error)]
-Path(options.output).write_text(json.dumps(told, indent=1))
+        outcomes[name] = [type(error).__name__, str(error)]
+Path(options.output).write_text(json.dumps(outcomes, indent=1))

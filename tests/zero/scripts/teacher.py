@@ -36,8 +36,10 @@ class Distilling(Trainer):
         return (loss, outputs) if return_outputs else loss
 
 
-rows = [torch.randint(1, 128, (10,), generator=torch.Generator().manual_seed(index)) for index in range(8)]
-trainer = Distilling(student, arguments, train_dataset=[{"input_ids": row, "labels": row} for row in rows])
+sequences = [torch.randint(1, 128, (10,), generator=torch.Generator().manual_seed(index)) for index in range(8)]
+trainer = Distilling(
+    student, arguments, train_dataset=[{"input_ids": sequence, "labels": sequence} for sequence in sequences]
+)
 trainer.train()
 student.save_pretrained(Path(options.output, "student"))
 if arguments.process_index == 0:

@@ -40,14 +40,17 @@ writer = LlamaForCausalLM(LlamaConfig(vocab_size=128, **sizes))
 reader = BertForSequenceClassification(
     BertConfig(vocab_size=128, hidden_dropout_prob=0, attention_probs_dropout_prob=0, num_labels=2, **sizes)
 )
-rows = [torch.randint(128, (10,), generator=torch.Generator().manual_seed(index)) for index in range(8)]
-whole = [{"input_ids": row, "labels": row} for row in rows]
+sequences = [torch.randint(128, (10,), generator=torch.Generator().manual_seed(index)) for index in range(8)]
+unmasked = [{"input_ids": sequence, "labels": sequence} for sequence in sequences]
 masked = [  # as answers of unequal length
-    {"input_ids": row, "labels": torch.where(torch.arange(10) > index, row, -100)} for index, row in enumerate(rows)
+    {"input_ids": sequence, "labels": torch.where(torch.arange(10) > index, sequence, -100)}
+    for index, sequence in enumerate(sequences)
 ]
-writing = Trainer(writer, first, train_dataset=masked, eval_dataset=whole)
+writing = Trainer(writer, first, train_dataset=masked, eval_dataset=unmasked)
 reading = Trainer(
-    reader, second, train_dataset=[{"input_ids": row, "labels": index % 2} for index, row in enumerate(rows)]
+    reader,
+    second,
+    train_dataset=[{"input_ids": sequence, "labels": index % 2} for index, sequence in enumerate(sequences)],
 )
 writing.evaluate()
 writing.train()

@@ -22,7 +22,7 @@ config = LlamaConfig(
     vocab_size=512,
 )  # fmt: skip
 model = LlamaForCausalLM(config)
-rows = [{"input_ids": torch.arange(16) + index, "labels": torch.arange(16) + index} for index in range(64)]
+examples = [{"input_ids": torch.arange(16) + index, "labels": torch.arange(16) + index} for index in range(64)]
 
 
 class Faulty(Trainer):
@@ -49,4 +49,4 @@ class Faulty(Trainer):
             raise ValueError("a fault of the user's own")
 
 
-Faulty(model=model, args=arguments, train_dataset=rows).train()
+Faulty(model=model, args=arguments, train_dataset=examples).train()

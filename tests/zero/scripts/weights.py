@@ -31,7 +31,7 @@ seen = {
     "shape": str(tuple(weight.shape)), "size": str(tuple(weight.size())), "dim": weight.dim(), "len": len(weight),
     "numel": weight.numel(),
     "counted": model.num_parameters(), "footprint": model.get_memory_footprint(),
-    "parameters": sum(each.numel() for each in model.parameters()), "layers": model.lm_head.weight.ndim,
+    "parameters": sum(parameter.numel() for parameter in model.parameters()), "layers": model.lm_head.weight.ndim,
 }  # fmt: skip
 with torch.no_grad():
     seen["norm"] = float(weight.norm())
@@ -49,22 +49,24 @@ try:
 except RuntimeError as error:
     seen["with gradients"] = str(error)
 
-state = {name: each.clone() for name, each in model.state_dict().items()}
-seen["state"] = str({name: tuple(each.shape) for name, each in state.items()})
-seen["values"] = float(sum(each.float().abs().sum() for each in state.values()))
-seen["missing"] = str(model.load_state_dict({name: each * 1.25 for name, each in state.items()}))
+state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+seen["state"] = str({name: tuple(tensor.shape) for name, tensor in state.items()})
+seen["values"] = float(sum(tensor.float().abs().sum() for tensor in state.values()))
+seen["missing"] = str(model.load_state_dict({name: tensor * 1.25 for name, tensor in state.items()}))
 seen["loaded"] = float(weight.detach().norm())
 model.load_state_dict(state)
 seen["of a layer"] = float(model.model.layers[0].state_dict()["mlp.up_proj.weight"].norm())
 
-rows = [torch.randint(1, 100, (10,), generator=torch.Generator().manual_seed(index)) for index in range(8)]
-matrices, vectors = ([each for each in model.parameters() if (each.ndim > 1) is wanted] for wanted in (True, False))
+sequences = [torch.randint(1, 100, (10,), generator=torch.Generator().manual_seed(index)) for index in range(8)]
+matrices, vectors = (
+    [parameter for parameter in model.parameters() if (parameter.ndim > 1) is wanted] for wanted in (True, False)
+)
 groups = [{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "lr": 1e-1}]
 optimizer = torch.optim.AdamW(groups, lr=1e-3)
-data = [{"input_ids": row, "labels": row} for row in rows]
+data = [{"input_ids": sequence, "labels": sequence} for sequence in sequences]
 trainer = Trainer(model, arguments, train_dataset=data, optimizers=(optimizer, None))
 trainer.train()
-seen["trained"] = float(sum(each.float().abs().sum() for each in trainer.model.state_dict().values()))
+seen["trained"] = float(sum(tensor.float().abs().sum() for tensor in trainer.model.state_dict().values()))
 trainer.save_model(options.output)
 if arguments.process_index == 0:
     logged = [*trainer.state.log_history, seen]
