@@ -56,11 +56,11 @@ def record(environment: str, marks: list[Mark]) -> None:
     """Write the marks, in place of earlier ones of the same cells."""
     file = table.RECORDS / f"{environment}.json"
     earlier: list[dict[str, Any]] = json.loads(file.read_text())["cells"] if file.exists() else []
-    kept = {_key(cell): cell for cell in earlier} | {_key(mark.record()): mark.record() for mark in marks}
+    now = {"date": datetime.date.today().isoformat(), "commit": commit()}
+    kept = {_key(cell): cell for cell in earlier} | {_key(mark.record()): mark.record() | now for mark in marks}
     order = {_key(_plain(cell)): place for place, cell in enumerate(cells([environment], [], []))}
     chosen = sorted((cell for key, cell in kept.items() if key in order), key=lambda cell: order[_key(cell)])
-    today = datetime.date.today().isoformat()
-    content = {"packages": versions_in(environment), "date": today, "commit": commit(), "cells": chosen}
+    content = {"packages": versions_in(environment), "cells": chosen}
     file.parent.mkdir(exist_ok=True)
     file.write_text(json.dumps(content, indent=1) + "\n")
 

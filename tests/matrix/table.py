@@ -53,7 +53,8 @@ def lines() -> Iterable[str]:
     for file in sorted(RECORDS.glob("*.json")):
         record = json.loads(file.read_text())
         versions = ", ".join(f"{name} {version}" for name, version in record["packages"].items())
-        yield f"- {file.stem.replace('-', ' ')}: {versions}; run on {record['date']}, commit {record['commit']}"
+        runs = dict.fromkeys(f"{cell['date']} ({cell['commit']})" for cell in record["cells"])
+        yield f"- {file.stem.replace('-', ' ')}: {versions}; run on {', '.join(sorted(runs))}"
 
 
 def write(file: Path) -> None:
