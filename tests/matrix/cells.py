@@ -42,7 +42,7 @@ GROUPS = (
     Group("transformers' example scripts", SCRIPT_OF_EXAMPLES, EXAMPLES, OF_TRANSFORMERS, ALL),
     Group("TRL", "trl_trainers.py", TRL, OF_TRL, SHARED),
     Group("PEFT", "peft_methods.py", PEFT, OLDEST_AND_NEWEST_PEFT, PLACED),
-    Group("ms-swift", "swift.py", ("lora", "full", "dpo"), OF_SWIFT, ALL),
+    Group("ms-swift", "ms_swift.py", ("lora", "full", "dpo"), OF_SWIFT, ALL),
     Group("LLaMA-Factory", "llamafactory.py", ("lora", "full"), ("llamafactory-0.9.5",), SHARED),
     Group("others", "others.py", ("sentence_transformers", "setfit", "accelerate_loop"), NEWEST, PLACED),
     Group("quantized", "others.py", ("four_bits", "eight_bits", "torchao"), NEWEST, PLACED),

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 from common import MODELS, NAME, OUTPUT, ROWS, words, write
@@ -14,9 +15,7 @@ for row in range(32):
     rows.append({"messages": turns} | ({"rejected_response": words(row + 2, 6)} if NAME == "dpo" else {}))
 data = OUTPUT / "chat.jsonl"
 data.write_text("\n".join(map(json.dumps, rows)))
-from swift import version as _version  # noqa: E402
-
-first = int(_version.__version__.split(".")[0])
+first = int(version("ms-swift").split(".")[0])
 options = {
     "model": MODELS / "llama", "model_type": "llama" if first >= 4 else "llama3", "template": "chatml",
     "check_model": "false", "use_hf": "true", "dataset": data, "split_dataset_ratio": 0, "dataset_num_proc": 1,
