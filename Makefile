@@ -60,7 +60,8 @@ ONCE = tests/arming/test_expandable_segments.py tests/arming/test_packaging.py t
 	tests/memory/test_temporaries.py tests/monitoring/test_diagnosis.py tests/monitoring/test_history.py \
 	tests/monitoring/test_monitor.py tests/monitoring/test_trend.py tests/patching/test_guard.py \
 	tests/patching/test_import_hooks.py tests/pipeline tests/placement/test_calibration.py tests/placement/test_fits.py \
-	tests/placement/test_movable_pieces.py tests/placement/test_solver.py tests/replicas/test_launch.py \
+	tests/placement/test_movable_pieces.py tests/placement/test_solver.py tests/placement/test_timed_balance.py \
+	tests/replicas/test_launch.py \
 	tests/replicas/test_ranks.py tests/replicas/test_shares.py tests/report tests/seams/test_peft_tokens.py \
 	tests/simulation/test_allocator.py \
 	tests/simulation/test_clock.py tests/simulation/test_installation.py tests/simulation/test_memory.py \

@@ -49,6 +49,7 @@ class Run:
         loading_peaks: the same as `peaks` before the first step, if the script prints them.
         plan: the last `plan.json` that the shim wrote, if it made a plan.
         device_map: the map that the model says it has when the script ends.
+        step_time: of a training step by the clock, as in plans; None where the kind of a device is unknown.
         seconds: of the run alone.
         log: what it wrote to standard output and standard error.
     """
@@ -59,6 +60,7 @@ class Run:
     loading_peaks: list[int] | None
     plan: dict[str, Any] | None
     device_map: dict[str, Any] | None
+    step_time: dict[str, Any] | None
     seconds: float
     log: str
 
@@ -163,6 +165,7 @@ def _read(folder: Path, code: int, seconds: float) -> Run:
         loading_peaks=printed("loading_peaks"),
         plan=_json(plans[-1]) if plans else None,
         device_map=printed("hf_device_map"),
+        step_time=_json(report / "step_time.json"),
         seconds=round(seconds, 1),
         log=log,
     )
@@ -239,6 +242,9 @@ def _become_run(command: list[str], environment: dict[str, str], folder: str, lo
         report = Path(environment["BALANCE_REPORT"])
         report.mkdir(parents=True, exist_ok=True)
         (report / "simulation.json").write_text(json.dumps(record), encoding="utf-8")
+        step_time = simulation.step_time()
+        if step_time is not None:
+            (report / "step_time.json").write_text(json.dumps(step_time.to_json()), encoding="utf-8")
     except BaseException:
         traceback.print_exc()
         code = code or 1

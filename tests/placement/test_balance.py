@@ -15,13 +15,13 @@ from balance_shim.memory.training_case import TrainingCase
 from balance_shim.memory.workload import Workload
 from balance_shim.placement import planner
 from balance_shim.placement.balance import (
-    WORTH_A_CROSSING,
     WORTH_LEAVING_FIRST_DEVICE,
     DoesNotFit,
     balance,
 )
 from balance_shim.placement.chain import chain_of
 from balance_shim.placement.costed_model import lower_bound
+from balance_shim.placement.layouts import WORTH_A_CROSSING
 from balance_shim.placement.places import device_of
 from balance_shim.placement.plan import collapse, evaluate
 from balance_shim.placement.request import Request

@@ -13,8 +13,8 @@ from ..memory.cost import is_estimate
 from ..memory.profile import Profile, profile
 from ..memory.workload import sizes_of_chunks
 from ..units import format_size
-from . import careful, compared_heads, evaluated, map_check, verification
-from .balance import DoesNotFit, balance
+from . import careful, compared_heads, evaluated, map_check, timed_balance, verification
+from .balance import DoesNotFit, balance, for_memory
 from .costed_model import CostedModel
 from .plan import Plan, evaluate
 from .recompute import least_recomputation, recomputable
@@ -103,7 +103,11 @@ def solved(request: Request, costed: CostedModel, recomputed: frozenset[str] | N
         DoesNotFit: the weights alone do not fit.
     """
     plan, costed = _settled(request, costed, recomputed)
-    return None if plan is None else careful.noted(compared_heads.noted(plan, costed), costed, request.devices)
+    if plan is None:
+        return None
+    if plan.workload.in_flight > 1:
+        plan = timed_balance.noted(plan, costed, for_memory(costed, request.devices)[1], request.devices)
+    return careful.noted(compared_heads.noted(plan, costed), costed, request.devices)
 
 
 def _settled(
@@ -126,7 +130,7 @@ def _settled(
                 more = more.and_those(of_all_but_layers(costed.blocks))
             costed = replace(costed, constraints=more)
             continue
-        if best is None or verified.plan.worst.filled < best.worst.filled:
+        if best is None or timed_balance.is_better(verified.plan, best):
             best = verified.plan
         if verified.costed == costed:
             break

@@ -17,6 +17,7 @@ from ..placement.plan import Plan, evaluate
 from ..placement.recompute import mixer
 from ..placement.remedies import what_would_fit
 from ..placement.request import Request
+from ..placement.timed_balance import is_better
 from ..report import plan_report
 from ..units import counted, format_size
 from ..upstream.trainer import TrainerLike
@@ -26,7 +27,9 @@ from .current_request import request_now, usable_now
 if TYPE_CHECKING:
     from torch import nn
 
-WORTH_MOVING = 0.97  # blocks move when that brings the fullest device to this part of what it is, or below
+# Blocks move when that brings the fullest device to this part of what it is, or below; with several micro-batches in
+# flight the time of a step.
+WORTH_MOVING = 0.97
 
 
 @dataclass(frozen=True)
@@ -205,7 +208,7 @@ def _better(trainer: TrainerLike, outcome: Outcome, for_any_gain: bool) -> Outco
     better = planner.solved(request, outcome.costed, actual.recomputed)
     if better is None or better.device_map == actual.device_map:
         return outcome
-    gains = for_any_gain and better.worst.filled <= actual.worst.filled
+    gains = for_any_gain and not is_better(actual, better)
     if not (outcome.broken or gains or worth_moving(actual, better)):
         return outcome
     if len(set(better.device_map.values())) == 1:
@@ -230,5 +233,8 @@ def _better(trainer: TrainerLike, outcome: Outcome, for_any_gain: bool) -> Outco
 
 def worth_moving(now: Plan, better: Plan) -> bool:
     """Whether blocks should move from the map of one plan to that of another."""
-    makes_it_fit = bool(now.shortfall) and not better.shortfall
-    return makes_it_fit or better.worst.filled <= WORTH_MOVING * now.worst.filled
+    if bool(now.shortfall) != bool(better.shortfall):
+        return bool(now.shortfall)
+    if not now.shortfall and now.workload.in_flight > 1 and now.step_time is not None and better.step_time is not None:
+        return better.step_time.seconds <= WORTH_MOVING * now.step_time.seconds
+    return better.worst.filled <= WORTH_MOVING * now.worst.filled
