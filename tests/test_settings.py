@@ -42,7 +42,7 @@ BAD_VALUES = {
 }  # fmt: skip
 
 
-def with_its_mode(name, value):
+def environ_for(name, value):
     """The variable in the environment, with the mode that it is for."""
     return {name: value} | ({"BALANCE_MODE": "zero3"} if name in settings.ZERO_VARIABLES else {})
 
@@ -58,7 +58,7 @@ def test_each_variable_has_its_bad_values_tried():
 )
 def test_a_bad_value_gives_one_line_and_leaves_the_default(name, value):
     """The line names the variable, and says what is allowed and what happens now."""
-    read, problems = settings.read(with_its_mode(name, value))
+    read, problems = settings.read(environ_for(name, value))
     assert [problem.variable for problem in problems] == [name]
     message = problems[0].message
     assert message.startswith(name) and "\n" not in message and ";" in message
@@ -75,7 +75,7 @@ def test_a_bad_value_gives_one_line_and_leaves_the_default(name, value):
 @pytest.mark.parametrize(("name", "value"), [(name, values[0]) for name, values in BAD_VALUES.items()])
 def test_strict_makes_every_problem_fatal(name, value):
     """Without BALANCE_STRICT only a request that would be ignored silently is fatal."""
-    environ = with_its_mode(name, value)
+    environ = environ_for(name, value)
     _, problems = settings.read(environ)
     assert problems[0].fatal == (name in ("BALANCE_DEVICE_MAP", "BALANCE_SIMULATE", "BALANCE_ZERO_CONFIG"))
     if name != "BALANCE_STRICT":

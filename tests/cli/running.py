@@ -20,7 +20,7 @@ def plan(*arguments, **variables):
     return processes.python("-m", "balance_shim", "plan", *map(str, arguments), **{**QUIET, **variables})
 
 
-def planned(*arguments, code=0, **variables):
+def plan_json(*arguments, code=0, **variables):
     """Run the command with `--json`; return the object on standard output, which holds nothing else."""
     done = plan(*arguments, "--json", **variables)
     assert done.returncode == code, done.stderr

@@ -19,7 +19,7 @@ from tests.cli.running import (
     QUIET,
     SHORT,
     plan,
-    planned,
+    plan_json,
     seven_billion,
     together,
 )
@@ -45,7 +45,7 @@ def test_a_reader_that_leaves_early_changes_nothing(saved, command):
 
 def test_variables_are_defaults_for_options(saved):
     """BALANCE_* variables say what options leave open, options go first, and caps and reserve hold."""
-    plan_data = planned(
+    plan_data = plan_json(
         saved / "llama",
         "--seq-len", "32",
         "--gradient-checkpointing",
@@ -93,7 +93,7 @@ def test_a_config_without_a_class_gets_one_supposed(tmp_path):
     """A config that names no architecture is planned as the usual class of its type, and the plan says so."""
     config = transformers.LlamaConfig(**models.SIZES)
     config.save_pretrained(tmp_path)
-    plan_data = planned(tmp_path / "config.json", "--gpus", MACHINE, *SHORT)
+    plan_data = plan_json(tmp_path / "config.json", "--gpus", MACHINE, *SHORT)
     assert plan_data["model"]["class"] == "LlamaForCausalLM"
     assert any("assuming LlamaForCausalLM" in note for note in plan_data["notes"])
 
@@ -120,7 +120,7 @@ def test_remote_code_runs_only_when_allowed_and_off_standard_output(tmp_path):
     refused = plan(*arguments)
     assert refused.returncode == 2 and refused.stderr.count("\n") == 1 and "--trust-remote-code" in refused.stderr
     modules = {"HF_MODULES_CACHE": str(tmp_path / "modules")}
-    assert planned(*arguments, "--trust-remote-code", **modules)["model"]["class"] == "OwnForCausalLM"
+    assert plan_json(*arguments, "--trust-remote-code", **modules)["model"]["class"] == "OwnForCausalLM"
 
 
 @pytest.mark.skipif(version_of("transformers") < (5,), reason="4.x needs triton for it")
@@ -130,7 +130,7 @@ def test_quantized_weights_are_counted_as_loaded(tmp_path):
     config = json.loads((folder / "config.json").read_text())
     config["quantization_config"] = {"quant_method": "fp8", "weight_block_size": [128, 128]}
     (folder / "config.json").write_text(json.dumps(config))
-    plan_data = planned(folder, "--gpus", "4x24GiB", "--seq-len", "128", "--tuning", "lora")
+    plan_data = plan_json(folder, "--gpus", "4x24GiB", "--seq-len", "128", "--tuning", "lora")
     weights = sum(device["terms"]["weights"] for device in plan_data["devices"])
     assert weights == pytest.approx(2 * 2 * 152064 * 3584 + 28 * 233e6, rel=0.01)
 
@@ -142,7 +142,7 @@ def test_a_hub_id_in_the_cache_is_planned_offline(saved, tmp_path):
     (snapshot.parent.parent / "refs").mkdir()
     (snapshot.parent.parent / "refs" / "main").write_text("0123")
     (snapshot / "config.json").write_bytes((saved / "llama" / "config.json").read_bytes())
-    plan_data = planned("some/llama", "--gpus", MACHINE, *SHORT, HF_HOME=str(tmp_path))
+    plan_data = plan_json("some/llama", "--gpus", MACHINE, *SHORT, HF_HOME=str(tmp_path))
     assert plan_data["model"]["class"] == "LlamaForCausalLM"
 
 

@@ -94,7 +94,7 @@ def test_plain_products_compute_what_torch_computes(dtype, changes):
         torch.testing.assert_close(tensor.grad, reference.grad)
 
 
-def kept_by(architectures, dtype, keys):
+def bytes_kept_by(architectures, dtype, keys):
     """Return the bytes that attention of 8 heads, `keys` of them with keys, keeps in a trace for `architectures`."""
     with tracing_for(architectures) as target, tracing(1) as machine:
         query, key, value = (
@@ -111,9 +111,9 @@ def test_traces_keep_what_the_kernels_of_the_devices_keep():
     fused = 8 * 64 * (16 * 2 + 4)  # output, and one float32 a row
     wide = 8 * 64 * 16 * 4  # queries, keys or values, of all heads, in float32
     plain = 8 * 64 * 64 * 4 + 3 * wide + 8 * 64 * 16 * 2  # probabilities, operands, output
-    assert kept_by([A100], BFLOAT, 2) == (fused, (1, 8, 64, 16), 0)
-    assert kept_by([T4], BFLOAT, 2) == (plain, (1, 8, 64, 16), 1)
-    assert kept_by([A100, T4], BFLOAT, 2)[0] == plain and kept_by([A100, H100], HALF, 2)[0] == fused
+    assert bytes_kept_by([A100], BFLOAT, 2) == (fused, (1, 8, 64, 16), 0)
+    assert bytes_kept_by([T4], BFLOAT, 2) == (plain, (1, 8, 64, 16), 1)
+    assert bytes_kept_by([A100, T4], BFLOAT, 2)[0] == plain and bytes_kept_by([A100, H100], HALF, 2)[0] == fused
 
 
 def test_repeated_keys_help_where_the_efficient_kernel_takes_them():

@@ -115,7 +115,7 @@ MODELS = {
 }
 
 
-def made(name="plain"):
+def build(name="plain"):
     torch.manual_seed(0)
     return MODELS[name]().train()
 

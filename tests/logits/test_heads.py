@@ -16,16 +16,16 @@ from tests.logits.small_models import (
     VOCABULARY,
     MostRows,
     batch,
+    build,
     deferred_outputs,
     llama,
-    made,
 )
 
 
 @pytest.mark.parametrize("how", ["evaluation", "no gradients", "generation", "short row"])
 def test_left_alone(how):
     """Outside of training, and where there is too little to save, the head does what it does."""
-    model = made()
+    model = build()
     with head.deferring(model):
         if how == "evaluation":
             assert type(model.eval()(**batch()).logits) is torch.Tensor
@@ -47,7 +47,7 @@ def test_same_gradients_under_data_parallelism(unused, tmp_path):
     try:
         results = []
         for in_chunks in (False, True):
-            model = made()
+            model = build()
             parallel = nn.parallel.DistributedDataParallel(model, find_unused_parameters=unused)
             with MostRows() as most, head.deferring(parallel) if in_chunks else contextlib.nullcontext():
                 loss = parallel(**batch()).loss
@@ -63,7 +63,7 @@ def test_same_gradients_under_data_parallelism(unused, tmp_path):
 
 def test_the_head_is_as_it_was_afterwards():
     """Also behind an error, and with a `forward` that somebody else has put on it."""
-    model = made()
+    model = build()
     with pytest.raises(RuntimeError, match="stop"), head.deferring(model):
         assert "forward" in vars(model.lm_head)
         raise RuntimeError("stop")
@@ -144,7 +144,7 @@ def test_a_loss_that_the_script_recomputes(reentrant, shape):
 
     gradients = []
     for in_chunks in (False, True):
-        model = made()
+        model = build()
         logits = (deferred_outputs(model) if in_chunks else model(**batch())).logits
         checkpoint(lambda values: shape(values).logsumexp(-1).sum(), logits, use_reentrant=reentrant).backward()
         gradients.append(model.model.embed_tokens.weight.grad)

@@ -20,7 +20,7 @@ from tests.logits.small_models import (
     VOCABULARY,
     MostRows,
     batch,
-    made,
+    build,
 )
 
 
@@ -63,7 +63,7 @@ LOSSES = {
 
 def step(name, loss_of, in_chunks, **options):
     """Return loss, gradients by name, and the most rows of logits, of one step of a model made anew."""
-    model = made(name)
+    model = build(name)
     with MostRows() as most, head.deferring(model) if in_chunks else contextlib.nullcontext():
         loss = loss_of(model, batch(), **options)
         loss.backward()
@@ -116,7 +116,7 @@ def test_under_autocast(monkeypatch):
 
 def test_only_ignored_labels_give_what_they_give_in_full():
     """A mean over nothing is not a number, in chunks too."""
-    model = made()
+    model = build()
     inputs = batch()
     inputs["labels"][:] = -100
     with head.deferring(model):
@@ -136,7 +136,7 @@ def test_half_precision_head_that_trains(monkeypatch):
     assert SEQUENCES * TOKENS / chunks.rows_in_chunk(SEQUENCES * TOKENS, VOCABULARY, head_trains=True) == 16
     results = []
     for in_chunks in (False, True):
-        model = made().to(torch.bfloat16)
+        model = build().to(torch.bfloat16)
         with head.deferring(model) if in_chunks else contextlib.nullcontext():
             loss = model(**batch()).loss
         loss.backward()

@@ -16,14 +16,14 @@ from tests.logits.small_models import (
     VOCABULARY,
     MostRows,
     batch,
+    build,
     deferred_outputs,
-    made,
 )
 
 
 def test_logits_work_when_they_are_read(capsys):
     """They have shape and type without being computed, then the very values; that is said, once."""
-    model = made()
+    model = build()
     expected = model(**batch()).logits
     outputs = deferred_outputs(model)
     with MostRows() as most:
@@ -41,7 +41,7 @@ def test_gradients_flow_through_logits_that_are_read():
     """Whatever somebody computes from them trains the model as it would."""
     gradients = []
     for in_chunks in (False, True):
-        model = made()
+        model = build()
         outputs = deferred_outputs(model) if in_chunks else model(**batch())
         (outputs.logits.cumsum(-1) ** 2).mean().backward()
         gradients.append({name: parameter.grad for name, parameter in model.named_parameters()})
@@ -68,7 +68,7 @@ def test_gradients_come_back_from_functions_that_see_no_class(name):
     """Other people's autograd functions get the values, and their gradients reach the model."""
     gradients = []
     for in_chunks in (False, True):
-        model = made(name)
+        model = build(name)
         outputs = deferred_outputs(model) if in_chunks else model(**batch())
         Fused.apply(outputs.logits.float()).backward()
         gradients.append(
@@ -83,7 +83,7 @@ def test_what_libraries_do_to_outputs_does_not_compute_them():
     """accelerate moves all outputs to the first device and makes them float32; neither asks for the values."""
     from accelerate.utils import convert_outputs_to_fp32, send_to_device
 
-    model = made()
+    model = build()
     half = model.to(torch.bfloat16)
     with MostRows() as most, head.deferring(half):
         outputs = convert_outputs_to_fp32(half.forward)(**batch())
@@ -94,7 +94,7 @@ def test_what_libraries_do_to_outputs_does_not_compute_them():
 
 def test_metrics_over_the_vocabulary_are_computed_in_chunks():
     """Accuracy as TRL logs it, entropy row by row, and log-probabilities of the labels need no full logits."""
-    model = made()
+    model = build()
     inputs = batch(ignored=False)
     index = inputs["labels"][:, 1:].unsqueeze(-1)
 
@@ -147,7 +147,7 @@ def _entropy(logits):
 )
 def test_anything_else_gets_what_full_logits_give(change):
     """Operations that are not known, or known with other arguments, give the values that they would have given."""
-    model = made()
+    model = build()
     expected, actual = change(model(**batch()).logits), change(deferred_outputs(model).logits)
     torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-6, equal_nan=True)
     assert actual.requires_grad == expected.requires_grad
@@ -155,7 +155,7 @@ def test_anything_else_gets_what_full_logits_give(change):
 
 def test_writing_into_logits():
     """Models that forbid tokens write into the logits before the loss: they are then there in full."""
-    model = made()
+    model = build()
     labels = batch()["labels"].flatten()
     losses = []
     for logits in (model(**batch()).logits, deferred_outputs(model).logits):
@@ -166,7 +166,7 @@ def test_writing_into_logits():
 
 def test_no_gradients_where_there_would_be_none():
     """What is done to logits without gradients has none later, either."""
-    logits = deferred_outputs(made()).logits
+    logits = deferred_outputs(build()).logits
     with torch.no_grad():
         converted = logits.float()[:, 1:]
     assert not converted.requires_grad and not converted.logsumexp(-1).requires_grad
@@ -186,7 +186,7 @@ def test_logits_that_outlive_their_step_are_those_of_the_step(read):
     """A script that keeps logits to look at them later finds what they were before the optimizer changed the head."""
     results = []
     for in_chunks in (False, True):
-        model = made()
+        model = build()
         with deferring_for_a_step(model) if in_chunks else contextlib.nullcontext():
             outputs = model(**batch())
             results.append(read(outputs))
@@ -198,7 +198,7 @@ def test_logits_that_outlive_their_step_are_those_of_the_step(read):
     torch.testing.assert_close(actual + 0, expected, rtol=1e-5, atol=1e-6)
 
 
-def _halve_rows(logits):
+def _halve_all_but_last(logits):
     logits[:, :-1].mul_(0.5)
     return logits
 
@@ -215,16 +215,16 @@ def _copied(logits):
     return logits
 
 
-def _by_rows(logits):
+def _by_sequence(logits):
     logits.unbind()[1].detach().zero_()
     logits[0].float()[3] = 1
     return logits
 
 
-@pytest.mark.parametrize("write", [_halve_rows, _shifted, _copied, _by_rows])
+@pytest.mark.parametrize("write", [_halve_all_but_last, _shifted, _copied, _by_sequence])
 def test_writing_into_a_part_of_logits(write):
     """Slices and other views share their memory with the logits, copies do not; whichever is written into."""
-    model = made()
+    model = build()
     results = []
     for logits in (model(**batch()).logits, deferred_outputs(model).logits):
         model.zero_grad()
@@ -237,7 +237,7 @@ def test_writing_into_a_part_of_logits(write):
 
 def test_read_in_inference_mode_and_trained_with_afterwards():
     """A metric without gradients does not take them from the loss."""
-    outputs = deferred_outputs(made())
+    outputs = deferred_outputs(build())
     with torch.inference_mode():
         outputs.logits.topk(3)
     assert (outputs.logits * outputs.logits).mean().requires_grad
@@ -248,7 +248,7 @@ def test_a_model_copied_during_a_step_is_on_its_own():
     import copy
     import pickle
 
-    model = made()
+    model = build()
     expected = model(**batch()).logits
     with head.deferring(model):
         copied, saved = copy.deepcopy(model), pickle.dumps(model)
@@ -264,7 +264,7 @@ def test_asking_where_tensors_are_made_does_not_compute_logits():
     """The monitor notes the module that makes each tensor for a step, which may be the one that has no room."""
     from balance_shim.monitoring.allocation_sites import Makers
 
-    model = made()
+    model = build()
     makers = Makers(model)
     makers.start()
     try:

@@ -41,7 +41,7 @@ def costs_of(phases, accumulating=False):
     return costs
 
 
-def walked(record, devices):
+def joint_peak(record, devices):
     """Return the most that `devices` hold together at one time of the record."""
     live = most = 0
     sizes = {device: [] for device in devices}
@@ -69,8 +69,8 @@ def test_a_device_with_several_blocks_holds_what_the_record_shows():
     costs = costs_of(phases_of(record, len(FORWARD)))
     for devices in ([EMBEDDING], [EMBEDDING, TOWER], [EMBEDDING, LAYER], [INPUTS, EMBEDDING, TOWER], list(costs)):
         here = [costs[device] for device in reversed(devices)]  # ranks are the order
-        assert peak(here) == walked(record, devices), devices
-        assert sum(peak_terms(here).values()) == walked(record, devices)
+        assert peak(here) == joint_peak(record, devices), devices
+        assert sum(peak_terms(here).values()) == joint_peak(record, devices)
 
 
 def test_what_waits_for_an_earlier_phase_counts_in_between():
@@ -79,7 +79,7 @@ def test_what_waits_for_an_earlier_phase_counts_in_between():
     record = [*FORWARD, *BACKWARD[:4], *tower, (EMBEDDING, -3, 1)]
     costs = costs_of(phases_of(record, len(FORWARD)), accumulating=True)
     here = [costs[EMBEDDING], costs[TOWER]]
-    assert peak(here, Schedule(accumulating=True)) == walked(record, [EMBEDDING, TOWER]) == 40 + 14 + 60
+    assert peak(here, Schedule(accumulating=True)) == joint_peak(record, [EMBEDDING, TOWER]) == 40 + 14 + 60
 
 
 def test_one_cost_for_all_phases_is_never_less():

@@ -10,7 +10,7 @@ GIVER = BlockCost(weights=5, rank=0, gives=((0, False),))
 LAYERS = [BlockCost(activations=30, forward=40, backward=50, rank=1 + number, takes=((0, 10),)) for number in range(3)]
 
 
-def held(*events):
+def layer_with_events(*events):
     return Held(0, 0, 0, True, phases=(TracedPhase(0, 0, forward=list(events)),))
 
 
@@ -44,6 +44,14 @@ def test_only_copies_that_are_kept_are_shared():
         Copy((0, 99), False, 3, 1),  # freed
         Copy((0, 98), False, 3, 2),  # of an input of the model
     ]
-    shared = with_shared({0: held(), 1: held(8, 16, -1, -2), 2: held(8, 16), 3: held(8, 4, 2, -2)}, copies)
+    shared = with_shared(
+        {
+            0: layer_with_events(),
+            1: layer_with_events(8, 16, -1, -2),
+            2: layer_with_events(8, 16),
+            3: layer_with_events(8, 4, 2, -2),
+        },
+        copies,
+    )
     assert shared[1].gives == ((0, False),) and shared[0].gives == ((2, True),)
     assert shared[2].takes == ((0, 8),) and shared[3].takes == ((0, 8), (2, 2))

@@ -13,11 +13,11 @@ WORKLOAD = Workload(batch_size=2, seq_len=64)
 TEXT = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 4, "num_attention_heads": 4}
 
 
-def answers():
+def question_answering():
     return models.on_meta(transformers.BertForQuestionAnswering, transformers.BertConfig(**TEXT, vocab_size=128))
 
 
-def choices():
+def multiple_choice():
     return models.on_meta(transformers.BertForMultipleChoice, transformers.BertConfig(**TEXT, vocab_size=128))
 
 
@@ -112,7 +112,9 @@ def test_a_config_with_several_ends_of_text_is_traced():
     assert profile(TrainingCase.of(model, WORKLOAD)).method == "traced"
 
 
-@pytest.mark.parametrize("make", [answers, choices, pictures, speech, *([cross_attention_to_pictures] if NEW else [])])
+@pytest.mark.parametrize(
+    "make", [question_answering, multiple_choice, pictures, speech, *([cross_attention_to_pictures] if NEW else [])]
+)
 def test_the_dry_run_reaches_every_block(make):
     """Heads with targets of other names, pictures, sound, and layers that are left out at random: all have run."""
     model = make()
@@ -120,7 +122,7 @@ def test_the_dry_run_reaches_every_block(make):
     assert model_profile.method == "traced" and not model_profile.unreached - {"bert.pooler"}
 
 
-@pytest.mark.parametrize(("make", "head"), [(answers, "qa_outputs"), (speech, "lm_head")])
+@pytest.mark.parametrize(("make", "head"), [(question_answering, "qa_outputs"), (speech, "lm_head")])
 def test_a_head_that_meets_its_targets_where_they_arrive_is_bonded_to_the_first_device(make, head):
     """The loss itself is run, so that the source of `forward` need not tell."""
     model = make()

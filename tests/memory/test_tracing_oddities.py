@@ -73,30 +73,30 @@ def test_hooks_of_the_script_do_not_run():
     assert seen == []
 
 
-def behaving(model, act):
+def with_call_before_forward(model, act):
     """Return `model` with a forward pass of a class of its own, which calls `act` first."""
     original = type(model).forward
 
-    class Behaving(type(model)):
+    class CallingFirst(type(model)):
         def forward(self, *args, **kwargs):
             act()
             return original(self, *args, **kwargs)
 
-    Behaving.forward.__signature__ = inspect.signature(original)
-    model.__class__ = Behaving
+    CallingFirst.forward.__signature__ = inspect.signature(original)
+    model.__class__ = CallingFirst
     return model
 
 
 def test_random_numbers_of_a_trace_are_not_missing_afterwards():
     """A model that draws from Python or numpy (layers dropped at random) draws the same in training, traced or not."""
-    model = behaving(models.llama(), lambda: (random.random(), numpy.random.rand(), torch.rand(1)))
+    model = with_call_before_forward(models.llama(), lambda: (random.random(), numpy.random.rand(), torch.rand(1)))
     with nothing_changes(model):
         assert profiled(model)[1].method == "traced"
 
 
 def test_a_model_that_ends_the_program_is_traced_without_it():
     """A forward pass that exits, as some do over inputs that they do not like, does not end the program in a trace."""
-    _, model_profile = profiled(behaving(models.llama(), lambda: sys.exit("no such task")))
+    _, model_profile = profiled(with_call_before_forward(models.llama(), lambda: sys.exit("no such task")))
     assert model_profile.method.startswith("traced block by block, because") and "no such task" in model_profile.method
 
 
@@ -111,7 +111,7 @@ def test_a_model_that_takes_too_long_is_estimated(monkeypatch):
         for _ in range(6000):
             value = value + 1
 
-    model = behaving(models.llama(), loop)
+    model = with_call_before_forward(models.llama(), loop)
     _, model_profile = profiled(model)
     assert (
         model_profile.method.startswith("estimated by a formula, because") and "takes too long" in model_profile.method
@@ -143,7 +143,7 @@ def test_what_is_said_once_is_still_to_be_said():
     handler = logging.Handler()
     handler.emit = lambda record: messages.append(record.getMessage())
     logger.addHandler(handler)
-    model = behaving(models.llama(), lambda: logger.warning_once("eager attention is used"))
+    model = with_call_before_forward(models.llama(), lambda: logger.warning_once("eager attention is used"))
     assert profiled(model)[1].method == "traced" and not messages
     logger.warning_once("eager attention is used")
     assert messages == ["eager attention is used"]

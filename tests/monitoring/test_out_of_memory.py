@@ -20,7 +20,7 @@ XPU = "XPU out of memory. Tried to allocate 512.00 KiB. GPU 1 has a total capaci
 MODEL = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.ReLU()))
 
 
-def caught(function, *arguments):
+def error_of(function, *arguments):
     try:
         function(*arguments)
     except RuntimeError as failure:
@@ -85,7 +85,7 @@ def test_the_innermost_module_of_a_forward_pass():
     """The module at work is named in full, and the phase is forward."""
     model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.ReLU()))
     model[1][1].register_forward_pre_hook(fail)
-    place = place_of(caught(model, torch.ones(1, 2)), model)
+    place = place_of(error_of(model, torch.ones(1, 2)), model)
     assert (place.phase, place.module) == ("forward pass", "1.1")
 
 
@@ -94,12 +94,12 @@ def test_a_backward_pass_has_no_module_unless_something_is_recomputed():
     model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 2))
     out = model(torch.ones(1, 2))
     out.register_hook(fail)
-    place = place_of(caught(out.sum().backward), model)
+    place = place_of(error_of(out.sum().backward), model)
     assert (place.phase, place.module) == ("backward pass", "")
 
     out = torch.utils.checkpoint.checkpoint(model[1], model[0](torch.ones(1, 2)), use_reentrant=False)
     model[1].register_forward_pre_hook(fail)
-    place = place_of(caught(out.sum().backward), model)
+    place = place_of(error_of(out.sum().backward), model)
     assert (place.phase, place.module) == ("backward pass", "1")
 
 
@@ -110,7 +110,7 @@ def test_the_optimizers_step():
         def step(self, closure=None):
             fail()
 
-    place = place_of(caught(Optimizer(MODEL.parameters(), lr=0.1).step), MODEL)
+    place = place_of(error_of(Optimizer(MODEL.parameters(), lr=0.1).step), MODEL)
     assert (place.phase, place.module) == ("optimizer step", "")
 
 
@@ -120,6 +120,6 @@ def test_the_batch_is_found():
     def training_step(inputs):
         fail()
 
-    place = place_of(caught(training_step, {"input_ids": torch.ones(3, 7, dtype=torch.long)}), MODEL)
+    place = place_of(error_of(training_step, {"input_ids": torch.ones(3, 7, dtype=torch.long)}), MODEL)
     assert (place.batch.rows, place.batch.row_tokens, place.batch.bytes) == (3, 7, 168)
-    assert place_of(caught(fail), MODEL).batch.tokens == 0
+    assert place_of(error_of(fail), MODEL).batch.tokens == 0

@@ -213,7 +213,7 @@ class Keeper:
 
 
 @pytest.fixture
-def kept_on_cpu(monkeypatch):
+def search_on_cpu(monkeypatch):
     """The search, as on a device that held nothing before the test: this process holds tensors of other tests."""
     every = leak_search._tensors
     before = every("cpu")  # kept, so that no new tensor gets the identity of one of them
@@ -225,32 +225,32 @@ def kept_on_cpu(monkeypatch):
 
 
 @pytest.mark.parametrize("depth", ["tensors", "tuples", "dicts"])
-def test_who_keeps_tensors(kept_on_cpu, depth):
+def test_who_keeps_tensors(search_on_cpu, depth):
     """A list in an object is named, also where it holds tuples or dicts of tensors; what belongs to a model is not."""
     keeper = Keeper()
     for _ in range(12):
         made = [torch.zeros(1000, 1000) for _ in range(1 if depth == "tensors" else 3)]
         keeper.states.append({"tensors": made[0], "tuples": tuple(made), "dicts": dict(enumerate(made))}[depth])
     made = None
-    holding = kept_on_cpu()
+    holding = search_on_cpu()
     assert holding.holder.startswith("list `states` of Keeper") and not holding.is_cache
     assert holding.shapes == f"{12 if depth == 'tensors' else 36} x (1000, 1000)" and holding.graphs == 0
 
 
-def test_a_cache_is_called_one(kept_on_cpu):
+def test_a_cache_is_called_one(search_on_cpu):
     """What calls itself a cache is said to be one that is not cleared."""
     cache = {number: torch.zeros(1000, 1000) for number in range(9)}
-    holding = kept_on_cpu()
+    holding = search_on_cpu()
     assert holding.is_cache and "`cache` in test_a_cache_is_called_one()" in holding.holder
     assert "a cache that is not cleared" in holding.describe() and len(cache) == 9
 
 
-def test_tensors_with_graphs_come_first(kept_on_cpu):
+def test_tensors_with_graphs_come_first(search_on_cpu):
     """Three small losses with their graphs are a better reason than large tensors without."""
     large = [torch.zeros(1000, 1000) for _ in range(5)]
     weight = torch.ones(3, requires_grad=True)
     losses = [(weight * number).sum() for number in range(4)]
-    holding = kept_on_cpu()
+    holding = search_on_cpu()
     assert (
         holding.graphs == 4 and "list `losses`" in holding.describe() and "each retains the graph" in holding.describe()
     )

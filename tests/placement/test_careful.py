@@ -34,7 +34,7 @@ class Sees(transformers.LlamaForCausalLM):
         return outputs
 
 
-def planned(size=4 * GIB):
+def plan_and_costs(size=4 * GIB):
     config = transformers.LlamaConfig(**models.SIZES, num_key_value_heads=2)
     machine = tuple(describe(index, f"cuda:{index}", size, Settings()) for index in range(4))
     model = models.on_meta(Sees, config)
@@ -45,7 +45,7 @@ def planned(size=4 * GIB):
 
 def test_a_tower_that_the_dry_run_does_not_reach_stays_whole_on_the_first_device():
     """It is named as one module, so that its inputs are brought to it; the plan has a line on it."""
-    plan, costed = planned()
+    plan, costed = plan_and_costs()
     assert len(costed.unreached) == 40
     assert plan.device_map["eye"] == 0 and not any(name.startswith("eye.") for name in plan.device_map)
     assert len({plan.device_map[f"model.layers.{number}"] for number in range(6)}) > 1
@@ -54,7 +54,7 @@ def test_a_tower_that_the_dry_run_does_not_reach_stays_whole_on_the_first_device
 
 def test_what_has_been_reached_is_not_bonded():
     """The same plan without anything unreached splits the tower."""
-    _, costed = planned()
+    _, costed = plan_and_costs()
     from balance_shim.placement.careful import carefully
 
     machine = [describe(index, f"cuda:{index}", 4 * GIB, Settings()) for index in range(4)]

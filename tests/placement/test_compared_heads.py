@@ -14,7 +14,7 @@ from tests import models
 GIB = 1 << 30
 
 
-def planned(head_device, sizes=(2, 2, 2, 2), **changes):
+def plan_with(head_device, sizes=(2, 2, 2, 2), **changes):
     machine = tuple(describe(index, f"cuda:{index}", int(size * GIB), Settings()) for index, size in enumerate(sizes))
     workload = Workload(batch_size=4, seq_len=512)
     plan = planner.balanced(
@@ -28,7 +28,7 @@ def planned(head_device, sizes=(2, 2, 2, 2), **changes):
 @pytest.mark.parametrize("tied", [False, True])
 def test_the_head_is_where_it_is_compared(head_device, tied):
     """On whichever device that is, with the embedding if that is the same tensor, and the layers on the others too."""
-    plan = planned(head_device, tie_word_embeddings=tied)
+    plan = plan_with(head_device, tie_word_embeddings=tied)
     assert plan.device_map["lm_head"] == head_device
     assert not tied or plan.device_map["model.embed_tokens"] == head_device
     assert len(set(plan.device_map.values())) == 4
@@ -37,15 +37,15 @@ def test_the_head_is_where_it_is_compared(head_device, tied):
 
 def test_a_head_without_room_there_goes_elsewhere_and_the_plan_notes_it():
     """A model that fits only with its heads apart is not kept from training."""
-    plan = planned(1, sizes=(2, 0.3, 2, 2), vocab_size=32768)
+    plan = plan_with(1, sizes=(2, 0.3, 2, 2), vocab_size=32768)
     assert plan.device_map["lm_head"] != 1
     assert [note for note in plan.notes if "same vocabulary is on cuda:1" in note and "does not fit" in note]
 
 
 def test_a_device_that_may_not_be_used_counts_for_nothing():
     """The plan is as if there were no other model, but for its note."""
-    plan = planned(7)
-    assert plan.device_map == planned(None).device_map
+    plan = plan_with(7)
+    assert plan.device_map == plan_with(None).device_map
     assert [note for note in plan.notes if "may not use" in note]
 
 

@@ -164,7 +164,7 @@ case("device map, balanced", environ={"BALANCE_INTERCEPT": "auto,none"}, n_gpu=4
 queried = set()
 
 
-def noting(original):
+def recording(original):
     def mem_get_info(device=None):
         queried.add(device)
         return original(device)
@@ -172,7 +172,7 @@ def noting(original):
     return mem_get_info
 
 
-torch.npu.mem_get_info, before = noting(torch.npu.mem_get_info), torch.npu.mem_get_info
+torch.npu.mem_get_info, before = recording(torch.npu.mem_get_info), torch.npu.mem_get_info
 case("two devices of four", load={"max_memory": {0: "500MiB", 2: "500MiB"}})
 results["two devices of four"]["asked"] = sorted(queried - {None})
 torch.npu.mem_get_info = before

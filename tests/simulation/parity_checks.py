@@ -130,7 +130,7 @@ def check_hooks_of_a_parameter_move_with_it():
 def check_each_device_draws_from_a_generator_of_its_own():
     """All begin alike, with the numbers of the CPU's generator, and none is moved on by another or by the host."""
 
-    def drawn(device):
+    def random_tensors(device):
         return (
             torch.randn(5, device=device),
             torch.nn.functional.dropout(torch.ones(20, device=device), 0.5),
@@ -144,13 +144,13 @@ def check_each_device_draws_from_a_generator_of_its_own():
         )
 
     torch.manual_seed(7)
-    expected = drawn("cpu")
+    expected = random_tensors("cpu")
     torch.manual_seed(7)
-    first = drawn("npu:1")
+    first = random_tensors("npu:1")
     host = torch.rand(3)
     torch.manual_seed(7)
     assert torch.equal(host, torch.rand(3)), "a device moves the host's generator on"
-    mixed = [drawn("npu:0"), drawn("npu:2"), drawn("npu:2")]
+    mixed = [random_tensors("npu:0"), random_tensors("npu:2"), random_tensors("npu:2")]
     for one, two, three, plain in zip(first, *mixed[:2], expected, strict=True):
         assert torch.equal(one.cpu(), plain), plain
         assert torch.equal(two.cpu(), plain) and torch.equal(three.cpu(), plain)

@@ -10,12 +10,12 @@ CLOCK = Path(__file__).with_name("clock_checks.py")
 
 
 @pytest.fixture(scope="module")
-def by_the_clock(tmp_path_factory):
+def clock_results(tmp_path_factory):
     """What came of the checks."""
     return results_of(CLOCK, tmp_path_factory.mktemp("clock"))
 
 
 @pytest.mark.parametrize("name", checks_in(CLOCK))
-def test_clock(by_the_clock, name):
+def test_clock(clock_results, name):
     """The clock gives programs the time that the name of the check says."""
-    assert by_the_clock[name] is None, by_the_clock[name]
+    assert clock_results[name] is None, clock_results[name]

@@ -13,48 +13,48 @@ SHAPES = Path(__file__).with_name("shape_checks.py")
 
 
 @pytest.fixture(scope="module")
-def with_numbers(tmp_path_factory):
+def value_results(tmp_path_factory):
     """What came of the checks with real numbers."""
     return results_of(TENSORS, tmp_path_factory.mktemp("tensors"))
 
 
 @pytest.fixture(scope="module")
-def like_cuda(tmp_path_factory):
+def parity_results(tmp_path_factory):
     """What came of the checks of what CUDA devices do."""
     return results_of(PARITY, tmp_path_factory.mktemp("parity"))
 
 
 @pytest.fixture(scope="module")
-def by_the_name_of_cuda(tmp_path_factory):
+def cuda_results(tmp_path_factory):
     """What came of the checks of a program that writes "cuda"."""
     return results_of(CUDA, tmp_path_factory.mktemp("cuda"))
 
 
 @pytest.fixture(scope="module")
-def with_shapes_only(tmp_path_factory):
+def shape_results(tmp_path_factory):
     """What came of the checks with shapes only."""
     return results_of(SHAPES, tmp_path_factory.mktemp("shapes"))
 
 
 @pytest.mark.parametrize("name", checks_in(TENSORS))
-def test_with_numbers(with_numbers, name):
+def test_with_numbers(value_results, name):
     """With real numbers, devices do what the name of the check says."""
-    assert with_numbers[name] is None, with_numbers[name]
+    assert value_results[name] is None, value_results[name]
 
 
 @pytest.mark.parametrize("name", checks_in(PARITY))
-def test_like_cuda(like_cuda, name):
+def test_like_cuda(parity_results, name):
     """Simulated devices do what the name of the check says, as CUDA devices do."""
-    assert like_cuda[name] is None, like_cuda[name]
+    assert parity_results[name] is None, parity_results[name]
 
 
 @pytest.mark.parametrize("name", checks_in(CUDA))
-def test_by_the_name_of_cuda(by_the_name_of_cuda, name):
+def test_by_the_name_of_cuda(cuda_results, name):
     """A program that writes "cuda" gets from simulated devices what the name of the check says."""
-    assert by_the_name_of_cuda[name] is None, by_the_name_of_cuda[name]
+    assert cuda_results[name] is None, cuda_results[name]
 
 
 @pytest.mark.parametrize("name", checks_in(SHAPES))
-def test_with_shapes_only(with_shapes_only, name):
+def test_with_shapes_only(shape_results, name):
     """With shapes only, devices do what the name of the check says."""
-    assert with_shapes_only[name] is None, with_shapes_only[name]
+    assert shape_results[name] is None, shape_results[name]

@@ -62,7 +62,7 @@ def arguments(**options):
     )  # fmt: skip
 
 
-def place_of_head(model):
+def head_device(model):
     return str(model.get_output_embeddings().weight.device)
 
 
@@ -70,7 +70,7 @@ def train(trainer_class=ByHeads, device_map="auto", teacher_map="auto", length=2
     set_seed(7)
     args = arguments(**options)
     student = AutoModelForCausalLM.from_pretrained(student_folder, device_map=device_map)
-    before = place_of_head(student)
+    before = head_device(student)
     teacher = AutoModelForCausalLM.from_pretrained(teacher_folder, device_map=device_map and teacher_map)
     teacher.eval().requires_grad_(False)
     if device_map is None:
@@ -79,11 +79,11 @@ def train(trainer_class=ByHeads, device_map="auto", teacher_map="auto", length=2
     data = [{"input_ids": sequence, "labels": sequence} for sequence in ids]
     trainer = trainer_class(model=student, args=args, train_dataset=data)
     trainer.teacher = teacher
-    loaded = place_of_head(teacher)
+    loaded = head_device(teacher)
     trainer.train()
     return {
         "losses": [entry["loss"] for entry in trainer.state.log_history if "loss" in entry],
-        "heads": [before, loaded, place_of_head(student), place_of_head(teacher)],
+        "heads": [before, loaded, head_device(student), head_device(teacher)],
         "devices": sorted({str(parameter.device) for parameter in student.parameters()}),
     }
 
@@ -117,7 +117,7 @@ def distilled(device_map="auto"):
     trainer.train()
     return {
         "losses": [entry["loss"] for entry in trainer.state.log_history if "loss" in entry],
-        "heads": [place_of_head(student), place_of_head(teacher)],
+        "heads": [head_device(student), head_device(teacher)],
         "devices": sorted({str(parameter.device) for parameter in student.parameters()}),
     }
 

@@ -27,7 +27,7 @@ def test_the_first_pass_is_scaled_by_tokens_and_the_map_stays(monkeypatch):
     costed, recomputed = planner.costed_for(request)
     refused = replace(costed, source="formula", method="estimated by a formula, because it fails in a dry run")
     monkeypatch.setattr(planner, "costed_for", lambda request: (refused, recomputed))
-    monkeypatch.setattr(planner, "solved", lambda *_: pytest_fail())
+    monkeypatch.setattr(planner, "solved", lambda *_: fail_on_planning())
 
     longer = request.with_workload(seq_len=128)
     outcome = replan.plan_in_force(longer, assumed)
@@ -42,5 +42,5 @@ def test_the_first_pass_is_scaled_by_tokens_and_the_map_stays(monkeypatch):
     assert is_estimate(estimate.source) and not any("scaled" in note for note in estimate.notes)
 
 
-def pytest_fail():
+def fail_on_planning():
     raise AssertionError("a map was looked for")

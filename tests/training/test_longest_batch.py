@@ -28,7 +28,7 @@ class Seeded:
         ids = torch.tensor([example["input_ids"] for example in examples])
         return {"input_ids": ids, "noise": torch.rand(3, generator=self.generator)}
 
-    def drawn(self):
+    def draw(self):
         return self([{"input_ids": [0]}])["noise"].tolist()
 
 
@@ -43,13 +43,13 @@ class Old(Seeded):
         return {"input_ids": ids, "noise": torch.tensor([self.generator.random()])}
 
 
-def begun():
+def after_one_batch():
     collator = Seeded()
-    collator.drawn()
+    collator.draw()
     return collator
 
 
-@pytest.mark.parametrize("make", [Seeded, Old, begun])
+@pytest.mark.parametrize("make", [Seeded, Old, after_one_batch])
 @pytest.mark.parametrize("given", [lambda it: it, lambda it: it.__call__, partial], ids=["object", "method", "partial"])
 def test_a_collator_with_a_seed_draws_the_same_afterwards(make, given):
     """Generators that a collator has, or makes for its first batch, are as they would be if nobody had looked."""
@@ -57,7 +57,7 @@ def test_a_collator_with_a_seed_draws_the_same_afterwards(make, given):
     arguments = SimpleNamespace(remove_unused_columns=False)
     batch = longest_batch(SimpleNamespace(train_dataset=EXAMPLES, data_collator=given(looked_at), args=arguments), 2)
     assert batch["input_ids"].shape == (2, 8)
-    assert looked_at.drawn() == left_alone.drawn() and looked_at.made == left_alone.made
+    assert looked_at.draw() == left_alone.draw() and looked_at.made == left_alone.made
 
 
 def sharing():
