@@ -36,14 +36,14 @@ def _may_train():
     if program in ("-m", "-c"):
         # Here sys.argv lacks the module's name or the code. sys.orig_argv has it, in front of the arguments that both
         # share: as a word of its own, or run together as in "-mpip".
-        words = sys.orig_argv[: len(sys.orig_argv) - len(arguments) + 1]
-        word = words[-1] if words else ""
-        if word.startswith("-"):
-            word = word.partition(program[1])[2]
+        command = sys.orig_argv[: len(sys.orig_argv) - len(arguments) + 1]
+        target = command[-1] if command else ""
+        if target.startswith("-"):
+            target = target.partition(program[1])[2]
         if program == "-m":
-            return not any(word == name or word.startswith(name + ".") for name in _NOT_TRAINING)
+            return not any(target == name or target.startswith(name + ".") for name in _NOT_TRAINING)
         # pip runs a setup.py through `-c`, too.
-        return not (word.lstrip().startswith(_WORKERS) or ("setuptools" in word and "setup.py" in word))
+        return not (target.lstrip().startswith(_WORKERS) or ("setuptools" in target and "setup.py" in target))
     name = os.path.basename(program)
     return not (name in _NOT_TRAINING_PROGRAMS or (name.startswith("pip") and name[3:].replace(".", "").isdigit()))
 
@@ -82,8 +82,8 @@ def _run_hidden_sitecustomize():
     """Run the `sitecustomize` that this one hides, as if this folder were not on the path; let its errors through."""
     folder = os.path.realpath(os.path.dirname(os.path.abspath(__file__)))
     paths = list(sys.path)
-    ours = [place for place, entry in enumerate(paths) if entry and os.path.realpath(entry) == folder]
-    for place in ours:
+    positions = [place for place, entry in enumerate(paths) if entry and os.path.realpath(entry) == folder]
+    for place in positions:
         sys.path.remove(paths[place])
     # The import system gives out what stands here in the end: the hidden module if there is one, as without us.
     this = sys.modules.pop(__name__)
@@ -96,7 +96,7 @@ def _run_hidden_sitecustomize():
             raise
         sys.modules[__name__] = this
     finally:
-        for place in ours:
+        for place in positions:
             sys.path.insert(_place_in_changed_path(paths, place), paths[place])
 
 

@@ -273,5 +273,5 @@ def _is_own_command() -> bool:
     program = sys.argv[0] if getattr(sys, "argv", None) else ""
     if program != "-m":
         return os.path.basename(program) == "balance-shim"
-    word = sys.orig_argv[-len(sys.argv)]
-    return (word.partition("m")[2] if word.startswith("-") else word).partition(".")[0] == "balance_shim"
+    argument = sys.orig_argv[-len(sys.argv)]
+    return (argument.partition("m")[2] if argument.startswith("-") else argument).partition(".")[0] == "balance_shim"

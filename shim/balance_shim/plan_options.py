@@ -127,14 +127,14 @@ _OPTIONS = (
 _SETTINGS = ("BALANCE_RESERVE", "BALANCE_MAX_MEMORY", "BALANCE_CACHE", "BALANCE_LANG")
 
 
-def read_options(words: Sequence[str], environ: Mapping[str, str]) -> tuple[PlanOptions, list[str]]:
+def read_options(argv: Sequence[str], environ: Mapping[str, str]) -> tuple[PlanOptions, list[str]]:
     """Return the options of the command line, with variables as defaults, and the warnings, one line each.
 
     Raises:
         UsageError: a line for each thing that cannot be used.
         SystemExit: help was asked for.
     """
-    arguments = _parse(words)
+    arguments = _parse(argv)
     values: dict[str, Any] = {}
     faults: list[str] = []
     for option in _OPTIONS:
@@ -246,22 +246,22 @@ def _unknown_variables(environ: Mapping[str, str]) -> list[str]:
     return [f"{fault}; it is ignored" for _, fault in misspelled(remaining)]
 
 
-def _with_bare_checkpointing(words: Sequence[str]) -> list[str]:
-    """Return `words` with `--gradient-checkpointing` spelled out where it stands alone: MODEL may come behind it."""
+def _with_bare_checkpointing(argv: Sequence[str]) -> list[str]:
+    """Return `argv` with `--gradient-checkpointing` spelled out where it stands alone: MODEL may come behind it."""
     spelled = []
-    for position, word in enumerate(words):
-        following = words[position + 1].lower() if position + 1 < len(words) else ""
+    for position, argument in enumerate(argv):
+        following = argv[position + 1].lower() if position + 1 < len(argv) else ""
         is_value = following in _CHECKPOINTING or following.isdigit()
-        bare = word == "--gradient-checkpointing" and not is_value
-        spelled.append(f"{word}=1" if bare else word)
+        bare = argument == "--gradient-checkpointing" and not is_value
+        spelled.append(f"{argument}=1" if bare else argument)
     return spelled
 
 
-def _parse(words: Sequence[str]) -> argparse.Namespace:
+def _parse(argv: Sequence[str]) -> argparse.Namespace:
     """Return the command line's values as texts; `argparse` alone would print its usage ahead of each error."""
     parser = _parser()
     try:
-        arguments, unknown = parser.parse_known_args(_with_bare_checkpointing(words))
+        arguments, unknown = parser.parse_known_args(_with_bare_checkpointing(argv))
     except argparse.ArgumentError as error:
         allowed = next((option.allowed for option in _OPTIONS if option.flag == error.argument_name), None)
         needs = f"needs a value: {allowed}" if allowed is not None else f"takes no value: {error.message}"

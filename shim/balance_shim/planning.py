@@ -225,8 +225,8 @@ def _solved(request: "Request") -> "Plan":
 
 def _options(devices: str, workload: dict[str, Any], trust_remote_code: bool) -> PlanOptions:
     """Return keyword arguments as the command would read them, so that there is one set of rules and messages."""
-    words = ["model", *(["--gpus", devices] if devices else [])]
-    words += ["--trust-remote-code"] if trust_remote_code else []
+    arguments = ["model", *(["--gpus", devices] if devices else [])]
+    arguments += ["--trust-remote-code"] if trust_remote_code else []
     environ = dict(os.environ)
     for name, value in workload.items():
         if value is None:
@@ -235,8 +235,8 @@ def _options(devices: str, workload: dict[str, Any], trust_remote_code: bool) ->
         if name in _SETTINGS:
             environ[f"BALANCE_{name.upper()}"] = text
         else:
-            words.append(f"--{name.replace('_', '-')}={text}")
-    return read_options(words, environ)[0]
+            arguments.append(f"--{name.replace('_', '-')}={text}")
+    return read_options(arguments, environ)[0]
 
 
 def _capped(capacity: int, index: int, caps: int | dict[int, int] | None) -> int:

@@ -67,9 +67,9 @@ def injected(environ: Mapping[str, str]) -> dict[str, str]:
     Only our folder goes on `PYTHONPATH`. It finds the package around itself where an interpreter does not have it, so
     the site-packages of this interpreter need not be there: they would come before the standard library of others.
     """
-    theirs = environ.get("PYTHONPATH", "")
+    inherited = environ.get("PYTHONPATH", "")
     # An empty part means the current folder; an empty or missing variable means nothing.
-    paths = [path for path in theirs.split(os.pathsep) if path != INJECTION] if theirs else []
+    paths = [path for path in inherited.split(os.pathsep) if path != INJECTION] if inherited else []
     changed = {"PYTHONPATH": os.pathsep.join([INJECTION, *paths])}
     if not (environ.get("BALANCE_MODE", "").strip() or environ.get("BALANCE_DEVICE_MAP", "").strip()):
         changed["BALANCE_MODE"] = "balanced"
@@ -95,26 +95,26 @@ def _python(arguments: Sequence[str]) -> Program:
     return Program(sys.executable, (sys.executable, *arguments))
 
 
-def _check_python_options(words: Sequence[str]) -> None:
+def _check_python_options(options: Sequence[str]) -> None:
     """Refuse options with which Python ignores the files that arm the shim."""
     is_argument = False
-    for word in words:
+    for option in options:
         if is_argument:
             is_argument = False
             continue
-        if word.startswith("--"):
-            is_argument = word == "--check-hash-based-pycs"
+        if option.startswith("--"):
+            is_argument = option == "--check-hash-based-pycs"
             continue
-        if not word.startswith("-") or word == "-":
+        if not option.startswith("-") or option == "-":
             return
-        for place, letter in enumerate(word[1:], start=2):
+        for place, letter in enumerate(option[1:], start=2):
             if letter in "IES":
                 why = f"python -{letter} ignores PYTHONPATH or sitecustomize, which arms the shim"
                 raise LaunchError(f"{why}; import balance_shim in the script instead", 2)
             if letter in "mc":
                 return
             if letter in "WX":  # the rest of this word is its argument, or else the next word
-                is_argument = place == len(word)
+                is_argument = place == len(option)
                 break
 
 

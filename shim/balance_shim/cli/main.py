@@ -26,7 +26,7 @@ TARGET is a script, -m and a module, or a program such as swift, each with its o
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit code. `run` and `simulate` become the program and do not return."""
-    words = list(sys.argv[1:] if arguments is None else arguments)
+    argv = list(sys.argv[1:] if arguments is None else arguments)
     if hasattr(sys.stdout, "reconfigure"):  # values of variables may hold what this terminal cannot show
         sys.stdout.reconfigure(errors="backslashreplace")
     parser = argparse.ArgumentParser(
@@ -37,23 +37,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--version", action="version", version=f"balance-shim {__version__}")
     parser.add_argument("command", choices=COMMANDS, metavar="COMMAND", help=argparse.SUPPRESS)
-    command = parser.parse_args(words[:1]).command
-    return COMMANDS[command](words[1:])
+    command = parser.parse_args(argv[:1]).command
+    return COMMANDS[command](argv[1:])
 
 
-def _run(words: list[str]) -> int:
+def _run(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="balance-shim run",
         usage="balance-shim run TARGET ...",
         description="Run a script, a module (-m pkg) or a program with the shim armed. Options in front of a script "
         "are Python's. Mode `balanced`, unless BALANCE_MODE or BALANCE_DEVICE_MAP is set.",
     )
-    if words[:1] in (["-h"], ["--help"]):
-        parser.parse_args(words)
-    return _become(words, {})
+    if arguments[:1] in (["-h"], ["--help"]):
+        parser.parse_args(arguments)
+    return _become(arguments, {})
 
 
-def _simulate(words: list[str]) -> int:
+def _simulate(arguments: list[str]) -> int:
     from ..device_spec import FORMS, parse_spec
 
     parser = argparse.ArgumentParser(
@@ -66,8 +66,8 @@ def _simulate(words: list[str]) -> int:
     parser.add_argument(
         "--shapes-only", action="store_true", help="tensors have shapes but no values, for large models"
     )
-    ours, target = _split(words, flags=("--shapes-only", "-h", "--help"), with_value=("--gpus",))
-    options = parser.parse_args(ours)
+    own_options, target = _split(arguments, flags=("--shapes-only", "-h", "--help"), with_value=("--gpus",))
+    options = parser.parse_args(own_options)
     spec = options.gpus.strip()
     if options.shapes_only and not spec.endswith(":shapes"):
         spec += ":shapes"
@@ -78,25 +78,25 @@ def _simulate(words: list[str]) -> int:
     return _become(target, {"BALANCE_SIMULATE": spec})
 
 
-def _plan(words: list[str]) -> int:
+def _plan(arguments: list[str]) -> int:
     from . import plan
 
-    return plan.run(words)
+    return plan.run(arguments)
 
 
-def _report(words: list[str]) -> int:
+def _report(arguments: list[str]) -> int:
     from . import report
 
-    return report.run(words)
+    return report.run(arguments)
 
 
-def _top(words: list[str]) -> int:
+def _top(arguments: list[str]) -> int:
     from . import top
 
-    return top.run(words)
+    return top.run(arguments)
 
 
-def _env(words: list[str]) -> int:
+def _env(arguments: list[str]) -> int:
     from ..language.chinese_variables import VARIABLES as CHINESE
     from ..language.message import Message
     from ..language.speaker import language_of, speaker
@@ -105,7 +105,7 @@ def _env(words: list[str]) -> int:
 
     argparse.ArgumentParser(
         prog="balance-shim env", description="List the BALANCE_* variables: value, allowed values, meaning."
-    ).parse_args(words)
+    ).parse_args(arguments)
     settings, problems = read(os.environ)
     texts = {}
     for variable in VARIABLES:
@@ -124,10 +124,10 @@ def _env(words: list[str]) -> int:
     return 1 if any(problem.fatal for problem in problems) else 0
 
 
-def _doctor(words: list[str]) -> int:
+def _doctor(arguments: list[str]) -> int:
     from ..doctor import command
 
-    return command.run(words)
+    return command.run(arguments)
 
 
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
@@ -135,17 +135,17 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
 }  # fmt: skip
 
 
-def _split(words: list[str], flags: tuple[str, ...], with_value: tuple[str, ...]) -> tuple[list[str], list[str]]:
+def _split(arguments: list[str], flags: tuple[str, ...], with_value: tuple[str, ...]) -> tuple[list[str], list[str]]:
     """Return (our options, target). argparse would take the target's options for its own, or refuse a leading `-m`."""
     place = 0
-    while place < len(words):
-        if words[place] in with_value:
+    while place < len(arguments):
+        if arguments[place] in with_value:
             place += 2
-        elif words[place] in flags or words[place].startswith(tuple(f"{option}=" for option in with_value)):
+        elif arguments[place] in flags or arguments[place].startswith(tuple(f"{option}=" for option in with_value)):
             place += 1
         else:
             break
-    return words[:place], words[place:]
+    return arguments[:place], arguments[place:]
 
 
 def _become(target: list[str], variables: dict[str, str]) -> int:

@@ -63,11 +63,11 @@ class Forecast:
         return self.plan is not None and not self.plan.shortfall
 
 
-def run(words: Sequence[str], environ: Mapping[str, str] = os.environ) -> int:
+def run(arguments: Sequence[str], environ: Mapping[str, str] = os.environ) -> int:
     """Run `balance-shim plan` with these words; return the exit code: 0 it fits, 1 it does not, 2 there is no plan."""
     log.set_level("error")  # what the planner says is about loading; all of it is said here in its own words
     try:
-        options, warned = read_options(words, environ)
+        options, warned = read_options(arguments, environ)
         say = speaker(language_of(environ, options.settings.lang), sys.stdout)
         for line in warned:
             _say(f"warning: {line}")

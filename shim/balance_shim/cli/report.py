@@ -26,9 +26,9 @@ for each); 2 if not.
 """
 
 
-def run(words: Sequence[str]) -> int:
+def run(arguments: Sequence[str]) -> int:
     """Run `balance-shim report` with these words; return the exit code. Standard output has the path and no more."""
-    options = _parser().parse_args(words)
+    options = _parser().parse_args(arguments)
     log.set_level("error")  # planning again logs what is about loading
     target = options.output or os.path.join(options.folder, NAME)
     try:

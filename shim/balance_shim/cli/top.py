@@ -19,9 +19,9 @@ terminal, or with --once, one table is printed. NO_COLOR turns colour off.
 """
 
 
-def run(words: Sequence[str]) -> int:
+def run(arguments: Sequence[str]) -> int:
     """Run `balance-shim top` with these words; return the exit code."""
-    options = _parser().parse_args(words)
+    options = _parser().parse_args(arguments)
     if os.path.exists(options.folder) and not os.path.isdir(options.folder):
         return _fail(f"{options.folder} is a file; name the folder that BALANCE_REPORT was set to")
     try:

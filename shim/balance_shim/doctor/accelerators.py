@@ -99,11 +99,11 @@ def _device(module: Any, kind: str, index: int) -> tuple[list[str], list[str]]:
     try:
         free, total = module.mem_get_info(index)
     except Exception as error:
-        words = _first_line(error)
-        remedy = next((remedy for text, remedy in _REMEDIES.items() if text in words.lower()), _LEAVE_OUT)
-        return [*row, "?", "?"], [*problems, f"{name} cannot be used ({words}): {remedy}"]
-    ours, _ = outside_allocator(kind, index, 0)
-    used_elsewhere = total - free - ours
+        reason = _first_line(error)
+        remedy = next((remedy for text, remedy in _REMEDIES.items() if text in reason.lower()), _LEAVE_OUT)
+        return [*row, "?", "?"], [*problems, f"{name} cannot be used ({reason}): {remedy}"]
+    uncached, _ = outside_allocator(kind, index, 0)
+    used_elsewhere = total - free - uncached
     if used_elsewhere >= FULL * total:
         problems.append(
             f"other processes use {format_size(used_elsewhere)} of {name}: end them (nvidia-smi lists them), or "

@@ -14,7 +14,7 @@ from . import accelerators, libraries, measuring, nccl
 from .section import Section
 
 
-def run(words: Sequence[str]) -> int:
+def run(arguments: Sequence[str]) -> int:
     """Print the report; return 1 if there are problems."""
     parser = argparse.ArgumentParser(
         prog="balance-shim doctor",
@@ -27,7 +27,7 @@ def run(words: Sequence[str]) -> int:
         action="store_true",
         help="measure matrix products, memory, links and launches, in seconds, and store the rates for plans",
     )
-    options = parser.parse_args(words)
+    options = parser.parse_args(arguments)
     as_json = options.json
     sections = []
     for section in _sections(options.measure):
@@ -93,9 +93,9 @@ def _guarded(title: str, part: Callable[[], Section | None]) -> Section | None:
     try:
         return part()
     except Exception as error:
-        words = " ".join(f"{type(error).__name__}: {error}".split())
-        problem = f"{title} could not be examined ({words}): please report this with the output above"
-        return Section(title, f"  failed: {words}", (problem,))
+        message = " ".join(f"{type(error).__name__}: {error}".split())
+        problem = f"{title} could not be examined ({message}): please report this with the output above"
+        return Section(title, f"  failed: {message}", (problem,))
 
 
 def _variables(read: settings.Settings, faults: Sequence[settings.SettingProblem]) -> Section:

@@ -106,8 +106,8 @@ class Step:
         """Make the values, sharing memory as they would: what is about to be written into one shows in the others."""
         for shell in self._alive():
             if shell.base is not None and shell.recipe.view is not None:
-                whole, shell.base = shell.base.full, None
-                shell.full = shell.recipe.undisturbed(shell.recipe.view, whole)
+                full, shell.base = shell.base.full, None
+                shell.full = shell.recipe.undisturbed(shell.recipe.view, full)
             elif shell.full is None:
                 shell.full = shell.recipe.in_full()
 

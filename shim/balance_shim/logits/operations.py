@@ -68,8 +68,8 @@ def _over_vocabulary(func: Callable[..., Any], recipe: Recipe, args: Args, kwarg
 
 
 def _joined(parts: Sequence[Tensor], lead: torch.Size) -> Tensor:
-    whole = torch.cat(list(parts))
-    return whole.reshape(*lead, *whole.shape[1:])
+    joined = torch.cat(list(parts))
+    return joined.reshape(*lead, *joined.shape[1:])
 
 
 def _gather(func: Callable[..., Any], recipe: Recipe, args: Args, kwargs: Kwargs) -> Any:

@@ -215,11 +215,11 @@ def anchors(blocks: Sequence[Block]) -> tuple[int, ...]:
 
 def _fork(name: str, other: str) -> str:
     """Return the part of `name` up to and including the first component in which it differs from `other`."""
-    mine, theirs = name.split("."), other.split(".")
+    path, other_path = name.split("."), other.split(".")
     shared = 0
-    while shared < min(len(mine), len(theirs)) and mine[shared] == theirs[shared]:
+    while shared < min(len(path), len(other_path)) and path[shared] == other_path[shared]:
         shared += 1
-    return ".".join(mine[: shared + 1])
+    return ".".join(path[: shared + 1])
 
 
 def _name_of(end: "nn.Module | None", model: "nn.Module") -> str:

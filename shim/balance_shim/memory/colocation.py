@@ -28,12 +28,12 @@ class Constraints:
         """Return the constraints with one more, between the blocks that `met`; None stands for the inputs."""
         names = frozenset(name for name in met if name is not None)
         touched = [group for group in self.groups if group & names]
-        whole = names.union(*touched)
-        if None in met or whole & self.on_first:
-            return Constraints(tuple(group for group in self.groups if group not in touched), self.on_first | whole)
-        if len(whole) < 2:
+        connected = names.union(*touched)
+        if None in met or connected & self.on_first:
+            return Constraints(tuple(group for group in self.groups if group not in touched), self.on_first | connected)
+        if len(connected) < 2:
             return self
-        return Constraints((*(group for group in self.groups if group not in touched), whole), self.on_first)
+        return Constraints((*(group for group in self.groups if group not in touched), connected), self.on_first)
 
     def with_all(self, met: Iterable[frozenset[str | None]]) -> "Constraints":
         """Return the constraints with one for each of `met`."""

@@ -92,9 +92,11 @@ class Composition:
         passes = throughout + max(forward, backward)
         if schedule.in_flight > 1:
             activations = self._activations + last.activations
-            others = (schedule.in_flight - 1) * activations
+            other_activations = (schedule.in_flight - 1) * activations
             begins = max(forward, backward if schedule.has_gradients else first)
-            passes = max(throughout + others + begins, gradients + others - activations + backward)
+            passes = max(
+                throughout + other_activations + begins, gradients + other_activations - activations + backward
+            )
         held = self._held + last.weights + last.optimizer + last.inputs + schedule.buckets(last.gradients)
         evaluation = max(self._evaluation, self._evaluation_kept + last.evaluation)
         evaluation += self._evaluation_throughout + last.evaluation_throughout
@@ -148,37 +150,37 @@ def peak_terms(costs: Sequence[BlockCost], schedule: Schedule = PLAIN) -> dict[s
     step = combine([cost.step for cost in costs] or [0])
     moments = [(gradients, 0, gradients + step)]
     activations = sum(cost.activations for cost in costs)
-    others = (schedule.in_flight - 1) * activations
-    forward, backward = _pass_moments(costs, schedule, others, schedule.has_gradients)
+    other_activations = (schedule.in_flight - 1) * activations
+    forward, backward = _pass_moments(costs, schedule, other_activations, schedule.has_gradients)
     moments += forward + backward
     if schedule.in_flight > 1:  # the second one to go backward; its forward pass was like that of the first
-        moments += _pass_moments(costs, schedule, others - activations, True)[1]
+        moments += _pass_moments(costs, schedule, other_activations - activations, True)[1]
     evaluated = sum(cost.evaluation_throughout for cost in costs)
     for cost in costs:
         activations_after = evaluated + cost.evaluation_kept
         moments.append((0, activations_after, evaluated + cost.evaluation))
         evaluated = activations_after
-    gradients, activations, whole = max(moments, key=lambda moment: moment[2])
+    gradients, activations, total = max(moments, key=lambda moment: moment[2])
     # Not all of a block's activations and gradients need be there at the moment when most is.
-    gradients = min(gradients, whole)
-    activations = min(activations, whole - gradients)
+    gradients = min(gradients, total)
+    activations = min(activations, total - gradients)
     buckets = schedule.buckets(sum(cost.gradients for cost in costs))
     return {
         "weights": sum(cost.weights for cost in costs),
         "gradients": gradients + buckets,
         "optimizer": sum(cost.optimizer for cost in costs),
         "activations": activations + sum(cost.inputs for cost in costs),
-        "temporary": whole - gradients - activations,
+        "temporary": total - gradients - activations,
     }
 
 
 def _pass_moments(
-    costs: Sequence[BlockCost], schedule: Schedule, others: int, has_gradients: bool
+    costs: Sequence[BlockCost], schedule: Schedule, other_activations: int, has_gradients: bool
 ) -> tuple[list[tuple[int, int, int]], list[tuple[int, int, int]]]:
     """Return (gradients, activations, the whole) at each moment of a forward and of a backward pass.
 
     Args:
-        others: bytes of the activations of other micro-batches.
+        other_activations: bytes of the activations of other micro-batches.
         has_gradients: whether gradients of earlier micro-batches are there.
     """
     activations = 0
@@ -186,17 +188,19 @@ def _pass_moments(
     left = sum(cost.residue for cost in costs)
     forward, backward = [], []
     for cost in costs:
-        kept = activations + cost.activations
+        activations_held = activations + cost.activations
         there = gradients if has_gradients else 0
-        forward.append((there, others + kept, there + others + activations + cost.forward))
+        forward.append(
+            (there, other_activations + activations_held, there + other_activations + activations + cost.forward)
+        )
         left -= cost.residue
         grown = gradients if has_gradients else behind
         rest = left + (grown if has_gradients else behind - cost.gradients)
         own = cost.backward
         if schedule.in_flight > 1 and not has_gradients:
             own = cost.first_backward or own
-        backward.append((grown, others + kept, rest + others + activations + own))
-        activations = kept
+        backward.append((grown, other_activations + activations_held, rest + other_activations + activations + own))
+        activations = activations_held
         behind -= cost.gradients
     return forward, backward
 
@@ -251,7 +255,7 @@ def in_order(costs: Iterable[BlockCost], shares_inputs: bool = False) -> list[Bl
         shares_inputs: whether what comes from another device is copied once, and is there behind the first block.
     """
     phases = sorted((part for cost in costs for part in cost.in_phases()), key=lambda cost: cost.rank)
-    given = dict(each for cost in phases for each in cost.gives)
+    given = dict(item for cost in phases for item in cost.gives)
     there = {tensor for tensor, is_kept in given.items() if is_kept}
     shared = []
     for cost in phases if given or shares_inputs else ():

@@ -41,14 +41,14 @@ def recompute_only(
         options: of `torch.utils.checkpoint.checkpoint`; by default without re-entrance.
         layers: the names of all layers; by default those that the model has.
     """
-    word = "activation" if version_of("transformers") >= RENAMED_SINCE else "gradient"
+    prefix = "activation" if version_of("transformers") >= RENAMED_SINCE else "gradient"
     if not names:
         if _is_on(model):  # classes that only claim to support it refuse to switch it off
-            getattr(model, f"{word}_checkpointing_disable")()
+            getattr(model, f"{prefix}_checkpointing_disable")()
         return
     options = options or {"use_reentrant": False}
     if not _is_on(model):
-        getattr(model, f"{word}_checkpointing_enable")(**{f"{word}_checkpointing_kwargs": options})
+        getattr(model, f"{prefix}_checkpointing_enable")(**{f"{prefix}_checkpointing_kwargs": options})
     if options.get("use_reentrant", True) and not _embeddings_train(model):
         model.enable_input_require_grads()  # re-entrance has no gradients where no input of a layer wants any
     named = dict(model.named_modules(remove_duplicate=False))

@@ -207,8 +207,8 @@ class _Replay:
         outputs_so_far: list[Block] = []
         before: list[Block] = []  # the outputs that the loop has a name for
         for number in range(1, run.batches + 1):
-            whole = number <= WHOLE_BATCHES or number > run.batches - WHOLE_BATCHES
-            if whole:
+            in_full = number <= WHOLE_BATCHES or number > run.batches - WHOLE_BATCHES
+            if in_full:
                 self._play_evaluation()
             elif number % max(1, run.batches // MOST_BATCHES):
                 continue
@@ -244,15 +244,15 @@ class _Replay:
                     self._play(number, events, counters)
 
     def _play(
-        self, number: int, events: Iterable[int], counters: list[int], kept: frozenset[int] = frozenset()
+        self, number: int, events: Iterable[int], counters: list[int], retained: frozenset[int] = frozenset()
     ) -> list[Block]:
-        """Replay `events` of a record; return the allocations `kept`, which are not freed."""
+        """Replay `events` of a record; return the allocations `retained`, which are not freed."""
         live, spared = self._live[number], []
         for event in events:
             if event >= 0:
                 live[counters[number]] = self._allocate(self._sized(number, event))
                 counters[number] += 1
-            elif -1 - event in kept:
+            elif -1 - event in retained:
                 spared.append(live.pop(-1 - event))
             else:
                 self._free([live.pop(-1 - event)])

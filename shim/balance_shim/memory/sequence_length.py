@@ -66,5 +66,5 @@ def _of_tokenizer(tokenizer: Any) -> int | None:
 
 
 def _length(value: Any) -> int | None:
-    whole = isinstance(value, int) and not isinstance(value, bool)
-    return value if whole and 0 < value < MOST else None
+    is_integer = isinstance(value, int) and not isinstance(value, bool)
+    return value if is_integer and 0 < value < MOST else None

@@ -56,11 +56,11 @@ class SharedDevices(DeviceMaps):
         super().begin(trainer)
         arguments = trainer.args
         if LAUNCHER_PROCESS in os.environ and arguments.world_size > 1:
-            rows, accumulation = arguments.per_device_train_batch_size, arguments.gradient_accumulation_steps
+            batch_size, accumulation = arguments.per_device_train_batch_size, arguments.gradient_accumulation_steps
             log.once(
                 "info",
-                f"{arguments.world_size} replicas, each with micro-batches of {rows} and accumulation {accumulation}: "
-                f"{arguments.world_size * rows * accumulation} sequences per step",
+                f"{arguments.world_size} replicas, each with micro-batches of {batch_size} and accumulation "
+                f"{accumulation}: {arguments.world_size * batch_size * accumulation} sequences per step",
             )
 
     def after_checkpoint(self) -> None:

@@ -133,8 +133,10 @@ def _groups(tensors: Sequence[Any], owner: Any, own: set[int]) -> list[tuple[Any
     below: dict[int, list[Any]] = {id(tensor): [tensor] for tensor in tensors}
     items: list[Any] = list(tensors)
     for _ in range(LEVELS):
-        ours = {*own, id(items), id(tensors), id(below), *map(id, below.values())}
-        holders = [holder for holder in gc.get_referrers(*items) if id(holder) not in ours and _may_hold(holder, owner)]
+        ignored = {*own, id(items), id(tensors), id(below), *map(id, below.values())}
+        holders = [
+            holder for holder in gc.get_referrers(*items) if id(holder) not in ignored and _may_hold(holder, owner)
+        ]
         if not holders or len(holders) > CONTAINERS:
             return []
         inside: dict[int, list[Any]] = {}

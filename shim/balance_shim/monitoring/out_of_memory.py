@@ -64,8 +64,8 @@ def is_out_of_memory(failure: BaseException) -> bool:
     if not isinstance(failure, RuntimeError):  # AcceleratorError of torch 2.8 is one
         return False
     text = str(failure).lower()
-    return any(words in text for words in _CERTAIN) or (
-        any(words in text for words in _WHEN_FULL) and _is_some_device_full()
+    return any(phrase in text for phrase in _CERTAIN) or (
+        any(phrase in text for phrase in _WHEN_FULL) and _is_some_device_full()
     )
 
 

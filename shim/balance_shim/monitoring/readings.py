@@ -73,10 +73,10 @@ class Meter:
         others = None
         if with_others:
             foreign = total - int(self._module.mem_get_info(index)[0]) - reserved
-            ours, exact = outside_allocator(self.kind, index, reserved)
+            uncached, exact = outside_allocator(self.kind, index, reserved)
             self.exact = self.exact and exact
             # Whether the driver counts managed memory as this process's is not documented: the larger one is right.
-            others = max(0, foreign - max(ours, self.paged.get(index, 0)))
+            others = max(0, foreign - max(uncached, self.paged.get(index, 0)))
         return Reading(allocated, reserved, peak, others)
 
     def _statistics(self, index: int) -> tuple[int, int, int]:
@@ -85,8 +85,8 @@ class Meter:
             nested = self._module.memory_stats_as_nested_dict(index)
             if not nested:  # a device that this process has not touched yet
                 return 0, 0, 0
-            ours, held = nested["allocated_bytes"]["all"], nested["reserved_bytes"]["all"]
-            return ours["current"], held["current"], ours["peak"]
+            allocation, held = nested["allocated_bytes"]["all"], nested["reserved_bytes"]["all"]
+            return allocation["current"], held["current"], allocation["peak"]
         flat = self._module.memory_stats(index)
         moments = (("allocated", "current"), ("reserved", "current"), ("allocated", "peak"))
         allocated, reserved, peak = (flat.get(f"{counter}_bytes.all.{when}", 0) for counter, when in moments)

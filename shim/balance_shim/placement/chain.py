@@ -96,8 +96,8 @@ def _with_whole_tower(links: list[Link], schedule: Schedule) -> list[Link]:
     tower = [position for position, link in enumerate(links) if link.role == "tower"]
     if not tower or tower != list(range(tower[0], tower[-1] + 1)):
         return links
-    whole = _joined([links[position] for position in tower], schedule)
-    return [*links[: tower[0]], whole, *links[tower[-1] + 1 :]]
+    joined_tower = _joined([links[position] for position in tower], schedule)
+    return [*links[: tower[0]], joined_tower, *links[tower[-1] + 1 :]]
 
 
 def _joined_by_constraints(links: list[Link], costed: CostedModel) -> list[Link]:

@@ -91,8 +91,8 @@ def _complete(
         missing = [name for name in block.tensors if device_of(name, device_map) is None]
         if not missing:
             continue
-        whole = len(missing) == len(block.tensors)
-        if whole:
+        all_missing = len(missing) == len(block.tensors)
+        if all_missing:
             near, why = _tied_place(block, structure.ties, device_map), "which it is tied to"
             small = block.role in ("other", "tower") and sum(sizes[name] for name in block.tensors) <= limit
             if near is None and (small or not block.parameters):
@@ -103,11 +103,11 @@ def _complete(
             near, why = (next(name for name in covered if covered[name] is not None), "the rest of its block")
             near = near if len(places) == 1 else None
         if near is None:
-            lost.append(block.name if whole else missing[0])
+            lost.append(block.name if all_missing else missing[0])
             continue
         device = device_of(near, device_map)
         assert device is not None, "neighbours are chosen among what the map covers"
-        for name in [block.name] if whole else missing:
+        for name in [block.name] if all_missing else missing:
             completed[name] = device
             notes.append(f"{name} is missing from the map and is placed on {device}, to {why}")
     if lost:

@@ -103,7 +103,7 @@ def saved_by_chunks(plan: Plan, request: Request) -> tuple[str, int]:
     costed = cost(request.with_case(workload=replace(plan.workload, loss="chunked")))
     other = evaluate(plan.mode, costed, plan.device_map, request.devices)
     pairs = zip(plan.devices, other.devices, strict=True)
-    saved, name = max((ours.predicted_peak - theirs.predicted_peak, ours.name) for ours, theirs in pairs)
+    saved, name = max((full.predicted_peak - chunked.predicted_peak, full.name) for full, chunked in pairs)
     return name, max(0, saved)
 
 
@@ -118,7 +118,7 @@ def saved_by_precision(plan: Plan, request: Request, dtype: str, autocast: bool)
     if other is None:
         return dict.fromkeys(terms, 0)
     pairs = list(zip(cost(other).costs, cost(request.with_case(workload=plan.workload)).costs, strict=True))
-    return {term: sum(getattr(theirs, term) - getattr(ours, term) for theirs, ours in pairs) for term in terms}
+    return {term: sum(getattr(changed, term) - getattr(current, term) for changed, current in pairs) for term in terms}
 
 
 def _in_precision(request: Request, dtype: str, autocast: bool) -> Request | None:

@@ -59,8 +59,8 @@ def fullest(costed: CostedModel, devices: Sequence[Device], offload: Offload) ->
     held, count = held_by(costed), len(devices)
     partitioned = held.gradients + (0 if offload == "all" else held.weights)
     partitioned += held.state if offload == "none" else 0
-    whole = [replace(cost, weights=0, gradients=0, optimizer=0, step=0) for cost in costed.costs]
-    passing = sum(peak_terms([*whole, costed.first], costed.schedule).values())
+    without_weights = [replace(cost, weights=0, gradients=0, optimizer=0, step=0) for cost in costed.costs]
+    passing = sum(peak_terms([*without_weights, costed.first], costed.schedule).values())
     smallest = min(device.capacity for device in devices)
     largest_block = max((cost.weights for cost in costed.costs), default=0)
     gathered = min(held.weights, max(2 * largest_block, int(LIVE * smallest)))

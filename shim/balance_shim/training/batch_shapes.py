@@ -25,12 +25,12 @@ class BatchShapes:
         Fewer tokens in shorter sequences take no more, however they are arranged.
         """
         for name, shape in other.shapes.items():
-            mine = self.shapes.get(name)
-            if mine is None or len(mine) != len(shape):
+            own_shape = self.shapes.get(name)
+            if own_shape is None or len(own_shape) != len(shape):
                 return False
-            if _elements(shape) > factor * _elements(mine):
+            if _elements(shape) > factor * _elements(own_shape):
                 return False
-            if any(size > factor * most for size, most in zip(shape[1:], mine[1:], strict=True)):
+            if any(size > factor * most for size, most in zip(shape[1:], own_shape[1:], strict=True)):
                 return False
         return True
 

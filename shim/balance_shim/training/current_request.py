@@ -66,9 +66,9 @@ def usable_now(
     Other models may have come since, or gone: what an earlier one left behind in cycles goes first.
     """
     gc.collect()
-    ours = held_by(model, getattr(trainer, "optimizer", None))
+    own_bytes = held_by(model, getattr(trainer, "optimizer", None))
     places = {before.device.index for before in assumed.devices}
-    now = {device.index: device for device in devices.inventory(state.settings(), max_memory, ours, only=places)}
+    now = {device.index: device for device in devices.inventory(state.settings(), max_memory, own_bytes, only=places)}
     return tuple(now.get(before.device.index, before.device) for before in assumed.devices)
 
 

@@ -119,9 +119,9 @@ class _Check:
         shapes = shapes_of(inputs, None)
         if shapes is None:
             return AS_IT_IS
-        for mine, remedy in self._known:
+        for examined, remedy in self._known:
             portions = remedy.portions
-            if mine.covers(shapes) and (portions == 1 or self._splits(inputs, portions)):
+            if examined.covers(shapes) and (portions == 1 or self._splits(inputs, portions)):
                 return remedy
         if any(shapes.covers(mine) for mine in self._hopeless) or self._examined >= MOST_EXAMINED:
             return AS_IT_IS

@@ -28,15 +28,15 @@ def longest_batch(trainer: TrainerLike, batch_size: int, dataset: Any = None) ->
         dataset: the one to read; by default that of the training.
     """
     dataset = trainer.train_dataset if dataset is None else dataset
-    rows = longest_rows(dataset, batch_size)
-    if not rows:
+    examples = longest_rows(dataset, batch_size)
+    if not examples:
         return None
     try:
         with undisturbed(), _generators_of(trainer.data_collator):
             collator = _stand_in(trainer.data_collator)
-            batch = collator([_without_unused_columns(trainer, row) for row in rows])
-            if _rectangular(batch) and _length(rows[-1]) == _length(rows[0]) and len(rows) > 1:
-                batch = _padded(trainer, dataset, collator, rows, batch)
+            batch = collator([_without_unused_columns(trainer, row) for row in examples])
+            if _rectangular(batch) and _length(examples[-1]) == _length(examples[0]) and len(examples) > 1:
+                batch = _padded(trainer, dataset, collator, examples, batch)
     except Exception as error:  # the training itself will say what is wrong with it, in its own words
         log.debug(f"the collator fails on the longest sequences ({type(error).__name__}: {error})")
         return None
@@ -44,13 +44,13 @@ def longest_batch(trainer: TrainerLike, batch_size: int, dataset: Any = None) ->
 
 
 def _padded(
-    trainer: TrainerLike, dataset: Any, collator: Any, rows: list[Any], batch: Mapping[str, Any]
+    trainer: TrainerLike, dataset: Any, collator: Any, examples: list[Any], batch: Mapping[str, Any]
 ) -> Mapping[str, Any]:
     """Return the batch with a short row in it, which brings the mask of a batch with padding; or `batch` as it is."""
     short = longest_rows(dataset, ROWS_READ)[-1]
-    if _length(short) == _length(rows[0]):
+    if _length(short) == _length(examples[0]):
         return batch
-    mixed = collator([_without_unused_columns(trainer, row) for row in (*rows[:-1], short)])
+    mixed = collator([_without_unused_columns(trainer, row) for row in (*examples[:-1], short)])
     return mixed if _rectangular(mixed) and mixed["input_ids"].shape == batch["input_ids"].shape else batch
 
 
@@ -153,8 +153,8 @@ def shortest_length(dataset: Any) -> int:
             return 0
         column = dataset.select_columns(["input_ids"]).with_format(None)[: min(len(dataset), COLUMN_READ)]["input_ids"]
         return min(map(len, column), default=0)
-    rows = islice(dataset, ROWS_READ) if isinstance(dataset, list) else ()
-    return min(map(_length, rows), default=0)
+    examples = islice(dataset, ROWS_READ) if isinstance(dataset, list) else ()
+    return min(map(_length, examples), default=0)
 
 
 def _length(row: Any) -> int:

@@ -101,10 +101,10 @@ class Portions:
             )
 
     def _can_halve(self, trainer: TrainerLike, inputs: Inputs) -> bool:
-        rows = rows_of(inputs)
+        sequences = rows_of(inputs)
         return (
-            rows is not None
-            and rows >= 2 * self.count
+            sequences is not None
+            and sequences >= 2 * self.count
             and _is_divisible(trainer, inputs, 2 * self.count, self._counted)
         )
 
@@ -119,10 +119,10 @@ def run_in_portions(
     trainer: TrainerLike, run: Run, model: "nn.Module", inputs: Inputs, count: int, counted: bool
 ) -> Any:
     """Return the loss of a micro-batch run in `count` portions, its gradients added, or in one if it is too small."""
-    rows = rows_of(inputs)
-    if count == 1 or rows is None or rows < count:
+    sequences = rows_of(inputs)
+    if count == 1 or sequences is None or sequences < count:
         return run(model, inputs)
-    *earlier, last = split(inputs, rows, count)
+    *earlier, last = split(inputs, sequences, count)
     with shares(trainer, count, counted):
         wrapped: Any = model  # `no_sync` is of `DistributedDataParallel`
         with wrapped.no_sync() if together.is_wrapped(model) else nullcontext():
@@ -137,8 +137,8 @@ def splits_exactly(trainer: TrainerLike, inputs: Inputs, count: int, counted: bo
     Then the loss has to be the sum over label tokens that the libraries divide by those of the step. A loss between
     rows (contrastive, or that of a mixture's router) or statistics of a batch would come out otherwise.
     """
-    rows = rows_of(inputs)
-    if rows is None or rows < count or not counted or not _is_divisible(trainer, inputs, count, counted):
+    sequences = rows_of(inputs)
+    if sequences is None or sequences < count or not counted or not _is_divisible(trainer, inputs, count, counted):
         return False
     if state.settings().micro_batch is not None:
         return True
@@ -166,9 +166,9 @@ def rows_of(inputs: Inputs) -> int | None:
     return sizes.pop() if len(sizes) == 1 else None
 
 
-def split(inputs: Inputs, rows: int, count: int) -> list[dict[str, Any]]:
+def split(inputs: Inputs, sequences: int, count: int) -> list[dict[str, Any]]:
     """Return `count` batches of nearly equal size that together hold the sequences of `inputs`."""
-    edges = [rows * place // count for place in range(count + 1)]
+    edges = [sequences * place // count for place in range(count + 1)]
     return [
         {name: value[first:last] if _is_by_rows(value) else value for name, value in inputs.items()}
         for first, last in itertools.pairwise(edges)
@@ -183,10 +183,10 @@ def _is_divisible(trainer: TrainerLike, inputs: Inputs, count: int, counted: boo
     """Whether portions give the loss of the micro-batch: losses add up, or all portions have as many labels."""
     if taken_for_scaled(trainer, counted):
         return counted and not ignores_count(trainer)
-    rows, labels = rows_of(inputs), inputs.get("labels")
-    if rows is None or rows % count or not hasattr(labels, "ne"):
+    sequences, labels = rows_of(inputs), inputs.get("labels")
+    if sequences is None or sequences % count or not hasattr(labels, "ne"):
         return False
-    counts = {int(portion["labels"].ne(-100).sum()) for portion in split(inputs, rows, count)}
+    counts = {int(portion["labels"].ne(-100).sum()) for portion in split(inputs, sequences, count)}
     return len(counts) == 1
 
 

@@ -24,18 +24,18 @@ def chosen() -> str | None:
 
     None where nothing was asked for. A precision that the device lacks is logged once.
     """
-    asked = state.settings().precision
-    if asked is None or asked == "fp32":
-        return asked
+    requested = state.settings().precision
+    if requested is None or requested == "fp32":
+        return requested
     kind = devices.accelerator_type()
-    precision = asked
-    if kind is None and asked == "fp16":
+    precision = requested
+    if kind is None and requested == "fp16":
         precision = "bf16"
-    elif kind is not None and asked == "bf16" and not _computes_bf16(kind):
+    elif kind is not None and requested == "bf16" and not _computes_bf16(kind):
         precision = "fp16"
-    if precision != asked:
+    if precision != requested:
         place = "the CPU" if kind is None else kind
-        log.once("warning", f"BALANCE_PRECISION={asked}: {place} does not support it; using {precision}")
+        log.once("warning", f"BALANCE_PRECISION={requested}: {place} does not support it; using {precision}")
     return precision
 
 

@@ -63,8 +63,8 @@ def splits_exactly(trainer: TrainerLike, inputs: Any, count: int) -> bool:
     """Whether `count` portions of `inputs` give the outputs of the batch in one piece."""
     import torch
 
-    rows = portions.rows_of(inputs)
-    if rows is None or rows < count or not split_exactly(trainer):
+    sequences = portions.rows_of(inputs)
+    if sequences is None or sequences < count or not split_exactly(trainer):
         return False
     labels = inputs.get("labels")
     if labels is not None:
@@ -86,9 +86,9 @@ def in_portions(
     Raises:
         CannotJoin: outputs are not by rows, or differ in more than their rows.
     """
-    rows = portions.rows_of(inputs)
-    assert rows is not None, "splits_exactly was asked"
-    parts = portions.split(inputs, rows, count)
+    sequences = portions.rows_of(inputs)
+    assert sequences is not None, "splits_exactly was asked"
+    parts = portions.split(inputs, sequences, count)
     predicted = [_moved(Predicted(*perform(part))) if to_host else Predicted(*perform(part)) for part in parts]
     sizes = [portions.rows_of(part) or 0 for part in parts]
     logits = _joined([outcome.logits for outcome in predicted], sizes)

@@ -118,11 +118,11 @@ class Rebalancer:
 
     def train_begin(self) -> None:
         self._start(STEPS_BEFORE)  # again where the Trainer looks for a batch size by itself
-        ours = held_by(self._trainer.model, self._trainer.optimizer)
+        own_bytes = held_by(self._trainer.model, self._trainer.optimizer)
         readings = self._meter.read(with_others=False)
         # Other models of this process are not the plan's, which has taken their room off.
         self._foreign = {
-            index: max(0, reading.allocated - ours.get(index, 0))
+            index: max(0, reading.allocated - own_bytes.get(index, 0))
             for index, reading in zip(self._meter.indices, readings, strict=True)
         }
 

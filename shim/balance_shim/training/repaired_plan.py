@@ -80,10 +80,10 @@ def repaired_plan(
             return RepairedPlan(better, colocations.Colocations(candidate), change)
     device_map = library_map(model, request.devices)
     if device_map is not None:
-        theirs = replace(evaluate("auto", costed, device_map, request.devices), recomputed=plan.recomputed)
-        if not _same(theirs, plan, costed):
+        library_plan = replace(evaluate("auto", costed, device_map, request.devices), recomputed=plan.recomputed)
+        if not _same(library_plan, plan, costed):
             remembered = colocations.Colocations(careful, library_map=True)
-            return RepairedPlan(theirs, remembered, "the library's own map is in force now")
+            return RepairedPlan(library_plan, remembered, "the library's own map is in force now")
     return _on_one_device(request, costed, plan, careful)
 
 

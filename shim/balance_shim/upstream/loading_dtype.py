@@ -26,9 +26,9 @@ def dtype_of(config: Any, kwargs: dict[str, Any]) -> Any:
     import torch
 
     default = "auto" if version_of("transformers") >= (5,) else None
-    asked = kwargs.get("dtype", kwargs.get("torch_dtype", default))
-    if asked == "auto":
-        asked = getattr(config, dtype_name(), None)
-    if isinstance(asked, str):
-        asked = getattr(torch, asked, None)
-    return asked if isinstance(asked, torch.dtype) else torch.get_default_dtype()
+    requested = kwargs.get("dtype", kwargs.get("torch_dtype", default))
+    if requested == "auto":
+        requested = getattr(config, dtype_name(), None)
+    if isinstance(requested, str):
+        requested = getattr(torch, requested, None)
+    return requested if isinstance(requested, torch.dtype) else torch.get_default_dtype()

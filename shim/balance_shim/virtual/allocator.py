@@ -191,15 +191,15 @@ class CachingAllocator:
         if self.settings.max_split_size is None or self.settings.expandable_segments:
             return False
         least = max(size, self._never_split)
-        whole = [block for _, _, block in pool.free if block.is_segment and block.size >= self._never_split]
-        enough = next((block for block in whole if block.size >= least), None)
+        free_segments = [block for _, _, block in pool.free if block.is_segment and block.size >= self._never_split]
+        enough = next((block for block in free_segments if block.size >= least), None)
         if enough is not None:
             self._release(enough)
             return True
         total = 0
-        while whole and total < least:
-            total += whole[-1].size
-            self._release(whole.pop())
+        while free_segments and total < least:
+            total += free_segments[-1].size
+            self._release(free_segments.pop())
         return total >= least
 
     def _collect_garbage(self) -> None:

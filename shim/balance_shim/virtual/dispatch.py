@@ -208,8 +208,8 @@ def _one_by_one(func: torch._ops.OpOverload, args: Sequence[Any], kwargs: dict[s
     length = next(len(arg) for arg in args if isinstance(arg, (list, tuple)) and isinstance(arg[0], torch.Tensor))
 
     def at(value: Any, position: int) -> Any:
-        whole = not isinstance(value, (list, tuple)) or len(value) != length
-        return value if whole else [value[position]]
+        is_shared = not isinstance(value, (list, tuple)) or len(value) != length
+        return value if is_shared else [value[position]]
 
     results = []
     for position in range(length):

@@ -214,9 +214,9 @@ def _exchange(tensor: torch.Tensor, fresh: torch.Tensor) -> None:
     hooks = tensor._backward_hooks, tensor._post_accumulate_grad_hooks
     is_shared = tensor._use_count() > 1  # type: ignore[attr-defined]  # not in torch's stubs
     for name in ("__class__", "__dict__"):
-        ours, theirs = getattr(tensor, name), getattr(fresh, name)
-        setattr(tensor, name, theirs)
-        setattr(fresh, name, ours)
+        attribute, fresh_attribute = getattr(tensor, name), getattr(fresh, name)
+        setattr(tensor, name, fresh_attribute)
+        setattr(fresh, name, attribute)
     torch._C._swap_tensor_impl(tensor, fresh)
     tensor.__dict__.update(attributes)
     if hooks[0] is not None:  # setting them registers them with the new inside

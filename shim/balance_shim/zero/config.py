@@ -78,22 +78,22 @@ def for_training(script: Any) -> tuple[Config, list[str]]:
         SettingError: the config cannot be read, or asks for another stage.
     """
     settings = state.settings()
-    ours = own(settings.offload)
+    own_config = own(settings.offload)
     if isinstance(script, Mapping):
-        theirs = zero_config_file.checked(dict(script), "the DeepSpeed config of the script")
+        user_config = zero_config_file.checked(dict(script), "the DeepSpeed config of the script")
     elif script:
-        theirs = zero_config_file.read(os.fspath(script), "the DeepSpeed config of the script")
+        user_config = zero_config_file.read(os.fspath(script), "the DeepSpeed config of the script")
     else:
-        theirs = zero_config_file.of_accelerate(os.environ)
-    theirs = merged(theirs, settings.zero_config or {})
-    config = merged(ours, theirs)
+        user_config = zero_config_file.of_accelerate(os.environ)
+    user_config = merged(user_config, settings.zero_config or {})
+    config = merged(own_config, user_config)
     config["zero_optimization"]["stage"] = 3
     if config.get("train_batch_size") == "auto":
         # transformers would fill in what it believes the number of processes to be.
         del config["train_batch_size"]
-    if "optimizer" in theirs:
+    if "optimizer" in user_config:
         config.pop("zero_force_ds_cpu_optimizer", None)
-    return config, missing(ours, theirs) if theirs else []
+    return config, missing(own_config, user_config) if user_config else []
 
 
 def for_loading(dtype: Any) -> Config:
@@ -124,14 +124,14 @@ def merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> Config:
     return result
 
 
-def missing(ours: Mapping[str, Any], theirs: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """Return the full names of the keys that `theirs` does not have, such as "zero_optimization.stage"."""
+def missing(config: Mapping[str, Any], other: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Return the full names of the keys of `config` that `other` does not have, such as "zero_optimization.stage"."""
     names = []
-    for name, value in ours.items():
-        if name not in theirs:
+    for name, value in config.items():
+        if name not in other:
             names.append(prefix + name)
-        elif isinstance(value, Mapping) and isinstance(theirs[name], Mapping):
-            names += missing(value, theirs[name], f"{prefix}{name}.")
+        elif isinstance(value, Mapping) and isinstance(other[name], Mapping):
+            names += missing(value, other[name], f"{prefix}{name}.")
     return names
 
 

@@ -51,7 +51,7 @@ def check_clipping(accelerator: Any, max_norm: Any) -> None:
         BalanceError: the config has no `gradient_clipping`, or another.
     """
     plugin = getattr(accelerator.state, "deepspeed_plugin", None)
-    if plugin is None or not any(plugin is ours for ours in _ours):
+    if plugin is None or not any(plugin is own for own in _ours):
         return
     clipping = plugin.deepspeed_config.get("gradient_clipping")
     if clipping != float(max_norm):
@@ -64,7 +64,7 @@ def refuse_clipping_by_value(accelerator: Any) -> None:
     Raises:
         BalanceError: always, under a plugin of ours.
     """
-    if any(getattr(accelerator.state, "deepspeed_plugin", None) is ours for ours in _ours):
+    if any(getattr(accelerator.state, "deepspeed_plugin", None) is own for own in _ours):
         raise zero_support.refusal("clip_by_value")
 
 

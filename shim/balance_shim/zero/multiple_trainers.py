@@ -36,7 +36,7 @@ def take_over(trainer: TrainerLike) -> None:
     """Have the state be that of `trainer`, which is about to train or evaluate."""
     from accelerate.state import AcceleratorState
 
-    ours = _STATE.of(trainer)
-    if ours is not None:
-        AcceleratorState._shared_state.update(ours)
+    accelerator_state = _STATE.of(trainer)
+    if accelerator_state is not None:
+        AcceleratorState._shared_state.update(accelerator_state)
         trainer.args.deepspeed_plugin.set_deepspeed_weakref()

@@ -38,9 +38,9 @@ def use_folders_of_first_rank(arguments: TrainingArgumentsLike) -> None:
         return
     _arguments_made += 1
     store, key = process_group.store(), f"balance_shim/folders/{_arguments_made}"
-    ours = {name: getattr(arguments, name) for name in FOLDERS if isinstance(getattr(arguments, name, None), str)}
+    folders = {name: getattr(arguments, name) for name in FOLDERS if isinstance(getattr(arguments, name, None), str)}
     if dist.get_rank() == 0:
-        store.set(key, json.dumps(ours))
+        store.set(key, json.dumps(folders))
         return
     try:
         store.wait([key], timedelta(seconds=PATIENCE))
@@ -50,10 +50,10 @@ def use_folders_of_first_rank(arguments: TrainingArgumentsLike) -> None:
             "output_dir. Let every rank make the same TrainingArguments"
         )
         return
-    theirs = json.loads(store.get(key))
-    for name, value in theirs.items():
-        if value != ours.get(name, value):
-            log.debug(f"rank {dist.get_rank()}: {name}={value!r} of rank 0 instead of {ours[name]!r}")
+    first_rank_folders = json.loads(store.get(key))
+    for name, value in first_rank_folders.items():
+        if value != folders.get(name, value):
+            log.debug(f"rank {dist.get_rank()}: {name}={value!r} of rank 0 instead of {folders[name]!r}")
             setattr(arguments, name, value)
 
 

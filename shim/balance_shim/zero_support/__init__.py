@@ -13,7 +13,7 @@ __all__ = ["AREAS", "TABLE", "Area", "Combination", "Outcome", "refusal", "sente
 
 # In the order of the page.
 TABLE: dict[str, Combination] = {
-    each.key: each for each in (*launching.ROWS, *configuration.ROWS, *models.ROWS, *training.ROWS)
+    combination.key: combination for combination in (*launching.ROWS, *configuration.ROWS, *models.ROWS, *training.ROWS)
 }
 
 

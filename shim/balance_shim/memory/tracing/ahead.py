@@ -64,9 +64,9 @@ def _trained(shape: tuple[int, ...], dtype: torch.dtype, machine: Machine) -> to
     return traced(torch.empty(shape, dtype=dtype, device="meta"), 0, machine).requires_grad_()
 
 
-def _lengthened(rows: torch.Tensor, tokens: int, value: int) -> torch.Tensor:
-    front = torch.full((rows.shape[0], tokens), value, dtype=rows.dtype, device=rows.device)
-    return torch.cat((front, rows), dim=1) if rows.dim() == 2 else rows
+def _lengthened(values: torch.Tensor, tokens: int, value: int) -> torch.Tensor:
+    front = torch.full((values.shape[0], tokens), value, dtype=values.dtype, device=values.device)
+    return torch.cat((front, values), dim=1) if values.dim() == 2 else values
 
 
 def _with_keys_and_values(model: nn.Module, inputs: dict[str, Any], tokens: int, machine: Machine) -> dict[str, Any]:
@@ -81,8 +81,8 @@ def _with_keys_and_values(model: nn.Module, inputs: dict[str, Any], tokens: int,
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     dtype = next(parameter.dtype for parameter in model.parameters() if parameter.is_floating_point())
-    rows, cache = ids.shape[0], DynamicCache()
-    flat = _trained((rows, tokens, 2 * len(layers), heads, width), dtype, machine)
+    batch_size, cache = ids.shape[0], DynamicCache()
+    flat = _trained((batch_size, tokens, 2 * len(layers), heads, width), dtype, machine)
     keys_and_values = flat.permute(2, 0, 3, 1, 4).split(2)
     for number, (layer, (keys, values)) in enumerate(zip(layers, keys_and_values, strict=True)):
         place = keys.device if isinstance(layer, PassOn) else next(layer.parameters()).device

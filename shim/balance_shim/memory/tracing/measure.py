@@ -114,8 +114,8 @@ def _work(blocks: Sequence[Block], devices: Mapping[str, int], held: Mapping[int
             return PREVIOUS if source == ahead != 0 else first_on.get(source, INPUTS)
 
         result[block.name] = device_work.of_block(name_of)
-    whole = held[0].work if 0 in held else None
-    result[INPUTS] = BlockWork() if whole is None else whole.of_block(lambda source: first_on.get(source, INPUTS))
+    combined = held[0].work if 0 in held else None
+    result[INPUTS] = BlockWork() if combined is None else combined.of_block(lambda source: first_on.get(source, INPUTS))
     return result
 
 

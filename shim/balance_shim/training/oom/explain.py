@@ -66,7 +66,7 @@ def explain(trainer: TrainerLike, model: "nn.Module", plan: Plan | None, failure
     remedies = attempt("looking for what fits", what_fits, scene, trainer, default=[], instead=planned_again)
 
     def in_words(say: Say) -> str:
-        aligned = table([say(word) for word in HEADER], rows).replace("\n", "\n  ")
+        aligned = table([say(heading) for heading in HEADER], rows).replace("\n", "\n  ")
         return "\n  ".join(map(say, [headline, *reasons, aligned, *remedies]))
 
     facts = {
@@ -104,7 +104,7 @@ def _headline(scene: Scene, trainer: TrainerLike) -> str:
         location = Message(" ({blocks})", blocks=_on_device(scene))
     inside = Message(" (block {name})", name=block) if block and block != place.module else ""
     sizes = (scene.readings[scene.failed].allocated, place.wanted, scene.meter.totals[scene.failed])
-    allocated, asked, total = format_alike(*sizes)
+    allocated, requested, total = format_alike(*sizes)
     size = f"{place.batch.rows} x {place.batch.row_tokens}"
     return Message(
         "out of memory on {device} in the {phase}{where}{inside}, step {step}{batch}: {allocated} in tensors{wanted}, "
@@ -116,7 +116,7 @@ def _headline(scene: Scene, trainer: TrainerLike) -> str:
         step=trainer.state.global_step + 1,
         batch=Message(", batch of {size} tokens", size=size) if place.batch.tokens else "",
         allocated=allocated,
-        wanted=Message(", {size} more requested", size=asked) if place.wanted else "",
+        wanted=Message(", {size} more requested", size=requested) if place.wanted else "",
         total=total,
     )
 

@@ -66,11 +66,11 @@ class Scene:
 def with_predictions(scene: Scene, trainer: TrainerLike, model: "nn.Module") -> Scene:
     """Return the scene with the prediction for the micro-batch that failed, under its map and the best one."""
     settings = state.settings()
-    ours = {index: reading.allocated for index, reading in zip(scene.meter.indices, scene.readings, strict=True)}
+    own_bytes = {index: reading.allocated for index, reading in zip(scene.meter.indices, scene.readings, strict=True)}
     places = set(scene.meter.indices)
     if scene.planned is not None:
         places = {device.device.index for device in scene.planned.devices}
-    usable = devices.inventory(settings, ours=ours, only=places)
+    usable = devices.inventory(settings, ours=own_bytes, only=places)
     workload = _workload(scene, trainer, model)
     inputs = scene.place.inputs if scene.place.batch.row_tokens else None
     case = TrainingCase.of(

@@ -55,9 +55,9 @@ class _Skipping:
         """Give the batch dummy pictures, if another rank's has some and this one's has not. Ranks do this together."""
         import torch.distributed as dist
 
-        ours = modality_sync.described(kwargs, PARTS) if kwargs.get(PARTS[0]) is not None else {}
+        own_pictures = modality_sync.described(kwargs, PARTS) if kwargs.get(PARTS[0]) is not None else {}
         of_all: list[dict[str, Any]] = [{} for _ in range(dist.get_world_size())]
-        dist.all_gather_object(of_all, ours)
+        dist.all_gather_object(of_all, own_pictures)
         pictures = [described for described in of_all if described]
         if 0 < len(pictures) < len(of_all):
             log.once("info", "some ranks have batches without pictures; they use dummy ones and discard the result")
@@ -66,7 +66,7 @@ class _Skipping:
         # Also where no rank has any: what gets no gradient would be trained with an earlier one's.
         stale = bool(self.latest) and self.trains and module.training
         text = kwargs.get("input_ids") if kwargs.get("input_ids") is not None else kwargs.get("inputs_embeds")
-        self.made = not ours and text is not None and (bool(pictures) or stale)
+        self.made = not own_pictures and text is not None and (bool(pictures) or stale)
         if not self.made:
             return None
         return args, {**kwargs, **_made(self.latest, text)}
@@ -85,9 +85,9 @@ def _made(pictures: Mapping[str, Any], text: Any) -> dict[str, Any]:
     """Return one dummy picture for each sequence in `text` (sequences x tokens), which all its tokens may look at."""
     import torch
 
-    rows, tokens = text.shape[:2]
+    batch_size, tokens = text.shape[:2]
     dummies = {name: modality_sync.made(value, text.device) for name, value in pictures.items()}
-    dummies = {name: tensor[:1].expand(rows, *tensor.shape[1:]) for name, tensor in dummies.items()}
+    dummies = {name: tensor[:1].expand(batch_size, *tensor.shape[1:]) for name, tensor in dummies.items()}
     images, tiles = dummies[PARTS[0]].shape[1:3]
-    dummies[MASK] = torch.ones(rows, tokens, images, tiles, dtype=torch.long, device=text.device)
+    dummies[MASK] = torch.ones(batch_size, tokens, images, tiles, dtype=torch.long, device=text.device)
     return dummies

@@ -125,9 +125,9 @@ class DesyncDetector:
                 self._check(pending, self._unchecked.pop(pending), self.store.multi_get(keys))
         self._unchecked.pop(step - 1, None)
 
-    def _check(self, step: int, ours: str, theirs: list[bytes]) -> None:
-        for rank, total in enumerate(theirs, start=1):
-            if total.decode() != ours:
+    def _check(self, step: int, own_total: str, totals: list[bytes]) -> None:
+        for rank, total in enumerate(totals, start=1):
+            if total.decode() != own_total:
                 raise ZeroError(
                     self._explanation()
                     or f"ranks 0 and {rank} ran different modules in step {step}; {differences.ADVICE}"
@@ -153,10 +153,10 @@ class DesyncDetector:
             if now != position or not (self.inside or self.running):
                 position, since = now, time.monotonic()
             try:
-                asked = self.store.check(["asked"])
-                if asked:
+                requested = self.store.check(["asked"])
+                if requested:
                     self._hand_in()
-                if self.rank == 0 and (asked or self._is_stuck(since)):
+                if self.rank == 0 and (requested or self._is_stuck(since)):
                     self._explain()
                 elif self._is_stuck(since):
                     self._ask()
@@ -202,9 +202,9 @@ class DesyncDetector:
             while len(notes) < self.size and time.monotonic() < deadline and not self._over.is_set():
                 for rank in range(self.size):
                     if rank not in notes and self.store.check([f"notes/{rank}"]):
-                        theirs = json.loads(self.store.get(f"notes/{rank}"))
-                        if theirs["number"] >= self.notes.number or theirs["failed"]:
-                            notes[rank] = theirs
+                        rank_notes = json.loads(self.store.get(f"notes/{rank}"))
+                        if rank_notes["number"] >= self.notes.number or rank_notes["failed"]:
+                            notes[rank] = rank_notes
                 time.sleep(POLL / 10)
         return differences.difference(notes, self.notes.names, self.notes.parameters)
 
@@ -234,11 +234,11 @@ def start(engine: Any, timeout: float) -> DesyncDetector:
         f"balance_shim/watch/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}/{_starts()}", store
     )
     rank = dist.get_rank()
-    ours = FlightRecord(
+    record = FlightRecord(
         list(subject.modules), passes.reached_in_backward(subject), rank, os.environ.get(refusal_file.FOLDER)
     )
-    watch = DesyncDetector(ours, subject, rank, dist.get_world_size(), named, min(LONGEST_PATIENCE, timeout / 3))
-    watch.hooks = [*passes.note(ours, subject), passes.BackwardHook(ours, subject, engine.optimizer)]
+    watch = DesyncDetector(record, subject, rank, dist.get_world_size(), named, min(LONGEST_PATIENCE, timeout / 3))
+    watch.hooks = [*passes.note(record, subject), passes.BackwardHook(record, subject, engine.optimizer)]
     # Ahead of those of the model itself, which belong to the pass.
     # Functions, not methods, which a script that copies its model would copy with the whole watch.
     watch.hooks += [

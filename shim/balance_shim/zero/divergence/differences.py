@@ -61,16 +61,16 @@ def _difference_of_two(
     latest = min(first["number"], other["number"])
     step = (first if first["number"] == latest else other)["step"]
     for number in (latest - 1, latest) if is_lost else (latest,):
-        ours, theirs = _pass(first, number), _pass(other, number)
-        if ours is None or theirs is None:
+        first_pass, other_pass = _pass(first, number), _pass(other, number)
+        if first_pass is None or other_pass is None:
             continue
         when = f"in an evaluation after step {-step}" if step <= 0 else f"in step {step}"
         if number < latest and step > 0:
             when = f"in the pass before step {step}"
-        finding, line = "ranks run different modules", _first_difference(rank, ours, theirs, names)
+        finding, line = "ranks run different modules", _first_difference(rank, first_pass, other_pass, names)
         if line is None:
             finding = "ranks have different backward passes"
-            line = _first_missing_gradient(rank, ours, theirs, parameters)
+            line = _first_missing_gradient(rank, first_pass, other_pass, parameters)
         if line is not None:
             return f"{finding} {when}: {line}{_inputs_of_one(first, rank, other)}; {ADVICE}"
     return None
@@ -86,59 +86,59 @@ def _pass(notes: Mapping[str, Any], number: int) -> _Pass | None:
     return None
 
 
-def _first_difference(rank: int, ours: _Pass, theirs: _Pass, names: list[str]) -> str | None:
-    place = _place(ours.modules, ours.ended, theirs.modules, theirs.ended)
+def _first_difference(rank: int, first: _Pass, other: _Pass, names: list[str]) -> str | None:
+    place = _place(first.modules, first.ended, other.modules, other.ended)
     if place is None:
         return None
-    left_out = _left_out(rank, place, ours.modules, theirs.modules, ours.last_modules, theirs.last_modules)
+    left_out = _left_out(rank, place, first.modules, other.modules, first.last_modules, other.last_modules)
     if left_out is not None:
         skips, runs, missing = left_out
         return f"rank {skips} skips {_group([names[index] for index in missing])}, which rank {runs} runs"
-    return f"rank 0 runs {names[ours.modules[place]]} where rank {rank} runs {names[theirs.modules[place]]}"
+    return f"rank 0 runs {names[first.modules[place]]} where rank {rank} runs {names[other.modules[place]]}"
 
 
-def _first_missing_gradient(rank: int, ours: _Pass, theirs: _Pass, parameters: list[str]) -> str | None:
-    place = _place(ours.gradients, ours.ended, theirs.gradients, theirs.ended)
+def _first_missing_gradient(rank: int, first: _Pass, other: _Pass, parameters: list[str]) -> str | None:
+    place = _place(first.gradients, first.ended, other.gradients, other.ended)
     if place is None:
         return None
-    left_out = _left_out(rank, place, ours.gradients, theirs.gradients, ours.last_gradients, theirs.last_gradients)
+    left_out = _left_out(rank, place, first.gradients, other.gradients, first.last_gradients, other.last_gradients)
     if left_out is not None:
         lacks, has, missing = left_out
         group = _group([parameters[index] for index in missing])
         return f"only on rank {has}, not on rank {lacks}, gradients reach {group}"
-    first_name, other_name = parameters[ours.gradients[place]], parameters[theirs.gradients[place]]
+    first_name, other_name = parameters[first.gradients[place]], parameters[other.gradients[place]]
     return f"gradients reach {first_name} on rank 0 where they reach {other_name} on rank {rank}"
 
 
 def _left_out(
-    rank: int, place: int, ours: list[int], theirs: list[int], our_last: list[int], their_last: list[int]
+    rank: int, place: int, first: list[int], other: list[int], first_last: list[int], other_last: list[int]
 ) -> tuple[int, int, list[int]] | None:
     """Return which rank leaves out modules that another one runs, from the first difference on; None where unclear.
 
     Where the rank that runs all has not come far, only the pass before tells what the other one has left out.
     """
-    mine, other = ours[place:], theirs[place:]
+    first_rest, other_rest = first[place:], other[place:]
     for skips, runs, skipped, order, last in (
-        (rank, 0, mine, other, our_last[place:]),
-        (0, rank, other, mine, their_last[place:]),
+        (rank, 0, first_rest, other_rest, first_last[place:]),
+        (0, rank, other_rest, first_rest, other_last[place:]),
     ):
         if not order:
             return skips, runs, skipped
         if not skipped or skipped[0] in order:
             continue
-        whole = last if last[:1] == skipped[:1] and order[0] in last else skipped
-        if order[0] in whole:
-            return skips, runs, whole[: whole.index(order[0])]
+        candidates = last if last[:1] == skipped[:1] and order[0] in last else skipped
+        if order[0] in candidates:
+            return skips, runs, candidates[: candidates.index(order[0])]
     return None
 
 
-def _place(ours: Sequence[int], we_ended: bool, theirs: Sequence[int], they_ended: bool) -> int | None:
+def _place(first: Sequence[int], first_ended: bool, other: Sequence[int], other_ended: bool) -> int | None:
     """Return the place of the first difference; None where both agree as far as they go."""
-    for place, (mine, other) in enumerate(zip(ours, theirs, strict=False)):
-        if mine != other:
+    for place, (entry, other_entry) in enumerate(zip(first, other, strict=False)):
+        if entry != other_entry:
             return place
-    if (len(ours) > len(theirs) and they_ended) or (len(theirs) > len(ours) and we_ended):
-        return min(len(ours), len(theirs))
+    if (len(first) > len(other) and other_ended) or (len(other) > len(first) and first_ended):
+        return min(len(first), len(other))
     return None
 
 
@@ -146,8 +146,8 @@ def _inputs_of_one(first: Mapping[str, Any], rank: int, other: Mapping[str, Any]
     """Return the inputs that only one of two ranks' batches has, as the end of a sentence; "" if none."""
     if first["number"] != other["number"]:  # one has gone on to another batch
         return ""
-    for owner, mine, theirs in ((0, first, other), (rank, other, first)):
-        more = sorted(set(mine["inputs"]) - set(theirs["inputs"]))
+    for owner, batch_notes, other_notes in ((0, first, other), (rank, other, first)):
+        more = sorted(set(batch_notes["inputs"]) - set(other_notes["inputs"]))
         if more:
             return f"; only the batch of rank {owner} has {', '.join(more)}"
     return ""

@@ -72,18 +72,18 @@ class _Towers:
         del args
         import torch.distributed as dist
 
-        ours = {part: self._described(part, kwargs) for part in self.methods if kwargs.get(part) is not None}
+        own_entries = {part: self._described(part, kwargs) for part in self.methods if kwargs.get(part) is not None}
         everyones: list[dict[str, dict[str, Any]]] = [{} for _ in range(dist.get_world_size())]
-        dist.all_gather_object(everyones, ours)
+        dist.all_gather_object(everyones, own_entries)
         self.missing = []
         for part in self.methods:
-            theirs = [batch[part] for batch in everyones if part in batch]
-            if theirs:
-                self.known[part] = min(theirs, key=size)  # no more work than need be
+            entries = [batch[part] for batch in everyones if part in batch]
+            if entries:
+                self.known[part] = min(entries, key=size)  # no more work than need be
             stale = part in self.known and self.trains and module.training
-            if part not in ours and (theirs or stale):
+            if part not in own_entries and (entries or stale):
                 self.missing.append((part, self.known[part]))
-        if any(set(batch) != set(ours) for batch in everyones):
+        if any(set(batch) != set(own_entries) for batch in everyones):
             log.once(
                 "info",
                 "some ranks have batches without pictures (or sound); they run the tower on dummy ones",

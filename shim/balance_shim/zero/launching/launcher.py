@@ -64,8 +64,8 @@ def _run(arguments: Sequence[str], folder: str) -> int:
             signal.signal(number, signal.SIG_IGN)  # all ranks have ended: there is nothing left to interrupt
         rank, failure = error.get_first_failure()
         first = failure.exitcode if failure.exitcode > 0 else 128 - failure.exitcode
-        words, code = _farewell(folder, causes[0] if causes else None)
-        _say(f"error: {words or f'rank {rank} failed (exit code {first}); the others have been ended'}")
+        message, code = _farewell(folder, causes[0] if causes else None)
+        _say(f"error: {message or f'rank {rank} failed (exit code {first}); the others have been ended'}")
         return code or first
     except SignalException as error:
         return _ended_by(error.sigval)
@@ -106,14 +106,14 @@ def _settled(context: Any, folder: str) -> Any:
     from balance_shim.zero.launching import failure_record, root_cause
 
     processes = {rank: handler.proc for rank, handler in context.subprocess_handlers.items()}
-    started, asked = time.monotonic(), False
+    started, requested = time.monotonic(), False
     while True:
         ends = [
             root_cause.RankEnd(
                 rank,
                 process.poll(),
                 failure_record.read_record(folder, rank),
-                tuple(failure_record.read_stack(folder, rank)) if asked and process.poll() is None else (),
+                tuple(failure_record.read_stack(folder, rank)) if requested and process.poll() is None else (),
             )
             for rank, process in processes.items()
         ]
@@ -123,8 +123,8 @@ def _settled(context: Any, folder: str) -> Any:
         over = time.monotonic() - started
         if cause.is_certain or over > SETTLE or all(end.exit_code is not None for end in ends):
             return cause
-        if not asked and over > ASK_AFTER and failure_record.ASK:
-            asked = True
+        if not requested and over > ASK_AFTER and failure_record.ASK:
+            requested = True
             for end in ends:
                 # Only one that has said how it answers: to any other process this signal is the end.
                 if end.exit_code is None and os.path.exists(os.path.join(folder, f"{end.rank}.stack")):

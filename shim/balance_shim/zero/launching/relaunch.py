@@ -60,10 +60,10 @@ def steps_of_slurm(environ: Mapping[str, str]) -> int:
 _BATCH_STEP = 0xFFFFFF00  # numbers from here on are SLURM's own steps: batch, extern, interactive (slurm.h)
 
 
-def has_own_launcher(words: Sequence[str]) -> bool:
-    """Whether this is the command of a program that starts the ranks itself. `words`: `sys.orig_argv`."""
+def has_own_launcher(arguments: Sequence[str]) -> bool:
+    """Whether this is the command of a program that starts the ranks itself. `arguments`: `sys.orig_argv`."""
     try:
-        named = program(words)
+        named = program(arguments)
     except Unrepeatable:
         return False
     place = _script_place(named)
@@ -88,24 +88,24 @@ def is_launcher() -> bool:
     return not is_launched(os.environ) and not is_worker() and has_own_launcher(sys.orig_argv)
 
 
-def program(words: Sequence[str]) -> list[str]:
+def program(command_line: Sequence[str]) -> list[str]:
     """Return the arguments of the interpreter that run the program again: its own options first.
 
     Args:
-        words: `sys.orig_argv`; `sys.argv` has lost the options, and at start the module's name too.
+        command_line: `sys.orig_argv`; `sys.argv` has lost the options, and at start the module's name too.
 
     Raises:
         Unrepeatable: there is no program that could be run again: `-c`, standard input, a prompt, a notebook.
     """
-    arguments = list(words[1:])
+    arguments = list(command_line[1:])
     place = _script_place(arguments)
     if place >= len(arguments):
         raise Unrepeatable(zero_support.sentence("interactive"))
-    word = arguments[place]
-    if word == "-":
+    target = arguments[place]
+    if target == "-":
         raise Unrepeatable(zero_support.sentence("standard_input"))
-    if word.startswith("-"):
-        letter, rest = _last_option(word)
+    if target.startswith("-"):
+        letter, rest = _last_option(target)
         if letter == "c":
             raise Unrepeatable(zero_support.sentence("python_c"))
         if not rest:
@@ -113,13 +113,13 @@ def program(words: Sequence[str]) -> list[str]:
         module = rest or (arguments[place] if place < len(arguments) else "")
         if module.partition(".")[0] in NOTEBOOKS:
             raise Unrepeatable(zero_support.sentence("notebook"))
-    elif os.path.basename(word) in NOTEBOOKS:
+    elif os.path.basename(target) in NOTEBOOKS:
         raise Unrepeatable(zero_support.sentence("notebook"))
     return arguments
 
 
-def command(words: Sequence[str], count: int, environ: Mapping[str, str]) -> list[str]:
-    """Return the command that starts the program of `words` (`sys.orig_argv`) `count` times on this machine.
+def command(command_line: Sequence[str], count: int, environ: Mapping[str, str]) -> list[str]:
+    """Return the command that starts the program of `command_line` (`sys.orig_argv`) `count` times on this machine.
 
     Raises:
         Unrepeatable: see `program`.
@@ -131,7 +131,7 @@ def command(words: Sequence[str], count: int, environ: Mapping[str, str]) -> lis
         rendezvous = ["--standalone"]  # a free port is looked for
     # --no-python: the ranks get the interpreter's options too, which torch.distributed.run would drop.
     return [sys.executable, LAUNCHER, *rendezvous, f"--nproc-per-node={count}", "--no-python",
-            sys.executable, *program(words)]  # fmt: skip
+            sys.executable, *program(command_line)]  # fmt: skip
 
 
 def ensure_launched() -> None:
@@ -169,17 +169,17 @@ def become(count: int, purpose: str) -> NoReturn:
     Raises:
         Unrepeatable: see `program`; or MASTER_PORT is not a port, or is in use.
     """
-    words = command(sys.orig_argv, count, os.environ)
+    argv = command(sys.orig_argv, count, os.environ)
     _check_port(os.environ)
     log.info(f"starting {counted(count, 'process')} for {purpose}")
-    _become(words, {**threads_for(count), **rank_environment.variables(os.environ)})
+    _become(argv, {**threads_for(count), **rank_environment.variables(os.environ)})
 
 
 def note_ignored_count(environ: Mapping[str, str]) -> None:
     """Log, on the first rank of this machine, that another launcher has started more or fewer than BALANCE_NPROC."""
     wanted, there = state.settings().nproc, environ.get("LOCAL_WORLD_SIZE") or environ.get("WORLD_SIZE") or "1"
-    ours = environ.get("BALANCE_SHIM_LAUNCHER")
-    if wanted is not None and not ours and there != str(wanted) and environ.get("LOCAL_RANK", "0") == "0":
+    own_launcher = environ.get("BALANCE_SHIM_LAUNCHER")
+    if wanted is not None and not own_launcher and there != str(wanted) and environ.get("LOCAL_RANK", "0") == "0":
         log.once("warning", zero_support.sentence("nproc_ignored", wanted=wanted, there=there))
 
 
@@ -215,7 +215,7 @@ def cpu_threads(count: int) -> dict[str, str]:
     return {"OMP_NUM_THREADS": str(max(1, cores // count))}
 
 
-def _become(words: list[str], variables: Mapping[str, str]) -> NoReturn:
+def _become(command: list[str], variables: Mapping[str, str]) -> NoReturn:
     for stream in (sys.stdout, sys.stderr):
         if stream is not None:
             stream.flush()
@@ -224,8 +224,8 @@ def _become(words: list[str], variables: Mapping[str, str]) -> NoReturn:
         os.chdir(folder)
     # Until the launcher can end without a traceback; it unblocks them.
     signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
-    ours = {state.SETTINGS_SAID: "1", events.BEGAN: f"{events.began():.3f}"}
-    os.execve(words[0], words, {**os.environ, **variables, **ours})
+    own_variables = {state.SETTINGS_SAID: "1", events.BEGAN: f"{events.began():.3f}"}
+    os.execve(command[0], command, {**os.environ, **variables, **own_variables})
 
 
 def _check_port(environ: Mapping[str, str]) -> None:
@@ -248,22 +248,22 @@ def _script_place(arguments: Sequence[str]) -> int:
     """Return where among the interpreter's arguments the program stands: a path, "-", "-m..." or "-c..."."""
     place = 0
     while place < len(arguments):
-        word = arguments[place]
-        if not word.startswith("-") or word == "-":
+        argument = arguments[place]
+        if not argument.startswith("-") or argument == "-":
             return place
-        if word.startswith("--"):
-            place += 2 if word == "--check-hash-based-pycs" else 1
+        if argument.startswith("--"):
+            place += 2 if argument == "--check-hash-based-pycs" else 1
             continue
-        letter, rest = _last_option(word)
+        letter, rest = _last_option(argument)
         if letter in ("m", "c"):
             return place
         place += 2 if letter in ("W", "X") and not rest else 1
     return place
 
 
-def _last_option(word: str) -> tuple[str, str]:
+def _last_option(argument: str) -> tuple[str, str]:
     """Return the letter in `word`, such as "-um", that takes an argument, and the argument if it stands there too."""
-    for place, letter in enumerate(word[1:], start=2):
+    for place, letter in enumerate(argument[1:], start=2):
         if letter in "mcWX":
-            return letter, word[place:]
+            return letter, argument[place:]
     return "", ""

@@ -71,11 +71,12 @@ def own_device() -> Any:
 
 def check(model: "nn.Module") -> None:
     """Warn if parameters of `model` are not partitioned: nothing else would show it."""
-    whole = [name for name, parameter in model.named_parameters() if not hasattr(parameter, "ds_id")]
-    if whole:
+    unpartitioned = [name for name, parameter in model.named_parameters() if not hasattr(parameter, "ds_id")]
+    if unpartitioned:
         log.warning(
-            f"every process loaded {len(whole)} parameters of {type(model).__name__} in full ({whole[0]}, ...): ZeRO-3 "
-            "partitions them when training begins, so each process needs room for the whole model"
+            f"every process loaded {len(unpartitioned)} parameters of {type(model).__name__} in full "
+            f"({unpartitioned[0]}, ...): ZeRO-3 partitions them when training begins, so "
+            "each process needs room for the whole model"
         )
 
 
@@ -92,8 +93,8 @@ def adopt_precision(config: Any = None, dtype: Any = None) -> None:
     if live is None or not hasattr(live, "trainer_config_process"):
         return
     adopted = _adopted.get(live)
-    asked = [kind for kind in ("bf16", "fp16") if live.config.get(kind, {}).get("enabled") is True]
-    if asked not in ([], [adopted]):
+    requested = [kind for kind in ("bf16", "fp16") if live.config.get(kind, {}).get("enabled") is True]
+    if requested not in ([], [adopted]):
         return
     dtype = _latest if dtype is None else dtype
     kind = {"bfloat16": "bf16", "float16": "fp16"}.get(str(dtype).rpartition(".")[2])
@@ -150,6 +151,6 @@ def _shortened(device_map: Any) -> str:
 
 
 def _refuse_quantized(cls: Any, config: Any, kwargs: dict[str, Any]) -> None:
-    asked = any(kwargs.get(name) for name in ("quantization_config", "load_in_4bit", "load_in_8bit"))
-    if asked or getattr(config, "quantization_config", None):
+    requested = any(kwargs.get(name) for name in ("quantization_config", "load_in_4bit", "load_in_8bit"))
+    if requested or getattr(config, "quantization_config", None):
         raise zero_support.refusal("quantized", cls=cls.__name__)

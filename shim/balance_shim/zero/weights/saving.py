@@ -51,8 +51,8 @@ def _save_plain(original: Callable[..., Any], model: "nn.Module", args: tuple[An
     path = args[0] if args else kwargs.get("save_directory")
     if path is None or kwargs.get("is_main_process") is False:
         return original(model, *args, **kwargs)
-    ours = attempt("finding out which rank writes", shared_paths.writes_itself, path, default=False)
-    if not ours:
+    writes = attempt("finding out which rank writes", shared_paths.writes_itself, path, default=False)
+    if not writes:
         result = original(model, *args, **{**kwargs, "is_main_process": False})
         attempt("waiting for the first rank to write", shared_paths.wait_until_written, path)
         return result

@@ -117,7 +117,7 @@ def _tell(number: int, outcome: str, error: BaseException | None = None) -> str 
     keys = [f"{key}/{rank}" for rank in range(dist.get_world_size())]
     store.wait(keys, timedelta(seconds=process_group.timeout()))
     outcomes = [json.loads(store.get(rank_key)) for rank_key in keys]
-    return next((theirs for ended, theirs in outcomes if ended == "cannot"), None)
+    return next((cause for ended, cause in outcomes if ended == "cannot"), None)
 
 
 @contextlib.contextmanager

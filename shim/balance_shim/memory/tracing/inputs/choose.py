@@ -49,10 +49,10 @@ def _seen_and_heard(wants: Wants, tokens: Batch) -> tuple[Batch, list[str]]:
     """Return pictures and sound, with the tokens as these want them, and why there are none."""
     plain = {**pictures(wants), **sound(wants)}
     try:
-        whole = of_family(wants, {**tokens, **plain})
+        inputs = of_family(wants, {**tokens, **plain})
     except CannotTrace as error:
         return {}, [str(error)]
-    return whole if plain or whole.keys() != tokens.keys() else {}, []
+    return inputs if plain or inputs.keys() != tokens.keys() else {}, []
 
 
 def _complete(wants: Wants, batch: Batch) -> Batch:

@@ -108,9 +108,9 @@ def _arguments(method: Any, wants: Wants, batch: Batch, machine: Any) -> Batch:
         for name, value in batch.items()
         if name in accepted and isinstance(value, torch.Tensor)
     }
-    for ours, theirs in (("feature_attention_mask", "input_features_mask"), ("pixel_values", "pixel_values")):
-        if theirs in accepted and theirs not in arguments and ours in batch:
-            arguments[theirs] = traced(batch[ours], 0, machine)
+    for source, alias in (("feature_attention_mask", "input_features_mask"), ("pixel_values", "pixel_values")):
+        if alias in accepted and alias not in arguments and source in batch:
+            arguments[alias] = traced(batch[source], 0, machine)
     # 4.x has no defaults for what its own forward takes from the config.
     for name in ("vision_feature_layer", "vision_feature_select_strategy"):
         if name in accepted and accepted[name].default is inspect.Parameter.empty:
