@@ -62,6 +62,14 @@ def test_long_series_keep_their_highest_value():
     assert thinned([]) == () and thinned(points[:3]) == tuple(points[:3])
 
 
+def test_no_line_crosses_a_figure_of_the_axis():
+    """A capacity just above a round number leaves that number out: its line would go through the text."""
+    curve = Curve("cuda:0", ((1, 40.0 * folders.MIB), (2, 43.0 * folders.MIB)))
+    texts = {most: curves.fluid([curve], "", {"capacity": most * folders.MIB}) for most in (230, 256)}
+    assert ">200 MiB<" in texts[256] and ">250 MiB<" not in texts[256]
+    assert ">200 MiB<" in texts[230]
+
+
 @pytest.mark.parametrize("most", [0.004, 0.9, 1, 7, 23.5, 1e3, 8.4e6])
 def test_axes_have_few_round_numbers(most):
     """Two to nine, evenly spaced, none beyond the ends."""

@@ -33,6 +33,16 @@ def test_files_of_earlier_runs_are_left_out(tmp_path):
     assert [plan.model_class for plan in run.plans] == ["LlamaForCausalLM", "Second"] and len(run.records[0].steps) == 1
 
 
+def test_impossible_figures_are_left_out(tmp_path):
+    """Bytes below 0 or beyond any memory are damage; a busy share that is none is unknown."""
+    wrong = [{"peak": -5}, {"peak": 1e300}, {"peak": 5, "total": -1}, {"peak": 7, "busy": float("nan")}]
+    steps = [{**folders.step(number), "devices": {"cuda:0": reading}} for number, reading in enumerate(wrong)]
+    folders.write(tmp_path, **{"memory.jsonl": folders.lines(steps)})
+    (record,) = folder.read(str(tmp_path)).records
+    assert [step.step for step in record.steps] == [3] and record.skipped == 3
+    assert record.highest("peak") == {"cuda:0": 7} and not record.last("busy")
+
+
 @pytest.mark.parametrize(
     ("files", "remark"),
     [

@@ -10,7 +10,7 @@ from html.parser import HTMLParser
 import pytest
 
 from balance_shim.report import folder, what_if
-from balance_shim.report.page import render
+from balance_shim.report.page import render, summary
 from balance_shim.report.recorded_plan import plan_of
 from balance_shim.report.what_if import Before, Combination, Replanned
 from tests.report import folders
@@ -170,3 +170,13 @@ def test_the_choice_of_mode_auto_is_shown(tmp_path):
     said = [folders.event("choice", "candidates", level="info", headline="auto chooses: balanced map", table=table)]
     page = page_of(tmp_path, **{"events.jsonl": folders.lines(said)})
     assert "How mode auto chose" in page and "the fastest that fits" in page and 'class="verdict good"' in page
+
+
+def test_a_column_without_a_value_is_left_out():
+    """Simulated devices of no kind have no product's name; a machine with one such card keeps the column."""
+    devices = [{"name": "npu:0", "card": "", "total": 1 << 30}, {"name": "npu:1", "card": "", "total": 1 << 31}]
+    run = folder.RunFolder("", folders.run(devices=devices), (), (), (), (), ())
+    table = summary.machine(run)["devices"]
+    assert table == {"header": ["device", "device memory"], "rows": [["npu:0", "1.0 GiB"], ["npu:1", "2.0 GiB"]]}
+    devices[1]["card"] = "NVIDIA Test"
+    assert summary.machine(run)["devices"]["header"] == ["device", "name", "device memory"]

@@ -5,13 +5,16 @@ import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from functools import cached_property
+from operator import attrgetter
+from typing import Any, NamedTuple
 
 NAME = re.compile(r"memory(?:-rank(\d+))?(?:-(\d+))?\.jsonl")
+MOST = 1 << 62  # bytes: more is damage
+SIZES = ("allocated", "reserved", "peak", "others", "total", "predicted")  # in the order of `DeviceReading`
 
 
-@dataclass(frozen=True)
-class DeviceReading:
+class DeviceReading(NamedTuple):  # a tuple, as a long training has a million of them
     """One device at the end of a step. Bytes; None where the record does not tell.
 
     Attributes:
@@ -66,22 +69,28 @@ class MemoryRecord:
 
     def highest(self, quantity: str) -> dict[str, int]:
         """Return the most of "peak", "allocated", "reserved" or "others" on each device."""
-        most: dict[str, int] = {}
-        for step in self.steps:
-            for name, reading in step.devices.items():
-                most[name] = max(most.get(name, 0), getattr(reading, quantity) or 0)
-        return most
+        value_of = attrgetter(quantity)
+        return {
+            name: max(filter(None, map(value_of, readings)), default=0) for name, readings in self._readings.items()
+        }
 
     def last(self, quantity: str) -> dict[str, Any]:
         """Return the last known `quantity` of each device."""
-        values: dict[str, Any] = {}
+        value_of = attrgetter(quantity)
+        values = {
+            name: next((value for value in map(value_of, reversed(readings)) if value is not None), None)
+            for name, readings in self._readings.items()
+        }
+        return {name: value for name, value in values.items() if value is not None}
+
+    @cached_property
+    def _readings(self) -> Mapping[str, list[DeviceReading]]:
+        """The readings of each device, in the order of the steps."""
+        readings: dict[str, list[DeviceReading]] = {}
         for step in self.steps:
-            values |= {
-                name: value
-                for name, reading in step.devices.items()
-                if (value := getattr(reading, quantity)) is not None
-            }
-        return values
+            for name, reading in step.devices.items():
+                readings.setdefault(name, []).append(reading)
+        return readings
 
 
 def read(path: str) -> MemoryRecord:
@@ -151,17 +160,13 @@ def _duration(value: Any) -> float:
 
 
 def _reading(entry: Any) -> DeviceReading:
-    def number(name: str) -> int | None:
-        value = entry.get(name)
-        return None if value is None else int(value)
-
-    busy = entry.get("busy")
-    return DeviceReading(
-        allocated=number("allocated") or 0,
-        reserved=number("reserved") or 0,
-        peak=number("peak") or 0,
-        others=number("others"),
-        total=number("total"),
-        predicted=number("predicted"),
-        busy=None if busy is None else float(busy),
-    )
+    get = entry.get
+    sizes = [None if (size := get(name)) is None else int(size) for name in SIZES]
+    if any(size is not None and not 0 <= size < MOST for size in sizes):
+        raise ValueError(sizes)
+    allocated, reserved, peak, *more = sizes
+    busy = get("busy")
+    share = None if busy is None else float(busy)
+    if share is not None and not 0 <= share <= 1:  # NaN, too
+        share = None
+    return DeviceReading(allocated or 0, reserved or 0, peak or 0, *more, share)

@@ -13,6 +13,7 @@ from .svg import DASHES, LINE_COLOURS, element, percent, picture, text, ticks
 HEIGHT, TOP, BOTTOM = 300, 22, 24  # pixels: of the chart, above its frame, and below it
 UNITS = 1000  # of the inner picture, in both directions
 MOST_POINTS = 600
+TEXT = 16  # pixels: of a text above its line, with that line's distance
 CLOSE = 0.08  # of the width: labels that are nearer to each other would meet on a narrow screen
 
 
@@ -113,7 +114,9 @@ def shapes(
         if curve.predicted is not None:
             parts.append(_line(y(curve.predicted), f"predicted l{number % len(LINE_COLOURS)}"))
     # Above their lines, inside the frame: no margin is lost on a narrow screen.
-    parts += [text(f"{level:g} {name}" if level else "0", 2, y(level * unit) - 3, css="faint") for level in levels]
+    # A line of `limits` that would go through such a text has its own, with the figure.
+    free = [level for level in levels if not any(0 < y(level * unit) - y(value) < TEXT for value in limits.values())]
+    parts += [text(f"{level:g} {name}" if level else "0", 2, y(level * unit) - 3, css="faint") for level in free]
     parts += _steps(first, last, x, axis)
     parts += [text(label, "100%", y(value) - 4, "end") for label, value in limits.items()]
     parts += _marks(marks, lambda step: min(1.0, max(0.0, x(step))))

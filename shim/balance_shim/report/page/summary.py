@@ -2,7 +2,7 @@
 
 import statistics
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ...units import format_size
@@ -51,7 +51,7 @@ def machine(run: RunFolder) -> dict[str, Any]:
     versions = {"balance_shim": info.get("balance_shim"), "python": info.get("python"), **libraries}
     return {
         "known": bool(info),
-        "devices": [_card(device) for device in info.get("devices") or () if isinstance(device, Mapping)],
+        "devices": _cards(info.get("devices") or ()),
         "host": {name: value for name, value in host.items() if value},
         "versions": {name: value for name, value in versions.items() if value},
         "workload": {
@@ -160,6 +160,15 @@ def _times(run: RunFolder) -> list[dict[str, str]]:
             rate = f"{predicted.tokens_per_second:,.0f}"
             tiles.append({"label": PAGE["tokens"], "value": rate, "note": PAGE["predicted"]})
     return tiles
+
+
+def _cards(devices: Sequence[Any]) -> dict[str, list[Any]]:
+    """Return the table without empty columns: simulated devices of no kind have no product's name."""
+    header = [PAGE["device"], PAGE["card"], PAGE["total"], PAGE["capability"]]
+    columns = zip(header, *(_card(device) for device in devices if isinstance(device, Mapping)), strict=True)
+    used = [column for column in columns if any(column[1:])]
+    heads = [column[0] for column in used]
+    return {"header": heads, "rows": [list(row) for row in zip(*(column[1:] for column in used), strict=True)]}
 
 
 def _card(card: Mapping[str, Any]) -> list[str]:
