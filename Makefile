@@ -73,6 +73,8 @@ ONCE = tests/arming/test_expandable_segments.py tests/arming/test_packaging.py t
 	tests/zero/test_rank_faults.py tests/zero/test_relaunch.py tests/zero/test_root_cause.py \
 	tests/zero/test_support.py
 DESELECT_ONCE = $(addprefix --deselect=,\
+	tests/modes/test_auto.py::test_zero3_is_started_where_it_is_predicted_to_be_fastest \
+	tests/modes/test_auto.py::test_micro_batches_in_flight_are_chosen \
 	tests/placement/test_verification.py::test_layers_that_differ_in_what_they_recompute_are_tried_out_as_they_are \
 	tests/replicas/test_training.py::test_ranks_learn_what_one_process_learns[checkpointing] \
 	tests/replicas/test_training.py::test_ranks_learn_what_one_process_learns[sft] \

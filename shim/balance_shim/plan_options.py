@@ -181,7 +181,12 @@ def read_options(argv: Sequence[str], environ: Mapping[str, str]) -> tuple[PlanO
         replicas=values.get("replicas", 1),
         mode=values.get("mode", "balanced"),
     )
-    return options, _unknown_variables(environ)
+    warnings = _unknown_variables(environ)
+    if options.chooses_remedy and options.replicas != 1:
+        warnings.append(
+            "the number of replicas is ignored: --mode auto chooses it (in a training, BALANCE_REPLICAS wins)"
+        )
+    return options, warnings
 
 
 def _overwritten_config(model: str, flag: str, output: str | None) -> list[str]:

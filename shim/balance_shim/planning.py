@@ -123,7 +123,10 @@ def limits_of(subject: Subject, options: PlanOptions) -> "Limits":
     name = type(subject.ready.model).__name__
     return Limits(
         zero3=zero_support.sentence("quantized", cls=name) if quantized else "",
-        pipeline=Message("BALANCE_PIPELINE is off") if options.settings.pipeline in ("off", 1) else "",
+        pipeline={
+            "off": Message("BALANCE_PIPELINE is off"),
+            1: Message("BALANCE_PIPELINE=1 has one micro-batch in flight"),
+        }.get(options.settings.pipeline, ""),
         in_flight=options.settings.pipeline if isinstance(options.settings.pipeline, int) else None,
         may_recompute=options.settings.gradient_checkpointing is None,
     )

@@ -195,3 +195,19 @@ def test_replicas_are_planned_on_the_weakest_share(saved):
     assert [device["name"] for device in two["devices"]] == ["cuda:0", "cuda:2"] and two["workload"]["replicated"]
     assert (alone["replicas"], alone["shares"]) == (1, [[0, 1, 2, 3]]) and not alone["workload"]["replicated"]
     assert most["replicas"] == 4
+
+
+def test_mode_auto_shows_what_it_chose(saved, tmp_path):
+    """The time is that of all replicas; ZeRO-3 has no map, so none is written and the balanced one is a comparison."""
+    arguments = ["--seq-len", "64", "--mode", "auto", "--gpus"]
+    written = tmp_path / "map.json"
+    commands = [
+        (saved / "llama", *arguments, "4xrtx4090", "--replicas", "2"),
+        (seven_billion(tmp_path), *arguments, "4xT4", "--output", str(written)),
+    ]
+    (_, replicas, warning), (code, zero3, line) = together(*commands)
+    chosen = next(row for row in replicas.splitlines() if row.startswith("  * 4 replicas"))
+    assert f"predicted step: {' '.join(chosen.split('%')[1].split()[:2])} " in replicas
+    assert "number of replicas is ignored" in warning and "micro-batches in flight " in replicas
+    assert code == 0 and "ZeRO-3 has no device map" in zero3 and "in host memory fits" in zero3
+    assert "not to fit" not in zero3 and "not written, because ZeRO-3" in line and not written.exists()

@@ -62,6 +62,12 @@ class Forecast:
             return self.choice.chosen is not None
         return self.plan is not None and not self.plan.shortfall
 
+    @property
+    def compares_map(self) -> bool:
+        """Whether the plan is only there for comparison: ZeRO-3, which was chosen, has no map."""
+        chosen = None if self.choice is None else self.choice.chosen
+        return chosen is not None and chosen.remedy in ("zero3", "zero3_offload")
+
 
 def run(arguments: Sequence[str], environ: Mapping[str, str] = os.environ) -> int:
     """Run `balance-shim plan` with these words; return the exit code: 0 it fits, 1 it does not, 2 there is no plan."""
@@ -129,6 +135,9 @@ def forecast_for(options: PlanOptions) -> Forecast:
         costed = planner.cost(request)
     remedies = what_would_fit(plan, request) if plan is not None and plan.shortfall else []
     notes = [subject.resolved.note] if subject.resolved.note else []
+    if chosen is not None and chosen.remedy in ("zero3", "zero3_offload"):
+        notes.append(Message("ZeRO-3 has no device map; the balanced map is shown for comparison"))
+        remedies = []
     if len(shares) > 1:
         assignments = [
             Message("rank {rank} on {devices}", rank=rank, devices=f"cuda:{'+'.join(map(str, share))}")
@@ -235,7 +244,7 @@ def to_text(forecast: Forecast, options: PlanOptions, say: Say = english) -> str
     """Return the tables that the command prints."""
     from ..device import table
     from ..report import forecast as report
-    from ..report.candidates import candidates_table, verdict
+    from ..report.candidates import candidates_table, name_of, verdict
     from ..report.plan_report import plan_table, shortfall_line
 
     costed, plan, baseline = forecast.costed, forecast.plan, forecast.baseline
@@ -258,7 +267,10 @@ def to_text(forecast: Forecast, options: PlanOptions, say: Say = english) -> str
         lines += [Message("candidates of mode auto:"), table_of_candidates, verdict(forecast.choice), ""]
     if plan is not None:
         lines += [Message("balanced map, predicted (GiB):"), plan_table(plan, say), report.optimum_line(plan)]
-        lines += [*_time(plan), ""]
+        lines += [*_time(plan, forecast.choice), ""]
+    if forecast.compares_map and forecast.choice is not None and forecast.choice.chosen is not None:
+        lines.append(Message("{name} fits", name=name_of(forecast.choice.chosen)))
+    elif plan is not None:
         lines.append(Message("it fits") if not plan.shortfall else shortfall_line(plan, list(forecast.remedies)))
     else:
         weights = sum(cost.weights for cost in costed.costs)
@@ -293,19 +305,20 @@ def to_text(forecast: Forecast, options: PlanOptions, say: Say = english) -> str
     return "\n".join(map(say, lines))
 
 
-def _time(plan: "Plan | None") -> list[str]:
-    """Return a line on the step time of a plan, if it is known."""
+def _time(plan: "Plan | None", choice: "Choice | None" = None) -> list[str]:
+    """Return a line on the step time of a plan, if it is known; of all replicas if `choice` has several."""
     from ..report.step_time import describe
 
-    return (
-        []
-        if plan is None or plan.step_time is None
-        else [Message("predicted step: {time}", time=describe(plan.step_time))]
-    )
+    time = None if plan is None else plan.step_time
+    if choice is not None and choice.chosen is not None and choice.chosen.remedy == "replicas":
+        time = choice.chosen.step_time
+    return [] if time is None else [Message("predicted step: {time}", time=describe(time))]
 
 
 def _missing(forecast: Forecast) -> int:
     """Return the bytes that are missing: on the fullest device, or of all devices for the weights alone."""
+    if forecast.compares_map:
+        return 0
     if forecast.plan is not None:
         return forecast.plan.shortfall
     weights = sum(cost.weights for cost in forecast.costed.costs)
@@ -321,6 +334,9 @@ def _write(forecast: Forecast, path: str) -> None:
     from .. import map_file
     from ..placement.plan import collapse
 
+    if forecast.compares_map:
+        _say(f"--output {path}: not written, because ZeRO-3 has no device map")
+        return
     if forecast.plan is None:
         _say(f"--output {path}: not written, because there is no map")
         return

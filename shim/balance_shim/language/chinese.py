@@ -73,6 +73,10 @@ MESSAGES: dict[str, str] = {
         "占用最高的设备：{device}，{most}；任何 map 的下界：{least}（本规划与下界相差不超过 {gap}）"
     ),
     "it fits": "放得下",
+    "{name} fits": "{name}：放得下",
+    "ZeRO-3 has no device map; the balanced map is shown for comparison": (
+        "ZeRO-3 没有 device map；此处的均衡 map 仅供比较"
+    ),
     "predicted not to fit{guess}: {device} {needs}, {missing} too much. What would fit: {remedies}": (
         "预测放不下{guess}：{device} {needs}，超出 {missing}。以下做法放得下：{remedies}"
     ),
@@ -140,7 +144,8 @@ MESSAGES: dict[str, str] = {
     "reason": "理由",
     "one device": "单卡",
     "balanced map": "均衡的 map",
-    "balanced map, {number} in flight": "均衡的 map，{number}同时在途",
+    "balanced map, micro-batches in flight": "均衡的 map，多个微批次同时在途",
+    "balanced map, {count} micro-batches in flight": "均衡的 map，{count} 个微批次同时在途",
     "{number} of a map": "{number}，各用一个 map",
     "ZeRO-3 on {number}": "ZeRO-3，{number}",
     "ZeRO-3 on {number}, {what} in host memory": "ZeRO-3，{number}，{what}放在主机内存",
@@ -151,8 +156,6 @@ MESSAGES: dict[str, str] = {
     "{count} ranks": "{count} 个 rank",
     "1 replica": "1 个副本",
     "{count} replicas": "{count} 个副本",
-    "1 micro-batch": "1 个微批次",
-    "{count} micro-batches": "{count} 个微批次",
     "mode auto chooses {name}: {reason}": "auto 模式选择：{name}：{reason}",
     "mode auto: nothing fits; the smallest change that would fit: {change}": (
         "auto 模式：都放不下；改动最小的可行做法：{change}"
@@ -168,11 +171,13 @@ MESSAGES: dict[str, str] = {
     "as fast as any that fits, and the simplest of these": "与放得下的最快方案一样快，并且最简单",
     "does not fit: not even its weights do": "放不下：仅权重就放不下",
     "does not fit: {fill} of the fullest device": "放不下：占用最高的设备达到 {fill}",
-    "fits, but is not the simplest that does": "放得下，但不是最简单的方案",
+    "fits; how fast it is compared to what was chosen is unknown": "放得下；与所选方案相比的速度未知",
     "{factor} times the speed of what was chosen": "速度为所选方案的 {factor} 倍",
     "hardly faster than what was chosen, which is simpler": "与所选方案相比几乎不更快，而所选方案更简单",
     "there is one micro-batch in a step": "每步只有一个微批次",
     "BALANCE_PIPELINE is off": "BALANCE_PIPELINE 为 off",
+    "BALANCE_PIPELINE=1 has one micro-batch in flight": "BALANCE_PIPELINE=1 只允许一个微批次在途",
+    "ranks would use devices that are left out here": "各进程会用到此处排除的设备",
     "{number} devices of {size}": "{number} 张 {size} 的卡",
     "{change}, with gradient checkpointing": "{change}，并开启梯度检查点",
     # Notes of plans.

@@ -4,7 +4,8 @@ import os
 from dataclasses import replace
 from typing import Any
 
-from .. import log, state
+from .. import devices, log, state
+from ..device import Device
 from ..map_file import DeviceMap
 from ..patching.guard import attempt
 from ..placement import alternatives, placed_models, planner
@@ -12,6 +13,7 @@ from ..placement.candidates import Candidate, Choice
 from ..placement.model_load import ModelLoad
 from ..replicas import rank_device, ranks
 from ..report import candidates as report
+from ..settings import MODES_OF
 from ..zero.launching import relaunch
 from . import auto_limits, placing
 from .balanced import Balanced
@@ -81,6 +83,15 @@ def choice_for(load: ModelLoad) -> Choice | None:
     usable = placing.usable_devices(load)
     if not usable:
         return None
+    larger, left_out = devices.without_display_cards(usable, state.settings(), load.max_memory)
+    if left_out:
+        choice = _choice_among(larger, load)
+        if choice.chosen is not None:
+            return choice
+    return _choice_among(usable, load)
+
+
+def _choice_among(usable: tuple[Device, ...], load: ModelLoad) -> Choice:
     limits = auto_limits.limits_for(load, usable)
     return alternatives.choice_for(placing.request_for(load, usable), limits, ranks.all_shares)
 
@@ -98,8 +109,11 @@ def _launch(chosen: Candidate) -> None:
         return
     if chosen.recomputes:
         variables["BALANCE_GRADIENT_CHECKPOINTING"] = "1"
-    before = {name: os.environ.get(name) for name in variables}
+    unused = _unused_by_ranks(variables["BALANCE_MODE"]) - variables.keys()
+    before = {name: os.environ.get(name) for name in (*variables, *unused)}
     os.environ.update(variables)
+    for name in unused:
+        os.environ.pop(name, None)
     try:
         relaunch.become(chosen.count, purpose)
     except relaunch.Unrepeatable as error:
@@ -110,6 +124,14 @@ def _launch(chosen: Candidate) -> None:
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
+
+
+def _unused_by_ranks(mode: str) -> set[str]:
+    """Return the variables that ranks in `mode` must not have: their mode, or this one, does not take them.
+
+    With `BALANCE_STRICT` a variable of another mode stops the program; and one that was reported as ignored has to be.
+    """
+    return {name for name, modes in MODES_OF.items() if mode not in modes or "auto" not in modes}
 
 
 def _on_one_device(chosen: Candidate, load: ModelLoad) -> DeviceMap | None:

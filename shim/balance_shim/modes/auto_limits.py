@@ -12,7 +12,10 @@ from ..placement.model_load import ModelLoad
 from ..processes import is_worker
 from ..zero.launching import relaunch, requirements
 
-PIPELINE_OFF = "BALANCE_PIPELINE is off, as it is by default until it has run on GPUs"
+PIPELINE_OFF = {
+    "off": "BALANCE_PIPELINE is off, as it is by default until it has run on GPUs",
+    1: "BALANCE_PIPELINE=1 has one micro-batch in flight",
+}
 
 
 def limits_for(load: ModelLoad, usable: tuple[Device, ...]) -> Limits:
@@ -22,7 +25,7 @@ def limits_for(load: ModelLoad, usable: tuple[Device, ...]) -> Limits:
     return Limits(
         replicas=launching,
         zero3=launching or _cannot_partition(load.model, usable),
-        pipeline=PIPELINE_OFF if settings.pipeline in ("off", 1) else "",
+        pipeline=PIPELINE_OFF.get(settings.pipeline, ""),
         in_flight=settings.pipeline if isinstance(settings.pipeline, int) else None,
         host_memory=_host_memory(),
         may_recompute=settings.gradient_checkpointing is None,

@@ -140,7 +140,7 @@ class Alternatives:
     def replicas(self) -> Candidate:
         """The most replicas that fit, each with a balanced map on its share."""
         candidate = self._plain_or_recomputed(self._most_replicas)
-        return replace(candidate, impossible=self.limits.replicas)
+        return replace(candidate, impossible=self.limits.replicas or candidate.impossible)
 
     def zero3(self, offloads: Sequence[Offload]) -> Candidate:
         """ZeRO-3 on all devices, with the first of `offloads` that fits."""
@@ -203,25 +203,24 @@ class Alternatives:
         return Candidate("balanced", request=request) if plan is None else _of_plan("balanced", plan, request)
 
     def _on_one(self, request: Request) -> Candidate:
-        costed = self._cost(request)
         best = Candidate("one_device", request=request)
         for device in request.devices:
-            alone = (device,)
+            alone = replace(request, devices=(device,))
+            costed = self._cost(alone)  # of this device's kernels, whichever the others need
             whole: DeviceMap = {block.name: device.index for block in costed.blocks}
-            candidate = _of_plan(
-                "one_device", evaluate("balanced", costed, whole, alone), replace(request, devices=alone)
-            )
+            candidate = _of_plan("one_device", evaluate("balanced", costed, whole, alone.devices), alone)
             if best.worst_fill is None or _beats(candidate, best):
                 best = candidate
         return replace(best, step_time=_spread(best, request.devices))
 
     def _most_replicas(self, request: Request) -> Candidate:
         best = Candidate("replicas", 2, request=request)
-        for count in range(len(request.devices), 1, -1):
+        counts = [count for count in range(len(request.devices), 1, -1) if of_shares(request, self.shares_of(count))]
+        for count in counts:
             best = self._replicas_of(request, count) or best
             if best.fits:
                 break
-        return best
+        return best if counts else replace(best, impossible=Message("ranks would use devices that are left out here"))
 
     def _replicas_of(self, request: Request, count: int) -> Candidate | None:
         """Return so many replicas; None where not even the weights of one fit its share."""

@@ -123,7 +123,7 @@ def _lost(candidate: Candidate, winner: Candidate | None) -> Candidate:
             candidate, reason=Message("does not fit: {fill} of the fullest device", fill=f"{candidate.worst_fill:.0%}")
         )
     if winner is None or not _rate(candidate) or not _rate(winner):
-        return replace(candidate, reason=Message("fits, but is not the simplest that does"))
+        return replace(candidate, reason=Message("fits; how fast it is compared to what was chosen is unknown"))
     if _rate(candidate) < _rate(winner):
         speed = f"{_rate(candidate) / _rate(winner):.2f}"
         return replace(candidate, reason=Message("{factor} times the speed of what was chosen", factor=speed))

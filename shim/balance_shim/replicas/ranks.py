@@ -87,9 +87,12 @@ def own_share() -> Share | None:
 
 
 def all_shares(ranks: int) -> tuple[Share, ...]:
-    """Return the shares of the devices of this machine among `ranks`, which are no more than there are devices."""
+    """Return the shares of the devices of this machine among `ranks`; empty where there are more ranks than devices.
+
+    The devices are those that ranks would use, without display cards: a plan of one process may have more of them.
+    """
     totals = devices.totals(state.settings())
-    return divide(totals, ranks, fast_links(tuple(totals)))
+    return divide(totals, ranks, fast_links(tuple(totals))) if ranks <= len(totals) else ()
 
 
 @lru_cache(maxsize=1)

@@ -18,7 +18,7 @@ def name_of(candidate: Candidate) -> str:
         "one_device": Message("one device"),
         "balanced": Message("balanced map"),
         "checkpointing": Message("balanced map"),
-        "pipeline": Message("balanced map, {number} in flight", number=_micro_batches(count)),
+        "pipeline": _pipeline(count),
         "replicas": Message("{number} of a map", number=_replicas(count)),
         "zero3": Message("ZeRO-3 on {number}", number=_ranks(count)),
         "zero3_offload": Message(
@@ -41,8 +41,10 @@ def _replicas(count: int) -> str:
     return Message("1 replica") if count == 1 else Message("{count} replicas", count=count)
 
 
-def _micro_batches(count: int) -> str:
-    return Message("1 micro-batch") if count == 1 else Message("{count} micro-batches", count=count)
+def _pipeline(count: int) -> str:
+    if count == 1:  # none could be tried: there is one in a step, or not even the weights fit
+        return Message("balanced map, micro-batches in flight")
+    return Message("balanced map, {count} micro-batches in flight", count=count)
 
 
 def candidates_table(choice: Choice, say: Say = english) -> str:
