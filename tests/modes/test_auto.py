@@ -21,7 +21,7 @@ model = AutoModelForCausalLM.from_pretrained({model!r}, device_map="auto")
 rows = [{{name: torch.arange(32) * (place + 1) % 500 for name in ("input_ids", "labels")}} for place in range(32)]
 trainer = Trainer(model=model, args=arguments, train_dataset=rows)
 trainer.train()
-print("trained", arguments.world_size, arguments.n_gpu, sorted({{str(parameter.device) for parameter in model.parameters()}}))
+print("trained", arguments.world_size, arguments.n_gpu, sorted({{str(weight.device) for weight in model.parameters()}}))
 if arguments.process_index == 0:
     print("losses", json.dumps([entry["loss"] for entry in trainer.state.log_history if "loss" in entry]))
 sys.exit(int(os.environ.get("ENDS", 0)))
