@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib.util
+import io
 import json
 import os
 import pty
@@ -18,6 +19,7 @@ from fcntl import ioctl
 import pytest
 
 from balance_shim.cli.main import main
+from balance_shim.report.live import view
 from balance_shim.report.live.follow import Follower
 from tests import processes
 from tests.report import folders
@@ -93,6 +95,22 @@ def test_in_a_terminal(tmp_path, columns):
     assert max(map(len, lines)) <= columns
     assert any(line.startswith("cuda:1") and line.endswith("-") and "1000.0 MiB" in line for line in lines)
     assert any(line.startswith("step 6,") for line in lines)
+
+
+@pytest.mark.skipif(not HAS_RICH, reason="the live view needs rich")
+@pytest.mark.parametrize(
+    ("columns", "heads"),
+    [(30, "device now peak"), (42, "device now peak capacity"), (60, "device now peak predicted capacity busy")],
+)
+def test_a_narrow_terminal_has_fewer_columns(tmp_path, columns, heads):
+    """None of the figures is cut; those that matter least are left out."""
+    from rich.console import Console
+
+    console = Console(width=columns, record=True, file=io.StringIO())
+    console.print(view.rich_view(Follower(str(folders.write(tmp_path))).look(), columns, unicode=True))
+    _, header, first, *_ = console.export_text().splitlines()
+    assert header.split() == heads.split() and "…" not in first
+    assert "350.0 MiB" in first and "700.0 MiB" in first
 
 
 def _in_terminal(folder, columns, **variables):

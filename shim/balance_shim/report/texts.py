@@ -96,7 +96,7 @@ PAGE: Mapping[str, str] = {
     "found_nothing": "No out-of-memory, no growth, no repair. {monitored}",
     "monitored": "Memory was monitored for {count} steps.",
     "not_monitored": "Memory was not monitored; BALANCE_MONITOR=1 records every step.",
-    "no_accelerator": "Memory was not monitored: the training ran without an accelerator.",
+    "no_accelerator": "Memory was not measured: the monitor reads accelerators, and this training ran on CPUs.",
     "remedy": "What to do",
     "messages": "Other messages ({count})",
     "since": "since step {step}",

@@ -9,13 +9,15 @@ from .follow import LiveDevice, Snapshot
 
 FULL = 0.92  # of a device: from here on it is shown as nearly full
 WIDEST_BAR = 60
+FIGURES = ("now", "peak", "predicted", "capacity", "busy")
+DISPENSABLE = (4, 2, 3)  # figures that a narrow terminal does without, in this order
 # Without the bar: device, four sizes of nine characters, busy, and two blanks between columns.
 OTHER_COLUMNS = 8 + 4 * 9 + 5 + 6 * 2
 
 
 def plain(snapshot: Snapshot) -> str:
     """Return the snapshot as text without colour."""
-    header = [TOP["device"], TOP["now"], TOP["peak"], TOP["predicted"], TOP["capacity"], TOP["busy"]]
+    header = [TOP["device"], *(TOP[name] for name in FIGURES)]
     rows = [[_name(device, snapshot), *_figures(device)] for device in snapshot.devices]
     return "\n".join([headline(snapshot), table(header, rows), *remarks(snapshot)])
 
@@ -55,18 +57,31 @@ def rich_view(snapshot: Snapshot, width: int, unicode: bool) -> Any:
     grid.add_column(TOP["device"], no_wrap=True)
     if bar >= 6:
         grid.add_column(TOP["memory"], no_wrap=True, width=bar)
-    for name in ("now", "peak", "predicted", "capacity", "busy"):
-        grid.add_column(TOP[name], justify="right", no_wrap=True)
-    for name, device in zip(names, snapshot.devices, strict=True):
+    figures = [_figures(device) for device in snapshot.devices]
+    columns = _columns(figures, width - max(map(len, [*names, TOP["device"]])))
+    for column in columns:
+        grid.add_column(TOP[FIGURES[column]], justify="right", no_wrap=True)
+    for name, device, texts in zip(names, snapshot.devices, figures, strict=True):
         style = "bold red" if device.total and device.peak >= FULL * device.total else ""
         cells = [Text(name, style=style)]
         if bar >= 6:
             cells.append(_bar(device, bar, unicode))
-        grid.add_row(*cells, *(Text(figure) for figure in _figures(device)))
+        grid.add_row(*cells, *(Text(texts[column]) for column in columns))
     age = TOP["age"].format(seconds=f"{snapshot.age:.0f} s")
     head = Text(headline(snapshot), style="bold", no_wrap=True, overflow="ellipsis")
     foot = Text(f"{age}; {TOP['quit']}", style="dim", no_wrap=True, overflow="ellipsis")
     return Group(head, grid, *(Text(line, style="yellow") for line in remarks(snapshot)), foot)
+
+
+def _columns(figures: list[list[str]], room: int) -> list[int]:
+    """Return the places in `FIGURES` of those for which a terminal has room, rather than cut all of them."""
+    needed = {
+        place: 2 + max(len(TOP[name]), *(len(texts[place]) for texts in figures)) for place, name in enumerate(FIGURES)
+    }
+    for place in DISPENSABLE:
+        if sum(needed.values()) > room:
+            del needed[place]
+    return list(needed)
 
 
 def _bar(device: LiveDevice, width: int, unicode: bool) -> Any:
