@@ -224,11 +224,19 @@ def _better(trainer: TrainerLike, outcome: Outcome, for_any_gain: bool) -> Outco
         return outcome
     if state.settings().report != "off":
         log.info(
-            f"moved {counted(len(moved.blocks), 'block')} ({format_size(moved.size)}) for this workload: fullest "
-            f"device {plan_report.worst_devices(better, actual)}",
+            f"moved {counted(len(moved.blocks), 'block')} ({format_size(moved.size)}) for this workload: "
+            f"{_shorter_step(better, actual)}fullest device {plan_report.worst_devices(better, actual)}",
             "move",
         )
     return replace(outcome, plan=better, moved=True, broken=False)
+
+
+def _shorter_step(better: Plan, now: Plan) -> str:
+    """Return by what the step is shorter, if that is why blocks move; "" otherwise."""
+    new, old = better.step_time, now.step_time
+    if better.workload.in_flight < 2 or new is None or old is None or new.seconds >= old.seconds:
+        return ""
+    return f"predicted step {new.seconds:.3g} s instead of {old.seconds:.3g} s, "
 
 
 def worth_moving(now: Plan, better: Plan) -> bool:
