@@ -1,8 +1,11 @@
 """The clock: when operations start and end by CUDA's rules."""
 
+import json
+
 import pytest
 
 from balance_shim.device_rules.kinds import kind_named, kind_of_product
+from balance_shim.timing import measured
 from balance_shim.timing.clock import Clock, step_time
 from balance_shim.timing.rates import HostRates, Operation, rates_of
 
@@ -80,3 +83,18 @@ def test_kinds_are_recognised_by_the_name_of_the_driver(product, name):
     """The whole name: relatives of a card have other rates."""
     kind = kind_of_product(product)
     assert (kind and kind.name) == name
+
+
+@pytest.mark.parametrize(
+    "stored", ["{", "[]", '{"X": -5}', '{"X": {"memory": -1, "launch": NaN}}', '{"X": {"memory": "fast", "new": 1}}']
+)
+def test_a_damaged_store_of_measured_rates_is_as_good_as_none(tmp_path, stored):
+    """Nothing in it can turn the rates of the table into what is no rate; good figures next to bad ones count."""
+    kind = kind_named("RTX4090")
+    (tmp_path / measured.FILE).write_text(stored.replace("X", kind.product), encoding="utf-8")
+    assert measured.rates_for(kind.product, kind, tmp_path) == rates_of(kind)
+    mended = {"A": 3, kind.product: {"float16": 1e14, "memory": -1}}
+    (tmp_path / measured.FILE).write_text(json.dumps(mended), encoding="utf-8")
+    measured._read.cache_clear()
+    rates = measured.rates_for(kind.product, kind, tmp_path)
+    assert (rates.float16, rates.memory, rates.measured) == (1e14, kind.rates.memory, True)

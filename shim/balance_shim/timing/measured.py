@@ -6,10 +6,12 @@ name, those that are only planned for included.
 
 import contextlib
 import json
+import math
 import os
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from ..device_rules.kinds import DeviceKind
 from .rates import DeviceRates, HostRates, rates_of
@@ -50,6 +52,8 @@ def rates_for(product: str, kind: DeviceKind | None, folder: Path | None) -> Dev
     if measured is None:
         return nominal
     values = {name: value for name, value in asdict(measured).items() if value}
+    if not values:
+        return nominal
     if nominal is not None:
         return replace(nominal, measured=True, **values)
     needed = ("float16", "bfloat16", "float32", "memory")
@@ -88,8 +92,20 @@ def read(folder: Path | None) -> dict[str, Measured]:
 def _read(path: Path, _: int) -> dict[str, Measured]:
     with contextlib.suppress(OSError, ValueError, TypeError, AttributeError):
         content = json.loads(path.read_text(encoding="utf-8"))
-        return {product: Measured(**rates) for product, rates in content.items()}
+        return {product: _usable(rates) for product, rates in content.items() if isinstance(rates, dict)}
     return {}
+
+
+def _usable(rates: dict[str, Any]) -> Measured:
+    """Return those of the stored rates that are rates: the file may be damaged, edited, or of another version."""
+    names = {field.name for field in fields(Measured)}
+    return Measured(
+        **{
+            name: float(rate)
+            for name, rate in rates.items()
+            if name in names and type(rate) in (int, float) and 0 < rate < math.inf
+        }
+    )
 
 
 def write(folder: Path, measured: dict[str, Measured]) -> Path:
