@@ -164,9 +164,9 @@ def _reading(entry: Any) -> DeviceReading:
     sizes = [None if (size := get(name)) is None else int(size) for name in SIZES]
     if any(size is not None and not 0 <= size < MOST for size in sizes):
         raise ValueError(sizes)
-    allocated, reserved, peak, *more = sizes
+    allocated, reserved, peak, others, total, predicted = sizes
     busy = get("busy")
     share = None if busy is None else float(busy)
     if share is not None and not 0 <= share <= 1:  # NaN, too
         share = None
-    return DeviceReading(allocated or 0, reserved or 0, peak or 0, *more, share)
+    return DeviceReading(allocated or 0, reserved or 0, peak or 0, others, total, predicted, share)
