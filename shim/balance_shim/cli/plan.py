@@ -5,68 +5,22 @@ import os
 import sys
 import traceback
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from .. import log, planning
-from ..errors import BalanceError, ModelError, UsageError
-from ..language.message import Joined, Message
+from ..errors import BalanceError, UsageError
+from ..language.message import Message
 from ..language.speaker import Say, english, language_of, speaker
-from ..memory.cost import TRACED
 from ..output import show
-from ..plan_options import PRECISIONS, PlanOptions, read_options, reserve_text
+from ..plan_options import PlanOptions, read_options, reserve_text
 from ..units import format_size
+from .forecast import Forecast, forecast_for
 
 if TYPE_CHECKING:
-    from ..device import Device
-    from ..placement.baseline import Baseline
     from ..placement.candidates import Choice
-    from ..placement.costed_model import CostedModel
     from ..placement.plan import Plan
-    from ..replicas.shares import Share
 
 FITS, DOES_NOT_FIT, NO_PLAN = 0, 1, 2
-
-
-@dataclass(frozen=True)
-class Forecast:
-    """Everything that the command prints.
-
-    Attributes:
-        costed: the model with what it takes in training.
-        dtype: what weights are loaded in, by its short name.
-        devices: what was planned for.
-        plan: None when not even the weights fit.
-        baseline: the library's own map; None when it makes none.
-        baseline_failure: why it does not.
-        remedies: what would fit, where the plan does not.
-        notes: what was supposed on the way, a line each.
-        shares: the devices of each replica; the plan is for the share with the least memory.
-        choice: what mode `auto` chose; the plan is for that, where it is a map. None: it was not asked.
-    """
-
-    costed: "CostedModel"
-    dtype: str
-    devices: "tuple[Device, ...]"
-    plan: "Plan | None"
-    baseline: "Baseline | None"
-    baseline_failure: str
-    remedies: tuple[str, ...]
-    notes: tuple[str, ...]
-    shares: "tuple[Share, ...]"
-    choice: "Choice | None" = None
-
-    @property
-    def fits(self) -> bool:
-        if self.choice is not None:
-            return self.choice.chosen is not None
-        return self.plan is not None and not self.plan.shortfall
-
-    @property
-    def compares_map(self) -> bool:
-        """Whether the plan is only there for comparison: ZeRO-3, which was chosen, has no map."""
-        chosen = None if self.choice is None else self.choice.chosen
-        return chosen is not None and chosen.remedy in ("zero3", "zero3_offload")
 
 
 def run(arguments: Sequence[str], environ: Mapping[str, str] = os.environ) -> int:
@@ -92,100 +46,6 @@ def run(arguments: Sequence[str], environ: Mapping[str, str] = os.environ) -> in
         traceback.print_exc()
         return NO_PLAN
     return FITS if forecast.fits else DOES_NOT_FIT
-
-
-def forecast_for(options: PlanOptions) -> Forecast:
-    """Return the plan that `options` ask for, and everything printed with it.
-
-    Raises:
-        BalanceError: the model cannot be built.
-    """
-    subject = planning.subject_of(options.model, options)
-
-    from ..placement import planner
-    from ..placement.alternatives import choice_for
-    from ..placement.balance import DoesNotFit
-    from ..placement.baseline import judge
-    from ..placement.remedies import saved_by_chunks, what_would_fit
-    from ..report.plan_report import chunks_line
-
-    request = planning.request_for(subject, options)
-    choice = chosen = None
-    replicas = options.replicas
-    if options.chooses_remedy:
-        choice = choice_for(request, planning.limits_of(subject, options))
-        chosen = choice.chosen
-    if chosen is not None and chosen.request is not None:
-        request = chosen.request
-        replicas = chosen.count if chosen.remedy == "replicas" else 1
-    request, shares = planning.replica_of(request, replicas)
-    ready = subject.ready
-    if len(shares) > 1:  # its map of all devices says nothing of a share
-        refusal = Message("accelerate refuses device maps in several processes")
-        ready = replace(ready, auto_map=None, auto_failure=refusal)
-    usable, workload = request.devices, request.workload
-    plan = None
-    try:
-        costed, recomputed = planner.costed_for(request)
-        plan = planner.solved(request, costed, recomputed)
-        if plan is None:
-            reason = "cannot run with its layers on several devices, as a dry run shows"
-            raise ModelError(f"{options.model}: {costed.structure.model_class} {reason}")
-    except DoesNotFit:
-        costed = planner.cost(request)
-    remedies = what_would_fit(plan, request) if plan is not None and plan.shortfall else []
-    notes = [subject.resolved.note] if subject.resolved.note else []
-    if chosen is not None and chosen.remedy in ("zero3", "zero3_offload"):
-        notes.append(Message("ZeRO-3 has no device map; the balanced map is shown for comparison"))
-        remedies = []
-    if len(shares) > 1:
-        assignments = [
-            Message("rank {rank} on {devices}", rank=rank, devices=f"cuda:{'+'.join(map(str, share))}")
-            for rank, share in enumerate(shares)
-        ]
-        notes.append(
-            Message(
-                "{number} replicas: {shares}; the map is that of the share with the least memory",
-                number=len(shares),
-                shares=Joined(", ", assignments),
-            )
-        )
-    elif options.replicas == "auto":
-        notes.append(Message("1 replica: a second one does not fit"))
-    if subject.named_dtype is None:
-        notes.append(Message("the config names no dtype, assuming bf16; set --precision"))
-    if workload.guessed:
-        notes.append(
-            Message("sequence length unknown, assuming {number} tokens; set --seq-len", number=workload.seq_len)
-        )
-    if costed.method != TRACED:
-        notes.append(Message("memory of the blocks: {method}", method=costed.method))
-    if plan is not None and plan.recomputed is not None:
-        enough = Message("as many as possible") if plan.shortfall else Message("as few as fit")
-        number = len(plan.recomputed)
-        notes.append(
-            Message("{number} layers are recomputed in the backward pass, {enough}", number=number, enough=enough)
-        )
-    if plan is not None:
-        line = chunks_line(saved_by_chunks(plan, request))
-        notes += [line] if line else []
-    # Without the shim nobody cuts up the loss or repeats keys and values.
-    alone = replace(costed.workload, loss="full")
-    is_alike = costed.workload == alone and not costed.repeats_grouped_keys
-    unchanged = replace(request.with_case(workload=alone), repeats_grouped_keys=False)
-    without = costed if is_alike else planner.cost(unchanged)
-    return Forecast(
-        costed=costed,
-        dtype=_short(subject.dtype),
-        devices=usable,
-        plan=plan,
-        baseline=judge(without, ready.auto_map, usable) if ready.auto_map is not None else None,
-        baseline_failure=ready.auto_failure,
-        remedies=tuple(remedies),
-        notes=tuple(notes),
-        shares=shares,
-        choice=choice,
-    )
 
 
 def to_json(forecast: Forecast) -> dict[str, Any]:
@@ -323,11 +183,6 @@ def _missing(forecast: Forecast) -> int:
         return forecast.plan.shortfall
     weights = sum(cost.weights for cost in forecast.costed.costs)
     return max(0, weights - sum(device.available for device in forecast.devices))
-
-
-def _short(dtype: Any) -> str:
-    name = str(dtype).removeprefix("torch.")
-    return next((short for short, full in PRECISIONS.items() if full == name), name)
 
 
 def _write(forecast: Forecast, path: str) -> None:
