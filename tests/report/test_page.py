@@ -8,7 +8,9 @@ import xml.etree.ElementTree as ET
 from html.parser import HTMLParser
 
 import pytest
+from transformers import LlamaConfig
 
+import balance_shim
 from balance_shim.report import folder, what_if
 from balance_shim.report.page import render, summary
 from balance_shim.report.recorded_plan import plan_of
@@ -142,7 +144,7 @@ def test_what_was_found_comes_with_a_remedy(tmp_path):
 
 
 def test_planned_again_from_the_folder_alone(tmp_path):
-    """The config in run.json gives transformers' own map and the table, in which longer and more take more memory."""
+    """The config in run.json gives transformers' own map and the table, whose cells are what `plan` predicts."""
     run = folder.read(str(folders.write(tmp_path)))
     replanned = what_if.replan(run)
     assert not replanned.no_before and not replanned.no_combinations and replanned.before is not None
@@ -151,6 +153,13 @@ def test_planned_again_from_the_folder_alone(tmp_path):
     assert {seq_len for seq_len, _, _ in cells} == {16, 32, 64, 128, 256}  # 256 is the model's longest
     assert cells[64, 2, False].fits and cells[64, 2, False].peak > cells[16, 1, False].peak
     assert cells[256, 8, False].peak > cells[256, 8, True].peak
+    for seq_len, batch_size, checkpointing in ((64, 2, False), (128, 4, False), (128, 4, True)):
+        planned = balance_shim.plan(
+            LlamaConfig(**folders.LLAMA), "2x4GiB", seq_len=seq_len, batch_size=batch_size, reserve=0, cache=False,
+            gradient_checkpointing=checkpointing, optimizer="adamw_torch", precision="fp32", loss="full",
+        )  # fmt: skip
+        peak = planned.worst.predicted_peak - planned.worst.device.overhead  # the folder's devices have none
+        assert cells[seq_len, batch_size, checkpointing].peak == peak
     ET.fromstring(re.search(r"<svg.*?</svg>", render.page(run, replanned), re.S)[0])
 
 

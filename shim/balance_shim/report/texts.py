@@ -77,6 +77,7 @@ PAGE: Mapping[str, str] = {
     "verdict_unfit": "predicted not to fit",
     "verdict_attention": "findings",
     "verdict_good": "no problem found",
+    "verdict_unmeasured": "no problem logged, memory not measured",
     "simulated": "simulated devices",
     "in_simulation": "in simulation",
     "incomplete": "Parts of the folder could not be read",

@@ -83,6 +83,8 @@ def _verdict(run: RunFolder) -> tuple[str, str]:
             return PAGE[key], "bad"
     if kinds & set(findings.PROBLEMS):
         return PAGE["verdict_attention"], "bad"
+    if not run.records and run.run.get("on_accelerator") is False:
+        return PAGE["verdict_unmeasured"], "neutral"
     return PAGE["verdict_good"], "good"
 
 
