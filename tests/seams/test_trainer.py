@@ -2,7 +2,7 @@
 
 import pytest
 
-from balance_shim.training.longest_batch import longest_rows
+from balance_shim.training.longest_batch import longest_examples
 from balance_shim.versions import version_of
 from tests import models
 from tests.seams.cases import results_of
@@ -81,14 +81,14 @@ def test_longest_rows():
     """Lists and plain data sets are read; transforms and other classes are not."""
     datasets = pytest.importorskip("datasets")
     examples = [{"input_ids": [1] * length} for length in (3, 9, 5)]
-    lengths = [len(example["input_ids"]) for example in longest_rows(examples, 2)]
+    lengths = [len(example["input_ids"]) for example in longest_examples(examples, 2)]
     assert lengths == [9, 5]
     plain = datasets.Dataset.from_list(examples)
-    assert [len(example["input_ids"]) for example in longest_rows(plain, 2)] == [9, 5]
-    assert [len(example["input_ids"]) for example in longest_rows(plain.with_format("torch"), 5)] == [9, 5, 3]
-    assert longest_rows(plain.with_transform(lambda batch: 1 / 0), 1) == []
-    assert longest_rows(datasets.Dataset.from_dict({"text": ["a"]}), 1) == [{"text": "a"}]
-    assert longest_rows(iter(examples), 1) == [] and longest_rows([], 1) == []
+    assert [len(example["input_ids"]) for example in longest_examples(plain, 2)] == [9, 5]
+    assert [len(example["input_ids"]) for example in longest_examples(plain.with_format("torch"), 5)] == [9, 5, 3]
+    assert longest_examples(plain.with_transform(lambda batch: 1 / 0), 1) == []
+    assert longest_examples(datasets.Dataset.from_dict({"text": ["a"]}), 1) == [{"text": "a"}]
+    assert longest_examples(iter(examples), 1) == [] and longest_examples([], 1) == []
 
 
 def test_a_placed_model_is_not_copied_to_other_devices(results):

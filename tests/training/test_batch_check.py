@@ -154,7 +154,7 @@ def test_an_evaluation_is_part_of_the_plan(results):
     for predicted, peak in zip(case["predicted"], case["peaks"], strict=True):
         assert peak == pytest.approx(predicted, rel=0.04, abs=64 << 10)
     assert any(
-        "evaluation (4 x 200 tokens, logits, kept for 10 rows) decides the peak" in note for note in case["notes"]
+        "evaluation (4 x 200 tokens, logits, kept for 10 sequences) decides the peak" in note for note in case["notes"]
     )
     assert max(case["peaks"]) < 0.97 * max(plain["peaks"])
     assert case["losses"] == pytest.approx(plain["losses"], **SAME)

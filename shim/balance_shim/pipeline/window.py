@@ -239,10 +239,10 @@ def _runs_whole(step: StepRuns, inputs: Any) -> bool:
 
 def _pieces(step: StepRuns, inputs: Any, most: int) -> list[Any]:
     """Return at most `most` parts of a micro-batch to have in flight; none where it is not to be split."""
-    rows = portions.rows_of(inputs)
-    if most == 1 or not rows or rows < 2 or in_flight.reason_against(step.trainer):
+    sequences = portions.sequences_in(inputs)
+    if most == 1 or not sequences or sequences < 2 or in_flight.reason_against(step.trainer):
         return []
-    count = min(most, rows)
+    count = min(most, sequences)
     if not _runs_whole(step, inputs):
         return []
     if not portions.splits_exactly(step.trainer, inputs, count, step.counted):
@@ -252,7 +252,7 @@ def _pieces(step: StepRuns, inputs: Any, most: int) -> list[Any]:
             "tokens that the Trainer counts, with sequences independent of each other; set gradient_accumulation_steps",
         )
         return []
-    return portions.split(inputs, rows, count)
+    return portions.split(inputs, sequences, count)
 
 
 def _give_way(step: StepRuns, failure: Exception, count: int, began: bool) -> int:

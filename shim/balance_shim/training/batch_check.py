@@ -215,7 +215,7 @@ class BatchCheck:
 
     def _in_portions(self, batch: dict[str, Any], counted: bool, undivided: Outcome) -> int:
         """Return the least number of portions with which `batch` fits; 1, with a warning, if there is none."""
-        sequences = portions.rows_of(batch) or 1
+        sequences = portions.sequences_in(batch) or 1
         counts = [
             number
             for number in range(2, sequences + 1)
@@ -271,7 +271,7 @@ class BatchCheck:
 
     def _portion(self, count: int, batch: dict[str, Any], sequences: int) -> Request:
         """Return the request for the largest of `count` portions of `batch`."""
-        largest = max(portions.split(batch, sequences, count), key=lambda portion: portions.rows_of(portion) or 0)
+        largest = max(portions.split(batch, sequences, count), key=lambda portion: portions.sequences_in(portion) or 0)
         request = self._request(largest)
         # Behind the first portion there are gradients, as with accumulation.
         return request.with_workload(accumulation=count * request.workload.accumulation)

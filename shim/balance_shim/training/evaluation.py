@@ -27,19 +27,23 @@ def evaluation_of(trainer: TrainerLike, workload: Workload) -> tuple[Evaluation 
     if batch is None and workload.guessed:
         return None, None
     shape = tuple(getattr(None if batch is None else batch.get("input_ids"), "shape", ()))
-    rows, tokens = shape if len(shape) == 2 else (size, workload.seq_len)
+    sequences, tokens = shape if len(shape) == 2 else (size, workload.seq_len)
     loss_only = trainer.compute_metrics is None  # as `Trainer.evaluate` has it
-    return evaluation_with(trainer, int(rows), int(tokens), loss_only, _longest(datasets, size)), batch
+    return evaluation_with(trainer, int(sequences), int(tokens), loss_only, _longest(datasets, size)), batch
 
 
-def evaluation_with(trainer: TrainerLike, rows: int, tokens: int, loss_only: bool, all_rows: int) -> Evaluation:
-    """Return the evaluation of `all_rows` sequences in batches of `rows` x `tokens`.
+def evaluation_with(
+    trainer: TrainerLike, sequences: int, tokens: int, loss_only: bool, all_sequences: int
+) -> Evaluation:
+    """Return the evaluation of `all_sequences` sequences in batches of `sequences` x `tokens`.
 
     Args:
         loss_only: whether the evaluation loop is asked for the loss alone.
     """
     joined = bool(getattr(trainer.args, "eval_do_concat_batches", True))
-    return Evaluation(rows, tokens, _returns(trainer, loss_only), _kept_rows(trainer, all_rows, rows), joined)
+    return Evaluation(
+        sequences, tokens, _returns(trainer, loss_only), _kept_sequences(trainer, all_sequences, sequences), joined
+    )
 
 
 def _datasets(datasets: Any) -> list[Any]:
@@ -64,13 +68,13 @@ def _returns(trainer: TrainerLike, loss_only: bool) -> Literal["loss", "logits",
     return "logits"
 
 
-def _kept_rows(trainer: TrainerLike, all_rows: int, size: int) -> int:
+def _kept_sequences(trainer: TrainerLike, all_sequences: int, size: int) -> int:
     """Return the number of sequences whose outputs accumulate on the device, in batches of `size`."""
     arguments = trainer.args
     every = arguments.eval_accumulation_steps
     if getattr(arguments, "batch_eval_metrics", False):
         every = 1
-    return all_rows if every is None else min(all_rows, size * max(1, int(every)))
+    return all_sequences if every is None else min(all_sequences, size * max(1, int(every)))
 
 
 def _elements(batch: Mapping[str, Any]) -> int:

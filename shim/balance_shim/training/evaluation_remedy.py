@@ -24,7 +24,7 @@ class EvaluationRemedy:
     """How an evaluation runs that would not fit as it is.
 
     Attributes:
-        portions: in how many portions the rows of a batch run.
+        portions: in how many portions the sequences of a batch run.
         to_host: whether outputs go to host memory after each batch, as with `eval_accumulation_steps=1`, and after each
             portion.
     """
@@ -64,7 +64,7 @@ class EvaluationRoom:
         """Return the plan for an evaluation alone; None if its memory is unknown.
 
         Args:
-            batch: what the model gets in it; None: rows like those of training.
+            batch: what the model gets in it; None: sequences like those of training.
         """
         workload = replace(self.request.workload, evaluation=evaluation)
         request = self.request.with_case(workload=workload, evaluation_batch=batch)
@@ -89,7 +89,7 @@ class EvaluationRoom:
             return AS_IT_IS, plan
         piles_up = evaluation.returns != "loss" and evaluation.piles_up
         if piles_up:
-            evaluation = replace(evaluation, kept_rows=evaluation.batch_size)
+            evaluation = replace(evaluation, kept_sequences=evaluation.batch_size)
             alone = self.planned(evaluation, batch)
             if alone is not None and not alone.shortfall:
                 return EvaluationRemedy(to_host=True), plan
@@ -106,15 +106,17 @@ class EvaluationRoom:
         return counts[low] if low < len(counts) else 0
 
     def _fits_in(self, count: int, evaluation: Evaluation, batch: Mapping[str, Any] | None) -> bool:
-        rows = evaluation.batch_size
-        largest = -(-rows // count)
-        portion = replace(evaluation, batch_size=largest, kept_rows=largest)
+        sequences = evaluation.batch_size
+        largest = -(-sequences // count)
+        portion = replace(evaluation, batch_size=largest, kept_sequences=largest)
         if evaluation.returns == "reduced":
             # The script's function gets the whole batch: outputs of the portions stay on the device, and are joined.
-            portion = replace(portion, returns="logits", kept_rows=rows, joined=True)
+            portion = replace(portion, returns="logits", kept_sequences=sequences, joined=True)
         part = None
-        if batch is not None and portions.rows_of(batch) == rows:
-            part = max(portions.split(batch, rows, count), key=lambda candidate: portions.rows_of(candidate) or 0)
+        if batch is not None and portions.sequences_in(batch) == sequences:
+            part = max(
+                portions.split(batch, sequences, count), key=lambda candidate: portions.sequences_in(candidate) or 0
+            )
         plan = self.planned(portion, part)
         return plan is not None and not plan.shortfall
 

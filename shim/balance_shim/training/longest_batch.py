@@ -14,7 +14,7 @@ from .. import log
 from ..rng import undisturbed
 from ..upstream.trainer import TrainerLike
 
-ROWS_READ = 256  # of plain lists; enough to see the longest rows of most data sets, and read in milliseconds
+EXAMPLES_READ = 256  # of plain lists; enough to see the longest examples of most data sets, and read in milliseconds
 COLUMN_READ = 20_000  # of data sets that hold columns
 
 
@@ -28,7 +28,7 @@ def longest_batch(trainer: TrainerLike, batch_size: int, dataset: Any = None) ->
         dataset: the one to read; by default that of the training.
     """
     dataset = trainer.train_dataset if dataset is None else dataset
-    examples = longest_rows(dataset, batch_size)
+    examples = longest_examples(dataset, batch_size)
     if not examples:
         return None
     try:
@@ -47,7 +47,7 @@ def _padded(
     trainer: TrainerLike, dataset: Any, collator: Any, examples: list[Any], batch: Mapping[str, Any]
 ) -> Mapping[str, Any]:
     """Return the batch with a short row in it, which brings the mask of a batch with padding; or `batch` as it is."""
-    short = longest_rows(dataset, ROWS_READ)[-1]
+    short = longest_examples(dataset, EXAMPLES_READ)[-1]
     if _length(short) == _length(examples[0]):
         return batch
     mixed = collator([_without_unused_columns(trainer, row) for row in (*examples[:-1], short)])
@@ -125,7 +125,7 @@ def _rectangular(batch: Any) -> bool:
     return isinstance(batch, Mapping) and len(getattr(batch.get("input_ids"), "shape", ())) == 2
 
 
-def longest_rows(dataset: Any, count: int) -> list[Any]:
+def longest_examples(dataset: Any, count: int) -> list[Any]:
     """Return the `count` samples with the most tokens among the first of a data set, the longest first.
 
     Rows that are not tokenized yet are taken as they come. There are fewer where the data set has fewer.
@@ -141,7 +141,7 @@ def longest_rows(dataset: Any, count: int) -> list[Any]:
             positions.sort(key=lambda position: -len(column[position]))
         return [dataset[position] for position in positions[:count]]
     if isinstance(dataset, list):
-        return sorted(islice(dataset, ROWS_READ), key=lambda row: -_length(row))[:count]
+        return sorted(islice(dataset, EXAMPLES_READ), key=lambda row: -_length(row))[:count]
     return []
 
 
@@ -153,7 +153,7 @@ def shortest_length(dataset: Any) -> int:
             return 0
         column = dataset.select_columns(["input_ids"]).with_format(None)[: min(len(dataset), COLUMN_READ)]["input_ids"]
         return min(map(len, column), default=0)
-    examples = islice(dataset, ROWS_READ) if isinstance(dataset, list) else ()
+    examples = islice(dataset, EXAMPLES_READ) if isinstance(dataset, list) else ()
     return min(map(_length, examples), default=0)
 
 

@@ -12,8 +12,8 @@ from ..versions import version_of
 from . import portions
 from .loss_scale import LOSS_OF_A_STEP_SINCE, ignores_count
 
-# Where arguments keep the script's (rows at a time, accumulation): an attribute, as they cannot be hashed, and their
-# copies need it too.
+# Where arguments keep the script's (sequences at a time, accumulation): an attribute, as they cannot be hashed, and
+# their copies need it too.
 _ASKED = "_balance_shim_batch"
 
 
@@ -59,7 +59,7 @@ def take_largest(trainer: TrainerLike, fits: Callable[[], bool]) -> None:
             log.once("warning", f"BALANCE_MICRO_BATCH=auto: {reason}, so it stays {before}")
             break
         return
-    low, high = 0, len(sizes) - 1  # more rows take more memory: the sizes that fit are the last ones
+    low, high = 0, len(sizes) - 1  # more sequences take more memory: the sizes that fit are the last ones
     while low < high:
         middle = (low + high) // 2
         set_size(trainer, sizes[middle], effective // sizes[middle])
@@ -83,7 +83,8 @@ def set_size(trainer: TrainerLike, size: int, accumulation: int) -> None:
 def begin(trainer: TrainerLike) -> None:
     """Begin a training of `trainer`: forget the step that one before it was in when it ended, and keep its losses.
 
-    The number of `BALANCE_MICRO_BATCH` came before the trainer, which may be one whose losses or rows depend on it.
+    The number of `BALANCE_MICRO_BATCH` came before the trainer, which may be one whose losses or sequences depend
+    on it.
     """
     portions.forget(trainer)
     arguments = trainer.args
@@ -109,9 +110,9 @@ def _reason_against(trainer: TrainerLike, before: int, size: int) -> str:
         )
     if trainer.args.dataloader_drop_last:
         try:
-            rows = len(trainer.train_dataset)
+            sequences = len(trainer.train_dataset)
         except TypeError:
             return "dataloader_drop_last drops sequences per micro-batch, of a dataset of unknown length"
-        if rows // before * before != rows // size * size:
-            return f"dataloader_drop_last would drop other sequences of {rows} with micro-batches of {size}"
+        if sequences // before * before != sequences // size * size:
+            return f"dataloader_drop_last would drop others of {sequences} sequences with micro-batches of {size}"
     return ""

@@ -57,12 +57,12 @@ class Portions:
         """Return the loss of one micro-batch, its gradients added.
 
         Args:
-            run: runs forward and backward pass of some rows, and returns their loss.
+            run: runs forward and backward pass of some sequences, and returns their loss.
             counted: whether the Trainer has counted the label tokens of the step.
             least: the number of portions that this one is predicted to take.
 
         Raises:
-            Exception: what `run` raises; of an out-of-memory the first one, if the rows cannot be divided.
+            Exception: what `run` raises; of an out-of-memory the first one, if the sequences cannot be divided.
         """
         self._counted = counted
         self.count = max(self.count, least)
@@ -95,13 +95,13 @@ class Portions:
             model.zero_grad(set_to_none=True)
             free_memory()
             log.warning(
-                f"out of memory: micro-batches of {rows_of(inputs)} sequences run in {self.count} portions from now "
-                "on; the step is repeated, nothing is lost",
+                f"out of memory: micro-batches of {sequences_in(inputs)} sequences run in {self.count} portions from "
+                "now on; the step is repeated, nothing is lost",
                 "portions",
             )
 
     def _can_halve(self, trainer: TrainerLike, inputs: Inputs) -> bool:
-        sequences = rows_of(inputs)
+        sequences = sequences_in(inputs)
         return (
             sequences is not None
             and sequences >= 2 * self.count
@@ -119,7 +119,7 @@ def run_in_portions(
     trainer: TrainerLike, run: Run, model: "nn.Module", inputs: Inputs, count: int, counted: bool
 ) -> Any:
     """Return the loss of a micro-batch run in `count` portions, its gradients added, or in one if it is too small."""
-    sequences = rows_of(inputs)
+    sequences = sequences_in(inputs)
     if count == 1 or sequences is None or sequences < count:
         return run(model, inputs)
     *earlier, last = split(inputs, sequences, count)
@@ -135,9 +135,9 @@ def splits_exactly(trainer: TrainerLike, inputs: Inputs, count: int, counted: bo
     """Whether `count` portions give the result of the micro-batch in one piece, also if no setting asks for them.
 
     Then the loss has to be the sum over label tokens that the libraries divide by those of the step. A loss between
-    rows (contrastive, or that of a mixture's router) or statistics of a batch would come out otherwise.
+    sequences (contrastive, or that of a mixture's router) or statistics of a batch would come out otherwise.
     """
-    sequences = rows_of(inputs)
+    sequences = sequences_in(inputs)
     if sequences is None or sequences < count or not counted or not _is_divisible(trainer, inputs, count, counted):
         return False
     if state.settings().micro_batch is not None:
@@ -145,10 +145,10 @@ def splits_exactly(trainer: TrainerLike, inputs: Inputs, count: int, counted: bo
     function = inspect.unwrap(type(trainer).compute_loss)
     if getattr(function, "__module__", "").partition(".")[0] not in LIBRARIES or trainer.compute_loss_func is not None:
         return False
-    return inputs.get("labels") is not None and not _couples_rows(trainer.model)
+    return inputs.get("labels") is not None and not _couples_sequences(trainer.model)
 
 
-def _couples_rows(model: "nn.Module") -> bool:
+def _couples_sequences(model: "nn.Module") -> bool:
     from torch.nn.modules.batchnorm import _BatchNorm
 
     config: Any = getattr(model, "config", None)
@@ -158,11 +158,11 @@ def _couples_rows(model: "nn.Module") -> bool:
     )
 
 
-def rows_of(inputs: Inputs) -> int | None:
+def sequences_in(inputs: Inputs) -> int | None:
     """Return the number of sequences of a batch in which every value has one entry per sequence; None for any other."""
     if not isinstance(inputs, Mapping) or any(isinstance(value, Mapping) for value in inputs.values()):
         return None
-    sizes = {len(value) for value in inputs.values() if _is_by_rows(value)}
+    sizes = {len(value) for value in inputs.values() if _is_by_sequence(value)}
     return sizes.pop() if len(sizes) == 1 else None
 
 
@@ -170,12 +170,12 @@ def split(inputs: Inputs, sequences: int, count: int) -> list[dict[str, Any]]:
     """Return `count` batches of nearly equal size that together hold the sequences of `inputs`."""
     edges = [sequences * place // count for place in range(count + 1)]
     return [
-        {name: value[first:last] if _is_by_rows(value) else value for name, value in inputs.items()}
+        {name: value[first:last] if _is_by_sequence(value) else value for name, value in inputs.items()}
         for first, last in itertools.pairwise(edges)
     ]
 
 
-def _is_by_rows(value: Any) -> bool:
+def _is_by_sequence(value: Any) -> bool:
     return hasattr(value, "__len__") and not isinstance(value, (str, bytes)) and getattr(value, "ndim", 1) > 0
 
 
@@ -183,7 +183,7 @@ def _is_divisible(trainer: TrainerLike, inputs: Inputs, count: int, counted: boo
     """Whether portions give the loss of the micro-batch: losses add up, or all portions have as many labels."""
     if taken_for_scaled(trainer, counted):
         return counted and not ignores_count(trainer)
-    sequences, labels = rows_of(inputs), inputs.get("labels")
+    sequences, labels = sequences_in(inputs), inputs.get("labels")
     if sequences is None or sequences % count or not hasattr(labels, "ne"):
         return False
     counts = {int(portion["labels"].ne(-100).sum()) for portion in split(inputs, sequences, count)}

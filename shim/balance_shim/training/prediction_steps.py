@@ -1,4 +1,4 @@
-"""Prediction steps of a Trainer: replaced for an evaluation, and run in portions of their rows."""
+"""Prediction steps of a Trainer: replaced for an evaluation, and run in portions of their sequences."""
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -47,7 +47,7 @@ def split_exactly(trainer: TrainerLike) -> bool:
     """Whether prediction steps of `trainer` give the same in portions, as far as its class and model tell.
 
     The step has to be that of transformers, without generation, and the loss one that libraries average over labels.
-    A loss that couples rows (that of a mixture's router) would come out otherwise.
+    A loss that couples sequences (that of a mixture's router) would come out otherwise.
     """
     if getattr(trainer.args, "predict_with_generate", False) or trainer.compute_loss_func is not None:
         return False
@@ -63,7 +63,7 @@ def splits_exactly(trainer: TrainerLike, inputs: Any, count: int) -> bool:
     """Whether `count` portions of `inputs` give the outputs of the batch in one piece."""
     import torch
 
-    sequences = portions.rows_of(inputs)
+    sequences = portions.sequences_in(inputs)
     if sequences is None or sequences < count or not split_exactly(trainer):
         return False
     labels = inputs.get("labels")
@@ -84,13 +84,13 @@ def in_portions(
         to_host: whether logits and labels of each portion go to the host at once.
 
     Raises:
-        CannotJoin: outputs are not by rows, or differ in more than their rows.
+        CannotJoin: outputs are not by sequence, or differ in more than their sequences.
     """
-    sequences = portions.rows_of(inputs)
+    sequences = portions.sequences_in(inputs)
     assert sequences is not None, "splits_exactly was asked"
     parts = portions.split(inputs, sequences, count)
     predicted = [_moved(Predicted(*perform(part))) if to_host else Predicted(*perform(part)) for part in parts]
-    sizes = [portions.rows_of(part) or 0 for part in parts]
+    sizes = [portions.sequences_in(part) or 0 for part in parts]
     logits = _joined([outcome.logits for outcome in predicted], sizes)
     labels = _joined([outcome.labels for outcome in predicted], sizes)
     return Predicted(_mean([outcome.loss for outcome in predicted], _shares(trainer, parts)), logits, labels)

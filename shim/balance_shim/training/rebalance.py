@@ -164,7 +164,7 @@ class Rebalancer:
     def _long_enough(self) -> bool:
         """Whether the measured sequences are no shorter than the planned ones, where these are more than a guess.
 
-        Short rows need other shares of the memory than the long ones that are to come, and no map of theirs.
+        Short sequences need other shares of the memory than the long ones that are to come, and no map of theirs.
         """
         planned = self._plan.workload
         return planned.guessed or not self._size.tokens or self._size.tokens >= AS_LONG * planned.tokens
@@ -211,13 +211,15 @@ class Rebalancer:
         planned = self._plan.workload
         measured = planned
         if self._size.tokens:
-            measured = replace(planned, batch_size=self._size.rows, seq_len=self._size.row_tokens, guessed=False)
+            measured = replace(
+                planned, batch_size=self._size.sequences, seq_len=self._size.sequence_tokens, guessed=False
+            )
         if measured.loss == "chunked" and self._batch is not None and not chunked_loss.has_labels(self._batch):
             measured = replace(measured, loss="full")
         request = request_for(self._trainer, self._model, measured, self._batch, self._devices)
         seen_costs = target = self._costs(request)
         if self._size.tokens < planned.tokens and not planned.guessed and self._size.tokens:
-            # Slightly longer rows are known to come: what was measured is carried over to them.
+            # Slightly longer sequences are known to come: what was measured is carried over to them.
             _, batch = actual_workload(self._trainer, planned)
             request = request.with_case(workload=planned, batch=batch)
             target = self._costs(request)
