@@ -94,7 +94,10 @@ ALONE = {
 }
 
 
-@pytest.mark.parametrize(("act", "other_rank"), [("merge", "leave"), ("generate", "leave"), ("evaluate", "wait")])
+@pytest.mark.parametrize(
+    ("act", "other_rank"),
+    [pytest.param("merge", "leave", marks=pytest.mark.sweep), ("generate", "leave"), ("evaluate", "wait")],
+)
 def test_one_rank_alone(act, other_rank, tmp_path):
     """One line names the rank and the remedy: at once where the other rank has ended, else before the time-out."""
     models.saved_llama(tmp_path / "model", num_hidden_layers=1, vocab_size=64)

@@ -123,7 +123,7 @@ def test_saved_model_loads_without_the_shim(model_first, place):
     torch.testing.assert_close(four, alone, **CLOSE)
 
 
-@pytest.mark.parametrize("processes", [pytest.param(4, marks=pytest.mark.exhaustive), 2])
+@pytest.mark.parametrize("processes", [pytest.param(4, marks=pytest.mark.sweep), 2])
 def test_resuming_a_checkpoint(model_first, processes, tmp_path):
     """From the checkpoint of four processes after two steps, four or two go on as if nothing had been between."""
     folder, script_command = model_first
