@@ -55,23 +55,22 @@ IGNORE = $(addprefix --ignore=,$(1))
 # that of the newest libraries. Plans as texts, and measured peaks carried into plans, are behind the seams; micro-batches
 # in flight are off by default.
 ONCE = tests/arming/test_expandable_segments.py tests/arming/test_packaging.py tests/arming/test_run.py \
-	tests/cli/test_plans.py tests/device_rules tests/doctor/test_doctor.py tests/end_to_end/test_demo.py \
-	tests/end_to_end/test_gpu_check.py tests/end_to_end/test_recipes.py tests/memory/test_peak.py \
-	tests/memory/test_temporaries.py tests/monitoring/test_diagnosis.py tests/monitoring/test_history.py \
-	tests/monitoring/test_monitor.py tests/monitoring/test_trend.py tests/patching/test_guard.py \
-	tests/patching/test_import_hooks.py tests/pipeline tests/placement/test_calibration.py tests/placement/test_fits.py \
+	tests/cli/test_options.py tests/cli/test_plans.py tests/device_rules tests/doctor/test_doctor.py \
+	tests/end_to_end/test_demo.py tests/end_to_end/test_gpu_check.py tests/end_to_end/test_recipes.py \
+	tests/memory/test_peak.py tests/memory/test_temporaries.py tests/monitoring/test_diagnosis.py \
+	tests/monitoring/test_history.py tests/monitoring/test_monitor.py tests/monitoring/test_trend.py \
+	tests/patching/test_guard.py tests/patching/test_import_hooks.py tests/pipeline tests/placement/test_auto.py \
+	tests/placement/test_balance.py tests/placement/test_calibration.py tests/placement/test_fits.py \
 	tests/placement/test_movable_pieces.py tests/placement/test_solver.py tests/placement/test_timed_balance.py \
-	tests/replicas/test_launch.py \
-	tests/replicas/test_ranks.py tests/replicas/test_shares.py tests/report tests/seams/test_peft_tokens.py \
-	tests/simulation/test_allocator.py \
-	tests/simulation/test_clock.py tests/simulation/test_installation.py tests/simulation/test_memory.py \
-	tests/simulation/test_report.py tests/simulation/test_tensors.py tests/test_device_spec.py \
-	tests/test_devices.py tests/test_docs.py tests/test_map_file.py tests/test_matrix.py tests/test_messages.py \
-	tests/test_settings.py tests/test_translations.py tests/test_units.py \
-	tests/timing tests/training/test_rebalance.py tests/zero/test_combinations.py tests/zero/test_differences.py \
-	tests/zero/test_ends.py tests/zero/test_examples.py tests/zero/test_launchers.py \
-	tests/zero/test_rank_faults.py tests/zero/test_relaunch.py tests/zero/test_root_cause.py \
-	tests/zero/test_support.py
+	tests/replicas/test_launch.py tests/replicas/test_ranks.py tests/replicas/test_shares.py tests/report \
+	tests/seams/test_peft_tokens.py tests/simulation/test_allocator.py tests/simulation/test_clock.py \
+	tests/simulation/test_installation.py tests/simulation/test_memory.py tests/simulation/test_report.py \
+	tests/simulation/test_tensors.py tests/test_device_spec.py tests/test_devices.py tests/test_docs.py \
+	tests/test_map_file.py tests/test_matrix.py tests/test_messages.py tests/test_settings.py \
+	tests/test_translations.py tests/test_units.py tests/timing tests/training/test_rebalance.py \
+	tests/zero/test_combinations.py tests/zero/test_differences.py tests/zero/test_ends.py \
+	tests/zero/test_examples.py tests/zero/test_launchers.py tests/zero/test_rank_faults.py \
+	tests/zero/test_relaunch.py tests/zero/test_root_cause.py tests/zero/test_support.py
 DESELECT_ONCE = $(addprefix --deselect=,\
 	tests/modes/test_auto.py::test_zero3_is_started_where_it_is_predicted_to_be_fastest \
 	tests/modes/test_auto.py::test_micro_batches_in_flight_are_chosen \

@@ -16,6 +16,7 @@ from balance_shim.placement.planner import cost
 from balance_shim.plan_options import read_options
 from balance_shim.replicas.shares import divide
 from balance_shim.timing.step_time import StepTime
+from tests.sampling import sampled
 
 CONFIGS = {
     "0.5B": {"hidden_size": 896, "intermediate_size": 4864, "num_hidden_layers": 24, "num_attention_heads": 14,
@@ -72,7 +73,11 @@ def request_of(tmp_path_factory):
     return request
 
 
-@pytest.mark.parametrize("name", CASES)
+# Minutes of enumeration.
+LONG = ("one fast card beside slow ones", "a large model", "a large model on PCIe, nearly full")
+
+
+@pytest.mark.parametrize("name", sampled(CASES, *(name for name in CASES if name not in LONG), mark="sweep"))
 def test_the_best_remedy_is_chosen(request_of, name):
     """The remedy that a reader of the case expects, which no other way of any remedy beats, and the reasons."""
     model, options, limits, expected = CASES[name]
@@ -92,7 +97,7 @@ def test_the_best_remedy_is_chosen(request_of, name):
 
 
 def _first_of_the_fastest(rates):
-    return next((remedy for remedy in ORDER if rates.get(remedy, 0) >= max(rates.values()) * 0.98 > 0), None)
+    return next((remedy for remedy in ORDER if rates.get(remedy, 0) >= max(rates.values(), default=0) * 0.98 > 0), None)
 
 
 def _rates_of_every_way(request, limits):
