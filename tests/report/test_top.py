@@ -73,6 +73,19 @@ def test_where_there_is_no_terminal(tmp_path, capsys):
         assert not output and len(errors.splitlines()) == 1
 
 
+def test_why_a_step_failed_and_why_there_is_no_record(tmp_path, capsys):
+    """An out-of-memory is named under the table; where a training runs on CPUs, no advice to switch the monitor on."""
+    failed = folders.lines([folders.step(1), folders.step(2, unfinished=True)])
+    logged = folders.lines([folders.event("out of memory", "text", headline="out of memory on cuda:1")])
+    folder = folders.write(tmp_path / "failed", **{"memory.jsonl": failed, "events.jsonl": logged})
+    assert main(["top", "--once", str(folder)]) == 0
+    assert "the last step did not finish: out of memory on cuda:1" in capsys.readouterr().out
+    run = json.dumps(folders.run(on_accelerator=False))
+    folder = folders.write(tmp_path / "on-cpus", **{"memory.jsonl": None, "plan.json": None, "run.json": run})
+    assert main(["top", "--once", str(folder)]) == 2
+    assert "this training runs on CPUs" in capsys.readouterr().err
+
+
 def test_without_rich(tmp_path, monkeypatch, capsys):
     """A terminal gets one line that names the package and the way without it."""
     monkeypatch.setitem(sys.modules, "rich.console", None)

@@ -35,9 +35,13 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def _once(folder: str) -> int:
+    from ..report.folder import ran_on_cpus
     from ..report.live import follow, view
+    from ..report.texts import TOP
 
     snapshot = follow.Follower(folder).look()
+    if snapshot is None and ran_on_cpus(folder):
+        return _fail(TOP["no_accelerator"].format(folder=folder))
     if snapshot is None:
         fault = "has no memory.jsonl with a step in it" if os.path.isdir(folder) else "does not exist"
         return _fail(f"{folder} {fault}; train with BALANCE_REPORT={folder} BALANCE_MONITOR=1")
@@ -54,6 +58,7 @@ def _follow(folder: str, interval: float) -> int:
         from rich.text import Text
     except ImportError:
         return _fail(TOP["no_rich"])
+    from ..report.folder import ran_on_cpus
     from ..report.live import follow, view
 
     follower, console = follow.Follower(folder), Console()
@@ -62,7 +67,7 @@ def _follow(folder: str, interval: float) -> int:
     def now() -> Any:
         snapshot = follower.look()
         if snapshot is None:
-            return Text(TOP["waiting"].format(folder=folder))
+            return Text(TOP["no_accelerator" if ran_on_cpus(folder) else "waiting"].format(folder=folder))
         return view.rich_view(snapshot, console.width, unicode)
 
     live = Live(now(), console=console, auto_refresh=False)

@@ -96,6 +96,30 @@ def ranks_and_plans(path: str) -> tuple[int, tuple[PlanRecord, ...]]:
     return int(run.get("ranks") or 0), plans
 
 
+def out_of_memory(path: str) -> str:
+    """Return where the latest run in the folder ran out of memory, in a line; "" if it did not.
+
+    Raises:
+        OSError: the folder cannot be read.
+        UsageError: a newer version has written it.
+    """
+    names = sorted(os.listdir(path))
+    run = _json(path, run_record.FILE, names, [], _run) or {}
+    started = float(run.get("started") or 0)
+    logged = (event for name in names if name.startswith("events") for event in _events(path, name, started, []))
+    texts = [str(event.facts.get("headline") or event.text) for event in logged if event.kind == "out of memory"]
+    return texts[-1].splitlines()[0] if texts and texts[-1] else ""
+
+
+def ran_on_cpus(path: str) -> bool:
+    """Whether the latest run in the folder had no accelerator, so that no memory was recorded."""
+    try:
+        run = _json(path, run_record.FILE, os.listdir(path), [], _run)
+    except (OSError, UsageError):
+        return False
+    return run is not None and run.get("on_accelerator") is False
+
+
 def _run_and_plans(path: str, names: list[str], remarks: list[str]) -> tuple[Mapping[str, Any], tuple[PlanRecord, ...]]:
     run = _json(path, run_record.FILE, names, remarks, _run) or {}
     numbers = [model.get("number") for model in run.get("models") or () if isinstance(model, Mapping)]

@@ -194,6 +194,7 @@ PAGE: Mapping[str, str] = {
 
 TOP: Mapping[str, str] = {
     "waiting": "waiting for a record in {folder} (BALANCE_REPORT={folder} BALANCE_MONITOR=1)",
+    "no_accelerator": "{folder}: the monitor reads accelerators, and this training runs on CPUs",
     "device": "device",
     "memory": "memory",
     "capacity": "capacity",

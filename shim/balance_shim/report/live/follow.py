@@ -38,6 +38,7 @@ class Snapshot(NamedTuple):
         age: seconds since the record was written to.
         finding: the latest, as (step, text); None for none.
         unfinished: whether the last step failed.
+        failure: where it ran out of memory; "" for another reason.
     """
 
     step: int
@@ -47,6 +48,7 @@ class Snapshot(NamedTuple):
     devices: tuple[LiveDevice, ...]
     finding: tuple[int, str] | None
     unfinished: bool
+    failure: str
     ranks: int
 
 
@@ -130,6 +132,7 @@ class Follower:
 
     def _snapshot(self, tails: list[_Tail]) -> Snapshot:
         first = tails[0]
+        unfinished = any(tail.unfinished for tail in tails)
         times = [seconds for seconds, _ in first.recent]
         rates = [
             sum(tokens for _, tokens in tail.recent) / spent
@@ -157,9 +160,15 @@ class Follower:
             age=max(0.0, time.time() - max(tail.changed for tail in tails)),
             devices=devices,
             finding=next((tail.finding for tail in tails if tail.finding), None),
-            unfinished=any(tail.unfinished for tail in tails),
+            unfinished=unfinished,
+            failure=self._failure() if unfinished else "",
             ranks=len(tails),
         )
+
+    def _failure(self) -> str:
+        with suppress(UsageError):  # a newer version's
+            return report_folder.out_of_memory(self._folder)
+        return ""
 
     def _read_plan(self) -> None:
         """Read the number of ranks, and the busy shares of the first plan, if they were written since."""

@@ -35,7 +35,7 @@ def remarks(snapshot: Snapshot) -> list[str]:
         since, text = snapshot.finding
         lines.append(TOP["finding"].format(step=since, text=text))
     if snapshot.unfinished:
-        lines.append(TOP["ended"])
+        lines.append(f"{TOP['ended']}: {snapshot.failure}" if snapshot.failure else TOP["ended"])
     return lines
 
 
