@@ -31,7 +31,7 @@ ENDS = {
 }
 
 
-@pytest.mark.parametrize("name", sampled(ENDS, "killed rank"))
+@pytest.mark.parametrize("name", sampled(ENDS, "killed rank", mark="sweep"))
 def test_the_end_of_one_is_the_end_of_all(name, model, tmp_path):
     """Whatever ends first, within 30 seconds nothing is left of it, and the exit code says that it failed."""
     fault, sent, code, message = ENDS[name]
@@ -98,7 +98,7 @@ def test_what_cannot_be_had_is_one_line(name, tmp_path):
     assert len(lines) == 1 and expected in lines[0], done.stderr[-2000:]
 
 
-@pytest.mark.parametrize("mode", sampled(["balanced", "auto"], "balanced"))
+@pytest.mark.parametrize("mode", sampled(["balanced", "auto"], "balanced", mark="sweep"))
 def test_a_program_without_training_arguments_becomes_ranks(mode, model, tmp_path):
     """Where its first model is about to load with a device map."""
     script = tmp_path / "loop.py"
