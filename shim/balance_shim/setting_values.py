@@ -56,10 +56,19 @@ def one_of(allowed: tuple[_Choice, ...]) -> Callable[[str], _Choice]:
     return parse
 
 
+FLAGS = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
+
+
 def flag(text: str) -> bool:
-    return {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}[
-        text.lower()
-    ]
+    return FLAGS[text.lower()]
+
+
+def folder_or_off(text: str) -> str | None:
+    """Return the full path of a folder, None for off; a word such as "1" or "true" names no folder."""
+    switched_on = FLAGS.get(text.lower())
+    if switched_on:
+        raise ValueError
+    return None if switched_on is False else os.path.abspath(os.path.expanduser(text))
 
 
 def count(text: str) -> int:
@@ -120,9 +129,11 @@ def reserve(text: str) -> Reserve:
 
 
 def report(text: str) -> str:
-    if text.lower() in ("text", "off"):
-        return text.lower()
-    folder = os.path.abspath(os.path.expanduser(text))
+    if text.lower() == "text":
+        return "text"
+    folder = folder_or_off(text)
+    if folder is None:
+        return "off"
     ancestor = folder
     while not os.path.lexists(ancestor):  # what does not exist yet is made when there is something to report
         ancestor = os.path.dirname(ancestor)
@@ -142,10 +153,8 @@ def checkpointing(text: str) -> bool | str:
 
 
 def cache(text: str) -> str | None:
-    if text.lower() == "off":
-        return None
-    folder = os.path.abspath(os.path.expanduser(text))
-    if os.path.lexists(folder) and not os.path.isdir(folder):
+    folder = folder_or_off(text)
+    if folder is not None and os.path.lexists(folder) and not os.path.isdir(folder):
         raise ValueError
     return folder
 
