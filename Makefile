@@ -2,7 +2,7 @@
 #
 #   make demo        what the shim does, in a few minutes and without a GPU
 #   make test        the main promises on the newest libraries; a quarter of an hour on two cores
-#   make test-all    all tests but whole sweeps, in three environments; three quarters of an hour on two cores
+#   make test-all    all tests except the full sweeps, in three environments; three quarters of an hour on two cores
 #   make test-sweeps   the cases that test-all leaves out; half an hour on two cores
 #   make lint
 #   make check-gpu   what only a GPU can show; nine minutes at most, with the PyTorch of $(PYTHON), which installs nothing

@@ -86,9 +86,12 @@ def planned(cell: Cell, folder: Path) -> dict[str, Any]:
     from balance_shim.placement.balance import DoesNotFit, balance
     from balance_shim.placement.baseline import judge
     from balance_shim.placement.plan import evaluate
+    from balance_shim.plan_options import read_options
 
-    workload = {"accumulation": cell.micro_batches, "tuning": cell.tuning, "seq_len": cell.tokens}
-    options = planning._options(cell.devices, workload, False)
+    arguments = (
+        f"--gpus {cell.devices} --accumulation {cell.micro_batches} --tuning {cell.tuning} --seq-len {cell.tokens}"
+    )
+    options = read_options(["model", *arguments.split()], os.environ)[0]
     with planning.quiet_libraries():
         subject = planning.subject_of(write_checkpoint(MODELS[cell.model], folder / cell.model), options)
         request = planning.request_for(subject, options)
@@ -178,8 +181,8 @@ def main() -> None:
 def table(records: dict[str, Any]) -> str:
     """Return the tables of `records` in Markdown."""
     lines = [
-        "| training | devices | micro-batches | `auto` | balanced | in flight | computing | speed-up | ideal | of it "
-        "| bound |",
+        "| training | devices | micro-batches | `auto` | balanced | in flight | computing | speed-up | ideal "
+        "| of ideal | bound |",
         "|---|---|---|---:|---:|---:|---:|---:|---:|---:|---|",
     ]
     for cell in CELLS:
@@ -201,7 +204,7 @@ def table(records: dict[str, Any]) -> str:
             f"{record['pipelined']:.2f} s{fewer} | {sum(record['busy']):.2f} | {speedup:.2f}x | {cell.ideal:.2f}x | "
             f"{mark}{speedup / cell.ideal:.2f}{mark} | {record['bound']} |"
         )
-    lines += ["", "| simulated | `auto` | balanced | in flight | the same, planned |", "|---|---:|---:|---:|---:|"]
+    trainings = []
     for cell in SIMULATED:
         record, plan = records.get(f"{cell.name}, simulated"), records.get(cell.name)
         if record is None or plan is None:
@@ -209,7 +212,10 @@ def table(records: dict[str, Any]) -> str:
         ways = ("auto", "balanced", "pipelined")
         times = [f"{record[way]:.2f} s" if record[way] else "out of memory" for way in ways]
         predicted = " / ".join(f"{plan[way]:.2f}" if plan[way] else "none" for way in ways)
-        lines.append(f"| {cell.name} | {' | '.join(times)} | {predicted} |")
+        trainings.append(f"| {cell.name} | {' | '.join(times)} | {predicted} |")
+    if trainings:
+        lines += ["", "| simulated | `auto` | balanced | in flight | the same, planned |", "|---|---:|---:|---:|---:|"]
+    lines += trainings
     return "\n".join(lines)
 
 

@@ -121,5 +121,5 @@ def test_the_batch_is_found():
         fail()
 
     place = place_of(error_of(training_step, {"input_ids": torch.ones(3, 7, dtype=torch.long)}), MODEL)
-    assert (place.batch.sequences, place.batch.sequence_tokens, place.batch.bytes) == (3, 7, 168)
+    assert (place.batch.batch_size, place.batch.seq_len, place.batch.bytes) == (3, 7, 168)
     assert place_of(error_of(fail), MODEL).batch.tokens == 0

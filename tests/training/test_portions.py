@@ -9,7 +9,7 @@ import transformers
 from balance_shim.settings import Settings
 from balance_shim.training import micro_batch
 from balance_shim.training.loss_scale import ignores_count
-from balance_shim.training.portions import Portions, sequences_in
+from balance_shim.training.portions import Portions, batch_size_of
 from balance_shim.versions import version_of
 
 COUNTS = pytest.mark.skipif(version_of("transformers") < (4, 46), reason="counts no labels of a step")
@@ -63,12 +63,12 @@ def batch(*labels):
 )
 def test_batches_of_other_kinds_are_left_whole(inputs):
     """A script's own loop may take tuples or dicts in dicts; nothing is divided, nothing fails."""
-    assert sequences_in(inputs) is None
+    assert batch_size_of(inputs) is None
     assert Portions().run(trainer(), lambda model, inputs: inputs, None, inputs, counted=False) is inputs
 
 
 def test_a_name_in_the_batch_does_not_count_as_rows():
-    assert sequences_in({"labels": torch.ones(2), "task": "summarize"}) == 2
+    assert batch_size_of({"labels": torch.ones(2), "task": "summarize"}) == 2
 
 
 @COUNTS

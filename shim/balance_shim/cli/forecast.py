@@ -32,7 +32,7 @@ class Forecast:
         baseline: the library's own map; None when it makes none.
         baseline_failure: why it does not.
         remedies: what would fit, where the plan does not.
-        notes: what was supposed on the way, a line each.
+        notes: what was assumed on the way, a line each.
         shares: the devices of each replica; the plan is for the share with the least memory.
         choice: what mode `auto` chose; the plan is for that, where it is a map. None: it was not asked.
     """
@@ -58,7 +58,7 @@ class Forecast:
     def compares_map(self) -> bool:
         """Whether the plan is only there for comparison: ZeRO-3, which was chosen, has no map."""
         chosen = None if self.choice is None else self.choice.chosen
-        return chosen is not None and chosen.remedy in ("zero3", "zero3_offload")
+        return chosen is not None and chosen.is_zero3
 
 
 def forecast_for(options: PlanOptions) -> Forecast:
@@ -99,10 +99,8 @@ def forecast_for(options: PlanOptions) -> Forecast:
             raise ModelError(f"{options.model}: {costed.structure.model_class} {reason}")
     except DoesNotFit:
         costed = planner.cost(request)
-    remedies = what_would_fit(plan, request) if plan is not None and plan.shortfall else []
-    is_comparison = chosen is not None and chosen.remedy in ("zero3", "zero3_offload")
-    if is_comparison:
-        remedies = []
+    is_comparison = chosen is not None and chosen.is_zero3
+    remedies = [] if plan is None or not plan.shortfall or is_comparison else what_would_fit(plan, request)
     # Without the shim nobody cuts up the loss or repeats keys and values.
     alone = replace(costed.workload, loss="full")
     is_alike = costed.workload == alone and not costed.repeats_grouped_keys

@@ -204,7 +204,7 @@ MESSAGES: dict[str, str] = {
     ),
     "a device that this one may not use": "本模型不能使用的设备上",
     "{device}, and this one does not fit there": "{device} 上，而本模型的输出头放不进去",
-    "this map is the one for time; the one for memory fills its fullest device to {part} and takes {seconds} s": (
+    "map chosen for a short step; the memory-balanced map fills its fullest device to {part} and takes {seconds} s": (
         "此 map 以单步时间为准；以显存为准的 map 最满设备占用 {part}，单步 {seconds} 秒"
     ),
     "the head of another model of the same vocabulary is on {where}": "词表相同的另一个模型的输出头在 {where}",

@@ -16,24 +16,26 @@ class Evaluation:
         returns: which of the model's outputs stay on the device where they return: "loss" (next to nothing), "logits"
             (all outputs but the loss and what the config leaves out), or "reduced" (a number or two per token, which
             `preprocess_logits_for_metrics` makes of them).
-        kept_sequences: of how many sequences that piles up there before it goes to the host.
+        accumulated_sequences: the outputs of so many sequences pile up there before they go to the host.
         joined: whether the accumulated outputs are one tensor that is allocated anew for each batch.
     """
 
     batch_size: int
     seq_len: int
     returns: Literal["loss", "logits", "reduced"] = "loss"
-    kept_sequences: int = 1
+    accumulated_sequences: int = 1
     joined: bool = True
 
     def __str__(self) -> str:
-        suffix = f", kept for {self.kept_sequences} sequences" if self.returns != "loss" and self.piles_up else ""
+        suffix = (
+            f", kept for {self.accumulated_sequences} sequences" if self.returns != "loss" and self.piles_up else ""
+        )
         return f"{self.batch_size} x {self.seq_len} tokens, {self.returns}{suffix}"
 
     @property
     def piles_up(self) -> bool:
         """Whether outputs of a batch are still there when the next one runs."""
-        return self.kept_sequences > self.batch_size
+        return self.accumulated_sequences > self.batch_size
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -56,8 +58,8 @@ class Evaluation:
             return 0, 0
         row = self.left_by_batch(outputs) / self.batch_size
         # While the last whole batch runs; one with fewer sequences behind it takes less.
-        before = max(0, self.kept_sequences // self.batch_size - 1) * self.batch_size
+        before = max(0, self.accumulated_sequences // self.batch_size - 1) * self.batch_size
         if not self.joined or not self.piles_up:
-            return int(before * row), int(self.kept_sequences * row)
+            return int(before * row), int(self.accumulated_sequences * row)
         batch_before = self.batch_size if before > self.batch_size else 0
-        return int((before + batch_before) * row), int(2 * self.kept_sequences * row)
+        return int((before + batch_before) * row), int(2 * self.accumulated_sequences * row)

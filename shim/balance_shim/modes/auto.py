@@ -101,7 +101,7 @@ def _launch(chosen: Candidate) -> None:
     if chosen.remedy == "replicas":
         variables = {"BALANCE_MODE": "balanced", "BALANCE_REPLICAS": str(chosen.count)}
         purpose = "replicas of the model"
-    elif chosen.remedy in ("zero3", "zero3_offload"):
+    elif chosen.is_zero3:
         variables = {"BALANCE_MODE": "zero3", "BALANCE_OFFLOAD": chosen.offload}
         purpose = "ZeRO-3"
         state.change(offload=chosen.offload)  # which the number of threads depends on

@@ -221,7 +221,7 @@ class Monitor:
             "step": step.number,
             "seconds": round(seconds, 6),
             "tokens": sum(batch.tokens for batch in batches),
-            "micro_batches": [[batch.sequences, batch.sequence_tokens] for batch in batches],
+            "micro_batches": [[batch.batch_size, batch.seq_len] for batch in batches],
             "devices": {
                 name: {**reading._asdict(), "total": total, "predicted": predicted.get(name), **self._busy_of(name)}
                 for name, reading, total in zip(self._meter.names, step.readings, self._meter.totals, strict=True)

@@ -239,10 +239,10 @@ def _runs_whole(step: StepRuns, inputs: Any) -> bool:
 
 def _pieces(step: StepRuns, inputs: Any, most: int) -> list[Any]:
     """Return at most `most` parts of a micro-batch to have in flight; none where it is not to be split."""
-    sequences = portions.sequences_in(inputs)
-    if most == 1 or not sequences or sequences < 2 or in_flight.reason_against(step.trainer):
+    batch_size = portions.batch_size_of(inputs)
+    if most == 1 or not batch_size or batch_size < 2 or in_flight.reason_against(step.trainer):
         return []
-    count = min(most, sequences)
+    count = min(most, batch_size)
     if not _runs_whole(step, inputs):
         return []
     if not portions.splits_exactly(step.trainer, inputs, count, step.counted):
@@ -252,7 +252,7 @@ def _pieces(step: StepRuns, inputs: Any, most: int) -> list[Any]:
             "tokens that the Trainer counts, with sequences independent of each other; set gradient_accumulation_steps",
         )
         return []
-    return portions.split(inputs, sequences, count)
+    return portions.split(inputs, batch_size, count)
 
 
 def _give_way(step: StepRuns, failure: Exception, count: int, began: bool) -> int:

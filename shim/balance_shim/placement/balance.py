@@ -78,7 +78,7 @@ def _fill(costed: CostedModel, device_map: DeviceMap, devices: Sequence[Device])
 
 
 def _best(costed: CostedModel, devices: Sequence[Device]) -> tuple[CostedModel, DeviceMap]:
-    """Return the best map for memory: layers in a row that passes each device once, embedding, tower and head anywhere.
+    """Return the memory-balanced map: layers in a row that passes each device once, embedding, tower and head anywhere.
 
     For each order of devices and place of the groups that is tried, no other map has a lower worst fill fraction.
     The head is on `costed.head_device`, unless the model fits only if it is elsewhere.

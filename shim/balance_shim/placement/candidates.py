@@ -53,6 +53,10 @@ class Candidate:
     request: "Request | None" = field(default=None, compare=False, repr=False)
 
     @property
+    def is_zero3(self) -> bool:
+        return self.remedy in ("zero3", "zero3_offload")
+
+    @property
     def can_win(self) -> bool:
         return self.fits and not self.impossible
 

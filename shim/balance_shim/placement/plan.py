@@ -282,8 +282,8 @@ def _evaluation(costed: CostedModel, is_first: bool) -> EvaluationRun | None:
     if not is_first or evaluation.returns == "loss":
         return EvaluationRun()
     outputs = evaluation.left_by_batch(costed.evaluation_outputs)
-    batches = max(1, -(-evaluation.kept_sequences // evaluation.batch_size))
-    most = outputs * evaluation.kept_sequences // evaluation.batch_size
+    batches = max(1, -(-evaluation.accumulated_sequences // evaluation.batch_size))
+    most = outputs * evaluation.accumulated_sequences // evaluation.batch_size
     return EvaluationRun(batches, outputs, most, evaluation.joined)
 
 

@@ -143,10 +143,10 @@ def _changes(workload: Workload, request: Request) -> list[Change]:
         remedies.append(Change("BALANCE_LOSS=chunked", {"loss": "chunked"}))
     evaluation = workload.evaluation
     if evaluation is not None and evaluation.returns != "loss" and evaluation.piles_up:
-        shorter = replace(evaluation, kept_sequences=evaluation.batch_size)
+        shorter = replace(evaluation, accumulated_sequences=evaluation.batch_size)
         remedies.append(Change("eval_accumulation_steps=1", {"evaluation": shorter}))
     if evaluation is not None and evaluation.batch_size > 1:
-        smaller = replace(evaluation, batch_size=1, kept_sequences=1)
+        smaller = replace(evaluation, batch_size=1, accumulated_sequences=1)
         also = ", eval_accumulation_steps=1" if evaluation.returns != "loss" and evaluation.piles_up else ""
         phrase = f"per_device_eval_batch_size=1{also}"
         remedies.append(Change(phrase, {"evaluation": smaller}))

@@ -21,8 +21,8 @@ from .step_time import rates_of_all, update_of
 WORTH_A_SPLIT = 0.02
 # The map with the most free memory holds the longest sequences; a step has to be shorter by this part to give that up.
 WORTH_THE_MEMORY = 0.02
-# A device is filled up to this part of its capacity for the sake of time, or as far as the map for memory fills one;
-# less where the allocator would reserve too much.
+# To shorten the step a device is filled up to the first of these parts of its capacity, or as far as the
+# memory-balanced map fills one; to the second where the allocator would reserve too much.
 ROOMS = (0.95, 0.85)
 _ROUNDING = 1 + 1e-9
 
@@ -195,14 +195,14 @@ def is_better(one: Plan, other: Plan) -> bool:
 
 
 def noted(plan: Plan, costed: CostedModel, for_memory: DeviceMap, devices: Sequence[Device]) -> Plan:
-    """Return `plan` with a note if its map is another one than `for_memory`, for the sake of a shorter step."""
+    """Return `plan` with a note if its map differs from `for_memory` because its step is shorter."""
     if plan.workload.in_flight < 2 or plan.step_time is None or plan.device_map == for_memory:
         return plan
     other = evaluate("balanced", costed, for_memory, devices)
     if other.step_time is None or other.step_time.seconds <= plan.step_time.seconds:
         return plan
     note = Message(
-        "this map is the one for time; the one for memory fills its fullest device to {part} and takes {seconds} s",
+        "map chosen for a short step; the memory-balanced map fills its fullest device to {part} and takes {seconds} s",
         part=f"{other.worst.filled:.0%}",
         seconds=f"{other.step_time.seconds:.3g}",
     )

@@ -73,7 +73,7 @@ def read(path: str) -> RunFolder:
     records = _records(path, run, names, remarks)
     simulated = _json(path, "simulation.json", names, remarks, _simulated) or ()
     started = float(run.get("started") or 0)
-    logged = [event for name in names if name.startswith("events") for event in _events(path, name, started, remarks)]
+    logged = _all_events(path, names, started, remarks)
     if not run and not plans and not any(record.steps for record in records) and not logged:
         # What was found damaged explains the lack better than the advice to record something.
         raise UsageError(
@@ -106,9 +106,9 @@ def out_of_memory(path: str) -> str:
     names = sorted(os.listdir(path))
     run = _json(path, run_record.FILE, names, [], _run) or {}
     started = float(run.get("started") or 0)
-    logged = (event for name in names if name.startswith("events") for event in _events(path, name, started, []))
+    logged = _all_events(path, names, started, [])
     texts = [str(event.facts.get("headline") or event.text) for event in logged if event.kind == "out of memory"]
-    return texts[-1].splitlines()[0] if texts and texts[-1] else ""
+    return texts[-1].partition("\n")[0] if texts else ""
 
 
 def ran_on_cpus(path: str) -> bool:
@@ -203,6 +203,10 @@ def _records(path: str, run: Mapping[str, Any], names: list[str], remarks: list[
             remarks.append(f"{name}: {record.skipped} lines cannot be read and are left out")
         records.append(record)
     return tuple(records)
+
+
+def _all_events(path: str, names: list[str], started: float, remarks: list[str]) -> list[Event]:
+    return [event for name in names if name.startswith("events") for event in _events(path, name, started, remarks)]
 
 
 def _events(path: str, name: str, started: float, remarks: list[str]) -> list[Event]:

@@ -215,18 +215,18 @@ class BatchCheck:
 
     def _in_portions(self, batch: dict[str, Any], counted: bool, undivided: Outcome) -> int:
         """Return the least number of portions with which `batch` fits; 1, with a warning, if there is none."""
-        sequences = portions.sequences_in(batch) or 1
+        batch_size = portions.batch_size_of(batch) or 1
         counts = [
             number
-            for number in range(2, sequences + 1)
+            for number in range(2, batch_size + 1)
             if portions.splits_exactly(self._trainer, batch, number, counted)
         ]
-        count = self._least_fitting(counts, batch, sequences)
+        count = self._least_fitting(counts, batch, batch_size)
         if not count and counts and (self._unseen or self._moves < MOST_MOVES):
-            outcome = self._moved_for(self._portion(counts[-1], batch, sequences))
+            outcome = self._moved_for(self._portion(counts[-1], batch, batch_size))
             if outcome is not None:
                 self._moves += 1
-                count = self._least_fitting(counts, batch, sequences)
+                count = self._least_fitting(counts, batch, batch_size)
         shapes = shapes_of(batch, self._names)
         assert shapes is not None, "only batches with shapes get here"
         plan = undivided.plan
@@ -234,7 +234,7 @@ class BatchCheck:
             self._known.add_split(shapes, count)
             worst = plan.worst
             if self._unseen:  # and nothing has been measured or moved for other batches
-                outcome = plan_in_force(self._portion(count, batch, sequences), self._plan)
+                outcome = plan_in_force(self._portion(count, batch, batch_size), self._plan)
                 self._put_in_force(moved_if_better(self._trainer, outcome))
             if self._told_of_portions:
                 return count
@@ -256,22 +256,24 @@ class BatchCheck:
             )
         return 1
 
-    def _least_fitting(self, counts: list[int], batch: dict[str, Any], sequences: int) -> int:
+    def _least_fitting(self, counts: list[int], batch: dict[str, Any], batch_size: int) -> int:
         """Return the first of `counts`, in rising order, with which `batch` fits under the map in force; 0: none."""
         low, high = 0, len(counts)
         while low < high:
             middle = (low + high) // 2
-            low, high = (low, middle) if self._fits_in(counts[middle], batch, sequences) else (middle + 1, high)
+            low, high = (low, middle) if self._fits_in(counts[middle], batch, batch_size) else (middle + 1, high)
         return counts[low] if low < len(counts) else 0
 
-    def _fits_in(self, count: int, batch: dict[str, Any], sequences: int) -> bool:
-        request = self._portion(count, batch, sequences)
+    def _fits_in(self, count: int, batch: dict[str, Any], batch_size: int) -> bool:
+        request = self._portion(count, batch, batch_size)
         costed = costs_in_force(request, self._plan.recomputed)
         return not evaluate(self._plan.mode, costed, self._plan.device_map, request.devices).shortfall
 
-    def _portion(self, count: int, batch: dict[str, Any], sequences: int) -> Request:
+    def _portion(self, count: int, batch: dict[str, Any], batch_size: int) -> Request:
         """Return the request for the largest of `count` portions of `batch`."""
-        largest = max(portions.split(batch, sequences, count), key=lambda portion: portions.sequences_in(portion) or 0)
+        largest = max(
+            portions.split(batch, batch_size, count), key=lambda portion: portions.batch_size_of(portion) or 0
+        )
         request = self._request(largest)
         # Behind the first portion there are gradients, as with accumulation.
         return request.with_workload(accumulation=count * request.workload.accumulation)

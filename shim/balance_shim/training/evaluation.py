@@ -27,22 +27,26 @@ def evaluation_of(trainer: TrainerLike, workload: Workload) -> tuple[Evaluation 
     if batch is None and workload.guessed:
         return None, None
     shape = tuple(getattr(None if batch is None else batch.get("input_ids"), "shape", ()))
-    sequences, tokens = shape if len(shape) == 2 else (size, workload.seq_len)
+    batch_size, tokens = shape if len(shape) == 2 else (size, workload.seq_len)
     loss_only = trainer.compute_metrics is None  # as `Trainer.evaluate` has it
-    return evaluation_with(trainer, int(sequences), int(tokens), loss_only, _longest(datasets, size)), batch
+    return evaluation_with(trainer, int(batch_size), int(tokens), loss_only, _longest(datasets, size)), batch
 
 
 def evaluation_with(
-    trainer: TrainerLike, sequences: int, tokens: int, loss_only: bool, all_sequences: int
+    trainer: TrainerLike, batch_size: int, tokens: int, loss_only: bool, dataset_size: int
 ) -> Evaluation:
-    """Return the evaluation of `all_sequences` sequences in batches of `sequences` x `tokens`.
+    """Return the evaluation of `dataset_size` sequences in batches of `batch_size` x `tokens`.
 
     Args:
         loss_only: whether the evaluation loop is asked for the loss alone.
     """
     joined = bool(getattr(trainer.args, "eval_do_concat_batches", True))
     return Evaluation(
-        sequences, tokens, _returns(trainer, loss_only), _kept_sequences(trainer, all_sequences, sequences), joined
+        batch_size,
+        tokens,
+        _returns(trainer, loss_only),
+        _accumulated_sequences(trainer, dataset_size, batch_size),
+        joined,
     )
 
 
@@ -68,13 +72,13 @@ def _returns(trainer: TrainerLike, loss_only: bool) -> Literal["loss", "logits",
     return "logits"
 
 
-def _kept_sequences(trainer: TrainerLike, all_sequences: int, size: int) -> int:
+def _accumulated_sequences(trainer: TrainerLike, dataset_size: int, size: int) -> int:
     """Return the number of sequences whose outputs accumulate on the device, in batches of `size`."""
     arguments = trainer.args
     every = arguments.eval_accumulation_steps
     if getattr(arguments, "batch_eval_metrics", False):
         every = 1
-    return all_sequences if every is None else min(all_sequences, size * max(1, int(every)))
+    return dataset_size if every is None else min(dataset_size, size * max(1, int(every)))
 
 
 def _elements(batch: Mapping[str, Any]) -> int:

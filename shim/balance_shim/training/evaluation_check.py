@@ -84,7 +84,7 @@ class _Check:
         self._trainer, self._replanned = trainer, replanned
         bound = inspect.signature(loop).bind(*arguments[0], **arguments[1]).arguments
         dataset: Any = getattr(bound.get("dataloader"), "dataset", None)
-        self._all_sequences = len(dataset) if hasattr(dataset, "__len__") else 0
+        self._dataset_size = len(dataset) if hasattr(dataset, "__len__") else 0
         self._loss_only = bool(bound.get("prediction_loss_only"))
         self._known: list[tuple[BatchShapes, EvaluationRemedy]] = []
         self._hopeless: list[BatchShapes] = []
@@ -145,12 +145,12 @@ class _Check:
         """Return the evaluation in batches of these shapes; None where there are no sequences."""
         ids = shapes.shapes.get("input_ids", ())
         if len(ids) == 2:
-            sequences, tokens = ids
+            batch_size, tokens = ids
         else:
-            sequences, tokens = next(iter(shapes.shapes.values()))[0], plan.workload.seq_len
-        if not sequences or not tokens:
+            batch_size, tokens = next(iter(shapes.shapes.values()))[0], plan.workload.seq_len
+        if not batch_size or not tokens:
             return None
-        return evaluation_with(self._trainer, sequences, tokens, self._loss_only, max(sequences, self._all_sequences))
+        return evaluation_with(self._trainer, batch_size, tokens, self._loss_only, max(batch_size, self._dataset_size))
 
     def _chosen(self, plan: Plan, evaluation: Evaluation, batch: dict[str, Any]) -> EvaluationRemedy | None:
         """Return how a batch is to run; log it if that is not as it is. The map may change here."""
@@ -194,7 +194,7 @@ def _is_held(plan: Plan, evaluation: Evaluation, shapes: BatchShapes) -> bool:
     if planned is not None:
         same = (planned.returns, planned.joined) == (evaluation.returns, evaluation.joined)
         within = planned.batch_size >= evaluation.batch_size and planned.seq_len >= evaluation.seq_len
-        if same and within and planned.kept_sequences >= evaluation.kept_sequences:
+        if same and within and planned.accumulated_sequences >= evaluation.accumulated_sequences:
             return True
     tokens = evaluation.batch_size * evaluation.seq_len
     trained = workload.loss == "full" and workload.tokens >= tokens and workload.seq_len >= evaluation.seq_len

@@ -89,7 +89,7 @@ class EvaluationRoom:
             return AS_IT_IS, plan
         piles_up = evaluation.returns != "loss" and evaluation.piles_up
         if piles_up:
-            evaluation = replace(evaluation, kept_sequences=evaluation.batch_size)
+            evaluation = replace(evaluation, accumulated_sequences=evaluation.batch_size)
             alone = self.planned(evaluation, batch)
             if alone is not None and not alone.shortfall:
                 return EvaluationRemedy(to_host=True), plan
@@ -106,16 +106,16 @@ class EvaluationRoom:
         return counts[low] if low < len(counts) else 0
 
     def _fits_in(self, count: int, evaluation: Evaluation, batch: Mapping[str, Any] | None) -> bool:
-        sequences = evaluation.batch_size
-        largest = -(-sequences // count)
-        portion = replace(evaluation, batch_size=largest, kept_sequences=largest)
+        batch_size = evaluation.batch_size
+        largest = -(-batch_size // count)
+        portion = replace(evaluation, batch_size=largest, accumulated_sequences=largest)
         if evaluation.returns == "reduced":
             # The script's function gets the whole batch: outputs of the portions stay on the device, and are joined.
-            portion = replace(portion, returns="logits", kept_sequences=sequences, joined=True)
+            portion = replace(portion, returns="logits", accumulated_sequences=batch_size, joined=True)
         part = None
-        if batch is not None and portions.sequences_in(batch) == sequences:
+        if batch is not None and portions.batch_size_of(batch) == batch_size:
             part = max(
-                portions.split(batch, sequences, count), key=lambda candidate: portions.sequences_in(candidate) or 0
+                portions.split(batch, batch_size, count), key=lambda candidate: portions.batch_size_of(candidate) or 0
             )
         plan = self.planned(portion, part)
         return plan is not None and not plan.shortfall

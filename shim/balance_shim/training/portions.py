@@ -57,7 +57,7 @@ class Portions:
         """Return the loss of one micro-batch, its gradients added.
 
         Args:
-            run: runs forward and backward pass of some sequences, and returns their loss.
+            run: runs forward and backward pass of some of the sequences, and returns their loss.
             counted: whether the Trainer has counted the label tokens of the step.
             least: the number of portions that this one is predicted to take.
 
@@ -95,16 +95,16 @@ class Portions:
             model.zero_grad(set_to_none=True)
             free_memory()
             log.warning(
-                f"out of memory: micro-batches of {sequences_in(inputs)} sequences run in {self.count} portions from "
+                f"out of memory: micro-batches of {batch_size_of(inputs)} sequences run in {self.count} portions from "
                 "now on; the step is repeated, nothing is lost",
                 "portions",
             )
 
     def _can_halve(self, trainer: TrainerLike, inputs: Inputs) -> bool:
-        sequences = sequences_in(inputs)
+        batch_size = batch_size_of(inputs)
         return (
-            sequences is not None
-            and sequences >= 2 * self.count
+            batch_size is not None
+            and batch_size >= 2 * self.count
             and _is_divisible(trainer, inputs, 2 * self.count, self._counted)
         )
 
@@ -119,10 +119,10 @@ def run_in_portions(
     trainer: TrainerLike, run: Run, model: "nn.Module", inputs: Inputs, count: int, counted: bool
 ) -> Any:
     """Return the loss of a micro-batch run in `count` portions, its gradients added, or in one if it is too small."""
-    sequences = sequences_in(inputs)
-    if count == 1 or sequences is None or sequences < count:
+    batch_size = batch_size_of(inputs)
+    if count == 1 or batch_size is None or batch_size < count:
         return run(model, inputs)
-    *earlier, last = split(inputs, sequences, count)
+    *earlier, last = split(inputs, batch_size, count)
     with shares(trainer, count, counted):
         wrapped: Any = model  # `no_sync` is of `DistributedDataParallel`
         with wrapped.no_sync() if together.is_wrapped(model) else nullcontext():
@@ -137,8 +137,8 @@ def splits_exactly(trainer: TrainerLike, inputs: Inputs, count: int, counted: bo
     Then the loss has to be the sum over label tokens that the libraries divide by those of the step. A loss between
     sequences (contrastive, or that of a mixture's router) or statistics of a batch would come out otherwise.
     """
-    sequences = sequences_in(inputs)
-    if sequences is None or sequences < count or not counted or not _is_divisible(trainer, inputs, count, counted):
+    batch_size = batch_size_of(inputs)
+    if batch_size is None or batch_size < count or not counted or not _is_divisible(trainer, inputs, count, counted):
         return False
     if state.settings().micro_batch is not None:
         return True
@@ -158,24 +158,24 @@ def _couples_sequences(model: "nn.Module") -> bool:
     )
 
 
-def sequences_in(inputs: Inputs) -> int | None:
+def batch_size_of(inputs: Inputs) -> int | None:
     """Return the number of sequences of a batch in which every value has one entry per sequence; None for any other."""
     if not isinstance(inputs, Mapping) or any(isinstance(value, Mapping) for value in inputs.values()):
         return None
-    sizes = {len(value) for value in inputs.values() if _is_by_sequence(value)}
+    sizes = {len(value) for value in inputs.values() if _has_batch_dimension(value)}
     return sizes.pop() if len(sizes) == 1 else None
 
 
-def split(inputs: Inputs, sequences: int, count: int) -> list[dict[str, Any]]:
+def split(inputs: Inputs, batch_size: int, count: int) -> list[dict[str, Any]]:
     """Return `count` batches of nearly equal size that together hold the sequences of `inputs`."""
-    edges = [sequences * place // count for place in range(count + 1)]
+    edges = [batch_size * place // count for place in range(count + 1)]
     return [
-        {name: value[first:last] if _is_by_sequence(value) else value for name, value in inputs.items()}
+        {name: value[first:last] if _has_batch_dimension(value) else value for name, value in inputs.items()}
         for first, last in itertools.pairwise(edges)
     ]
 
 
-def _is_by_sequence(value: Any) -> bool:
+def _has_batch_dimension(value: Any) -> bool:
     return hasattr(value, "__len__") and not isinstance(value, (str, bytes)) and getattr(value, "ndim", 1) > 0
 
 
@@ -183,10 +183,10 @@ def _is_divisible(trainer: TrainerLike, inputs: Inputs, count: int, counted: boo
     """Whether portions give the loss of the micro-batch: losses add up, or all portions have as many labels."""
     if taken_for_scaled(trainer, counted):
         return counted and not ignores_count(trainer)
-    sequences, labels = sequences_in(inputs), inputs.get("labels")
-    if sequences is None or sequences % count or not hasattr(labels, "ne"):
+    batch_size, labels = batch_size_of(inputs), inputs.get("labels")
+    if batch_size is None or batch_size % count or not hasattr(labels, "ne"):
         return False
-    counts = {int(portion["labels"].ne(-100).sum()) for portion in split(inputs, sequences, count)}
+    counts = {int(portion["labels"].ne(-100).sum()) for portion in split(inputs, batch_size, count)}
     return len(counts) == 1
 
 

@@ -63,8 +63,8 @@ def splits_exactly(trainer: TrainerLike, inputs: Any, count: int) -> bool:
     """Whether `count` portions of `inputs` give the outputs of the batch in one piece."""
     import torch
 
-    sequences = portions.sequences_in(inputs)
-    if sequences is None or sequences < count or not split_exactly(trainer):
+    batch_size = portions.batch_size_of(inputs)
+    if batch_size is None or batch_size < count or not split_exactly(trainer):
         return False
     labels = inputs.get("labels")
     if labels is not None:
@@ -86,11 +86,11 @@ def in_portions(
     Raises:
         CannotJoin: outputs are not by sequence, or differ in more than their sequences.
     """
-    sequences = portions.sequences_in(inputs)
-    assert sequences is not None, "splits_exactly was asked"
-    parts = portions.split(inputs, sequences, count)
+    batch_size = portions.batch_size_of(inputs)
+    assert batch_size is not None, "splits_exactly was asked"
+    parts = portions.split(inputs, batch_size, count)
     predicted = [_moved(Predicted(*perform(part))) if to_host else Predicted(*perform(part)) for part in parts]
-    sizes = [portions.sequences_in(part) or 0 for part in parts]
+    sizes = [portions.batch_size_of(part) or 0 for part in parts]
     logits = _joined([outcome.logits for outcome in predicted], sizes)
     labels = _joined([outcome.labels for outcome in predicted], sizes)
     return Predicted(_mean([outcome.loss for outcome in predicted], _shares(trainer, parts)), logits, labels)

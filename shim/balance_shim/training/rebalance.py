@@ -211,9 +211,7 @@ class Rebalancer:
         planned = self._plan.workload
         measured = planned
         if self._size.tokens:
-            measured = replace(
-                planned, batch_size=self._size.sequences, seq_len=self._size.sequence_tokens, guessed=False
-            )
+            measured = replace(planned, batch_size=self._size.batch_size, seq_len=self._size.seq_len, guessed=False)
         if measured.loss == "chunked" and self._batch is not None and not chunked_loss.has_labels(self._batch):
             measured = replace(measured, loss="full")
         request = request_for(self._trainer, self._model, measured, self._batch, self._devices)

@@ -33,14 +33,14 @@ def causes(scene: Scene) -> list[str]:
             )
         )
     batch = scene.place.batch
-    if scene.planned is not None and batch.sequence_tokens:
+    if scene.planned is not None and batch.seq_len:
         planned = scene.planned.workload
         if batch.tokens > planned.tokens:
             causes.append(
                 Message(
                     "cause: this micro-batch has {rows} x {tokens} tokens, the plan was for {planned}{assumed}",
-                    rows=batch.sequences,
-                    tokens=batch.sequence_tokens,
+                    rows=batch.batch_size,
+                    tokens=batch.seq_len,
                     planned=f"{planned.batch_size} x {planned.seq_len}",
                     assumed=Message(", assumed") if planned.guessed else "",
                 )

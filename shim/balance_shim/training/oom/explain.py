@@ -105,7 +105,7 @@ def _headline(scene: Scene, trainer: TrainerLike) -> str:
     inside = Message(" (block {name})", name=block) if block and block != place.module else ""
     sizes = (scene.readings[scene.failed].allocated, place.wanted, scene.meter.totals[scene.failed])
     allocated, requested, total = format_alike(*sizes)
-    size = f"{place.batch.sequences} x {place.batch.sequence_tokens}"
+    size = f"{place.batch.batch_size} x {place.batch.seq_len}"
     return Message(
         "out of memory on {device} in the {phase}{where}{inside}, step {step}{batch}: {allocated} in tensors{wanted}, "
         "of {total}",

@@ -72,7 +72,7 @@ def with_predictions(scene: Scene, trainer: TrainerLike, model: "nn.Module") -> 
         places = {device.device.index for device in scene.planned.devices}
     usable = devices.inventory(settings, ours=own_bytes, only=places)
     workload = _workload(scene, trainer, model)
-    inputs = scene.place.inputs if scene.place.batch.sequence_tokens else None
+    inputs = scene.place.inputs if scene.place.batch.seq_len else None
     case = TrainingCase.of(
         model,
         workload,
@@ -105,8 +105,8 @@ def _workload(scene: Scene, trainer: TrainerLike, model: "nn.Module") -> Workloa
         workload = assume(state.settings(), trainer.args, longest_row(model.config))
         workload = replace(workload, tuning=tuning(trainer.model))
     batch = scene.place.batch
-    if batch.sequence_tokens:
-        workload = replace(workload, batch_size=batch.sequences, seq_len=batch.sequence_tokens, guessed=False)
+    if batch.seq_len:
+        workload = replace(workload, batch_size=batch.batch_size, seq_len=batch.seq_len, guessed=False)
     return workload
 
 
